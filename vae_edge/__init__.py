@@ -1,0 +1,73 @@
+"""Visual anomaly detection on edge devices: one verdict on ONNX Runtime, OpenVINO, TensorRT and torch.
+
+    from vae_edge import Detector
+
+    with Detector.open("bundles/tile-openvino-fp32") as detector:
+        prediction = detector.predict("part.png")
+
+Importing this package loads neither torch nor a runtime; a runtime loads when a bundle for it is opened.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vae_edge.bundle import Bundle as Bundle
+    from vae_edge.detector import Detector as Detector
+    from vae_edge.errors import BundleError as BundleError
+    from vae_edge.errors import DeviceError as DeviceError
+    from vae_edge.errors import InputError as InputError
+    from vae_edge.errors import MissingDependencyError as MissingDependencyError
+    from vae_edge.errors import ParityError as ParityError
+    from vae_edge.errors import VaeEdgeError as VaeEdgeError
+    from vae_edge.image import Preparation as Preparation
+    from vae_edge.image import read_image as read_image
+    from vae_edge.prediction import Prediction as Prediction
+    from vae_edge.train.network import Vae as Vae
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bundle": "vae_edge.bundle",
+    "BundleError": "vae_edge.errors",
+    "Detector": "vae_edge.detector",
+    "DeviceError": "vae_edge.errors",
+    "InputError": "vae_edge.errors",
+    "MissingDependencyError": "vae_edge.errors",
+    "ParityError": "vae_edge.errors",
+    "Prediction": "vae_edge.prediction",
+    "Preparation": "vae_edge.image",
+    "Vae": "vae_edge.train.network",
+    "VaeEdgeError": "vae_edge.errors",
+    "read_image": "vae_edge.image",
+}
+
+__all__ = [  # noqa: RUF022 - as a reader looks for them: what is used first comes first
+    "Detector",
+    "Prediction",
+    "Bundle",
+    "Preparation",
+    "Vae",
+    "read_image",
+    "VaeEdgeError",
+    "InputError",
+    "BundleError",
+    "MissingDependencyError",
+    "DeviceError",
+    "ParityError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first asked for, so that importing the package stays quick."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vae_edge' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,116 @@
+"""Writing that either happens whole or not at all: temporary name, flush to disk, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vae_edge.errors import InputError
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name in the same folder, flush it to disk and rename it.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full; an older file of that name is left as it was.
+    """
+    handle, name = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+@contextmanager
+def new_folder(final: Path, *, replaces: str | None = None) -> Iterator[Path]:
+    """Give a temporary folder that becomes `final` when the block ends without an error.
+
+    Args:
+        final: the folder's name once it is whole.
+        replaces: name of the file that marks an older folder which may be replaced; None: nothing is replaced.
+
+    Raises:
+        InputError: `final` holds something else, cannot be written, or the disk is full. Then `final` is as it was.
+    """
+    check_replaceable(final, replaces)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        temporary.chmod(0o755)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        _rename(temporary, final)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(final: Path, marker: str | None) -> None:
+    """Refuse a folder name that is taken by something that may not be replaced.
+
+    Raises:
+        InputError: `final` exists and is neither an empty folder nor one that holds the file `marker`.
+    """
+    if not final.exists() and not final.is_symlink():
+        return
+    if final.is_dir() and (not any(final.iterdir()) or (marker is not None and (final / marker).is_file())):
+        return
+    raise InputError(f"{final} is already there and is not something to replace; choose another name or move it away")
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    old: Path | None = None
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+        final.rename(old / "replaced")
+    try:
+        temporary.rename(final)
+    except OSError:
+        if old is not None:
+            (old / "replaced").rename(final)
+        raise
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(
+        f"{path} could not be written ({reason}); nothing was left there: make room or choose another place"
+    )

@@ -1,0 +1,133 @@
+"""From scores to verdicts: conformal p-values and thresholds, from held-out normals alone.
+
+With n scores of normals that the model was not fitted on, the p-value of a new score s is
+(1 + number of those scores >= s) / (n + 1). For a new normal, P(p-value <= rate) <= rate (Vovk, Gammerman and Shafer,
+"Algorithmic Learning in a Random World", 2005; as used for outliers in Bates et al., "Testing for outliers with conformal
+p-values", Annals of Statistics 2023). So calling an image anomalous when its p-value is at most the false-alarm rate
+keeps that rate, whatever the distribution of the scores, as long as new normals are like the held-out ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.errors import InputError
+from vae_edge.manifest import Thresholds
+
+DEFAULT_FALSE_ALARM_RATE = 0.01
+DEFAULT_PIXEL_FALSE_POSITIVE_RATE = 0.001
+
+
+def smallest_false_alarm_rate(n_normals: int) -> float:
+    """Return the smallest rate that n held-out normals can support: 1 / (n + 1)."""
+    return 1.0 / (n_normals + 1)
+
+
+def normals_needed(false_alarm_rate: float) -> int:
+    """Return how many held-out normals a false-alarm rate needs: 99 for 0.01."""
+    return math.ceil(1.0 / false_alarm_rate - 1e-9) - 1
+
+
+def conformal_p_value(score: float, calibration_scores: NDArray[np.float64]) -> float:
+    """Return the conformal p-value of a score, in [1 / (n + 1), 1].
+
+    Args:
+        score: the anomaly score of one image.
+        calibration_scores: float64 [n], the held-out normals' scores, ascending.
+    """
+    n = calibration_scores.size
+    at_least = n - int(np.searchsorted(calibration_scores, score, side="left"))
+    return (1 + at_least) / (n + 1)
+
+
+def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[float, float]:
+    """Return the threshold that keeps a false-alarm rate, and the rate it keeps.
+
+    Args:
+        scores: float [n], scores of held-out normals in any order.
+        false_alarm_rate: share of normals that may be called anomalous, in (0, 1).
+
+    Returns:
+        The threshold t, such that score > t exactly when the conformal p-value is at most the rate; and that rate: the
+        one asked for, or 1 / (n + 1) if n normals cannot support it.
+
+    Raises:
+        InputError: no scores, a score that is not finite, or a rate outside (0, 1).
+    """
+    check_rate(false_alarm_rate, "false-alarm rate")
+    values = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    if values.size == 0:
+        raise InputError("there is no held-out normal to fit a threshold on; expected at least 1, better 99 or more")
+    if not np.isfinite(values).all():
+        raise InputError(
+            "a held-out normal has a score that is not a finite number; the model is broken: train it again"
+        )
+    rate = max(false_alarm_rate, smallest_false_alarm_rate(values.size))
+    # p <= rate  <=>  1 + #{c >= s} <= rate (n + 1)  <=>  s > the m-th largest c (counted from 0), m as follows.
+    m = math.floor(rate * (values.size + 1) + 1e-9) - 1
+    return float(values[m]), rate
+
+
+def fit_thresholds(
+    scores: Sequence[float] | NDArray[Any],
+    maps: NDArray[np.float32],
+    *,
+    false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+    pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
+    scored_by: str,
+) -> Thresholds:
+    """Fit both thresholds on held-out normals.
+
+    Args:
+        scores: float [n], the held-out normals' scores.
+        maps: float32 [n, H, W], their anomaly maps.
+        false_alarm_rate: share of normal images that may be called anomalous.
+        pixel_false_positive_rate: share of normal pixels that may be marked.
+        scored_by: what computed the scores, for the record.
+
+    Raises:
+        InputError: see `fit_image_threshold`.
+    """
+    check_rate(pixel_false_positive_rate, "pixel false-positive rate")
+    image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
+    pixels = maps.reshape(-1)
+    if not np.isfinite(pixels).all():
+        raise InputError("the anomaly map of a held-out normal holds a value that is not finite; train the model again")
+    allowed = math.floor(pixel_false_positive_rate * pixels.size)
+    position = max(pixels.size - 1 - allowed, 0)
+    return Thresholds(
+        false_alarm_rate_requested=false_alarm_rate,
+        false_alarm_rate=rate,
+        image_threshold=image_threshold,
+        pixel_threshold=float(np.partition(pixels, position)[position]),
+        pixel_false_positive_rate=pixel_false_positive_rate,
+        n_normals=len(scores),
+        calibration_scores=tuple(sorted(float(score) for score in scores)),
+        scored_by=scored_by,
+    )
+
+
+def too_few_normals(thresholds: Thresholds) -> str | None:
+    """Return a sentence where the normals could not support the rate that was asked for, else None."""
+    if thresholds.false_alarm_rate <= thresholds.false_alarm_rate_requested:
+        return None
+    return (
+        f"a false-alarm rate of {thresholds.false_alarm_rate_requested:.3g} needs at least "
+        f"{normals_needed(thresholds.false_alarm_rate_requested)} held-out normals, there are {thresholds.n_normals}: "
+        f"the rate in force is {thresholds.false_alarm_rate:.3g}; add normal images or ask for a higher rate"
+    )
+
+
+def check_rate(rate: float, name: str) -> None:
+    """Refuse a rate outside (0, 1).
+
+    Raises:
+        InputError: with the value and an example.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"the {name} is {rate}; expected a number between 0 and 1, such as 0.01 for one in a hundred")

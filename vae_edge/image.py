@@ -1,0 +1,151 @@
+"""From a file or an array to the model's input: the one path that training, calibration and the device share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from vae_edge.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+"""Endings of the files that are taken for images, in lower case."""
+
+
+class Preparation(BaseModel):
+    """How an image becomes the model's input; written into the run and the bundle.
+
+    An image of any size is resized to `height` x `width` without keeping its aspect: by pixel area where it shrinks,
+    bilinearly where it grows. 16-bit values are divided so that `white_level` becomes 255.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: int = Field(ge=32, le=4096)
+    width: int = Field(ge=32, le=4096)
+    white_level: int = Field(default=65535, ge=255, le=65535)
+    """16-bit value that means white: 65535, or 4095 for a 12-bit camera."""
+
+
+def read_image(path: str | Path, *, white_level: int = 65535) -> NDArray[np.uint8]:
+    """Decode a PNG, JPEG, BMP, TIFF or WebP file, 8- or 16-bit, grey, RGB or RGBA.
+
+    The EXIF orientation is applied and transparency is dropped.
+
+    Returns:
+        uint8 [H, W, 3], RGB, 0 to 255.
+
+    Raises:
+        InputError: the file is missing, empty or cannot be decoded.
+    """
+    path = Path(path)
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path} could not be read ({error.strerror}); check the name and the permissions") from error
+    return decode_image(data, name=str(path), white_level=white_level)
+
+
+def decode_image(data: NDArray[np.uint8], *, name: str, white_level: int = 65535) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file, uint8 [n], to uint8 [H, W, 3] RGB; see `read_image`.
+
+    Raises:
+        InputError: the bytes are no whole image; the message says `name`.
+    """
+    if data.size == 0:
+        raise InputError(f"{name} is empty (0 bytes); expected an image file: remove it or take the picture again")
+    if _is_cut_off_jpeg(data):
+        raise InputError(f"{name} is a JPEG that breaks off before its end; copy it again or take the picture again")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    except cv2.error as error:
+        raise InputError(f"{name} could not be decoded ({error.err}); expected {_FORMATS}") from error
+    if image is None:
+        raise InputError(f"{name} could not be decoded; expected {_FORMATS}: remove it or take the picture again")
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return as_rgb(image, name=name, white_level=white_level)
+
+
+def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 65535) -> NDArray[np.uint8]:
+    """Turn an array into uint8 [H, W, 3] RGB.
+
+    Args:
+        image: uint8 or uint16, [H, W] or [H, W, 1] grey, [H, W, 3] RGB, or [H, W, 4] RGBA whose alpha is dropped.
+        name: what to call the image in an error.
+        white_level: the uint16 value that becomes 255; larger ones are clipped.
+
+    Raises:
+        InputError: another type or shape, or a side of length 0.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"{name} is a {type(image).__name__}; expected a path or a uint8 array of shape HxWx3 or HxW")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"{name} has element type {image.dtype}; expected uint8 (0 to 255) or uint16: convert it, do not rescale"
+        )
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise InputError(f"{name} has shape {_shape(image)}; expected HxW grey, HxWx3 RGB or HxWx4 RGBA")
+    if 0 in image.shape:
+        raise InputError(f"{name} has shape {_shape(image)}: it holds no pixel; expected at least 1x1")
+    if image.dtype == np.uint16:
+        scaled = image.astype(np.float32) * np.float32(255.0 / white_level)
+        image = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3])
+
+
+def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] RGB of any size to the model's uint8 [height, width, 3].
+
+    An image that already has the model's size is returned as it is, without a copy.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == (preparation.height, preparation.width):
+        return np.ascontiguousarray(image)
+    shrinks = preparation.height <= height and preparation.width <= width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (preparation.width, preparation.height), interpolation=method)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def load_prepared(source: str | Path | NDArray[Any], preparation: Preparation) -> NDArray[np.uint8]:
+    """Read (a path) or check (an array) an image and bring it to the model's size, uint8 [height, width, 3].
+
+    Raises:
+        InputError: see `read_image` and `as_rgb`.
+    """
+    if isinstance(source, (str, Path)):
+        image = read_image(source, white_level=preparation.white_level)
+    else:
+        image = as_rgb(source, white_level=preparation.white_level)
+    return prepare(image, preparation)
+
+
+def is_image_file(path: Path) -> bool:
+    """Tell whether the name ends like an image file."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_cut_off_jpeg(data: NDArray[np.uint8]) -> bool:
+    """Some OpenCV versions fill the missing rest of a JPEG with grey; a half-copied picture must not get a verdict.
+
+    Inside the compressed data 0xFF is always followed by 0x00 or a restart marker, so after the last start of scan
+    (FF DA) a whole file has exactly one end of image (FF D9).
+    """
+    content = data.tobytes()
+    return content.startswith(b"\xff\xd8\xff") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+
+
+def _shape(image: NDArray[Any]) -> str:
+    return "x".join(map(str, image.shape))
+
+
+_FORMATS = "PNG, JPEG, BMP, TIFF or WebP"

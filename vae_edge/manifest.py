@@ -1,0 +1,151 @@
+"""The manifest of a bundle: what it is, what it takes and gives, how it decides, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vae_edge.image import Preparation
+from vae_edge.targets import Precision, Target
+
+SCHEMA_VERSION = 1
+"""Version of the manifest's layout. History: 1 (first)."""
+
+MANIFEST_FILE = "manifest.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
+"""A plain file name: a manifest cannot point outside its own folder."""
+
+
+class Record(BaseModel):
+    """Base of every record: unknown keys and later changes are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorSpec(Record):
+    """Name, element type and shape of one input or output; None stands for the batch size."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int | None, ...]
+
+
+class FileRecord(Record):
+    """One file of the bundle."""
+
+    name: FileName
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Thresholds(Record):
+    """How a score becomes a verdict, fitted on held-out normals alone.
+
+    An image is anomalous when its conformal p-value among `calibration_scores` is at most `false_alarm_rate`, which is
+    the same as score > `image_threshold`. See `vae_edge.decision` for the formulas.
+    """
+
+    false_alarm_rate_requested: float = Field(gt=0, lt=1)
+    false_alarm_rate: float = Field(gt=0, lt=1)
+    """The rate in force: the one requested, or 1 / (n + 1) where n normals cannot support it."""
+    image_threshold: float
+    pixel_threshold: float
+    pixel_false_positive_rate: float = Field(gt=0, lt=1)
+    """Share of the held-out normals' pixels above `pixel_threshold`, at most."""
+    n_normals: int = Field(ge=1)
+    calibration_scores: tuple[float, ...]
+    """Scores of the held-out normals, ascending."""
+    scored_by: str
+    """What computed the scores: the bundle itself, or the torch reference where the bundle could not run."""
+
+
+class ParityRecord(Record):
+    """How far the bundle's outputs are from the FP32 torch reference on real images."""
+
+    reference: str
+    images: str
+    """What the images were, in words."""
+    n_images: int = Field(ge=1)
+    max_score_difference: float = Field(ge=0)
+    max_map_difference: float = Field(ge=0)
+    reference_score_scale: float = Field(ge=0)
+    """Largest absolute reference score, to judge the score difference by."""
+    reference_map_scale: float = Field(ge=0)
+    """Largest absolute value of the reference anomaly maps, to judge the map difference by."""
+    label_flips: int = Field(ge=0)
+    flipped_images: tuple[str, ...] = ()
+    tolerance: float = Field(gt=0)
+    """Largest difference allowed, as a share of the reference's scale."""
+
+
+class CalibrationSetRecord(Record):
+    """The images a quantized bundle was calibrated on."""
+
+    sha256: Sha256
+    n_images: int = Field(ge=1)
+
+
+class RuntimeRecord(Record):
+    """The runtime that made the model file."""
+
+    flavour: str
+    """`onnx`, `openvino`, `tensorrt`, `tensorrt_rtx` or `torch`."""
+    version: str
+    details: dict[str, str] = {}
+    """What else decides where the file runs: opset, compute capability, platform."""
+
+
+class Provenance(Record):
+    """Where the bundle comes from."""
+
+    created_utc: str
+    vae_edge_version: str
+    run: str
+    """Name of the run folder."""
+    run_fingerprint: Sha256
+    """Hash over the run's weights and scoring constants."""
+    data_fingerprint: Sha256
+    """Hash over the training images."""
+    library_versions: dict[str, str]
+
+
+class Manifest(Record):
+    """Everything about a bundle but the model file itself."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    target: Target
+    precision: Precision
+    model_file: FileName
+    runtime: RuntimeRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int | None = Field(default=None, ge=1)
+    """Largest batch the model file accepts; None: any."""
+    preparation: Preparation
+    scoring: str
+    """The scoring in words, for people."""
+    thresholds: Thresholds
+    calibration_set: CalibrationSetRecord | None = None
+    parity: ParityRecord | None = None
+    verified: bool
+    """Whether this very bundle was run and its thresholds and parity come from its own outputs."""
+    not_verified_because: str | None = None
+    files: tuple[FileRecord, ...]
+    provenance: Provenance
+
+
+def graph_inputs(height: int, width: int) -> tuple[TensorSpec, ...]:
+    """Return the input of every graph: `image`, uint8 [N, H, W, 3] RGB."""
+    return (TensorSpec(name="image", dtype="uint8", shape=(None, height, width, 3)),)
+
+
+def graph_outputs(height: int, width: int) -> tuple[TensorSpec, ...]:
+    """Return the outputs of every graph: `anomaly_map` float32 [N, H, W] and `score` float32 [N]."""
+    return (
+        TensorSpec(name="anomaly_map", dtype="float32", shape=(None, height, width)),
+        TensorSpec(name="score", dtype="float32", shape=(None,)),
+    )

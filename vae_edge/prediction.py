@@ -1,0 +1,75 @@
+"""What a Detector says about one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.image import as_rgb
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The verdict on one image, with the numbers behind it."""
+
+    score: float
+    """Anomaly score; its scale is the model's own."""
+    p_value: float
+    """Conformal p-value among the held-out normals, in [1 / (n + 1), 1]: small is anomalous."""
+    threshold: float
+    """The image is anomalous when the score is above it."""
+    is_anomalous: bool
+    anomaly_map: NDArray[np.float32]
+    """float32 [H, W] at the model's size: larger is more anomalous."""
+    pixel_threshold: float
+    source: str | None = None
+    """Path or name of the image, where there is one."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Pixels of the map above the pixel threshold, bool [H, W] at the model's size."""
+        return np.asarray(self.anomaly_map > self.pixel_threshold)
+
+    def overlay(self, image: NDArray[Any], *, opacity: float = 0.5) -> NDArray[np.uint8]:
+        """Draw the anomaly map, the outline of the mask and the verdict over an image.
+
+        Args:
+            image: uint8 or uint16, [H, W], [H, W, 3] RGB or [H, W, 4], of any size: usually the original picture.
+            opacity: of the map where it is strongest, 0 to 1.
+
+        Returns:
+            uint8 [H, W, 3], RGB, of the image's size. A cold pixel of the map (at most half the pixel threshold)
+            leaves the picture as it is; the outline is red for an anomalous image and yellow otherwise.
+        """
+        canvas = as_rgb(image).copy()
+        height, width = canvas.shape[:2]
+        size = (width, height)
+        heat = cv2.resize(self.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
+        low, high = 0.5 * self.pixel_threshold, 2.0 * self.pixel_threshold
+        level = np.clip((heat - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
+        colours = cv2.cvtColor(
+            cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
+        )
+        weight = (level * opacity)[:, :, None]
+        canvas = np.rint(canvas * (1 - weight) + colours * weight).astype(np.uint8)
+        mask = cv2.resize(self.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        colour = (230, 40, 40) if self.is_anomalous else (240, 200, 40)
+        cv2.drawContours(canvas, outlines, -1, colour, max(1, round(max(size) / 400)))
+        return _with_caption(canvas, f"{'ANOMALOUS' if self.is_anomalous else 'normal'}  p={self.p_value:.3g}", colour)
+
+
+def _with_caption(canvas: NDArray[np.uint8], text: str, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Write the verdict on a dark strip in the upper left corner, as large as the picture allows."""
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    height, width = canvas.shape[:2]
+    (text_width, text_height), _ = cv2.getTextSize(text, font, 1.0, 1)
+    scale = min(0.6 * max(width, 200) / 512 + 0.2, 0.95 * width / text_width)
+    strip_height, strip_width = int(text_height * scale * 1.9) + 2, int(text_width * scale) + 6
+    canvas[:strip_height, :strip_width] = canvas[:strip_height, :strip_width] // 4
+    cv2.putText(canvas, text, (3, int(text_height * scale * 1.45) + 1), font, scale, colour, 1, cv2.LINE_AA)
+    return canvas

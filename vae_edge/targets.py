@@ -1,0 +1,125 @@
+"""What can be exported: the one table of targets, precisions and the files each leaves.
+
+The command line's choices, its error messages, the tests and the README's table all come from `SUPPORTED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from vae_edge.errors import InputError
+
+
+class Target(str, Enum):
+    """A runtime that a bundle is made for."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    TORCH = "torch"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Precision(str, Enum):
+    """The number format of a bundle's weights and arithmetic."""
+
+    FP32 = "fp32"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """One row of the table: what a target needs and leaves."""
+
+    precisions: tuple[Precision, ...]
+    model_file: str
+    """The file that the backend opens, relative to the bundle."""
+    other_files: tuple[str, ...]
+    backend: str
+    """`module:Class` of the backend."""
+    extra: str
+    """The extra of this package that installs the runtime."""
+
+
+SUPPORTED: dict[Target, TargetRecord] = {
+    Target.ONNX: TargetRecord(
+        (Precision.FP32,),
+        "model.onnx",
+        (),
+        "vae_edge.backends.onnxruntime_backend:OnnxRuntimeBackend",
+        "onnxruntime",
+    ),
+    Target.OPENVINO: TargetRecord(
+        (Precision.FP32,),
+        "model.xml",
+        ("model.bin",),
+        "vae_edge.backends.openvino_backend:OpenVinoBackend",
+        "openvino",
+    ),
+    Target.TENSORRT: TargetRecord(
+        (Precision.FP32,),
+        "model.engine",
+        ("model.onnx",),
+        "vae_edge.backends.tensorrt_backend:TensorRtBackend",
+        "tensorrt",
+    ),
+    Target.TORCH: TargetRecord(
+        (Precision.FP32,),
+        "program.json",
+        ("program.safetensors",),
+        "vae_edge.backends.torch_backend:TorchBackend",
+        "torch",
+    ),
+}
+
+
+def parse_targets(text: str) -> list[Target]:
+    """Read `onnx,openvino` or `all`.
+
+    Raises:
+        InputError: a name is no target.
+    """
+    names = [str(target) for target in Target] if text.strip() == "all" else _split(text)
+    known = [str(target) for target in Target]
+    return [Target(_checked(name, known, "target")) for name in names]
+
+
+def parse_precisions(text: str) -> list[Precision]:
+    """Read `fp32` or `all`.
+
+    Raises:
+        InputError: a name is no precision.
+    """
+    known = [str(precision) for precision in Precision]
+    names = known if text.strip() == "all" else _split(text)
+    return [Precision(_checked(name, known, "precision")) for name in names]
+
+
+def combinations(targets: Iterable[Target], precisions: Iterable[Precision]) -> list[tuple[Target, Precision]]:
+    """Return every pair of the two lists, in order.
+
+    Raises:
+        InputError: a target does not support one of the precisions.
+    """
+    pairs = [(target, precision) for target in targets for precision in precisions]
+    for target, precision in pairs:
+        if precision not in SUPPORTED[target].precisions:
+            allowed = ", ".join(map(str, SUPPORTED[target].precisions))
+            raise InputError(f"target {target} cannot be exported in {precision}; it supports {allowed}")
+    return pairs
+
+
+def _split(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _checked(name: str, known: list[str], what: str) -> str:
+    if name not in known:
+        raise InputError(f"{name!r} is not a {what}; choose from {', '.join(known)}, or all")
+    return name
