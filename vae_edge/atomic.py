@@ -111,6 +111,4 @@ def _rename(temporary: Path, final: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     reason = error.strerror or str(error)
-    return InputError(
-        f"{path} could not be written ({reason}); nothing was left there: make room or choose another place"
-    )
+    return InputError(f"{path} could not be written ({reason}); nothing was changed: make room or choose another place")

@@ -2,9 +2,9 @@
 
 With n scores of normals that the model was not fitted on, the p-value of a new score s is
 (1 + number of those scores >= s) / (n + 1). For a new normal, P(p-value <= rate) <= rate (Vovk, Gammerman and Shafer,
-"Algorithmic Learning in a Random World", 2005; as used for outliers in Bates et al., "Testing for outliers with conformal
-p-values", Annals of Statistics 2023). So calling an image anomalous when its p-value is at most the false-alarm rate
-keeps that rate, whatever the distribution of the scores, as long as new normals are like the held-out ones.
+"Algorithmic Learning in a Random World", 2005; used for outliers by Bates et al., "Testing for outliers with
+conformal p-values", Annals of Statistics 2023). So calling an image anomalous when its p-value is at most the
+false-alarm rate keeps that rate, whatever the distribution of the scores, as long as new normals are like the held-out ones.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[
     if values.size == 0:
         raise InputError("there is no held-out normal to fit a threshold on; expected at least 1, better 99 or more")
     if not np.isfinite(values).all():
-        raise InputError(
-            "a held-out normal has a score that is not a finite number; the model is broken: train it again"
-        )
+        raise InputError("a held-out normal has a score that is not a finite number; train the model again")
     rate = max(false_alarm_rate, smallest_false_alarm_rate(values.size))
     # p <= rate  <=>  1 + #{c >= s} <= rate (n + 1)  <=>  s > the m-th largest c (counted from 0), m as follows.
     m = math.floor(rate * (values.size + 1) + 1e-9) - 1

@@ -66,7 +66,7 @@ class Prediction:
 def _with_caption(canvas: NDArray[np.uint8], text: str, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Write the verdict on a dark strip in the upper left corner, as large as the picture allows."""
     font = cv2.FONT_HERSHEY_SIMPLEX
-    height, width = canvas.shape[:2]
+    width = canvas.shape[1]
     (text_width, text_height), _ = cv2.getTextSize(text, font, 1.0, 1)
     scale = min(0.6 * max(width, 200) / 512 + 0.2, 0.95 * width / text_width)
     strip_height, strip_width = int(text_height * scale * 1.9) + 2, int(text_width * scale) + 6

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import InputError, MissingDependencyError
+from vae_edge.errors import DeviceError, InputError, MissingDependencyError
 from vae_edge.manifest import TensorSpec
 from vae_edge.targets import SUPPORTED, Target
 
@@ -48,7 +48,7 @@ class Backend(ABC):
     """A loaded model: named host arrays in, named host arrays out.
 
     A runtime writes its constructor, which loads the model, and `_run` and `close`. A backend knows tensors only, not
-    images or verdicts. It can be called from several threads at once. `close` twice is fine; `run` after `close` is not.
+    images or verdicts. It can be called from several threads at once. `close` twice is fine, `run` after it is not.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Backend(ABC):
             DeviceError: the runtime failed, or the backend is closed.
         """
         if self._closed:
-            raise InputError("this model has been closed; open it again to run it")
+            raise DeviceError("this model has been closed; open it again to run it")
         check_feeds(feeds, self.inputs, self.max_batch)
         return self._run(feeds)
 

@@ -1,0 +1,99 @@
+"""OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.errors import DeviceError
+from vae_edge.manifest import TensorSpec
+
+_DEVICES = ("cpu", "gpu", "npu")
+
+
+class OpenVinoBackend(Backend):
+    """Runs `model.xml` on an Intel CPU (other x86-64 and Arm CPUs too), GPU or NPU.
+
+    `device`: `auto` and `cpu` take the CPU; `gpu`, `gpu.N` or `npu` another device. A device computes FP32 bundles in
+    FP32: the GPU's and bfloat16 CPUs' own default of half precision is turned off, so that the verdict stays the trained
+    model's. Outputs are copies.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        max_batch: int | None,
+        options: RuntimeOptions,
+    ) -> None:
+        core = openvino.Core()
+        device = _choose_device(core, options.device)
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if device.name != "npu":
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        if options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        # The NPU runs static shapes only, one image at a time.
+        batch = 1 if device.name == "npu" else None
+        try:
+            network = core.read_model(model)
+            if batch is not None:
+                network.reshape({spec.name: (batch, *spec.shape[1:]) for spec in inputs})
+            self._model = core.compile_model(network, device.name.upper(), settings)
+        except RuntimeError as error:
+            raise DeviceError(f"OpenVINO {_version()} cannot load {model} on {device.name}: {error}") from error
+        self._names = [spec.name for spec in outputs]
+        self._requests = threading.local()
+        super().__init__(
+            inputs,
+            outputs,
+            max_batch=batch if batch is not None else max_batch,
+            device=device,
+            version=f"OpenVINO {_version()}",
+        )
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        request = getattr(self._requests, "request", None)
+        if request is None:
+            # A request serves one inference at a time, so every thread has its own.
+            request = self._requests.request = self._model.create_infer_request()
+        try:
+            request.infer(dict(feeds), share_inputs=True)
+        except RuntimeError as error:
+            raise DeviceError(f"OpenVINO failed on {self.device.name}: {error}") from error
+        return {name: np.array(request.get_tensor(name).data) for name in self._names}
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        super().close()
+        self._requests = threading.local()
+        self._model = None
+
+
+def _choose_device(core: openvino.Core, asked: str) -> DeviceChoice:
+    name = asked.strip().lower()
+    available = core.available_devices
+    if name == "auto":
+        return DeviceChoice("cpu", "OpenVINO's CPU plugin is always there; ask for gpu or npu to use another device")
+    kind = name.split(".")[0]
+    if kind not in _DEVICES:
+        raise DeviceError(f"OpenVINO has no device {asked!r}; expected auto, {', '.join(_DEVICES)}")
+    if not any(found.lower() == name or found.lower().split(".")[0] == name for found in available):
+        raise DeviceError(
+            f"OpenVINO {_version()} finds no {asked} here (it finds {', '.join(available) or 'nothing'}); "
+            "install the device's driver, or open with device='cpu'"
+        )
+    return DeviceChoice(name, "asked for")
+
+
+def _version() -> str:
+    return str(openvino.__version__).split("-")[0]

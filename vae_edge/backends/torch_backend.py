@@ -1,0 +1,72 @@
+"""torch: the exported program on the CPU or on a CUDA GPU, without the network's class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.backends.torch_program import load_program
+from vae_edge.errors import DeviceError, InputError
+from vae_edge.manifest import TensorSpec
+
+
+class TorchBackend(Backend):
+    """Runs `program.json` in FP32.
+
+    `device`: `auto` takes CUDA where it is available and the CPU otherwise; `cpu`, `cuda` or `cuda:N` ask for one.
+    `threads` sets torch's number of threads for the whole process: torch has no other. Outputs are new arrays.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        max_batch: int | None,
+        options: RuntimeOptions,
+    ) -> None:
+        device = _choose_device(options.device)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._device = torch.device(device.name)
+        if self._device.type == "cuda":
+            # TF32 would move the scores away from the trained model's.
+            torch.backends.cudnn.allow_tf32 = False
+        self._program: torch.fx.GraphModule | None = load_program(model).to(self._device)
+        super().__init__(inputs, outputs, max_batch=max_batch, device=device, version=f"torch {torch.__version__}")
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        program = self._program
+        if program is None:
+            raise DeviceError("this model has been closed; open it again to run it")
+        try:
+            with torch.inference_mode():
+                values = program(*[torch.from_numpy(feeds[spec.name]).to(self._device) for spec in self.inputs])
+                return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
+        except RuntimeError as error:
+            raise DeviceError(f"torch failed on {self._device}: {error}") from error
+
+    def close(self) -> None:
+        """Free the program and its tensors."""
+        super().close()
+        self._program = None
+
+
+def _choose_device(asked: str) -> DeviceChoice:
+    name = asked.strip().lower()
+    if name == "auto":
+        if torch.cuda.is_available():
+            return DeviceChoice("cuda", f"torch finds {torch.cuda.get_device_name()}")
+        return DeviceChoice("cpu", "torch finds no CUDA GPU")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise InputError(f"torch has no device {asked!r}; expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(f"torch {torch.__version__} finds no {asked} here; open with device='cpu'")
+    return DeviceChoice(name, "asked for")

@@ -1,0 +1,145 @@
+"""A bundle: the folder that export leaves and a device gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vae_edge.atomic import check_replaceable, new_folder, sha256_file, write_text
+from vae_edge.errors import BundleError, InputError
+from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileRecord, Manifest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest has been read."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The file that the backend opens."""
+        return self.folder / self.manifest.model_file
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files that the manifest names."""
+        return sum(file.size_bytes for file in self.manifest.files)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, check_files: bool = True) -> Bundle:
+        """Read a bundle and check that its files are the ones that were exported.
+
+        Args:
+            folder: the bundle.
+            check_files: compare every file's size and SHA-256 with the manifest's.
+
+        Raises:
+            BundleError: no bundle, a damaged or newer manifest, or a file that is missing or was changed.
+        """
+        folder = Path(folder)
+        bundle = cls(folder, _read_manifest(folder))
+        if check_files:
+            for record in bundle.manifest.files:
+                _check_file(folder / record.name, record)
+        return bundle
+
+    def with_manifest(self, manifest: Manifest) -> Bundle:
+        """Write a changed manifest in place of the old one, whole or not at all, and return the bundle with it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        write_text(self.folder / MANIFEST_FILE, manifest_text(manifest))
+        return Bundle(self.folder, manifest)
+
+
+@contextmanager
+def new_bundle(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes the bundle `folder` when the block ends without an error.
+
+    An older bundle of that name is replaced. The block writes the model files and the manifest.
+
+    Raises:
+        InputError: the name is taken by something else, or the disk is full. No half-written bundle gets the name.
+    """
+    with new_folder(folder, replaces=MANIFEST_FILE) as temporary:
+        yield temporary
+        if not (temporary / MANIFEST_FILE).is_file():
+            raise AssertionError("a bundle was to be published without its manifest")
+
+
+def check_bundle_name_is_free(folder: Path) -> None:
+    """Refuse, before the work starts, a name that is taken by something other than a bundle.
+
+    Raises:
+        InputError: with the name.
+    """
+    check_replaceable(folder, MANIFEST_FILE)
+
+
+def file_record(path: Path) -> FileRecord:
+    """Describe a file of a bundle."""
+    return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return the manifest as it is written: JSON with a line for each value."""
+    return manifest.model_dump_json(indent=2) + "\n"
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder that export made"
+        )
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy or export the bundle again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{folder} has manifest schema {version}, this vae-edge reads up to {SCHEMA_VERSION}; "
+            "run: pip install --upgrade vae-edge"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "manifest"
+        raise BundleError(f"{path} is damaged: {place}: {first['msg']}; copy or export the bundle again") from error
+
+
+def _check_file(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy or export the bundle again")
+    size = path.stat().st_size
+    if size != record.size_bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, the manifest says {record.size_bytes}; copy or export the bundle again"
+        )
+    if sha256_file(path) != record.sha256:
+        raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's; copy or export the bundle again")
+
+
+def bundles_in(folder: Path) -> list[Path]:
+    """Return the bundles in a folder (or the folder itself if it is one), by name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if (folder / MANIFEST_FILE).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}") if not path.parent.name.startswith("."))
+    if not found:
+        raise InputError(f"{folder} is no bundle and holds none; pass a folder that export made")
+    return found
