@@ -1,0 +1,158 @@
+"""Sizes of the network: what an architecture consists of, the presets, and which image sizes fit. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import ConfigDict, Field, model_validator
+
+from vae_edge.errors import InputError
+from vae_edge.manifest import Record
+
+SMALLEST_SIDE = 32
+LARGEST_SIDE = 4096
+
+DEFAULT_PRESET = "edge"
+
+
+class Architecture(Record):
+    """Everything that decides the shape of a `Vae` and its loss; written into the run."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    preset: str | None = None
+    """Name of the preset that the numbers started from; None: none."""
+    n_features: int = Field(ge=1, le=4096)
+    """Channels after the first convolution; they double with every further one."""
+    latent_vec_size: int = Field(ge=1, le=65536)
+    kl_weight: float = Field(default=0.00025, ge=0)
+    """Weight of the Kullback-Leibler term in the loss."""
+    max_features: int | None = Field(default=None, ge=1)
+    """Channels at which the doubling stops; None: it does not."""
+    n_channels: int = Field(default=3, ge=1, le=16)
+    height: int
+    width: int
+
+    @model_validator(mode="after")
+    def _fits(self) -> Architecture:
+        check_image_size(self.height, self.width)
+        check_max_features(self.n_features, self.max_features)
+        return self
+
+
+class Preset(Record):
+    """A size of the network that was tried."""
+
+    n_features: int
+    latent_vec_size: int
+    max_features: int | None
+    purpose: str
+
+    def architecture(self, name: str, height: int, width: int) -> Architecture:
+        """Return the preset's architecture for images of height x width.
+
+        Raises:
+            InputError: see `check_image_size`.
+        """
+        check_image_size(height, width)
+        return Architecture(
+            preset=name,
+            n_features=self.n_features,
+            latent_vec_size=self.latent_vec_size,
+            max_features=self.max_features,
+            height=height,
+            width=width,
+        )
+
+
+PRESETS: dict[str, Preset] = {
+    "reference": Preset(
+        n_features=64, latent_vec_size=128, max_features=None, purpose="the published network; for a GPU"
+    ),
+    "edge": Preset(n_features=32, latent_vec_size=128, max_features=256, purpose="for a Jetson or a desktop CPU"),
+    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for a small ARM or x86 board"),
+}
+"""The presets. Parameters in training, and multiply-adds times two for one image on the device (`count_flops`):
+
+| preset    | n_features | max_features | latents | parameters@256 | GFLOP@256 | parameters@128 | GFLOP@128 |
+|-----------|-----------:|-------------:|--------:|---------------:|----------:|---------------:|----------:|
+| reference |         64 |         none |     128 |       102.00 M |     10.96 |        28.59 M |      2.21 |
+| edge      |         32 |          256 |     128 |         7.15 M |      2.05 |         5.05 M |      0.50 |
+| nano      |         16 |          128 |     128 |         2.18 M |      0.54 |         1.66 M |      0.13 |
+"""
+
+
+def preset_named(name: str) -> Preset:
+    """Return a preset by its name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def count_stages(height: int, width: int) -> int:
+    """Return how often the encoder halves the image: floor(log2(shorter side / 4)), so that 4 to 7 pixels remain."""
+    return int(math.log2(min(height, width) // 4))
+
+
+def channel_widths(n_features: int, max_features: int | None, n_stages: int) -> tuple[int, ...]:
+    """Return the channels after each halving: n_features, doubled each time up to max_features."""
+    largest = max_features if max_features is not None else n_features << n_stages
+    return tuple(min(n_features << stage, largest) for stage in range(n_stages))
+
+
+def check_image_size(height: int, width: int) -> None:
+    """Refuse image sizes that the network cannot halve down to its smallest map.
+
+    Both sides must be 32 to 4096 and divisible by 2 ** `count_stages`: for square images that is any multiple of 8
+    below 64, of 16 below 128, of 32 below 256, of 64 below 512 and so on.
+
+    Raises:
+        InputError: with the nearest sizes that fit.
+    """
+    if min(height, width) < SMALLEST_SIDE or max(height, width) > LARGEST_SIDE:
+        raise InputError(
+            f"the image size is {height}x{width}; expected sides of {SMALLEST_SIDE} to {LARGEST_SIDE}, such as 256x256"
+        )
+    step = 2 ** count_stages(height, width)
+    if height % step or width % step:
+        smaller, larger = nearest_image_sizes(height, width)
+        raise InputError(
+            f"the image size is {height}x{width}, the network halves it {count_stages(height, width)} times and needs "
+            f"sides divisible by {step}; the nearest that fit are {_by(smaller)} and {_by(larger)} (height x width)"
+        )
+
+
+def nearest_image_sizes(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the nearest size that fits with no side larger, and the nearest with no side smaller.
+
+    Args:
+        height: 32 to 4096.
+        width: 32 to 4096.
+    """
+    step = 2 ** count_stages(height, width)
+    smaller = (height // step * step, width // step * step)
+    larger = (height, width)
+    # Rounding up can pass a power of two, where the network gets one stage more and the step doubles.
+    while any(side % (step := 2 ** count_stages(*larger)) for side in larger):
+        larger = (-(-larger[0] // step) * step, -(-larger[1] // step) * step)
+    return smaller, larger
+
+
+def check_max_features(n_features: int, max_features: int | None) -> None:
+    """Refuse a cap below the first convolution's channels.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if max_features is not None and max_features < n_features:
+        raise InputError(
+            f"max_features is {max_features}, below n_features ({n_features}); expected {n_features} or more, or none"
+        )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
