@@ -1,0 +1,247 @@
+"""Whether an inspection set can be used: every file is decoded once, what cannot be used is left out and named.
+
+What is left out, and why:
+
+- `undecodable`: an image that is no whole image.
+- `contradictory`: the same bytes stand for a good and for a defective part. Nobody can tell which is right: all go.
+- `test_in_train`: a good test image that is also in train. It leaves the test set, where it would flatter the metrics;
+  training on it is fine.
+- `duplicate_in_train`, `duplicate_in_test`: the same bytes again. One is kept: a copy among the held-out
+  images would not be held out.
+- `undecodable_mask`, `mask_of_other_size`, `empty_mask`: the image stays, its mask is not used.
+
+Two kinds leave nothing out: `mask_without_image` and `anomalous_without_mask`. The latter is allowed; pixel metrics are
+then over the images that have masks. With `strict=True` every other kind is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from vae_edge.errors import InputError
+from vae_edge.image import read_image
+from vae_edge.manifest import Record
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, Progress, fingerprint
+from vae_edge.train.layout import Layout
+from vae_edge.train.loading import map_in_threads, read_mask
+
+ProblemKind = Literal[
+    "undecodable",
+    "contradictory",
+    "test_in_train",
+    "duplicate_in_train",
+    "duplicate_in_test",
+    "undecodable_mask",
+    "mask_of_other_size",
+    "empty_mask",
+    "mask_without_image",
+    "anomalous_without_mask",
+]
+
+_HEADINGS: dict[ProblemKind, str] = {
+    "undecodable": "images that could not be decoded, left out",
+    "contradictory": "images that are in the set both as good and as defective parts, all copies left out",
+    "test_in_train": "test images that are also in train, left out of the test set",
+    "duplicate_in_train": "train images that are copies of another one, left out",
+    "duplicate_in_test": "test images that are copies of another one, left out",
+    "undecodable_mask": "masks that could not be decoded, not used",
+    "mask_of_other_size": "masks of another size than their images, not used",
+    "empty_mask": "masks that mark nothing, not used",
+    "mask_without_image": "masks of no image",
+    "anomalous_without_mask": "anomalous images without a mask, used for the image metrics only",
+}
+
+
+class Problem(Record):
+    """One thing that is wrong with one file."""
+
+    kind: ProblemKind
+    path: str
+    sentence: str
+
+
+class DataReport(Record):
+    """What an inspection set holds once it is checked, and what was wrong with it. Serialises to JSON."""
+
+    root: str
+    layout: Layout
+    n_train: int
+    n_test_normal: int
+    n_test_anomalous: int
+    n_with_mask: int
+    """Anomalous test images that have a mask that can be used."""
+    n_ignored: int
+    """Files passed over because their names do not end like an image's."""
+    defects: dict[str, int]
+    """Test images of each defect class."""
+    smallest_size: tuple[int, int]
+    """Height and width in pixels of the image with the fewest pixels."""
+    largest_size: tuple[int, int]
+    train_fingerprint: str
+    """`vae_edge.train.inspection_set.fingerprint` of the train images that are used."""
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def counts(self) -> dict[ProblemKind, int]:
+        """Number of problems of each kind, in the order of the module's docstring."""
+        found = Counter(problem.kind for problem in self.problems)
+        return {kind: found[kind] for kind in _HEADINGS if found[kind]}
+
+    def sentences(self, max_names: int = 10) -> list[str]:
+        """Return the report for people, a sentence for each kind of problem, with the first files' names."""
+        lines = [
+            f"{self.n_train} images to train on; {self.n_test_normal} normal and {self.n_test_anomalous} anomalous "
+            f"images to test on, {self.n_with_mask} with masks"
+        ]
+        if self.n_ignored:
+            lines.append(f"files passed over because their names are not those of images: {self.n_ignored}")
+        for kind, count in self.counts.items():
+            own = [problem.sentence for problem in self.problems if problem.kind == kind]
+            more = f"; and {count - max_names} more" if count > max_names else ""
+            lines.append(f"{_HEADINGS[kind]}: {count} ({'; '.join(own[:max_names])}{more})")
+        return lines
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What decoding a file and its mask showed."""
+
+    size: tuple[int, int] | None
+    problem: Problem | None = None
+    mask_problem: Problem | None = None
+
+
+def check_inspection_set(
+    inspection_set: InspectionSet, progress: Progress | None = None, *, strict: bool = False
+) -> tuple[InspectionSet, DataReport]:
+    """Decode every image and mask and leave out what cannot be used.
+
+    Args:
+        inspection_set: from `open_inspection_set`.
+        progress: called with images decoded so far and their total.
+        strict: refuse a set with any problem but a missing mask.
+
+    Returns:
+        The set of what can be used, and the report on what was found.
+
+    Raises:
+        InputError: no image is left to train on; or `strict` and something is wrong.
+    """
+    files = [*inspection_set.train, *inspection_set.test]
+    looks = dict(zip(files, map_in_threads(_look_at, files, progress), strict=True))
+    problems = [look.problem for look in looks.values() if look.problem is not None]
+    train = [file for file in inspection_set.train if looks[file].problem is None]
+    test = [file for file in inspection_set.test if looks[file].problem is None]
+
+    contradictory = {file.sha256 for file in (*train, *test) if not file.is_anomalous} & {
+        file.sha256 for file in test if file.is_anomalous
+    }
+    names: dict[str, list[str]] = defaultdict(list)
+    for file in (*train, *test):
+        names[file.sha256].append(file.name)
+    for file in (*train, *test):
+        if file.sha256 in contradictory:
+            others = ", ".join(name for name in names[file.sha256] if name != file.name)
+            problems.append(_problem("contradictory", file, f"{file.name} has the same bytes as {others}"))
+    train = [file for file in train if file.sha256 not in contradictory]
+    test = [file for file in test if file.sha256 not in contradictory]
+
+    train = _drop_copies(train, {}, "duplicate_in_train", problems)
+    test = _drop_copies(test, {file.sha256: file for file in train}, "test_in_train", problems)
+    test = _drop_copies(test, {}, "duplicate_in_test", problems)
+    for i, file in enumerate(test):
+        mask_problem = looks[file].mask_problem
+        if mask_problem is not None:
+            problems.append(mask_problem)
+            test[i] = replace(file, mask=None)
+        elif file.is_anomalous and file.mask is None:
+            problems.append(_problem("anomalous_without_mask", file, file.name))
+    problems += [
+        Problem(kind="mask_without_image", path=str(path), sentence=str(path))
+        for path in inspection_set.unmatched_masks
+    ]
+    _refuse(inspection_set, train, problems, strict)
+    cleaned = replace(inspection_set, train=tuple(train), test=tuple(test))
+    return cleaned, _report(cleaned, [size for look in looks.values() if (size := look.size)], problems)
+
+
+def _look_at(file: ImageFile) -> _Look:
+    try:
+        height, width = read_image(file.path).shape[:2]
+    except InputError as error:
+        return _Look(None, _problem("undecodable", file, str(error)))
+    size = (height, width)
+    if file.mask is None or not file.is_anomalous:
+        return _Look(size)
+    try:
+        mask = read_mask(file.mask)
+    except InputError as error:
+        return _Look(size, None, _problem("undecodable_mask", file, str(error)))
+    if mask.shape != size:
+        text = f"{file.name} is {height}x{width} and its mask {file.mask.name} {mask.shape[0]}x{mask.shape[1]}"
+        return _Look(size, None, _problem("mask_of_other_size", file, text))
+    if not np.any(mask):
+        return _Look(size, None, _problem("empty_mask", file, f"{file.name} (mask {file.mask.name})"))
+    return _Look(size)
+
+
+def _drop_copies(
+    files: Sequence[ImageFile], known: dict[str, ImageFile], kind: ProblemKind, problems: list[Problem]
+) -> list[ImageFile]:
+    """Return the files whose bytes are not known yet, and add a problem for each of the others."""
+    kept = []
+    seen = dict(known)
+    for file in files:
+        first = seen.get(file.sha256)
+        if first is not None:
+            problems.append(_problem(kind, file, f"{file.name} has the same bytes as {first.name}"))
+            continue
+        kept.append(file)
+        if kind != "test_in_train":
+            seen[file.sha256] = file
+    return kept
+
+
+def _refuse(
+    inspection_set: InspectionSet, train: Sequence[ImageFile], problems: Sequence[Problem], strict: bool
+) -> None:
+    if not train:
+        raise InputError(
+            f"none of the {len(inspection_set.train)} images to train on in {inspection_set.root} can be used; "
+            f"expected whole images of good parts. The first: {problems[0].sentence}"
+        )
+    serious = [problem for problem in problems if problem.kind != "anomalous_without_mask"]
+    if strict and serious:
+        raise InputError(
+            f"{len(serious)} things are wrong with {inspection_set.root}; a strict check expects none: repair them or "
+            f"check without strict. The first: {serious[0].sentence} ({serious[0].kind})"
+        )
+
+
+def _report(cleaned: InspectionSet, sizes: Sequence[tuple[int, int]], problems: Sequence[Problem]) -> DataReport:
+    order = list(_HEADINGS)
+    anomalous = [file for file in cleaned.test if file.is_anomalous]
+    by_pixels = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return DataReport(
+        root=str(cleaned.root),
+        layout=cleaned.layout,
+        n_train=len(cleaned.train),
+        n_test_normal=len(cleaned.test) - len(anomalous),
+        n_test_anomalous=len(anomalous),
+        n_with_mask=sum(file.mask is not None for file in anomalous),
+        n_ignored=cleaned.n_ignored,
+        defects=dict(sorted(Counter(file.defect for file in anomalous if file.defect is not None).items())),
+        smallest_size=by_pixels[0],
+        largest_size=by_pixels[-1],
+        train_fingerprint=fingerprint(cleaned.train),
+        problems=tuple(sorted(problems, key=lambda problem: (order.index(problem.kind), problem.path))),
+    )
+
+
+def _problem(kind: ProblemKind, file: ImageFile, sentence: str) -> Problem:
+    return Problem(kind=kind, path=str(file.path), sentence=sentence)

@@ -1,0 +1,166 @@
+"""An inspection set: images of good parts to train on, and good and defective ones to test on, as files on disk.
+
+`vae_edge.train.layout` says how the folders are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae_edge.atomic import sha256_file
+from vae_edge.cache import sample_cache_folder
+from vae_edge.errors import InputError
+from vae_edge.image import IMAGE_SUFFIXES
+from vae_edge.train.layout import Layout, existing_folder, find_below, find_by_name
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and their total."""
+
+N_WORKERS = max(2, min(8, os.cpu_count() or 2))
+"""Threads that read and decode; OpenCV and hashlib release the interpreter while they work."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image of an inspection set."""
+
+    path: Path
+    name: str
+    """Path relative to the set's root with forward slashes; unique in the set."""
+    sha256: str
+    """Of the file's bytes, 64 hexadecimal digits."""
+    defect: str | None = None
+    """Defect class, such as "scratch"; None for a good part."""
+    mask: Path | None = None
+    """Where the defect is, as an image that is black elsewhere."""
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the image shows a defect."""
+        return self.defect is not None
+
+
+@dataclass(frozen=True)
+class InspectionSet:
+    """The images of one product, sorted by name."""
+
+    root: Path
+    layout: Layout
+    train: tuple[ImageFile, ...]
+    """Good parts to train on."""
+    test: tuple[ImageFile, ...] = ()
+    """Good and defective parts to measure on; empty where there is nothing to test on."""
+    unmatched_masks: tuple[Path, ...] = ()
+    """Masks that belong to no image."""
+    n_ignored: int = 0
+    """Files passed over because their names do not end like an image's."""
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """Defect classes of the test images, sorted."""
+        return tuple(sorted({image.defect for image in self.test if image.defect is not None}))
+
+
+def open_inspection_set(
+    root: str | Path | None = None,
+    *,
+    normal: str | Path | None = None,
+    abnormal: str | Path | None = None,
+    masks: str | Path | None = None,
+    normal_test: str | Path | None = None,
+    progress: Progress | None = None,
+) -> InspectionSet:
+    """List an inspection set's images and hash their bytes; nothing is decoded (see `check_inspection_set`).
+
+    Args:
+        root: a folder in the layout `mvtec` or `folder`; or else the following four.
+        normal: folder of good parts to train on.
+        abnormal: folder of defective parts, one sub-folder for each defect class.
+        masks: folder of masks, arranged like `abnormal`.
+        normal_test: folder of good parts to test on.
+        progress: called with files hashed so far and their total.
+
+    Raises:
+        InputError: a folder is missing, there is no image to train on, the layout cannot be told, or a file cannot
+            be read.
+    """
+    if (root is None) == (normal is None):
+        raise InputError(
+            f"the data was given as root={root}, normal={normal}; expected one of the two: a folder in the layout of "
+            "MVTec AD or of good parts only, or a folder of good parts by name (normal=...)"
+        )
+    if root is not None:
+        if abnormal is not None or masks is not None or normal_test is not None:
+            raise InputError(
+                f"abnormal, masks and normal_test were given along with the folder {root}; they go with normal=FOLDER"
+            )
+        found = find_below(existing_folder(root, "a folder of images"))
+    else:
+        assert normal is not None
+        found = find_by_name(
+            existing_folder(normal, "a folder of good parts"),
+            existing_folder(normal_test, "a folder of good parts to test on") if normal_test is not None else None,
+            existing_folder(abnormal, "a folder of defective parts") if abnormal is not None else None,
+            existing_folder(masks, "a folder of masks") if masks is not None else None,
+        )
+    if not found.train:
+        raise InputError(
+            f"{found.train_folder} holds no image ({found.n_ignored} other files); expected images of good parts "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}) to train on: put them there or name another folder"
+        )
+    hashes = iter(_hash_files([item.path for item in (*found.train, *found.test)], progress))
+    train = tuple(ImageFile(item.path, item.name, next(hashes), item.defect, item.mask) for item in found.train)
+    test = tuple(ImageFile(item.path, item.name, next(hashes), item.defect, item.mask) for item in found.test)
+    return InspectionSet(found.root, found.layout, train, test, tuple(found.unmatched_masks), found.n_ignored)
+
+
+def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """Turn what a user writes after `--data` into a folder.
+
+    Args:
+        text: a folder's path; or `sample` or `sample:PRODUCT` for a synthetic set that is written once into the cache
+            (a folder of that name is reached as `./sample`).
+        cache_folder: where sample sets are kept; default: `vae_edge.cache.sample_cache_folder()`.
+        progress: called with sample images written and their total.
+
+    Raises:
+        InputError: the product is not known, or the cache cannot be written.
+    """
+    word, _, product = text.partition(":")
+    if word != "sample":
+        return Path(text).expanduser()
+    from vae_edge.sample import DEFAULT_PRODUCT, PRODUCTS, SAMPLE_VERSION, write_sample_set  # only needed here
+
+    product = product or DEFAULT_PRODUCT
+    if product not in PRODUCTS:
+        raise InputError(f"there is no sample product {product!r}; expected one of {', '.join(PRODUCTS)}")
+    # The version is in the name: a set that another version drew is not taken for this one's.
+    folder = (cache_folder or sample_cache_folder()) / f"v{SAMPLE_VERSION}"
+    return write_sample_set(folder, products=[product], progress=progress)[0]
+
+
+def fingerprint(images: Iterable[ImageFile]) -> str:
+    """Return a SHA-256 over the images' contents that depends neither on their names nor on their order."""
+    return hashlib.sha256("\n".join(sorted(image.sha256 for image in images)).encode()).hexdigest()
+
+
+def _hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
+    hashes = []
+    with ThreadPoolExecutor(N_WORKERS) as pool:
+        for done, value in enumerate(pool.map(_hash_file, paths), 1):
+            hashes.append(value)
+            if progress is not None:
+                progress(done, len(paths))
+    return hashes
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be read ({error.strerror}); check its permissions or remove it") from error

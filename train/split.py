@@ -1,0 +1,150 @@
+"""Which good parts train the network, which set the scale of its residual and which set the threshold.
+
+The roles are disjoint and go by content, never by name or order: an image's rank is a hash of its bytes and the seed.
+The same images give the same split on every machine, and an image added later moves few of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from vae_edge.errors import InputError
+from vae_edge.manifest import Record
+from vae_edge.train.inspection_set import ImageFile
+
+MIN_NORMALS = 8
+"""Fewer good parts than this are refused."""
+
+MIN_FIT_SHARE = 0.3
+"""Of the good parts at least this share trains the network; only images that must stay together lead below it."""
+
+
+class SplitSettings(Record):
+    """How the good parts are split."""
+
+    threshold_share: float | None = Field(default=None, gt=0, lt=0.6)
+    """Share of the good parts held out for the thresholds. None: 20 %, but at least 100 (a false-alarm rate of 1 %
+    needs 99), as long as that is no more than 30 %."""
+    statistics_share: float | None = Field(default=None, gt=0, lt=0.3)
+    """Share that sets the scale of the residual, pixel by pixel. None: 10 %, but at least 40, as long as that is no
+    more than 15 %; always 2 at least."""
+    seed: int = 0
+    group_by: str | None = None
+    """Regular expression searched in an image's name; images with an equal first group stay in one role, such as
+    several pictures of one part: r"part(\\d+)_"."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The good parts in three disjoint roles, each sorted by rank."""
+
+    fit: tuple[ImageFile, ...]
+    """Train the network."""
+    statistics: tuple[ImageFile, ...]
+    """Held out from fitting; set the scale of the residual."""
+    threshold: tuple[ImageFile, ...]
+    """Held out from both; set the thresholds, so that the false-alarm rate holds for new images."""
+
+
+def split_normals(
+    images: Sequence[ImageFile], settings: SplitSettings | None = None, group: Callable[[ImageFile], str] | None = None
+) -> Split:
+    """Split good parts into three roles.
+
+    Args:
+        images: good parts, in any order.
+        settings: shares, seed and grouping; None: the defaults.
+        group: gives a key for each image, and equal keys stay together; instead of `settings.group_by`.
+
+    Raises:
+        InputError: an anomalous image is among them; there are fewer than 8 images or 3 groups; the groups are too
+            large to be split; or `group_by` is no regular expression with a group, or does not match a name.
+    """
+    settings = settings or SplitSettings()
+    defective = [image.name for image in images if image.is_anomalous]
+    if defective:
+        raise InputError(f"{len(defective)} of the images to split are anomalous ({defective[0]}); expected good parts")
+    n = len(images)
+    if n < MIN_NORMALS:
+        raise InputError(
+            f"there are {n} images of good parts; expected at least {MIN_NORMALS} (better 500 or more): take more"
+        )
+    key_of = group or _key_function(images, settings.group_by)
+    members: dict[str, list[ImageFile]] = defaultdict(list)
+    for image in images:
+        members[key_of(image)].append(image)
+    if len(members) < 3:
+        raise InputError(
+            f"the {n} good parts form {len(members)} groups; expected at least 3, better many: choose a finer group"
+        )
+    ordered = sorted(members, key=lambda key: _rank(key, settings.seed))
+    ranked = [
+        sorted(members[key], key=lambda image: (_rank(image.sha256, settings.seed), image.name)) for key in ordered
+    ]
+    threshold, rest = _take(ranked, n_threshold(n, settings))
+    statistics, rest = _take(rest, n_statistics(n, settings))
+    fit = [image for part in rest for image in part]
+    if len(fit) < MIN_FIT_SHARE * n:
+        raise InputError(
+            f"of {n} good parts in {len(members)} groups {len(fit)} would be left to train on; expected at least "
+            f"{MIN_FIT_SHARE:.0%}: choose a finer group or smaller shares"
+        )
+    return Split(tuple(fit), tuple(statistics), tuple(threshold))
+
+
+def n_threshold(n_normals: int, settings: SplitSettings) -> int:
+    """Return how many of n good parts are held out for the thresholds, at least 1."""
+    if settings.threshold_share is not None:
+        return max(1, round(settings.threshold_share * n_normals))
+    return max(math.ceil(0.2 * n_normals), min(100, math.floor(0.3 * n_normals)))
+
+
+def n_statistics(n_normals: int, settings: SplitSettings) -> int:
+    """Return how many of n good parts set the scale of the residual, at least 2."""
+    if settings.statistics_share is not None:
+        return max(2, round(settings.statistics_share * n_normals))
+    return max(2, math.ceil(0.1 * n_normals), min(40, math.floor(0.15 * n_normals)))
+
+
+def _rank(key: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+
+
+def _take(groups: Sequence[list[ImageFile]], wanted: int) -> tuple[list[ImageFile], Sequence[list[ImageFile]]]:
+    """Take whole groups from the front until there are as many images as wanted; return them and the other groups."""
+    taken: list[ImageFile] = []
+    for i, members in enumerate(groups):
+        if len(taken) >= wanted:
+            return taken, groups[i:]
+        taken += members
+    return taken, []
+
+
+def _key_function(images: Sequence[ImageFile], pattern: str | None) -> Callable[[ImageFile], str]:
+    if pattern is None:
+        return lambda image: image.sha256
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"the group {pattern!r} is no regular expression ({error}); expected one such as 'part(\\d+)_'"
+        ) from error
+    if expression.groups < 1:
+        raise InputError(f"the group {pattern!r} has no parentheses; expected one group, such as 'part(\\d+)_'")
+    keys = {}
+    for image in images:
+        match = expression.search(image.name)
+        if match is None or match.group(1) is None:
+            raise InputError(
+                f"the group {pattern!r} is not found in the name {image.name}; expected a match in every name: "
+                "change the expression"
+            )
+        keys[image.name] = match.group(1)
+    return lambda image: keys[image.name]
