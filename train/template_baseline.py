@@ -96,7 +96,8 @@ class TemplateBaseline:
         maps = self.anomaly_maps(images)
         flat = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
         n = max(1, round(_TOP * flat.shape[1]))
-        return np.partition(flat, -n, axis=1)[:, -n:].mean(axis=1, dtype=np.float32)
+        scores: NDArray[np.float32] = np.partition(flat, -n, axis=1)[:, -n:].mean(axis=1, dtype=np.float32)
+        return scores
 
 
 def _check(images: NDArray[np.uint8]) -> None:

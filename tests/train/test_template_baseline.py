@@ -63,7 +63,7 @@ def test_one_image_another_dtype_or_another_size_is_refused() -> None:
     with pytest.raises(InputError, match="got 1 normal images, expected 2 or more"):
         TemplateBaseline.fit(noisy(1))
     with pytest.raises(InputError, match="got float64"):
-        TemplateBaseline.fit(noisy(2).astype(np.float64))  # type: ignore[arg-type]
+        TemplateBaseline.fit(noisy(2).astype(np.float64))
     with pytest.raises(InputError, match=r"shape \(32, 32, 3\), expected \(32, 48, 3\)"):
         TemplateBaseline.fit(noisy(2)).scores(np.zeros((1, 32, 32, 3), dtype=np.uint8))
 

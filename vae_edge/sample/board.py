@@ -93,7 +93,7 @@ def _lay_out(canvas: Canvas, board: _Board) -> None:
     canvas.line([_LAMP, (0.69, 0.385), (0.55, 0.385), (0.525, 0.41), (0.49, 0.455)], 0.009, track)
     canvas.line([(0.09, 0.25), (0.09, 0.75)], 0.012, track)
     canvas.line([(0.91, 0.25), (0.91, 0.75)], 0.012, track)
-    for x, y in ((0.56, 0.62), (0.60, 0.36), (0.86, 0.42), (0.84, 0.60), (0.18, 0.42), (0.18, 0.62), (0.600, 0.90)):
+    for x, y in ((0.56, 0.62), (0.60, 0.36), (0.86, 0.42), (0.84, 0.60), (0.18, 0.42), (0.18, 0.62), (0.530, 0.870)):
         canvas.disc((x, y), 0.009, tin)
         canvas.disc((x, y), 0.004, (24, 30, 28))
     for x, y in _SCREWS:
@@ -119,7 +119,7 @@ def _lay_out(canvas: Canvas, board: _Board) -> None:
         canvas.text(f"C{n + 1}", (x, 0.358), 0.021, legend)
     for n, (x, _) in enumerate(_RESISTORS):
         canvas.text(f"R{n + 1}", (x, 0.853), 0.019, legend)
-    for text, place in (("D1", (0.757, 0.285)), ("U1", (0.205, 0.52)), ("J1", (0.530, 0.790)), ("+", (0.610, 0.430))):
+    for text, place in (("D1", (0.757, 0.285)), ("U1", (0.205, 0.52)), ("J1", (0.527, 0.740)), ("+", (0.610, 0.430))):
         canvas.text(text, place, 0.021, legend)
 
 
@@ -270,11 +270,22 @@ def _spoil(rng: np.random.Generator, flaw: np.random.Generator, size: int, kind:
     if kind == "solder_bridge":
         return _paint(replace(board, bridge=int(flaw.integers(14))), size)
     picture = _paint(board, size)
+    if kind == "crack":
+        return _cracked(picture, flaw)
     place = defects.point_in_box(flaw, (0.12, 0.16), (0.88, 0.84))
     if kind == "scratch":
         return defects.scratch(picture, flaw, place, (0.12, 0.40), (0.35, 0.9), (0.003, 0.007))
     colour = ((196.0, 170.0, 120.0), (222.0, 224.0, 226.0), (120.0, 84.0, 50.0))[int(flaw.integers(3))]
     return defects.specks(picture, flaw, place, 0.028, (0.004, 0.012), colour)
+
+
+def _cracked(picture: FloatImage, flaw: np.random.Generator) -> FloatImage:
+    """Crack the board from an edge inwards, where nothing is fitted."""
+    edges = ((0.065, (0.28, 0.72), 0.0), (0.935, (0.28, 0.72), 180.0), ((0.24, 0.76), 0.105, 90.0))
+    x, y, inwards = edges[int(flaw.integers(len(edges)))]
+    start = tuple(float(flaw.uniform(*part)) if isinstance(part, tuple) else part for part in (x, y))
+    heading = math.radians(inwards + flaw.uniform(-30, 30))
+    return defects.crack(picture, flaw, (start[0], start[1]), heading, (0.08, 0.20), (0.004, 0.008), (8.0, 20.0, 16.0))
 
 
 def _mistaken(board: _Board, flaw: np.random.Generator) -> _Board:
@@ -293,7 +304,7 @@ def _mistaken(board: _Board, flaw: np.random.Generator) -> _Board:
 
 BOARD = Product(
     name="board",
-    kinds=("contamination", "cut_wire", "missing_part", "scratch", "solder_bridge", "wrong_part"),
+    kinds=("contamination", "crack", "cut_wire", "missing_part", "scratch", "solder_bridge", "wrong_part"),
     spread=Spread(shift=0.012, turn=1.8, zoom=0.010),
     draw=_draw,
     spoil=_spoil,

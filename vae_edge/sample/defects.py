@@ -102,12 +102,21 @@ def fibre(
 
 
 def crack(
-    picture: FloatImage, rng: np.random.Generator, start: Point, length: Point, width: Point, colour: Colour
+    picture: FloatImage,
+    rng: np.random.Generator,
+    start: Point,
+    heading: float,
+    length: Point,
+    width: Point,
+    colour: Colour,
 ) -> FloatImage:
-    """Crack the surface: a jagged line that thins out, with a branch or two. Length and width are ranges."""
+    """Crack the surface from a point: a jagged line that thins out, with a branch or two.
+
+    The heading is in radians; length and width are ranges.
+    """
     size = picture.shape[0]
     canvas = Canvas(size, 0)
-    heading, reach, thickness = rng.uniform(0, 2 * math.pi), rng.uniform(*length), rng.uniform(*width)
+    reach, thickness = rng.uniform(*length), rng.uniform(*width)
     paths = [(start, heading, reach, thickness)]
     steps = 12
     for branch in range(1 + int(rng.integers(1, 3))):
@@ -123,8 +132,13 @@ def crack(
     return blend(picture, canvas.coverage() * np.float32(0.9), colour)
 
 
-def dent(picture: FloatImage, rng: np.random.Generator, centre: Point, radius: Point, depth: Point) -> FloatImage:
-    """Press a dent: one flank turns to the light, the other away from it. Radius and depth are ranges."""
+def dent(
+    picture: FloatImage, rng: np.random.Generator, centre: Point, radius: Point, depth: Point, sheet: FloatImage
+) -> FloatImage:
+    """Press a dent: one flank turns to the light, the other away from it.
+
+    Radius and depth are ranges; the sheet is the coverage of what can be dented, float32 [C, C] from 0 to 1.
+    """
     size = picture.shape[0]
     x, y = unit_grid(size)
     reach = np.float32(rng.uniform(*radius))
@@ -133,7 +147,7 @@ def dent(picture: FloatImage, rng: np.random.Generator, centre: Point, radius: P
     # The light comes from the upper left in every picture, give or take.
     direction = math.radians(225 + rng.uniform(-25, 25))
     slope = (dx * np.float32(math.cos(direction)) + dy * np.float32(math.sin(direction))) * bowl
-    shade = 1 - np.float32(2.2 * rng.uniform(*depth)) * slope
+    shade = 1 - np.float32(2.2 * rng.uniform(*depth)) * slope * sheet
     dented: FloatImage = picture * shade[:, :, None]
     return np.clip(dented, 0, 255, out=dented)
 

@@ -112,7 +112,7 @@ def _print(canvas: Canvas, dial: _Dial) -> None:
         ends = [turned(centre, (reach, 0.0), angle) for reach in (0.308 if long else 0.333, 0.358)]
         canvas.line(ends, 0.0095 if long else 0.0045, ink)
     for place, numeral in enumerate(dial.numerals):
-        spot = turned(centre, (0.258, 0.0), _angle(place / 10) + dial.print_turn)
+        spot = turned(centre, (0.248, 0.0), _angle(place / 10) + dial.print_turn)
         canvas.text(numeral, spot, 0.056, ink, dial.print_turn)
     for text, offset, height in (
         ("BAR", (0.0, -0.125), 0.044),
@@ -143,6 +143,9 @@ def _spoil(rng: np.random.Generator, flaw: np.random.Generator, size: int, kind:
         return defects.smear(picture, flaw, spot, (0.055, 0.10), (0.035, 0.07))
     if kind == "chip":
         return _chipped(picture, flaw)
+    if kind == "dent":
+        spot = turned(_CENTRE, (flaw.uniform(0.42, 0.445), 0.0), flaw.uniform(0, 360))
+        return defects.dent(picture, flaw, spot, (0.035, 0.060), (0.60, 1.20), _relief(size)[2])
     fibre_colour = ((38.0, 42.0, 60.0), (170.0, 40.0, 44.0), (44.0, 84.0, 150.0))[int(flaw.integers(3))]
     return defects.fibre(picture, flaw, place, (0.18, 0.40), (0.004, 0.008), fibre_colour)
 
@@ -174,7 +177,7 @@ def _chipped(picture: FloatImage, flaw: np.random.Generator) -> FloatImage:
 
 DIAL = Product(
     name="dial",
-    kinds=("chip", "fibre", "misprint", "scratch", "smudge", "stain"),
+    kinds=("chip", "dent", "fibre", "misprint", "scratch", "smudge", "stain"),
     spread=Spread(shift=0.004, turn=0.6, zoom=0.003, exposure=0.04, gradient=0.05),
     draw=_draw,
     spoil=_spoil,

@@ -42,6 +42,6 @@ def turned_metal(rng: np.random.Generator, size: int, grooves: int = 240) -> Flo
 def _groove_numbers(size: int, grooves: int) -> NDArray[np.int64]:
     x, y = unit_grid(size)
     radius = np.hypot(x - np.float32(0.5), y - np.float32(0.5))
-    numbers = np.minimum((radius * (grooves / 0.72)).astype(np.int64), grooves - 1)
+    numbers: NDArray[np.int64] = np.minimum((radius * (grooves / 0.72)).astype(np.int64), grooves - 1)
     numbers.setflags(write=False)
     return numbers
