@@ -1,0 +1,297 @@
+"""ONNX to a TensorRT engine, on the device itself. Needs neither torch nor anything of training.
+
+There is one path for TensorRT 10.3 and newer, 11, and TensorRT-RTX: a strongly typed network, in which every layer
+computes in the types that the ONNX graph names. So precision is decided where the ONNX is written, and no flag here
+can change it. Options that would run code from the plan file (`engine_host_code_allowed`) are never set.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vae_edge.backends.cuda.driver import find_gpus
+from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
+from vae_edge.errors import DeviceError, InputError
+from vae_edge.manifest import RuntimeRecord
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase's name, the steps done and the steps there are, from any thread."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is built."""
+
+    max_batch: int = 8
+    """Largest batch that the engine takes; the smallest is 1."""
+    opt_batch: int = 1
+    """The batch it is fastest at."""
+    workspace_bytes: int = 512 * 2**20
+    """Most scratch memory a layer may use. TensorRT's own default is the whole GPU, which on a Jetson is the host's
+    memory as well; 512 MiB is far more than the layers of these models ask for (8.6 MB for a small one)."""
+    optimization_level: int | None = None
+    """0 (quick to build) to 5 (thorough); None: TensorRT's own choice, 3."""
+    timing_cache: Path | None = None
+    """File with the kernel timings of earlier builds, read and written; full TensorRT only. Keep one for each device
+    and TensorRT version."""
+    compute_capabilities: tuple[str, ...] = ()
+    """TensorRT-RTX only: the GPUs to build for, such as `("8.6", "8.9")`. Empty: every RTX GPU from Ampere on, which is
+    what that library does by default and without a GPU here. Turing needs `("7.5",)`. Full TensorRT builds for the GPU
+    it runs on."""
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise InputError(f"max_batch is {self.max_batch}; expected 1 or more")
+        if not 1 <= self.opt_batch <= self.max_batch:
+            raise InputError(f"opt_batch is {self.opt_batch}; expected 1 to max_batch, which is {self.max_batch}")
+        if self.workspace_bytes < 2**20:
+            raise InputError(f"workspace_bytes is {self.workspace_bytes}; expected {2**20} (1 MiB) or more")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise InputError(f"optimization_level is {self.optimization_level}; expected 0 to 5")
+        if len(set(self.compute_capabilities)) != len(self.compute_capabilities):
+            raise InputError(f"compute_capabilities {self.compute_capabilities} name one twice")
+
+
+def build_engine(
+    onnx_path: Path,
+    engine_path: Path,
+    settings: EngineSettings,
+    progress: Progress | None = None,
+    *,
+    find_module: Callable[[], TensorRtModule] = find_tensorrt,
+) -> RuntimeRecord:
+    """Build an engine from an ONNX file and write it whole or not at all.
+
+    Args:
+        onnx_path: the model; the first axis of its inputs is the batch, and no other axis may be dynamic.
+        engine_path: the file to write; an older one is replaced.
+        settings: how.
+        progress: told of every step. What it raises ends the build and is raised again here, and so is Ctrl-C.
+        find_module: finds TensorRT.
+
+    Returns:
+        The flavour and version that built it, and what else decides where it runs.
+
+    Raises:
+        InputError: the ONNX file is missing or does not fit the settings, or the engine cannot be written.
+        DeviceError: TensorRT cannot read or build the model, or there is no GPU where it needs one.
+        MissingDependencyError: TensorRT is not installed.
+    """
+    if not onnx_path.is_file():
+        raise InputError(f"there is no ONNX file {onnx_path}")
+    module = find_module()
+    api, mark = module.api, module.errors.mark()
+    details = {"platform": f"{platform.system()} {platform.machine()}", "gpu": _target(module, settings)}
+    builder = _created(lambda: api.Builder(module.logger), module, mark)
+    # The flag's number differs between versions. Versions in which it is the only mode accept it all the same.
+    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(module, network, onnx_path)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    _set_batch(module, builder, network, config, settings, onnx_path)
+    _set_compute_capabilities(module, config, settings)
+    timings = None if module.flavour.module == "tensorrt_rtx" else settings.timing_cache
+    if timings is not None:
+        _load_timings(config, timings)
+    monitor = _Monitor(progress)
+    # The variable holds the reference: TensorRT does not, and calls into a monitor that is gone would crash.
+    listener = _attach(api, config, monitor)
+    plan = builder.build_serialized_network(network, config)
+    del listener
+    monitor.raise_kept()
+    if plan is None:
+        raise DeviceError(f"{module} could not build an engine from {onnx_path}: {module.errors.since(mark)}")
+    if timings is not None:
+        write_bytes(timings, memoryview(config.get_timing_cache().serialize()))
+    write_bytes(engine_path, memoryview(plan))
+    details["tensor_types"] = ", ".join(_tensor_types(network))
+    details["max_batch"], details["opt_batch"] = str(settings.max_batch), str(settings.opt_batch)
+    details["workspace_bytes"] = str(settings.workspace_bytes)
+    return RuntimeRecord(flavour=module.flavour.module, version=module.version, details=details)
+
+
+def write_bytes(path: Path, content: memoryview) -> None:
+    """Write a file under a temporary name in the same folder, flush it to disk and rename it.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full; an older file of that name is left as it was.
+    """
+    name = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        raise InputError(
+            f"{path} could not be written ({error.strerror}); make room or choose another place"
+        ) from error
+
+
+def _target(module: TensorRtModule, settings: EngineSettings) -> str:
+    """Tell which GPUs the engine will run on, and fail early where the build needs a GPU and there is none."""
+    if module.flavour.module == "tensorrt_rtx":
+        return ", ".join(settings.compute_capabilities) or "RTX GPUs of compute capability 8.0 and newer"
+    if settings.compute_capabilities:
+        raise InputError(f"{module} builds for the GPU it runs on; compute_capabilities is for TensorRT-RTX only")
+    return str(find_gpus()[0])
+
+
+def _created(create: Callable[[], Any], module: TensorRtModule, mark: int) -> Any:
+    try:
+        return create()
+    except TypeError as error:
+        # The bindings raise TypeError where the C++ library returns nothing, as it does when CUDA does not start.
+        raise DeviceError(f"{module} does not start: {module.errors.since(mark)}") from error
+
+
+def _parse(module: TensorRtModule, network: Any, onnx_path: Path) -> None:
+    parser = module.api.OnnxParser(network, module.logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        problems = []
+        for index in range(parser.num_errors):
+            parser_error = parser.get_error(index)
+            where = f"node {parser_error.node_name()!r}, operator {parser_error.node_operator()!r}"
+            problems.append(f"{parser_error.desc()} ({where})")
+        raise DeviceError(f"{module} cannot read {onnx_path}: {'; '.join(problems) or 'no reason was given'}")
+    if network.num_inputs < 1 or network.num_outputs < 1:
+        # Bytes that are no ONNX at all often pass as a protocol buffer without any field, and parse.
+        raise DeviceError(f"{onnx_path} holds no model: {network.num_inputs} inputs, {network.num_outputs} outputs")
+
+
+def _set_batch(
+    module: TensorRtModule, builder: Any, network: Any, config: Any, settings: EngineSettings, onnx_path: Path
+) -> None:
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        batch, *rest = tuple(tensor.shape)
+        if -1 in rest:
+            raise InputError(f"{onnx_path}: input {tensor.name!r} is {[batch, *rest]}; only the batch may be dynamic")
+        if batch != -1:
+            if batch != settings.max_batch:
+                raise InputError(
+                    f"{onnx_path}: input {tensor.name!r} has a fixed batch of {batch}, and max_batch is "
+                    f"{settings.max_batch}; set both max_batch and opt_batch to {batch}"
+                )
+            continue
+        # TensorRT takes a wrong order without a word and fails later; EngineSettings has checked 1 <= opt <= max.
+        profile.set_shape(tensor.name, (1, *rest), (settings.opt_batch, *rest), (settings.max_batch, *rest))
+        dynamic = True
+    mark = module.errors.mark()
+    if dynamic and config.add_optimization_profile(profile) < 0:
+        raise DeviceError(f"{module} refused batches of 1 to {settings.max_batch}: {module.errors.since(mark)}")
+
+
+def _set_compute_capabilities(module: TensorRtModule, config: Any, settings: EngineSettings) -> None:
+    if not settings.compute_capabilities or not hasattr(config, "num_compute_capabilities"):
+        return
+    config.num_compute_capabilities = len(settings.compute_capabilities)
+    known = module.api.ComputeCapability.__members__
+    for index, capability in enumerate(settings.compute_capabilities):
+        name = f"SM{capability.replace('.', '')}"
+        if name not in known:
+            choices = ", ".join(f"{each[2:-1]}.{each[-1]}" for each in known if each.startswith("SM"))
+            raise InputError(f"{module} does not build for compute capability {capability!r}; choose from {choices}")
+        mark = module.errors.mark()
+        if not config.set_compute_capability(known[name], index):
+            raise DeviceError(f"{module} refused compute capability {capability}: {module.errors.since(mark)}")
+
+
+def _load_timings(config: Any, timings: Path) -> None:
+    stored = timings.read_bytes() if timings.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):
+        _log.warning("%s does not fit this device or TensorRT version; its timings are measured afresh", timings)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _tensor_types(network: Any) -> list[str]:
+    """List the element types of the layers' outputs: what the engine computes in."""
+    types = set()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for output in range(layer.num_outputs):
+            tensor = layer.get_output(output)
+            types.add(tensor.dtype.name)
+    return sorted(types)
+
+
+class _Monitor:
+    """Passes TensorRT's progress on. TensorRT calls it from threads of its own, and no exception may reach it."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._steps: dict[str, int] = {}
+        self._kept: BaseException | None = None
+
+    def start(self, phase: str, n_steps: int) -> None:
+        """Begin a phase."""
+        with self._lock:
+            self._steps[phase] = n_steps
+            self._tell(phase, 0)
+
+    def step(self, phase: str, step: int) -> bool:
+        """Finish a step, counted from 0; False asks TensorRT to stop the build."""
+        with self._lock:
+            self._tell(phase, step + 1)
+            return self._kept is None
+
+    def finish(self, phase: str) -> None:
+        """End a phase."""
+        with self._lock:
+            self._tell(phase, self._steps.get(phase, 0))
+
+    def raise_kept(self) -> None:
+        """Raise what ended the build, if something did."""
+        if self._kept is not None:
+            raise self._kept
+
+    def _tell(self, phase: str, done: int) -> None:
+        if self._progress is None or self._kept is not None:
+            return
+        try:
+            self._progress(phase, done, self._steps.get(phase, 0))
+        except BaseException as error:  # noqa: BLE001 - kept, Ctrl-C too, and raised again once TensorRT has returned
+            self._kept = error
+
+
+def _attach(api: Any, config: Any, monitor: _Monitor) -> Any:
+    """Set a progress monitor where this TensorRT has them, and return it."""
+    if not hasattr(api, "IProgressMonitor"):
+        return None
+
+    def phase_start(self: Any, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        monitor.start(phase_name, num_steps)
+
+    def step_complete(self: Any, phase_name: str, step: int) -> bool:
+        return monitor.step(phase_name, step)
+
+    def phase_finish(self: Any, phase_name: str) -> None:
+        monitor.finish(phase_name)
+
+    methods = {"phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}
+    # The base class is known only at run time, hence no class statement.
+    listener = type("ProgressListener", (api.IProgressMonitor,), methods)()
+    config.progress_monitor = listener
+    return listener

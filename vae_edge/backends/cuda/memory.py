@@ -1,0 +1,102 @@
+"""What the TensorRT backend needs of CUDA, and nothing more.
+
+The two implementations, `pycuda_memory` and `cuda_bindings_memory`, both work in the device's primary context, the one
+that torch and the CUDA runtime use too, so that all of them can live in one process.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A queue of work on the device; never the default stream."""
+
+    handle: int
+    owner: Any
+    """The object of the CUDA package, kept alive for as long as the stream is."""
+
+
+@dataclass(frozen=True, eq=False)
+class PinnedBuffer:
+    """Host memory that the device can copy from and to while the host does something else."""
+
+    array: NDArray[np.uint8]
+    """Shape (n_bytes,). Not to be touched after the buffer is freed."""
+    owner: Any
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceBuffer:
+    """Memory on the device."""
+
+    address: int
+    size_bytes: int
+    owner: Any
+
+
+class CudaMemory(ABC):
+    """Memory, copies and streams of one device.
+
+    Every method but `device_count` and `close` must be called inside `activate`, by any thread. Every method raises
+    DeviceError, naming the CUDA call and its error, when the device or the driver fails.
+    """
+
+    library: str
+    """The Python package behind it and its version."""
+
+    @classmethod
+    @abstractmethod
+    def device_count(cls) -> int:
+        """Return how many GPUs the package sees."""
+
+    @abstractmethod
+    def activate(self) -> AbstractContextManager[None]:
+        """Make the device current on the calling thread for the length of a `with` block, then restore the former."""
+
+    @abstractmethod
+    def create_stream(self) -> Stream:
+        """Create a stream that does not wait for the default stream."""
+
+    @abstractmethod
+    def destroy_stream(self, stream: Stream) -> None:
+        """Free a stream whose work is done."""
+
+    @abstractmethod
+    def allocate_pinned(self, size_bytes: int) -> PinnedBuffer:
+        """Allocate page-locked host memory."""
+
+    @abstractmethod
+    def free_pinned(self, buffer: PinnedBuffer) -> None:
+        """Free page-locked host memory."""
+
+    @abstractmethod
+    def allocate_device(self, size_bytes: int) -> DeviceBuffer:
+        """Allocate memory on the device."""
+
+    @abstractmethod
+    def free_device(self, buffer: DeviceBuffer) -> None:
+        """Free memory on the device."""
+
+    @abstractmethod
+    def copy_in(self, target: DeviceBuffer, source: PinnedBuffer, size_bytes: int, stream: Stream) -> None:
+        """Queue a copy of the first `size_bytes` bytes from host to device."""
+
+    @abstractmethod
+    def copy_out(self, target: PinnedBuffer, source: DeviceBuffer, size_bytes: int, stream: Stream) -> None:
+        """Queue a copy of the first `size_bytes` bytes from device to host."""
+
+    @abstractmethod
+    def synchronize(self, stream: Stream) -> None:
+        """Wait until everything queued on the stream is done."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the device. Everything allocated must have been freed."""

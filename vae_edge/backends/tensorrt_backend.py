@@ -1,0 +1,236 @@
+"""Runs a TensorRT or TensorRT-RTX engine."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.backends.cuda.adapters import open_cuda_memory
+from vae_edge.backends.cuda.lane import Lane
+from vae_edge.backends.cuda.memory import CudaMemory
+from vae_edge.backends.tensorrt_module import REBUILD, TensorRtModule, find_tensorrt, module_for_plan
+from vae_edge.errors import DeviceError, InputError
+from vae_edge.manifest import TensorSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Seat:
+    """What one thread runs with: an execution context, and a stream with buffers."""
+
+    owner: threading.Thread
+    context: Any
+    lane: Lane
+
+
+class TensorRtBackend(Backend):
+    """An engine on one GPU.
+
+    Every calling thread gets an execution context, a stream and buffers of its own, made at its first call and kept;
+    a thread that has ended leaves them to the next new one. `close` waits for the calls under way and frees them all.
+    `RuntimeOptions.threads` means nothing here: the GPU does the work.
+
+    Args:
+        model: the plan file.
+        inputs: the input tensors that the engine must have.
+        outputs: the output tensors that the engine must have.
+        max_batch: largest batch that will come; None: the largest that the engine takes.
+        options: `device` is `auto` (the first GPU), `cuda` (the same) or `cuda:N`.
+        find_module: finds TensorRT by flavour.
+        open_memory: opens a device by its number; the second argument is the extra to name if a package is missing.
+
+    Raises:
+        InputError: `options.device` is no NVIDIA device.
+        DeviceError: there is no GPU, the engine does not fit this device or TensorRT, or it has other tensors.
+        MissingDependencyError: TensorRT or the package for CUDA is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        max_batch: int | None,
+        options: RuntimeOptions,
+        find_module: Callable[[str | None], TensorRtModule] = find_tensorrt,
+        open_memory: Callable[[int, str], CudaMemory] = open_cuda_memory,
+    ) -> None:
+        index = parse_device(options.device)
+        self._module = module_for_plan(model, find_module)
+        self._idle = threading.Condition()
+        self._running = 0
+        self._seating = threading.Lock()
+        self._seats: list[_Seat] = []
+        self._own = threading.local()
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._memory = open_memory(index, self._module.flavour.extra)
+        reason = f"the first GPU ({options.device})" if ":" not in options.device else f"asked for {options.device}"
+        device = DeviceChoice(f"cuda:{index}", f"{reason}, through {self._memory.library}")
+        super().__init__(inputs, outputs, max_batch=max_batch, device=device, version=str(self._module))
+        try:
+            with self._memory.activate():
+                self._load(model)
+                largest = self._check_tensors(model)
+            if max_batch is not None and max_batch > largest:
+                raise DeviceError(f"{model} takes batches up to {largest}, and {max_batch} were asked for; {REBUILD}")
+        except BaseException:
+            self.close()
+            raise
+        self.max_batch = largest if max_batch is None else max_batch
+        self._sizes_bytes = {spec.name: _size_bytes(spec, self.max_batch) for spec in (*inputs, *outputs)}
+
+    def _load(self, model: Path) -> None:
+        mark = self._module.errors.mark()
+        self._runtime = self._module.api.Runtime(self._module.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(model.read_bytes())
+        if self._engine is None:
+            reason = self._module.errors.since(mark)
+            raise DeviceError(f"{self._module} could not load {model}: {reason}; {REBUILD}")
+
+    def _check_tensors(self, model: Path) -> int:
+        """Compare the engine's tensors with the specs and return the largest batch that the engine takes."""
+        api, engine = self._module.api, self._engine
+        dtypes = {"uint8": api.DataType.UINT8, "float32": api.DataType.FLOAT}
+        there = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        wanted = {spec.name for spec in (*self.inputs, *self.outputs)}
+        if there != wanted:
+            raise DeviceError(f"{model} has the tensors {sorted(there)}; expected {sorted(wanted)}; {REBUILD}")
+        largest = []
+        for spec in (*self.inputs, *self.outputs):
+            is_input = spec in self.inputs
+            mode = engine.get_tensor_mode(spec.name)
+            if mode != (api.TensorIOMode.INPUT if is_input else api.TensorIOMode.OUTPUT):
+                raise DeviceError(f"{model}: tensor {spec.name!r} is {mode.name}; expected the other way; {REBUILD}")
+            dtype, shape = engine.get_tensor_dtype(spec.name), tuple(engine.get_tensor_shape(spec.name))
+            fits = len(shape) == len(spec.shape) and all(
+                size in (-1, expected) or expected is None for size, expected in zip(shape, spec.shape, strict=True)
+            )
+            if dtype != dtypes[spec.dtype] or not fits:
+                raise DeviceError(
+                    f"{model}: tensor {spec.name!r} is {dtype.name} {list(shape)}; "
+                    f"expected {spec.dtype} {list(spec.shape)}; {REBUILD}"
+                )
+            if is_input:
+                dynamic = shape[0] == -1
+                largest.append(engine.get_tensor_profile_shape(spec.name, 0)[2][0] if dynamic else shape[0])
+        return int(min(largest))
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        with self._idle:
+            if self._closed:
+                raise DeviceError("this model has been closed; open it again to run it")
+            self._running += 1
+        try:
+            with self._memory.activate():
+                return self._infer(self._seat(), feeds)
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def _seat(self) -> _Seat:
+        """Return the calling thread's own seat: its earlier one, one of a thread that has ended, or a new one."""
+        mine: _Seat | None = getattr(self._own, "seat", None)
+        if mine is not None:
+            return mine
+        # One at a time: creating execution contexts is not documented as safe from several threads.
+        with self._seating:
+            mine = next((seat for seat in self._seats if not seat.owner.is_alive()), None)
+            if mine is None:
+                mark = self._module.errors.mark()
+                context = self._engine.create_execution_context()
+                if context is None:
+                    reason = self._module.errors.since(mark)
+                    raise DeviceError(f"{self._module} could not create an execution context: {reason}")
+                mine = _Seat(threading.current_thread(), context, Lane(self._memory, self._sizes_bytes))
+                self._seats.append(mine)
+            mine.owner = threading.current_thread()
+        self._own.seat = mine
+        return mine
+
+    def _infer(self, seat: _Seat, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        context, lane = seat.context, seat.lane
+        mark = self._module.errors.mark()
+        batch = feeds[self.inputs[0].name].shape[0]
+        try:
+            for spec in self.inputs:
+                feed = feeds[spec.name]
+                lane.pinned[spec.name].array[: feed.nbytes] = feed.reshape(-1).view(np.uint8)
+                lane.send(spec.name, feed.nbytes)
+            for spec in self.inputs:
+                accepted = context.set_input_shape(spec.name, feeds[spec.name].shape)
+                self._check(accepted, f"the shape {feeds[spec.name].shape} of {spec.name!r}", mark)
+            for name, buffer in lane.device.items():
+                self._check(context.set_tensor_address(name, buffer.address), f"the address of {name!r}", mark)
+            for spec in self.outputs:
+                shape, expected = tuple(context.get_tensor_shape(spec.name)), (batch, *spec.shape[1:])
+                self._check(shape == expected, f"the shape {expected} of {spec.name!r}, which it makes {shape}", mark)
+            self._check(context.execute_async_v3(lane.stream.handle), "the work", mark)
+            for spec in self.outputs:
+                lane.fetch(spec.name, _size_bytes(spec, batch))
+            lane.synchronize()
+        except BaseException:
+            # What is queued still reads and writes the buffers, which the thread's next call uses again.
+            with suppress(DeviceError):
+                lane.synchronize()
+            raise
+        return {spec.name: _owned(lane.pinned[spec.name].array, spec, batch) for spec in self.outputs}
+
+    def _check(self, accepted: bool, what: str, mark: int) -> None:
+        if not accepted:
+            raise DeviceError(f"{self._module} refused {what}: {self._module.errors.since(mark)}")
+
+    def close(self) -> None:
+        """Wait for the calls under way, then free the engine and every thread's context, stream and buffers."""
+        with self._idle:
+            self._closed = True
+            while self._running:
+                self._idle.wait()
+            if self._runtime is None:
+                return
+            with self._memory.activate():
+                for seat in self._seats:
+                    # The context first: it refers to the buffers. Then the engine, which the contexts refer to.
+                    seat.context = None
+                    seat.lane.free()
+                self._seats.clear()
+                self._own = threading.local()
+                self._engine = None
+                self._runtime = None
+            self._memory.close()
+
+
+def parse_device(device: str) -> int:
+    """Return the GPU's number in `auto` (0), `cuda` (0) or `cuda:N`.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)
+    if match is None:
+        raise InputError(f"device {device!r} is none that TensorRT runs on; expected auto, cuda or cuda:N")
+    return int(match.group(1) or 0)
+
+
+def _size_bytes(spec: TensorSpec, batch: int) -> int:
+    return prod(batch if size is None else size for size in spec.shape) * np.dtype(spec.dtype).itemsize
+
+
+def _owned(buffer: NDArray[np.uint8], spec: TensorSpec, batch: int) -> NDArray[Any]:
+    """Return a copy of a pinned buffer's first bytes as the tensor they hold."""
+    values = buffer[: _size_bytes(spec, batch)].view(spec.dtype)
+    return values.reshape([batch if size is None else size for size in spec.shape]).copy()
