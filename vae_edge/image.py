@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,20 @@ def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 6
 def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.uint8]:
     """Resize uint8 [H, W, 3] RGB of any size to the model's uint8 [height, width, 3].
 
-    An image that already has the model's size is returned as it is, without a copy.
+    A side that shrinks is averaged by pixel area, a side that grows is interpolated bilinearly, also where one does
+    this and the other that. An image that already has the model's size is returned as it is, without a copy.
     """
     height, width = image.shape[:2]
     if (height, width) == (preparation.height, preparation.width):
         return np.ascontiguousarray(image)
-    shrinks = preparation.height <= height and preparation.width <= width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (preparation.width, preparation.height), interpolation=method)
-    return np.asarray(resized, dtype=np.uint8)
+    smaller = (min(width, preparation.width), min(height, preparation.height))
+    if smaller != (width, height):
+        # INTER_AREA averages only where no side grows; with one that does it would skip pixels of the other.
+        image = np.asarray(cv2.resize(image, smaller, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    if smaller != (preparation.width, preparation.height):
+        size = (preparation.width, preparation.height)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return image
 
 
 def load_prepared(source: str | Path | NDArray[Any], preparation: Preparation) -> NDArray[np.uint8]:
@@ -135,17 +141,29 @@ def is_image_file(path: Path) -> bool:
 
 
 def _is_cut_off_jpeg(data: NDArray[np.uint8]) -> bool:
-    """Some OpenCV versions fill the missing rest of a JPEG with grey; a half-copied picture must not get a verdict.
+    """Tell whether a JPEG has no end: some decoders fill the missing rest with grey, and that must not get a verdict.
 
-    Inside the compressed data 0xFF is always followed by 0x00 or a restart marker, so after the last start of scan
-    (FF DA) a whole file has exactly one end of image (FF D9).
+    The segments are walked (ITU-T T.81, annex B): a thumbnail in the header and what a camera adds behind the end have
+    ends of their own, which do not count.
     """
     content = data.tobytes()
-    return content.startswith(b"\xff\xd8\xff") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    if not content.startswith(b"\xff\xd8\xff"):
+        return False
+    position = 2
+    while (marker := _JPEG_MARKER.search(content, position)) is not None:
+        kind, position = content[marker.end() - 1], marker.end()
+        if kind == 0xD9:
+            return False
+        if kind != 0x01:  # the one other marker without a segment: TEM
+            position += int.from_bytes(content[position : position + 2], "big")
+    return True
 
 
 def _shape(image: NDArray[Any]) -> str:
     return "x".join(map(str, image.shape))
 
+
+# Within compressed data 0xFF comes before 0x00 or a restart marker (D0 to D7) only; 0xFF may be repeated as filling.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 _FORMATS = "PNG, JPEG, BMP, TIFF or WebP"
