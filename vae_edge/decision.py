@@ -4,7 +4,7 @@ With n scores of normals that the model was not fitted on, the p-value of a new 
 (1 + number of those scores >= s) / (n + 1). For a new normal, P(p-value <= rate) <= rate (Vovk, Gammerman and Shafer,
 "Algorithmic Learning in a Random World", 2005; used for outliers by Bates et al., "Testing for outliers with
 conformal p-values", Annals of Statistics 2023). So calling an image anomalous when its p-value is at most the
-false-alarm rate keeps that rate, whatever the distribution of the scores, as long as new normals are like the held-out ones.
+false-alarm rate keeps that rate, whatever the distribution of the scores, while new normals are like the held-out ones.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ def smallest_false_alarm_rate(n_normals: int) -> float:
 
 
 def normals_needed(false_alarm_rate: float) -> int:
-    """Return how many held-out normals a false-alarm rate needs: 99 for 0.01."""
-    return math.ceil(1.0 / false_alarm_rate - 1e-9) - 1
+    """Return how many held-out normals a false-alarm rate needs: 99 for 0.01.
+
+    Raises:
+        InputError: a rate outside (0, 1).
+    """
+    check_rate(false_alarm_rate, "false-alarm rate")
+    n = max(math.floor(1.0 / false_alarm_rate) - 1, 1)
+    return n if smallest_false_alarm_rate(n) <= false_alarm_rate else n + 1
 
 
 def conformal_p_value(score: float, calibration_scores: NDArray[np.float64]) -> float:
@@ -39,7 +45,14 @@ def conformal_p_value(score: float, calibration_scores: NDArray[np.float64]) -> 
     Args:
         score: the anomaly score of one image.
         calibration_scores: float64 [n], the held-out normals' scores, ascending.
+
+    Raises:
+        InputError: the score is not a number; no verdict follows from it.
     """
+    if math.isnan(score):
+        raise InputError(
+            "the anomaly score is not a number (NaN); the model or its precision is broken: export it again"
+        )
     n = calibration_scores.size
     at_least = n - int(np.searchsorted(calibration_scores, score, side="left"))
     return (1 + at_least) / (n + 1)
@@ -66,9 +79,12 @@ def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[
     if not np.isfinite(values).all():
         raise InputError("a held-out normal has a score that is not a finite number; train the model again")
     rate = max(false_alarm_rate, smallest_false_alarm_rate(values.size))
-    # p <= rate  <=>  1 + #{c >= s} <= rate (n + 1)  <=>  s > the m-th largest c (counted from 0), m as follows.
-    m = math.floor(rate * (values.size + 1) + 1e-9) - 1
-    return float(values[m]), rate
+    # p <= rate  <=>  1 + #{c >= s} <= k  <=>  s > the k-th largest c, where k is the largest with k / (n + 1) <= rate,
+    # compared in the arithmetic of `conformal_p_value`: the two must agree to the last bit.
+    k = min(math.floor(rate * (values.size + 1)) + 1, values.size)
+    while k / (values.size + 1) > rate:
+        k -= 1
+    return float(values[k - 1]), rate
 
 
 def fit_thresholds(
@@ -89,9 +105,13 @@ def fit_thresholds(
         scored_by: what computed the scores, for the record.
 
     Raises:
-        InputError: see `fit_image_threshold`.
+        InputError: see `fit_image_threshold`; or there is not one map, with pixels, for each score.
     """
     check_rate(pixel_false_positive_rate, "pixel false-positive rate")
+    if len(maps) != len(scores) or (len(maps) > 0 and maps[0].size == 0):
+        raise InputError(
+            f"there are {len(scores)} scores and maps of shape {maps.shape}; expected one map for each score"
+        )
     image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
     pixels = maps.reshape(-1)
     if not np.isfinite(pixels).all():

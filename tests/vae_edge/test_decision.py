@@ -1,0 +1,141 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from vae_edge.decision import (
+    check_rate,
+    conformal_p_value,
+    fit_image_threshold,
+    fit_thresholds,
+    normals_needed,
+    smallest_false_alarm_rate,
+    too_few_normals,
+)
+from vae_edge.errors import InputError
+
+RATES = [0.5, 0.3, 0.29, 0.1, 0.07, 0.05, 1 / 3, 0.33333333333, 0.01, 0.001, 1 / 7, 0.9, 0.999999999999]
+
+
+def test_the_p_value_counts_the_normals_that_score_at_least_as_high() -> None:
+    normals = np.array([1.0, 2.0, 2.0, 4.0])
+    assert [conformal_p_value(score, normals) for score in (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)] == [
+        5 / 5, 5 / 5, 4 / 5, 4 / 5, 2 / 5, 2 / 5, 1 / 5,
+    ]  # fmt: skip
+
+
+def test_a_score_beyond_all_numbers_gets_the_smallest_p_value_and_one_that_is_no_number_is_refused() -> None:
+    normals = np.arange(9.0)
+    assert conformal_p_value(math.inf, normals) == 0.1
+    with pytest.raises(InputError, match="NaN"):
+        conformal_p_value(math.nan, normals)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 10, 29, 99, 100, 299, 1000])
+def test_above_the_threshold_means_exactly_a_p_value_within_the_rate(n: int, rate: float) -> None:
+    rng = np.random.default_rng(n)
+    for scores in (rng.normal(size=n), rng.integers(0, 4, n).astype(float), np.zeros(n)):
+        threshold, rate_in_force = fit_image_threshold(scores, rate)
+        assert rate_in_force == max(rate, 1 / (n + 1))
+        ordered = np.sort(scores)
+        candidates = np.concatenate([scores, np.nextafter(scores, math.inf), np.nextafter(scores, -math.inf)])
+        for score in candidates:
+            assert (score > threshold) == (conformal_p_value(float(score), ordered) <= rate_in_force)
+
+
+def test_a_float32_score_is_decided_alike_by_threshold_and_p_value() -> None:
+    scores = np.random.default_rng(0).normal(size=99).astype(np.float32)
+    threshold, rate = fit_image_threshold(scores, 0.05)
+    ordered = np.sort(scores.astype(np.float64))
+    for score in scores:
+        assert (float(score) > threshold) == (conformal_p_value(float(score), ordered) <= rate)
+
+
+def test_the_false_alarm_rate_holds_on_average_over_many_fits() -> None:
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(2000):
+        scores = rng.exponential(size=120)
+        threshold, _ = fit_image_threshold(scores[:99], 0.05)
+        shares.append(np.mean(scores[99:] > threshold))
+    assert np.mean(shares) == pytest.approx(0.05, abs=0.004)
+
+
+def test_the_order_of_the_scores_does_not_matter() -> None:
+    scores = np.random.default_rng(1).normal(size=50)
+    assert fit_image_threshold(scores, 0.1) == fit_image_threshold(scores[::-1], 0.1)
+
+
+@pytest.mark.parametrize("rate", [*RATES, 1e-6, 1 / 49, 1 / 99, 1e-12])
+def test_the_normals_needed_are_the_fewest_that_support_the_rate(rate: float) -> None:
+    n = normals_needed(rate)
+    assert n >= 1
+    assert smallest_false_alarm_rate(n) <= rate
+    if n > 1:
+        assert smallest_false_alarm_rate(n - 1) > rate
+
+
+def test_a_rate_of_one_in_a_hundred_needs_99_normals() -> None:
+    assert normals_needed(0.01) == 99
+    assert Fraction(1, 99 + 1) == Fraction("0.01")
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, math.nan])
+def test_a_rate_outside_0_to_1_is_refused_with_its_value(rate: float) -> None:
+    with pytest.raises(InputError, match=str(rate)):
+        check_rate(rate, "false-alarm rate")
+    with pytest.raises(InputError):
+        fit_image_threshold(np.arange(5.0), rate)
+    with pytest.raises(InputError):
+        normals_needed(rate)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, math.nan], [math.inf, 0.0]])
+def test_scores_that_give_no_threshold_are_refused(scores: list[float]) -> None:
+    with pytest.raises(InputError, match="held-out normal"):
+        fit_image_threshold(np.array(scores), 0.1)
+
+
+def test_too_few_normals_give_the_smallest_rate_they_support_and_a_sentence() -> None:
+    maps = np.random.default_rng(0).random((20, 4, 4)).astype(np.float32)
+    thresholds = fit_thresholds(np.arange(20.0), maps, false_alarm_rate=0.01, scored_by="the test")
+    assert thresholds.false_alarm_rate == 1 / 21
+    assert thresholds.image_threshold == 19.0
+    sentence = too_few_normals(thresholds)
+    assert sentence is not None
+    assert "99" in sentence
+    assert "20" in sentence
+
+
+def test_enough_normals_give_no_sentence_and_sorted_calibration_scores() -> None:
+    scores = np.random.default_rng(0).permutation(99).astype(float)
+    thresholds = fit_thresholds(scores, np.zeros((99, 2, 2), np.float32), scored_by="the test")
+    assert too_few_normals(thresholds) is None
+    assert thresholds.false_alarm_rate == 0.01
+    assert thresholds.calibration_scores == tuple(float(score) for score in range(99))
+    assert thresholds.n_normals == 99
+    assert thresholds.image_threshold == 98.0
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.25, 0.5])
+def test_at_most_the_asked_share_of_normal_pixels_is_above_the_pixel_threshold(rate: float) -> None:
+    maps = np.random.default_rng(0).permutation(3000).reshape(3, 10, 100).astype(np.float32)
+    thresholds = fit_thresholds(np.arange(3.0), maps, pixel_false_positive_rate=rate, scored_by="the test")
+    assert np.mean(maps > thresholds.pixel_threshold) == pytest.approx(rate, abs=1e-9)
+
+
+def test_ties_among_pixels_never_mark_more_than_the_share() -> None:
+    maps = np.repeat(np.array([0, 1], np.float32), 500).reshape(1, 10, 100)
+    thresholds = fit_thresholds([1.0], maps, pixel_false_positive_rate=0.1, scored_by="the test")
+    assert not (maps > thresholds.pixel_threshold).any()
+
+
+def test_maps_that_do_not_fit_the_scores_are_refused() -> None:
+    with pytest.raises(InputError, match="3 scores"):
+        fit_thresholds([1.0, 2.0, 3.0], np.zeros((2, 4, 4), np.float32), scored_by="the test")
+    with pytest.raises(InputError, match="1 scores"):
+        fit_thresholds([1.0], np.zeros((1, 0, 4), np.float32), scored_by="the test")
+    with pytest.raises(InputError, match="not finite"):
+        fit_thresholds([1.0], np.full((1, 4, 4), np.nan, np.float32), scored_by="the test")
