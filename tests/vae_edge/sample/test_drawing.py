@@ -1,6 +1,8 @@
 """Images of the sample set: deterministic, truthful masks, any size."""
 
 import hashlib
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from vae_edge.sample import (
     draw_defective,
     draw_normal,
 )
+from vae_edge.sample.lettering import text_strokes
 
 SMALL = SampleSettings(image_size=64)
 EVERY_DEFECT = [(product, kind) for product in PRODUCTS for kind in defect_kinds(product)]
@@ -155,3 +158,17 @@ def test_an_unknown_kind_split_or_index_is_refused() -> None:
 def test_settings_that_cannot_be_drawn_are_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SampleSettings(**values)
+
+
+def test_importing_the_sample_set_loads_no_torch() -> None:
+    code = "import sys, vae_edge.sample; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["0123456789", "ABCDEFGIJKLMNOPRSTUVX", "-./+ "])
+def test_lettering_stays_within_its_height(text: str) -> None:
+    strokes = [np.asarray(stroke) for stroke in text_strokes(text)]
+    points = np.concatenate(strokes)
+    assert np.abs(points[:, 1]).max() <= 0.5
+    assert np.abs(points[:, 0]).max() <= len(text) / 2
+    assert all(len(stroke) >= 2 for stroke in strokes)
