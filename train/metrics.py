@@ -144,8 +144,8 @@ def f1_at(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float | Non
     positives, negatives = _split(labels, scores)
     if positives.size == 0 or negatives.size == 0:
         return None
-    hits = np.count_nonzero(positives > threshold)
-    false_alarms = np.count_nonzero(negatives > threshold)
+    hits = _count_above(positives, threshold)
+    false_alarms = _count_above(negatives, threshold)
     return 2.0 * hits / (hits + false_alarms + positives.size)
 
 
@@ -249,7 +249,7 @@ def evaluate(
         scores: float [n].
         defects: n defect classes, None for a normal image.
         maps: float32 [n, H, W], anomaly maps; None: no pixel metrics.
-        masks: bool [n, H, W], true at defects; needed for pixel metrics.
+        masks: bool [n, H, W], true at defects; given along with the maps.
         has_mask: bool [n], false for an anomalous image whose mask is not known; None: all are known.
         threshold: the threshold in force, fitted on other images.
 
@@ -272,6 +272,8 @@ def evaluate(
             "false_alarm_rate": _share_above(negatives, threshold),
         }
     pixels: _PixelScores | None = None
+    if (maps is None) != (masks is None):
+        raise InputError(f"{'maps' if maps is None else 'masks'} are missing; expected both maps and masks, or neither")
     if maps is not None and masks is not None:
         known = np.ones(len(truth), bool) if has_mask is None else np.asarray(has_mask, dtype=bool)
         pixels = _PixelScores(truth, np.asarray(maps), np.asarray(masks, dtype=bool), known)
@@ -359,7 +361,12 @@ def _as_scores(scores: ArrayLike) -> Scores:
 
 
 def _share_above(values: Scores, threshold: float) -> float | None:
-    return None if values.size == 0 else float(np.count_nonzero(values > threshold) / values.size)
+    return None if values.size == 0 else _count_above(values, threshold) / values.size
+
+
+def _count_above(values: Scores, threshold: float) -> int:
+    # In float64, as the device decides: a float32 array would round the threshold to float32.
+    return int(np.count_nonzero(values.astype(np.float64) > threshold))
 
 
 def _check_lengths(n: int, shapes: dict[str, tuple[int, ...]]) -> None:
