@@ -92,8 +92,8 @@ def test_too_few_images_or_groups_are_refused() -> None:
         split_normals(parts(7))
     with pytest.raises(InputError, match="form 2 groups"):
         split_normals(parts(20, per_part=10), SplitSettings(group_by=r"part(\d+)"))
+    settings = SplitSettings(threshold_share=0.5, statistics_share=0.25, group_by=r"part(\d+)")
     with pytest.raises(InputError, match="left to train on"):
-        settings = SplitSettings(threshold_share=0.5, statistics_share=0.25, group_by=r"part(\d+)")
         split_normals(parts(60, per_part=10), settings)
 
 
