@@ -29,7 +29,8 @@ class _Cloth:
 
 
 def _cloth(rng: np.random.Generator) -> _Cloth:
-    phase, pitch = rng.uniform(0, _TWILL, 2), rng.uniform(0.97, 1.03, 2)
+    # One thread is left over at the start, for the wandering tension to pull into sight.
+    phase, pitch = rng.uniform(1, 1 + _TWILL, 2), rng.uniform(0.97, 1.03, 2)
     shade = rng.uniform(-5, 5, 2)
     return _Cloth(
         phase=(float(phase[0]), float(phase[1])),
@@ -51,7 +52,7 @@ def _paint(cloth: _Cloth, size: int) -> FloatImage:
     tone = rng.normal(0, 0.03, (2, n)).astype(np.float32)
     lint, tuft = grain(rng, size), grain(rng, size, 128)
 
-    column, row = u.astype(np.int32), v.astype(np.int32)
+    column, row = u.astype(np.intp), v.astype(np.intp)
     # NumPy makes float64 of float32 and int32, so the parts between whole numbers are found among floats.
     across_warp, across_weft = u - np.floor(u) - np.float32(0.5), v - np.floor(v) - np.float32(0.5)
     half_warp, half_weft = 0.46 + thickness[0], 0.46 + thickness[1]
@@ -69,19 +70,19 @@ def _paint(cloth: _Cloth, size: int) -> FloatImage:
     if cloth.broken is not None:
         line, start, end = cloth.broken
         section_weft = np.where((row == line) & (x > start) & (x < end), np.float32(0), section_weft)
-    # A thread passes over two others: it rises at the first, falls at the second and dives in between two pairs.
-    half = np.float32(np.pi / 2)
-    bow_warp = np.float32(0.76) + np.float32(0.24) * np.sin(half * (place + across_weft + np.float32(0.5)))
-    bow_weft = np.float32(0.76) + np.float32(0.24) * np.sin(half * (place + across_warp - np.float32(1.5)))
-    light_warp = np.sqrt(section_warp) * bow_warp * (1 + tone[0][column] - np.float32(0.10) * across_warp)
-    light_weft = np.sqrt(section_weft) * bow_weft * (1 + tone[1][row] - np.float32(0.10) * across_weft)
     has_warp, has_weft = section_warp > 0.04, section_weft > 0.04
     top_warp = np.where(warp_on_top, has_warp, ~has_weft)
     bare = ~(has_warp | has_weft)
 
+    # A thread passes over two others: it rises at the first, falls at the second and dives in between two pairs.
+    along = place + np.where(top_warp, across_weft + np.float32(0.5), across_warp - np.float32(1.5))
+    bow = np.float32(0.76) + np.float32(0.24) * np.sin(np.float32(np.pi / 2) * along)
+    section = np.where(top_warp, section_warp, section_weft)
+    lit_side = np.where(top_warp, tone[0][column], tone[1][row])
+    lit_side += 1 - np.float32(0.10) * np.where(top_warp, across_warp, across_weft)
     # What lies below lies in the shade of what lies above.
     buried = np.where(top_warp == warp_on_top, np.float32(1.0), np.float32(0.55))
-    light = np.where(top_warp, light_warp, light_weft) * buried
+    light = np.sqrt(section) * bow * lit_side * buried
     light = np.where(bare, np.float32(0.12), np.float32(0.22) + np.float32(0.86) * light)
     light *= 1 + np.float32(0.035) * lint + np.float32(0.025) * tuft
     warp, weft = np.asarray(cloth.warp, dtype=np.float32), np.asarray(cloth.weft, dtype=np.float32)
