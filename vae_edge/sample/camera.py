@@ -108,8 +108,8 @@ def expose(
         + y * np.float32(2 * slope * spread.gradient * np.sin(direction))
     )
     gain *= 1 - (x * x + y * y) * np.float32(2 * vignette * spread.vignette)
-    tint = np.array([1 + warmth * spread.warmth, 1.0, 1 - warmth * spread.warmth], dtype=np.float32)
-    lit = picture * (gain[:, :, None] * tint)
+    tint = (1 + warmth * spread.warmth, 1.0, 1 - warmth * spread.warmth)
+    lit = picture * np.asarray(cv2.merge([gain * np.float32(share) for share in tint]), dtype=np.float32)
     # Photon noise grows with the square root of the light; the floor under it is the read-out's.
     deviation = np.sqrt(np.maximum(lit, 0) * np.float32(0.7 / 128) + np.float32(0.3)) * np.float32(spread.noise)
     lit += deviation * sensor.standard_normal(picture.shape, dtype=np.float32)

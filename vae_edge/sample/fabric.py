@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from vae_edge.sample import defects
@@ -85,9 +86,14 @@ def _paint(cloth: _Cloth, size: int) -> FloatImage:
     light = np.sqrt(section) * bow * lit_side * buried
     light = np.where(bare, np.float32(0.12), np.float32(0.22) + np.float32(0.86) * light)
     light *= 1 + np.float32(0.035) * lint + np.float32(0.025) * tuft
-    warp, weft = np.asarray(cloth.warp, dtype=np.float32), np.asarray(cloth.weft, dtype=np.float32)
-    picture: FloatImage = weft + top_warp[:, :, None].astype(np.float32) * (warp - weft)
-    picture *= light[:, :, None]
+    # Channel by channel: NumPy is ten times slower where the last axis holds three values.
+    of_warp = light * top_warp
+    of_weft = light - of_warp
+    channels = [
+        of_warp * np.float32(warp) + of_weft * np.float32(weft)
+        for warp, weft in zip(cloth.warp, cloth.weft, strict=True)
+    ]
+    picture = np.asarray(cv2.merge(channels), dtype=np.float32)
     return np.clip(picture, 0, 255, out=picture)
 
 
