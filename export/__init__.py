@@ -1,1 +1,1 @@
-"""From a trained run to bundles: torch to ONNX, then OpenVINO and TensorRT, with parity checks."""
+"""From a trained run to bundles: torch to ONNX, to each runtime's format, checked against the trained model."""

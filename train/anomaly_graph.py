@@ -122,7 +122,8 @@ class AnomalyGraph(nn.Module):
         """Return the image, scaled to [-1, 1], less its reconstruction: float32 [N, 3, H, W]."""
         # Cast before the transpose: TensorRT refuses to transpose uint8.
         pixels = (image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)
-        return pixels - self.reconstruct(pixels)
+        reconstruction: Tensor = self.reconstruct(pixels)
+        return pixels - reconstruction
 
     def smooth(self, values: Tensor) -> Tensor:
         """Blur [N, 1, H, W] by the Gaussian, in two passes, with the border repeated outwards."""

@@ -115,7 +115,7 @@ class Provenance(Record):
 class Manifest(Record):
     """Everything about a bundle but the model file itself."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     target: Target
     precision: Precision

@@ -50,7 +50,7 @@ class Prediction:
         size = (width, height)
         heat = cv2.resize(self.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
         low, high = 0.5 * self.pixel_threshold, 2.0 * self.pixel_threshold
-        level = np.clip((heat - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
+        level = np.clip((heat - low) / max(high - low, 1e-30), 0.0, 1.0)
         colours = cv2.cvtColor(
             cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
         )

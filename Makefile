@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs;
+# a second run installs nothing again unless pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: help install demo test lint format build clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(VENV)/installed ## make .venv with everything in it
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "==> installing into $(VENV): a few minutes and about 3 GB the first time, nothing the next"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip setuptools
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## sample data, training, every target, benchmark, report, overlays; into demo/
+	$(BIN)/vae-edge demo --out $(DEMO)
+
+test: install ## all tests that need no GPU, with coverage of lines
+	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered
+
+lint: install ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: install ## sdist and wheel, into dist/
+	$(BIN)/python -m build
+
+clean: ## remove what the other targets made, .venv too
+	rm -rf $(VENV) build dist demo *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

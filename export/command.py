@@ -1,0 +1,152 @@
+"""`vae-export`: a run folder to bundles, or a bundle's ONNX to a TensorRT engine on the device."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from vae_edge.bundle import Bundle
+from vae_edge.cli.console import plain_table, print_warning, results_console
+from vae_edge.cli.steps import step_progress
+from vae_edge.decision import too_few_normals
+from vae_edge.errors import InputError
+from vae_edge.export.tensorrt_build import EngineSettings
+from vae_edge.manifest import MANIFEST_FILE
+from vae_edge.targets import SUPPORTED, Target, parse_precisions, parse_targets
+
+if TYPE_CHECKING:
+    from vae_edge.export.pipeline import ExportResult
+
+_MODEL_RECORD = "model.json"
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder, or a bundle that holds an ONNX.")],
+    target: Annotated[
+        str, typer.Option(help=f"One or several of {', '.join(map(str, SUPPORTED))}, comma-separated, or all.")
+    ] = "all",
+    precision: Annotated[str, typer.Option(help="One or several of fp32, comma-separated, or all.")] = "fp32",
+    out: Annotated[Path, typer.Option(help="Folder that gets the bundles.")] = Path("bundles"),
+    name: Annotated[str | None, typer.Option(help="First part of the bundles' names; default: the run's name.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the run's images are now, if not where they were in training.")
+    ] = None,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Share of normal images that may be called anomalous; default: the run's.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch the engine takes.")] = 8,
+    workspace_mib: Annotated[int, typer.Option(help="TensorRT: most scratch memory a layer may use, in MiB.")] = 512,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="TensorRT: 0 (quick to build) to 5 (thorough); default: TensorRT's own.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="TensorRT: file with the timings of earlier builds, read and written.")
+    ] = None,
+) -> None:
+    """Export a trained model to bundles, each checked against it; or build an engine from a bundle on the device.
+
+    A bundle is a folder NAME-TARGET-PRECISION with a manifest. Nothing half-written ever gets that name. `all` leaves
+    out the targets whose runtime is not installed. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a bundle did not give
+    the trained model's verdict and was not made.
+    """
+    engine = EngineSettings(
+        max_batch=max_batch,
+        workspace_bytes=workspace_mib * 2**20,
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+    )
+    targets = tuple(parse_targets(target))
+    precisions = tuple(parse_precisions(precision))
+    if (source / MANIFEST_FILE).is_file():
+        _rebuild(source, targets, out, name, engine)
+        return
+    if not source.is_dir():
+        raise InputError(f"there is no folder {source}; expected a run folder (from vae-train) or a bundle")
+    from vae_edge.export.pipeline import ExportSettings, export_run
+    from vae_edge.train.run_folder import RunFolder
+
+    run = RunFolder.open(source)
+    settings = ExportSettings(
+        targets=targets,
+        precisions=precisions,
+        name=name,
+        data_root=data,
+        false_alarm_rate=false_alarm_rate,
+        skip_missing_runtimes=target.strip() == "all",
+        engine=engine,
+    )
+    started = time.perf_counter()
+    with step_progress() as progress:
+        results = export_run(run, out, settings, progress=progress)
+    _report(results, time.perf_counter() - started)
+
+
+def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | None, engine: EngineSettings) -> None:
+    if targets != (Target.TENSORRT,):
+        raise InputError(
+            f"{source} is a bundle; from a bundle only a TensorRT engine can be built: add --target tensorrt, "
+            "or pass the run folder"
+        )
+    from vae_edge.export.rebuild import rebuild_engine
+
+    with step_progress() as progress:
+        bundle = rebuild_engine(Bundle.open(source), out, engine, name=name, progress=progress)
+    results_console().print(f"{escape(str(bundle.folder))}: {bundle.size_bytes / 1e6:.1f} MB")
+    print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
+
+
+def _report(results: list[ExportResult], seconds: float) -> None:
+    """Print a table of what was made, warn, and end with the exit code of what failed."""
+    table = plain_table(title=f"exported in {seconds:.1f} s")
+    for column in ("bundle", "size", "score drift", "map drift", "flips", "threshold", "verified"):
+        table.add_column(column, justify="left" if column == "bundle" else "right", overflow="fold")
+    for result in results:
+        if result.bundle is None:
+            continue
+        manifest = result.bundle.manifest
+        parity = manifest.parity
+        drift = ("-", "-", "-")
+        if parity is not None:
+            drift = (
+                f"{parity.max_score_difference:.1e}",
+                f"{parity.max_map_difference:.1e}",
+                f"{parity.label_flips} of {parity.n_images}",
+            )
+        table.add_row(
+            escape(str(result.bundle.folder)),
+            f"{result.bundle.size_bytes / 1e6:.1f} MB",
+            *drift,
+            f"{manifest.thresholds.image_threshold:.4g}",
+            "yes" if manifest.verified else "no",
+        )
+    if table.row_count:
+        results_console().print(table)
+    _warn(results)
+    errors = [result for result in results if result.error is not None]
+    for result in errors[:-1]:
+        print_warning(f"no {result.target} {result.precision} bundle: {result.error}")
+    gates = [result.error for result in errors if result.error is not None and result.error.exit_code == 3]
+    if errors:
+        last = errors[-1].error
+        assert last is not None
+        raise gates[-1] if gates else last
+
+
+def _warn(results: list[ExportResult]) -> None:
+    for result in results:
+        if result.skipped is not None:
+            print_warning(f"no {result.target} bundle: {result.skipped}")
+        elif result.bundle is not None and not result.bundle.manifest.verified:
+            manifest = result.bundle.manifest
+            print_warning(
+                f"{manifest.name} is not verified and has the trained model's thresholds: "
+                f"{manifest.not_verified_because}; on the device, run: vae-edge verify {manifest.name} --data NORMALS"
+            )
+    for result in results:
+        if result.bundle is not None and (sentence := too_few_normals(result.bundle.manifest.thresholds)):
+            print_warning(sentence)
+            break

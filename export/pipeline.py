@@ -1,0 +1,329 @@
+"""From a run folder to bundles: every target, checked, measured against the trained model and published whole."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vae_edge
+from vae_edge.backends.base import open_backend
+from vae_edge.bundle import Bundle, check_bundle_name_is_free, file_record, manifest_text, new_bundle
+from vae_edge.decision import fit_thresholds
+from vae_edge.errors import DeviceError, InputError, MissingDependencyError, VaeEdgeError
+from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
+from vae_edge.export.openvino_export import export_openvino
+from vae_edge.export.parity import Outputs, check_parity, run_backend
+from vae_edge.export.tensorrt_build import EngineSettings, build_engine
+from vae_edge.export.torch_export import save_program
+from vae_edge.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    ParityRecord,
+    Provenance,
+    RuntimeRecord,
+    Thresholds,
+    graph_inputs,
+    graph_outputs,
+)
+from vae_edge.targets import SUPPORTED, Precision, Target, combinations
+from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.loading import load_images
+from vae_edge.train.run_folder import RunFolder
+
+_logger = logging.getLogger(__name__)
+
+MAX_TEST_IMAGES = 200
+"""Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
+
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "numpy")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export and how."""
+
+    targets: tuple[Target, ...]
+    precisions: tuple[Precision, ...] = (Precision.FP32,)
+    name: str | None = None
+    """First part of the bundles' names; None: the run folder's name."""
+    data_root: Path | None = None
+    """Where the run's images are now; None: where they were in training."""
+    false_alarm_rate: float | None = None
+    """None: the run's own."""
+    skip_missing_runtimes: bool = False
+    """Leave out targets whose runtime is not installed instead of failing on them."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """One bundle, or why there is none."""
+
+    target: Target
+    precision: Precision
+    bundle: Bundle | None
+    error: VaeEdgeError | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The trained model and its outputs for the images that every bundle is held against."""
+
+    run: RunFolder
+    graph: AnomalyGraph
+    images: NDArray[np.uint8]
+    names: tuple[str, ...]
+    n_normals: int
+    """The first so many images are the held-out normals that the thresholds are fitted on."""
+    outputs: Outputs
+    thresholds: Thresholds
+    description: str
+
+
+def export_run(
+    run: RunFolder, out: Path, settings: ExportSettings, *, progress: Progress | None = None
+) -> list[ExportResult]:
+    """Export a trained model to every target asked for, each as a bundle in `out`.
+
+    One target's failure does not keep the others from being made; its result holds the error.
+
+    Raises:
+        InputError: nothing to export, a name that is taken, or the run's images are not to be found.
+        BundleError: the run folder was changed.
+    """
+    report = progress or _no_progress
+    pairs = combinations(settings.targets, settings.precisions)
+    if not pairs:
+        raise InputError("no target was given; expected one or several of onnx, openvino, tensorrt and torch, or all")
+    name = settings.name or run.folder.resolve().name
+    folders = {pair: out / f"{name}-{pair[0]}-{pair[1]}" for pair in pairs}
+    for folder in folders.values():
+        check_bundle_name_is_free(folder)
+
+    reference = _measure_reference(run, settings, report)
+    report("tracing the graph", 0, 1)
+    program = export_program(reference.graph)
+    report("tracing the graph", 1, 1)
+    results = []
+    with TemporaryDirectory(prefix="vae-edge-export-") as scratch:
+        onnx_path = Path(scratch) / "model.onnx"
+        report("writing ONNX", 0, 1)
+        export_onnx(program, onnx_path, metadata=_model_metadata(reference, name))
+        report("writing ONNX", 1, 1)
+        for (target, precision), folder in folders.items():
+            try:
+                bundle = _export_one(target, precision, folder, name, program, onnx_path, reference, settings, report)
+                results.append(ExportResult(target, precision, bundle))
+            except MissingDependencyError as error:
+                if settings.skip_missing_runtimes:
+                    results.append(ExportResult(target, precision, None, skipped=str(error)))
+                else:
+                    results.append(ExportResult(target, precision, None, error=error))
+            except VaeEdgeError as error:
+                results.append(ExportResult(target, precision, None, error=error))
+    return results
+
+
+def _measure_reference(run: RunFolder, settings: ExportSettings, report: Progress) -> _Reference:
+    """Run the trained model over the held-out normals and some test images."""
+    record = run.record
+    normals = run.find_images("threshold", settings.data_root)
+    tests = _spread(run.find_images("test", settings.data_root), MAX_TEST_IMAGES)
+    files = (*normals, *tests)
+    images = load_images(files, record.preparation, lambda done, total: report("reading images", done, total))
+    graph = run.load_graph()
+    maps, scores = run_graph(graph, images, progress=lambda done, total: report("scoring with torch", done, total))
+    thresholds = fit_thresholds(
+        scores[: len(normals)],
+        maps[: len(normals)],
+        false_alarm_rate=settings.false_alarm_rate or run.thresholds.false_alarm_rate_requested,
+        pixel_false_positive_rate=run.thresholds.pixel_false_positive_rate,
+        scored_by=f"torch {torch.__version__} (the trained model)",
+    )
+    description = f"{len(normals)} held-out normal images" + (f" and {len(tests)} test images" if tests else "")
+    return _Reference(
+        run,
+        graph,
+        images,
+        tuple(file.name for file in files),
+        len(normals),
+        Outputs(maps, scores),
+        thresholds,
+        description,
+    )
+
+
+def _export_one(
+    target: Target,
+    precision: Precision,
+    folder: Path,
+    name: str,
+    program: torch.export.ExportedProgram,
+    onnx_path: Path,
+    reference: _Reference,
+    settings: ExportSettings,
+    report: Progress,
+) -> Bundle:
+    record = reference.run.record
+    height, width = record.preparation.height, record.preparation.width
+    with new_bundle(folder) as temporary:
+        report(f"{target}: writing", 0, 1)
+        runtime = _write_model(target, temporary, name, program, onnx_path, reference, settings, report)
+        report(f"{target}: writing", 1, 1)
+        max_batch = settings.engine.max_batch if target is Target.TENSORRT else None
+        thresholds, parity, reason = _verify(target, precision, temporary, max_batch, reference, report)
+        manifest = Manifest(
+            name=folder.name,
+            target=target,
+            precision=precision,
+            model_file=SUPPORTED[target].model_file,
+            runtime=runtime,
+            inputs=graph_inputs(height, width),
+            outputs=graph_outputs(height, width),
+            max_batch=max_batch,
+            preparation=record.preparation,
+            scoring=record.scoring_in_words,
+            thresholds=thresholds,
+            parity=parity,
+            verified=parity is not None,
+            not_verified_because=reason,
+            files=tuple(file_record(path) for path in sorted(temporary.iterdir())),
+            provenance=Provenance(
+                created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                vae_edge_version=vae_edge.__version__,
+                run=reference.run.folder.resolve().name,
+                run_fingerprint=reference.run.fingerprint,
+                data_fingerprint=record.data.fingerprint,
+                library_versions=_library_versions(),
+            ),
+        )
+        (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+    return Bundle.open(folder)
+
+
+def _write_model(
+    target: Target,
+    folder: Path,
+    name: str,
+    program: torch.export.ExportedProgram,
+    onnx_path: Path,
+    reference: _Reference,
+    settings: ExportSettings,
+    report: Progress,
+) -> RuntimeRecord:
+    path = folder / SUPPORTED[target].model_file
+    if target is Target.ONNX:
+        path.write_bytes(onnx_path.read_bytes())
+        return RuntimeRecord(flavour="onnx", version=metadata.version("onnx"), details={"opset": str(OPSET)})
+    if target is Target.OPENVINO:
+        return export_openvino(onnx_path, path, metadata=_model_metadata(reference, name))
+    if target is Target.TENSORRT:
+        (folder / "model.onnx").write_bytes(onnx_path.read_bytes())
+        return build_engine(
+            folder / "model.onnx",
+            path,
+            settings.engine,
+            progress=lambda phase, done, total: report(f"{target}: {phase}", done, total),
+        )
+    save_program(program, path)
+    return RuntimeRecord(flavour="torch", version=torch.__version__)
+
+
+def _verify(
+    target: Target,
+    precision: Precision,
+    folder: Path,
+    max_batch: int | None,
+    reference: _Reference,
+    report: Progress,
+) -> tuple[Thresholds, ParityRecord | None, str | None]:
+    """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model.
+
+    Returns:
+        Thresholds, parity, and why there is none. A model that cannot run here keeps the trained model's thresholds.
+    """
+    _, height, width, _ = reference.images.shape
+    try:
+        backend = open_backend(
+            target,
+            folder / SUPPORTED[target].model_file,
+            graph_inputs(height, width),
+            graph_outputs(height, width),
+            max_batch=max_batch,
+        )
+    except (MissingDependencyError, DeviceError) as error:
+        _logger.info("the %s bundle cannot run here: %s", target, error)
+        return reference.thresholds, None, str(error)
+    with backend:
+        outputs = run_backend(
+            backend, reference.images, progress=lambda done, total: report(f"{target}: verifying", done, total)
+        )
+    normals = outputs.take(slice(reference.n_normals))
+    thresholds = fit_thresholds(
+        normals.scores,
+        normals.maps,
+        false_alarm_rate=reference.thresholds.false_alarm_rate_requested,
+        pixel_false_positive_rate=reference.thresholds.pixel_false_positive_rate,
+        scored_by=f"{backend.version} on {backend.device.name}",
+    )
+    parity = check_parity(
+        reference.outputs,
+        reference.thresholds.image_threshold,
+        outputs,
+        thresholds.image_threshold,
+        names=reference.names,
+        images=reference.description,
+        precision=precision,
+    )
+    return thresholds, parity, None
+
+
+def _model_metadata(reference: _Reference, name: str) -> dict[str, str]:
+    """What a lone model file says about itself."""
+    record = reference.run.record
+    return {
+        "vae_edge_version": vae_edge.__version__,
+        "name": name,
+        "run_fingerprint": reference.run.fingerprint,
+        "preparation": record.preparation.model_dump_json(),
+        "scoring": record.scoring_in_words,
+        "image_threshold": repr(reference.thresholds.image_threshold),
+        "pixel_threshold": repr(reference.thresholds.pixel_threshold),
+        "false_alarm_rate": repr(reference.thresholds.false_alarm_rate),
+    }
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
+    """Return at most so many of the files, evenly spaced."""
+    if len(files) <= most:
+        return tuple(files)
+    return tuple(files[round(position)] for position in np.linspace(0, len(files) - 1, most))
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
