@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_bundles import make_bundle
+from vae_edge.bundle import Bundle
+from vae_edge.cli.main import invoke
+from vae_edge.targets import Target
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def onnx_bundle(tmp_path: Path) -> Bundle:
+    """A tiny bundle that every machine with ONNX Runtime can open."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    return make_bundle(tmp_path / "toy-onnx-fp32", Target.ONNX)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `vae-edge` in this process; returns the exit code, stdout and stderr."""
+
+    def run(*arguments: object, program: str | None = None) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = invoke([str(argument) for argument in arguments], command=program)
+        sys.stdout.flush()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,0 +1,185 @@
+"""Makes real bundles of a few kilobytes: the graph's inputs and outputs with a toy in the place of the network.
+
+The toy calls bright what is anomalous: its map is the picture's mean over the colours, smoothed by a 3x3 box and scaled
+to 0-1; its score is the map's largest value. So a dark picture is normal, and a picture with a white spot is anomalous.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.bundle import Bundle, file_record, manifest_text, new_bundle
+from vae_edge.decision import fit_thresholds
+from vae_edge.image import Preparation
+from vae_edge.manifest import MANIFEST_FILE, Manifest, Provenance, RuntimeRecord, graph_inputs, graph_outputs
+from vae_edge.targets import SUPPORTED, Precision, Target
+
+SIZE = 32
+TARGETS = (Target.ONNX, Target.OPENVINO, Target.TORCH)
+
+
+def toy_outputs(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute the toy's maps, float32 [N, 32, 32], and scores, float32 [N], with NumPy alone."""
+    grey = images.astype(np.float64).mean(axis=3) / 255
+    padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)))
+    maps = sum(padded[:, y : y + SIZE, x : x + SIZE] for y in range(3) for x in range(3)) / 9
+    return np.asarray(maps, dtype=np.float32), np.asarray(maps.max(axis=(1, 2)), dtype=np.float32)
+
+
+def dark_image(seed: int, size: int = SIZE) -> NDArray[np.uint8]:
+    """Draw a normal picture, uint8 [size, size, 3]: dark noise."""
+    return np.random.default_rng(seed).integers(0, 80, (size, size, 3), dtype=np.uint8)
+
+
+def spotted_image(seed: int, size: int = SIZE) -> NDArray[np.uint8]:
+    """Draw an anomalous picture: dark noise with a white spot."""
+    image = dark_image(seed, size)
+    image[size // 4 : size // 2, size // 4 : size // 2] = 255
+    return image
+
+
+def write_image(path: Path, image: NDArray[Any]) -> Path:
+    """Write an RGB or grey picture in the format of the path's ending."""
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, data = cv2.imencode(path.suffix, pixels)
+    assert done
+    path.write_bytes(data.tobytes())
+    return path
+
+
+def make_bundle(
+    folder: Path,
+    target: Target = Target.ONNX,
+    *,
+    n_normals: int = 99,
+    verified: bool = True,
+    max_batch: int | None = None,
+) -> Bundle:
+    """Write a tiny bundle for one target and open it."""
+    with new_bundle(folder) as temporary:
+        names = [SUPPORTED[target].model_file, *SUPPORTED[target].other_files]
+        for name, content in zip(names, _model_files(target), strict=True):
+            (temporary / name).write_bytes(content)
+        manifest = make_manifest(
+            target, [temporary / name for name in names], n_normals=n_normals, verified=verified, max_batch=max_batch
+        )
+        (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+    return Bundle.open(folder)
+
+
+def make_manifest(
+    target: Target, files: Sequence[Path], *, n_normals: int = 99, verified: bool = True, max_batch: int | None = None
+) -> Manifest:
+    """Return a valid manifest for a toy whose files lie where `files` says."""
+    maps, scores = toy_outputs(np.stack([dark_image(seed) for seed in range(n_normals)]))
+    return Manifest(
+        name=f"toy-{target}-fp32",
+        target=target,
+        precision=Precision.FP32,
+        model_file=SUPPORTED[target].model_file,
+        runtime=RuntimeRecord(flavour=str(target), version="1.0", details={"opset": "17"}),
+        inputs=graph_inputs(SIZE, SIZE),
+        outputs=graph_outputs(SIZE, SIZE),
+        max_batch=max_batch,
+        preparation=Preparation(height=SIZE, width=SIZE),
+        scoring="brightness, smoothed; the largest value",
+        thresholds=fit_thresholds(scores, maps, scored_by="NumPy"),
+        verified=verified,
+        not_verified_because=None if verified else "there was no such device",
+        files=tuple(file_record(path) for path in files),
+        provenance=Provenance(
+            created_utc="2026-01-01T00:00:00Z",
+            vae_edge_version="0.1.0",
+            run="toy",
+            run_fingerprint="0" * 64,
+            data_fingerprint="1" * 64,
+            library_versions={"numpy": np.__version__},
+        ),
+    )
+
+
+@cache
+def _model_files(target: Target) -> tuple[bytes, ...]:
+    if target is Target.ONNX:
+        return (toy_onnx(),)
+    if target is Target.OPENVINO:
+        return _toy_openvino()
+    return _toy_torch()
+
+
+def toy_onnx() -> bytes:
+    """Return the toy as ONNX: uint8 NHWC, cast, transpose, one convolution, a maximum."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    kernel = np.full((1, 3, 3, 3), 1 / (27 * 255), dtype=np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "kernel"], ["smooth"], pads=[1, 1, 1, 1]),
+        helper.make_node("Squeeze", ["smooth", "one"], ["anomaly_map"]),
+        helper.make_node("ReduceMax", ["anomaly_map"], ["score"], axes=[1, 2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
+        [
+            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["N", SIZE, SIZE]),
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+        ],
+        [
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "one"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _toy_openvino() -> tuple[bytes, ...]:
+    import openvino
+
+    with TemporaryDirectory() as folder:
+        source, xml = Path(folder, "toy.onnx"), Path(folder, "model.xml")
+        source.write_bytes(_model_files(Target.ONNX)[0])
+        openvino.save_model(openvino.Core().read_model(source), xml, compress_to_fp16=False)
+        return xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
+
+
+def _toy_torch() -> tuple[bytes, ...]:
+    from safetensors.numpy import save
+
+    kernel = np.full((1, 3, 3, 3), 1 / (27 * 255), dtype=np.float32)
+    return json.dumps(torch_program()).encode(), save({"kernel": kernel})
+
+
+def torch_program() -> dict[str, Any]:
+    """Return the toy as the content of `program.json`."""
+
+    def node(name: str) -> dict[str, str]:
+        return {"node": name}
+
+    operators: list[tuple[str, str, list[Any]]] = [
+        ("float", "aten.to.dtype", [node("image"), {"dtype": "float32"}]),
+        ("planes", "aten.permute.default", [node("float"), [0, 3, 1, 2]]),
+        ("smooth", "aten.conv2d.default", [node("planes"), node("kernel"), None, [1, 1], [1, 1]]),
+        ("map", "aten.flatten.using_ints", [node("smooth"), 1, 2]),
+        ("flat", "aten.flatten.using_ints", [node("map"), 1]),
+        ("top", "aten.topk.default", [node("flat"), 1, 1]),
+        ("values", "getitem", [node("top"), 0]),
+        ("score", "aten.mean.dim", [node("values"), [1]]),
+    ]
+    nodes: list[dict[str, Any]] = [{"name": "kernel", "tensor": "kernel"}]
+    nodes += [{"name": name, "op": operator, "args": args} for name, operator, args in operators]
+    return {"format": 1, "inputs": ["image"], "outputs": ["map", "score"], "nodes": nodes}

@@ -1,0 +1,111 @@
+"""What the commands share on the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+ReportProgress = Callable[[int, "int | None"], None]
+"""Takes the number done and the number of all, None where nobody knows it."""
+
+
+def results_console() -> Console:
+    """Return a console on stdout, for what a command was asked for."""
+    return Console(soft_wrap=False, highlight=False)
+
+
+def notes_console() -> Console:
+    """Return a console on stderr, for progress, warnings and summaries."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """Write `error: message` to stderr as one line, which no console wraps."""
+    _print_line("error", "1;31", message)
+
+
+def print_warning(message: str) -> None:
+    """Write `warning: message` to stderr as one line."""
+    _print_line("warning", "1;33", message)
+
+
+def plain_table(*, title: str | None = None, headers: bool = True) -> Table:
+    """Return a table without frame lines, which stays readable in a log file."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=headers,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+
+
+@contextmanager
+def decoders_silenced() -> Iterator[None]:
+    """Keep the remarks of OpenCV, libpng, libjpeg and FFmpeg about damaged files off stderr while the block runs.
+
+    They name no file, and the command says the same in one line that does. Two of the libraries write to file
+    descriptor 2 themselves, so that goes nowhere meanwhile and Python's own stderr to a copy of it. `--debug` does
+    without this.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    # Loaded here and not at the top: the list of commands does not need it.
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    ours = sys.stderr
+    try:
+        direct = ours.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        direct = False  # Something stands in for stderr already, such as a test.
+    if not direct:
+        yield
+        return
+    ours.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding=ours.encoding, errors=ours.errors, buffering=1) as copy:
+            sys.stderr = copy
+            yield
+    finally:
+        sys.stderr = ours
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[ReportProgress]:
+    """Show a bar on stderr while the block runs, where stderr is a terminal, and give the function that moves it."""
+    console = notes_console()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _print_line(label: str, colour: str, message: str) -> None:
+    text = " ".join(message.split())
+    styled = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    prefix = f"\x1b[{colour}m{label}:\x1b[0m" if styled else f"{label}:"
+    print(f"{prefix} {text}", file=sys.stderr, flush=True)
