@@ -112,18 +112,88 @@ def fit_thresholds(
         raise InputError(
             f"there are {len(scores)} scores and maps of shape {maps.shape}; expected one map for each score"
         )
+    tail = PixelTail(maps.size, pixel_false_positive_rate)
+    tail.add(maps)
+    return fit_thresholds_with_tail(scores, tail, false_alarm_rate=false_alarm_rate, scored_by=scored_by)
+
+
+class PixelTail:
+    """The largest pixels of the anomaly maps of held-out normals, which suffice for the pixel threshold.
+
+    Thousands of maps need not be held: with a rate of 0.001 a thousandth of their pixels is kept.
+
+    Args:
+        most_pixels: of all the maps that will be added, at most.
+        pixel_false_positive_rate: share of normal pixels that may be marked.
+
+    Raises:
+        InputError: a rate outside (0, 1).
+    """
+
+    def __init__(self, most_pixels: int, pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE) -> None:
+        check_rate(pixel_false_positive_rate, "pixel false-positive rate")
+        self.pixel_false_positive_rate = pixel_false_positive_rate
+        self._n_kept = math.floor(pixel_false_positive_rate * most_pixels) + 1
+        self._most_pixels = most_pixels
+        self._n_pixels = 0
+        self._kept: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+
+    def add(self, maps: NDArray[np.float32]) -> None:
+        """Take in one or more maps, float32 of any shape.
+
+        Raises:
+            InputError: a value is not finite, or there are more pixels than were announced.
+        """
+        pixels = maps.reshape(-1)
+        if not np.isfinite(pixels).all():
+            raise InputError(
+                "the anomaly map of a held-out normal holds a value that is not finite; train the model again"
+            )
+        self._n_pixels += pixels.size
+        if self._n_pixels > self._most_pixels:
+            raise InputError(f"there are {self._n_pixels} pixels; at most {self._most_pixels} were announced")
+        if self._kept.size == self._n_kept:
+            # Once the tail is full, few pixels of a further map are larger than its smallest value.
+            pixels = pixels[pixels > self._kept.min()]
+        kept = np.concatenate([self._kept, pixels])
+        if kept.size > self._n_kept:
+            kept = np.partition(kept, kept.size - self._n_kept)[kept.size - self._n_kept :]
+        self._kept = kept
+
+    def threshold(self) -> float:
+        """Return the smallest value above which at most the allowed share of the pixels lies.
+
+        Raises:
+            InputError: no map was added.
+        """
+        if self._n_pixels == 0:
+            raise InputError("there is no anomaly map to fit a pixel threshold on; expected at least 1")
+        allowed = math.floor(self.pixel_false_positive_rate * self._n_pixels)
+        position = max(self._kept.size - 1 - allowed, 0)
+        return float(np.partition(self._kept, position)[position])
+
+
+def fit_thresholds_with_tail(
+    scores: Sequence[float] | NDArray[Any], tail: PixelTail, *, false_alarm_rate: float, scored_by: str
+) -> Thresholds:
+    """Fit both thresholds where the maps were too many to hold; else like `fit_thresholds`.
+
+    Args:
+        scores: float [n], the held-out normals' scores.
+        tail: has taken in the n anomaly maps.
+        false_alarm_rate: share of normal images that may be called anomalous.
+        scored_by: what computed the scores, for the record.
+
+    Raises:
+        InputError: see `fit_image_threshold`.
+    """
     image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
-    pixels = maps.reshape(-1)
-    if not np.isfinite(pixels).all():
-        raise InputError("the anomaly map of a held-out normal holds a value that is not finite; train the model again")
-    allowed = math.floor(pixel_false_positive_rate * pixels.size)
-    position = max(pixels.size - 1 - allowed, 0)
     return Thresholds(
         false_alarm_rate_requested=false_alarm_rate,
         false_alarm_rate=rate,
         image_threshold=image_threshold,
-        pixel_threshold=float(np.partition(pixels, position)[position]),
-        pixel_false_positive_rate=pixel_false_positive_rate,
+        pixel_threshold=tail.threshold(),
+        pixel_false_positive_rate=tail.pixel_false_positive_rate,
         n_normals=len(scores),
         calibration_scores=tuple(sorted(float(score) for score in scores)),
         scored_by=scored_by,
