@@ -1,6 +1,6 @@
 """A procedurally drawn inspection set, so that everything can be tried without a download.
 
-Three products, each with six kinds of defect and exact masks, in the folder layout of MVTec AD
+Three products, each with six or seven kinds of defect and exact masks, in the folder layout of MVTec AD
 (https://www.mvtec.com/company/research/datasets/mvtec-ad).
 """
 
