@@ -290,8 +290,11 @@ def _attach(api: Any, config: Any, monitor: _Monitor) -> Any:
     def phase_finish(self: Any, phase_name: str) -> None:
         monitor.finish(phase_name)
 
-    methods = {"phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish}
     # The base class is known only at run time, hence no class statement.
-    listener = type("ProgressListener", (api.IProgressMonitor,), methods)()
+    listener = type(
+        "ProgressListener",
+        (api.IProgressMonitor,),
+        {"phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish},
+    )()
     config.progress_monitor = listener
     return listener

@@ -41,11 +41,11 @@ class CudaBindingsMemory(CudaMemory):
     def create_stream(self) -> Stream:
         """Create a non-blocking stream."""
         stream = call(self._runtime, "cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
-        return Stream(int(stream), stream)
+        return Stream(int(stream))
 
     def destroy_stream(self, stream: Stream) -> None:
         """Free the stream."""
-        call(self._runtime, "cudaStreamDestroy", stream.owner)
+        call(self._runtime, "cudaStreamDestroy", stream.handle)
 
     def allocate_pinned(self, size_bytes: int) -> PinnedBuffer:
         """Allocate page-locked memory and show it as a flat array."""
@@ -69,16 +69,16 @@ class CudaBindingsMemory(CudaMemory):
     def copy_in(self, target: DeviceBuffer, source: PinnedBuffer, size_bytes: int, stream: Stream) -> None:
         """Queue a copy to the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        call(self._runtime, "cudaMemcpyAsync", target.address, source.owner, size_bytes, kind, stream.owner)
+        call(self._runtime, "cudaMemcpyAsync", target.address, source.owner, size_bytes, kind, stream.handle)
 
     def copy_out(self, target: PinnedBuffer, source: DeviceBuffer, size_bytes: int, stream: Stream) -> None:
         """Queue a copy from the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(self._runtime, "cudaMemcpyAsync", target.owner, source.address, size_bytes, kind, stream.owner)
+        call(self._runtime, "cudaMemcpyAsync", target.owner, source.address, size_bytes, kind, stream.handle)
 
     def synchronize(self, stream: Stream) -> None:
         """Wait for the stream, without holding up other Python threads."""
-        call(self._runtime, "cudaStreamSynchronize", stream.owner)
+        call(self._runtime, "cudaStreamSynchronize", stream.handle)
 
     def close(self) -> None:
         """Do nothing: the CUDA runtime keeps the primary context for the process."""

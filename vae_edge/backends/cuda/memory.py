@@ -20,8 +20,7 @@ class Stream:
     """A queue of work on the device; never the default stream."""
 
     handle: int
-    owner: Any
-    """The object of the CUDA package, kept alive for as long as the stream is."""
+    """The address of CUDA's own object, never 0, which is the default stream."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +30,7 @@ class PinnedBuffer:
     array: NDArray[np.uint8]
     """Shape (n_bytes,). Not to be touched after the buffer is freed."""
     owner: Any
+    """What the implementation frees it by."""
 
 
 @dataclass(frozen=True, eq=False)

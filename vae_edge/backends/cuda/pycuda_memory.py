@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,19 @@ import numpy as np
 
 from vae_edge.backends.cuda.memory import CudaMemory, DeviceBuffer, PinnedBuffer, Stream
 from vae_edge.errors import DeviceError, MissingDependencyError
+
+# One primary context for each device, retained once and kept: when pycuda lets go of one that is not current, it pushes
+# it on the driver's stack and leaves it there, and from another thread than the one that retained it, it leaks it.
+_contexts: dict[int, Any] = {}
+_retaining = threading.Lock()
+
+
+@atexit.register
+def _release_contexts() -> None:
+    """Release the primary contexts by name: pycuda's own clean-up would treat them as contexts that it made."""
+    for context in _contexts.values():
+        context.detach()
+
 
 # CU_STREAM_NON_BLOCKING of cuda.h: the stream does not wait for the default stream, which torch uses.
 _NON_BLOCKING = 1
@@ -25,8 +40,13 @@ class PycudaMemory(CudaMemory):
     def __init__(self, index: int) -> None:
         self._driver = _load_driver()
         self.library = _version()
-        with _named("cuDevicePrimaryCtxRetain", self._driver):
-            self._context: Any = self._driver.Device(index).retain_primary_context()
+        # The only references to the streams: pycuda frees a stream with its last reference, for which the context has
+        # to be current, so it must happen in `destroy_stream` and nowhere else.
+        self._streams: dict[int, Any] = {}
+        with _retaining, _named("cuDevicePrimaryCtxRetain", self._driver):
+            if index not in _contexts:
+                _contexts[index] = self._driver.Device(index).retain_primary_context()
+            self._context = _contexts[index]
 
     @classmethod
     def device_count(cls) -> int:
@@ -50,12 +70,12 @@ class PycudaMemory(CudaMemory):
         """Create a non-blocking stream."""
         with _named("cuStreamCreate", self._driver):
             stream = self._driver.Stream(_NON_BLOCKING)
-        return Stream(int(stream.handle), stream)
+        self._streams[int(stream.handle)] = stream
+        return Stream(int(stream.handle))
 
     def destroy_stream(self, stream: Stream) -> None:
-        """Wait for the stream; pycuda frees it with its last reference, which the caller holds."""
-        with _named("cuStreamSynchronize", self._driver):
-            stream.owner.synchronize()
+        """Drop the last reference to the stream."""
+        del self._streams[stream.handle]
 
     def allocate_pinned(self, size_bytes: int) -> PinnedBuffer:
         """Allocate page-locked memory as a flat array."""
@@ -82,21 +102,20 @@ class PycudaMemory(CudaMemory):
     def copy_in(self, target: DeviceBuffer, source: PinnedBuffer, size_bytes: int, stream: Stream) -> None:
         """Queue a copy to the device."""
         with _named("cuMemcpyHtoDAsync", self._driver):
-            self._driver.memcpy_htod_async(target.address, source.array[:size_bytes], stream.owner)
+            self._driver.memcpy_htod_async(target.address, source.array[:size_bytes], self._streams[stream.handle])
 
     def copy_out(self, target: PinnedBuffer, source: DeviceBuffer, size_bytes: int, stream: Stream) -> None:
         """Queue a copy from the device."""
         with _named("cuMemcpyDtoHAsync", self._driver):
-            self._driver.memcpy_dtoh_async(target.array[:size_bytes], source.address, stream.owner)
+            self._driver.memcpy_dtoh_async(target.array[:size_bytes], source.address, self._streams[stream.handle])
 
     def synchronize(self, stream: Stream) -> None:
         """Wait for the stream, without holding up other Python threads."""
         with _named("cuStreamSynchronize", self._driver):
-            stream.owner.synchronize()
+            self._streams[stream.handle].synchronize()
 
     def close(self) -> None:
-        """Drop the reference to the primary context; it lives on for others in this process."""
-        self._context = None
+        """Do nothing: the primary context stays for the process, as it does with the CUDA runtime."""
 
 
 def _load_driver() -> Any:
