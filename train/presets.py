@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vae_edge.errors import InputError
 from vae_edge.manifest import Record
@@ -17,8 +17,6 @@ DEFAULT_PRESET = "edge"
 
 class Architecture(Record):
     """Everything that decides the shape of a `Vae` and its loss; written into the run."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     preset: str | None = None
     """Name of the preset that the numbers started from; None: none."""
@@ -91,6 +89,44 @@ def preset_named(name: str) -> Preset:
     if name not in PRESETS:
         raise InputError(f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def make_architecture(
+    preset: str = DEFAULT_PRESET,
+    image_size: tuple[int, int] = (256, 256),
+    *,
+    n_features: int | None = None,
+    latent_vec_size: int | None = None,
+    kl_weight: float | None = None,
+    max_features: int | None = None,
+) -> Architecture:
+    """Return a preset's architecture with some of its numbers replaced.
+
+    Args:
+        preset: a key of `PRESETS`.
+        image_size: height and width; see `check_image_size`.
+        n_features: instead of the preset's; None: the preset's. So for the following three.
+        latent_vec_size: instead of the preset's.
+        kl_weight: instead of 0.00025.
+        max_features: instead of the preset's.
+
+    Raises:
+        InputError: an unknown preset, an image size that does not fit, or a number out of range.
+    """
+    base = preset_named(preset).architecture(preset, *image_size)
+    asked = {
+        "n_features": n_features,
+        "latent_vec_size": latent_vec_size,
+        "kl_weight": kl_weight,
+        "max_features": max_features,
+    }
+    values = base.model_dump() | {name: value for name, value in asked.items() if value is not None}
+    check_max_features(values["n_features"], values["max_features"])
+    try:
+        return Architecture.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{first['loc'][0]} is {first['input']}: {first['msg']}") from error
 
 
 def count_stages(height: int, width: int) -> int:

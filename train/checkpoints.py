@@ -1,0 +1,152 @@
+"""Checkpoints that hold all of a training's state in one file, are never half-written and run no code when read.
+
+Lightning's own input and output was not enough. It reads with `weights_only=None` (before 2.6 with False), which leaves
+it to torch or to an environment variable whether a file may run code while it is unpickled; and it writes through
+fsspec, which may put its temporary file on another file system. Read here with `weights_only=True`, torch's restricted
+unpickler makes tensors, numbers, strings and containers only; Lightning's state of this training holds nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from pickle import UnpicklingError  # Only the name of the error that torch raises.
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from vae_edge.errors import BundleError, InputError
+
+LAST_CHECKPOINT = "last.ckpt"
+
+_MOST_OF_THE_TIME = 0.05  # Share of the time that saving may take: with short epochs not every one is saved.
+
+EndedBy = Literal["epochs", "patience", "time"]
+
+
+class PlainCheckpointIO(CheckpointIO):
+    """Writes under a temporary name and renames; reads plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Raises:
+            InputError: the folder cannot be written or the disk is full.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:
+            # A full disk reaches torch's zip writer as a RuntimeError.
+            raise InputError(f"{path} could not be written ({error}); make room or choose another place") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; `weights_only` is there because Lightning passes it, and is always True."""
+        return load_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, Any]:
+    """Read a checkpoint without running anything that is in it.
+
+    Raises:
+        BundleError: there is none, it is damaged, or it holds more than plain values.
+    """
+    try:
+        content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{path} is no checkpoint of this program ({reason}); start the training again") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise BundleError(f"{path} is no checkpoint of this program; start the training again")
+    return content
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps the weights with the best held-out loss and saves all state at ends of epochs.
+
+    The best weights are part of the one checkpoint, so that the two never disagree, whenever the power goes.
+
+    Args:
+        folder: where the checkpoint goes.
+        batch_images: number of training images in an epoch, for the speed.
+    """
+
+    def __init__(self, folder: Path, batch_images: int) -> None:
+        self.path = folder / LAST_CHECKPOINT
+        self.best_loss = float("inf")
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.fit_loss = float("nan")
+        self.epochs_run = 0
+        self.seconds = 0.0
+        self.ended_by: EndedBy | None = None
+        self.n_images = batch_images
+        self._resumed_at = 0.0
+        self._saved_at = -float("inf")
+        self._save_took = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint holds of this; the names are those of `load_state_dict`."""
+        names = ("best_loss", "best_epoch", "best_weights", "fit_loss", "epochs_run", "seconds", "ended_by")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an interrupted training."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._resumed_at = time.perf_counter() - self.seconds
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, keep, save. Lightning calls checkpoint callbacks last, so whether this is the end is known."""
+        self.epochs_run = trainer.current_epoch + 1
+        self.seconds = time.perf_counter() - self._resumed_at
+        self.fit_loss = float(trainer.callback_metrics["fit_loss"])
+        loss = float(trainer.callback_metrics["held_out_loss"])
+        if not (loss < float("inf") and self.fit_loss < float("inf")):
+            raise InputError(
+                f"the loss is not a finite number after epoch {self.epochs_run} (training {self.fit_loss}, "
+                f"held out {loss}): the training diverged; train again with a smaller learning rate"
+            )
+        if loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, self.epochs_run
+            self.best_weights = {
+                name: value.detach().to("cpu", copy=True) for name, value in pl_module.state_dict().items()
+            }
+        self.ended_by = self._end(trainer)
+        now = time.perf_counter()
+        due = now - self._saved_at >= self._save_took / _MOST_OF_THE_TIME
+        # All processes must save together, and their clocks differ: the first one decides.
+        if trainer.strategy.broadcast(due or self.ended_by is not None):
+            trainer.save_checkpoint(self.path)
+            self._saved_at = time.perf_counter()
+            self._save_took = self._saved_at - now
+
+    def _end(self, trainer: Trainer) -> EndedBy | None:
+        if self.epochs_run >= (trainer.max_epochs or 0):
+            return "epochs"
+        if not trainer.should_stop:
+            return None
+        stopped = trainer.early_stopping_callback
+        return "patience" if stopped is not None and stopped.stopped_epoch else "time"

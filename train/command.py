@@ -1,0 +1,313 @@
+"""`vae-train`: train a detector on images of good parts."""
+
+from __future__ import annotations
+
+import re
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
+from vae_edge.errors import InputError
+from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
+from vae_edge.train.watcher import Watcher
+
+if TYPE_CHECKING:
+    from vae_edge.train.run_folder import RunFolder
+    from vae_edge.train.run_records import TrainSettings
+
+_ALLOWED_WITH_RESUME = {"resume", "data"}
+
+_LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
+
+
+class Scoring(str, Enum):
+    """How a residual becomes a score."""
+
+    NORMALIZED = "normalized"
+    MSE = "mse"
+
+
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder in the layout of MVTec AD, a folder of good parts, or sample or sample:PRODUCT.",
+            metavar="DIR|sample[:PRODUCT]",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The run folder to make.")] = None,
+    normal: Annotated[Path | None, typer.Option(help="Instead of --data: folder of good parts to train on.")] = None,
+    normal_test: Annotated[Path | None, typer.Option(help="With --normal: folder of good parts to test on.")] = None,
+    abnormal: Annotated[
+        Path | None, typer.Option(help="With --normal: folder of defective parts, a sub-folder for each class.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --abnormal: folder of masks, arranged like it.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="; ".join(f"{name}: {preset.purpose}" for name, preset in PRESETS.items()) + ".")
+    ] = DEFAULT_PRESET,
+    image_size: Annotated[
+        str, typer.Option(metavar="SIDE|HxW", help="The size that images are resized to, such as 256 or 256x320.")
+    ] = "256",
+    n_features: Annotated[
+        int | None, typer.Option(help="Channels after the first convolution.", show_default="the preset's")
+    ] = None,
+    latent_vec_size: Annotated[int | None, typer.Option(help="Number of latents.", show_default="the preset's")] = None,
+    kl_weight: Annotated[
+        float | None, typer.Option(help="Weight of the Kullback-Leibler term.", show_default="0.00025")
+    ] = None,
+    max_features: Annotated[
+        int | None, typer.Option(help="Channels at which the doubling stops.", show_default="the preset's")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Times that each image is seen.", show_default="for about 2000 steps")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Most images in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without a better held-out loss; 0: do not.")
+    ] = 0,
+    max_time: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Stop with the first epoch after so many minutes.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights on the same machine.")] = 0,
+    held_out: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the good parts that set the threshold.", show_default="20-30 %"),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Keep images together whose names have an equal first group: 'part(\\d+)_'."
+        ),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="Share of good parts that may be called anomalous.")
+    ] = DEFAULT_FALSE_ALARM_RATE,
+    scoring: Annotated[Scoring, typer.Option(help="How a residual becomes a score.")] = Scoring.NORMALIZED,
+    white_level: Annotated[int, typer.Option(help="16-bit value that means white; 4095 for a 12-bit camera.")] = 65535,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with anything wrong in it.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with an interrupted run; all else is as it was asked for then."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run, once this one is whole.")] = (
+        False
+    ),
+    accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu, mps.")] = "auto",
+    devices: Annotated[str, typer.Option(help="Lightning's devices: auto, a number, or a list as in 0,1.")] = "auto",
+    num_nodes: Annotated[int, typer.Option(help="Machines that train together.")] = 1,
+    precision: Annotated[str, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = "32-true",
+) -> None:
+    """Train a detector on images of good parts, fit its threshold on others, and measure it where there are defects.
+
+    Ctrl-C loses nothing but the epoch it falls into: vae-train --resume RUN goes on. Exit code 130 then.
+    """
+    if resume is not None:
+        _refuse_others(context)
+        from vae_edge.train.fitting import resume_run
+
+        with _TerminalWatcher() as watcher:
+            run = resume_run(resume, data=data, watcher=watcher)
+        print_result(run)
+        return
+    if out is None:
+        raise InputError("there is no place for the run; expected --out RUN, such as --out runs/first")
+    if (data is None) == (normal is None):
+        raise InputError("expected either --data or --normal; for a first try: --data sample")
+    architecture = make_architecture(
+        preset,
+        parse_image_size(image_size),
+        n_features=n_features,
+        latent_vec_size=latent_vec_size,
+        kl_weight=kl_weight,
+        max_features=max_features,
+    )
+    from vae_edge.train.run_records import TrainSettings, checked
+
+    settings = checked(
+        TrainSettings,
+        {
+            "source": {
+                "root": data,
+                "normal": _text(normal),
+                "normal_test": _text(normal_test),
+                "abnormal": _text(abnormal),
+                "masks": _text(masks),
+            },
+            "architecture": architecture,
+            "white_level": white_level,
+            "scoring": {"method": scoring.value},
+            "split": {"threshold_share": held_out, "group_by": group_by, "seed": seed},
+            "strict": strict,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "patience": patience,
+            "max_time_minutes": max_time,
+            "seed": seed,
+            "false_alarm_rate": false_alarm_rate,
+            "accelerator": accelerator,
+            "devices": devices,
+            "num_nodes": num_nodes,
+            "precision": precision,
+        },
+    )
+    _train(settings, out, overwrite)
+
+
+def _train(settings: TrainSettings, out: Path, overwrite: bool) -> None:
+    from vae_edge.train.fitting import fit_run
+    from vae_edge.train.network import Vae, count_flops, count_parameters
+
+    with _TerminalWatcher() as watcher:
+        vae = Vae.from_architecture(settings.architecture)
+        shape = settings.architecture
+        watcher.say(
+            f"the network has {count_parameters(vae) / 1e6:.2f} M parameters and takes {count_flops(vae) / 1e9:.2f} "
+            f"GFLOP for an image of {shape.height}x{shape.width}"
+        )
+        run = fit_run(settings, out=out, overwrite=overwrite, watcher=watcher)
+    print_result(run)
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read `256` or `256x320` as height and width.
+
+    Raises:
+        InputError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    if match is None:
+        raise InputError(f"the image size is {text!r}; expected a side such as 256, or height x width such as 256x320")
+    height = int(match.group(1))
+    return height, int(match.group(2) or height)
+
+
+def print_result(run: RunFolder) -> None:
+    """Print what a run came to."""
+    record, metrics, thresholds = run.record, run.metrics, run.thresholds
+    console = results_console()
+    table = plain_table(title=f"run {escape(str(run.folder))}", headers=False)
+    table.add_column(style="cyan")
+    table.add_column(overflow="fold")
+    outcome = record.training
+    ended = {"epochs": "as planned", "patience": "no better for a while", "time": "out of time"}[outcome.ended_by]
+    table.add_row(
+        "training",
+        f"{outcome.epochs_run} epochs ({ended}) in {outcome.seconds:.0f} s, {outcome.images_per_s:.1f} images/s; kept "
+        f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
+    )
+    table.add_row("threshold", f"score > {thresholds.image_threshold:.6g}, from {thresholds.n_normals} normals")
+    table.add_row("false alarms", f"at most {thresholds.false_alarm_rate:.3g} of good parts like those")
+    rows = (
+        ("image AUROC", metrics.image_auroc),
+        ("image AUPR", metrics.image_aupr),
+        ("F1 at the threshold", metrics.image_f1),
+        ("F1 at best", metrics.image_f1_best),
+        ("recall", metrics.recall),
+        (f"false alarms on {metrics.n_normal} test normals", metrics.false_alarm_rate),
+        ("pixel AUROC", metrics.pixel_auroc),
+        ("AUPRO", metrics.aupro),
+    )
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name, f"{value:.3f}")
+    console.print(table)
+    _print_defects(console, run)
+    few = too_few_normals(thresholds)
+    if few:
+        print_warning(few)
+    console.print(escape(f"Next: vae-export {run.folder} --target onnx --precision fp32 --out bundles"))
+
+
+def _print_defects(console: Console, run: RunFolder) -> None:
+    if not run.metrics.per_defect:
+        return
+    table = plain_table()
+    table.add_column("defect", style="cyan")
+    for heading in ("images", "image AUROC", "recall", "pixel AUROC"):
+        table.add_column(heading, justify="right")
+    for name, defect in run.metrics.per_defect.items():
+        values = (defect.image_auroc, defect.recall, defect.pixel_auroc)
+        table.add_row(escape(name), str(defect.n), *("" if value is None else f"{value:.3f}" for value in values))
+    console.print()
+    console.print(table)
+
+
+class _TerminalWatcher(Watcher):
+    """Shows each stage as a bar on a terminal, and as a line now and then where stderr is a file."""
+
+    def __init__(self) -> None:
+        self.console = notes_console()
+        self.stage = ""
+        self._task: TaskID | None = None
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._line_at = 0.0
+
+    def __enter__(self) -> _TerminalWatcher:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bars.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        self.console.print(escape(sentence), soft_wrap=not self.console.is_terminal)
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Move the stage's bar."""
+        if not self.console.is_terminal:
+            self._line(stage, done, total, note)
+            return
+        if stage != self.stage or self._task is None:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self.stage, self._task = stage, self._bars.add_task(stage, total=total, note=note)
+        self._bars.update(self._task, completed=done, total=total, note=note)
+
+    def _line(self, stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self._line_at = stage, now
+        if now - self._line_at >= _LINE_EVERY_S:
+            self._line_at = now
+            self.say(f"{stage}: {done / max(total, 1):.0%}{', ' + note if note else ''}")
+
+
+def _refuse_others(context: typer.Context) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in _ALLOWED_WITH_RESUME
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise InputError(
+            f"--resume was given along with {', '.join(given)}; an interrupted run goes on with its own settings: "
+            "leave them out, or train a new run with --out"
+        )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

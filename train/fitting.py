@@ -1,0 +1,266 @@
+"""From settings to a complete run folder: data, training, scoring constants, thresholds, metrics."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge import __version__
+from vae_edge.atomic import write_text
+from vae_edge.decision import fit_thresholds
+from vae_edge.errors import InputError
+from vae_edge.manifest import Thresholds
+from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringSettings, fit_scoring_constants, run_graph
+from vae_edge.train.data_report import DataReport, check_inspection_set
+from vae_edge.train.inspection_set import InspectionSet
+from vae_edge.train.loading import load_images, load_masks
+from vae_edge.train.loop import TrainingInterruptedError, fit_vae, interrupted
+from vae_edge.train.metrics import Metrics, evaluate
+from vae_edge.train.run_folder import (
+    CALIBRATION_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    RECORD_FILE,
+    SCORING_FILE,
+    SETTINGS_FILE,
+    SPLIT_FILE,
+    RunFolder,
+    claim_folder,
+    describe_files,
+    fingerprint_of,
+    forget_replaced,
+    read_settings,
+    write_record,
+    write_tensors,
+)
+from vae_edge.train.run_records import (
+    CalibrationRecord,
+    CalibrationScore,
+    DataSource,
+    RunRecord,
+    SplitRecord,
+    TrainingOutcome,
+    TrainSettings,
+    checked,
+    split_images,
+)
+from vae_edge.train.split import Split, split_normals
+from vae_edge.train.watcher import Watcher
+
+_PACKAGES = ("vae-edge", "torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The checked data of a run and its split."""
+
+    images: InspectionSet
+    report: DataReport
+    split: Split
+
+    def record(self) -> SplitRecord:
+        return SplitRecord(
+            images=(
+                *split_images(self.split.fit, "fit"),
+                *split_images(self.split.statistics, "statistics"),
+                *split_images(self.split.threshold, "threshold"),
+                *split_images(self.images.test, "test"),
+            )
+        )
+
+
+def fit_run(
+    settings: TrainSettings, *, out: str | Path, overwrite: bool = False, watcher: Watcher | None = None
+) -> RunFolder:
+    """Train a detector and write its run folder.
+
+    Args:
+        settings: what to do.
+        out: the run folder to make.
+        overwrite: replace a run of that name. It is deleted when the new one is complete, not before.
+        watcher: is told how it goes.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        InputError: the data or the settings cannot be used, `out` is taken, or the training diverged.
+        TrainingInterruptedError: Ctrl-C; the message says how to go on.
+    """
+    out = Path(out)
+    watcher = watcher or Watcher()
+    settings = settings.model_copy(update={"source": settings.source.absolute()})
+    scoring = checked(ScoringSettings, settings.scoring)
+    data = _open_data(settings, watcher)
+    if _is_first_process():
+        claim_folder(out, overwrite=overwrite)
+        write_record(out / SPLIT_FILE, data.record())
+        write_record(out / SETTINGS_FILE, settings)
+    return _fit_and_finish(settings, scoring, data, out, watcher)
+
+
+def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | None = None) -> RunFolder:
+    """Go on with an interrupted run, with its own settings; the result is the one it would have had.
+
+    Args:
+        run: the run folder.
+        data: where the same images are now, if they were moved; None: where they were.
+        watcher: is told how it goes.
+
+    Raises:
+        InputError: the run is complete, or the images are not the ones it was started with.
+        BundleError: there is no run, or its records or its checkpoint are damaged.
+        TrainingInterruptedError: Ctrl-C; the message says how to go on.
+    """
+    run = Path(run)
+    watcher = watcher or Watcher()
+    settings = read_settings(run)
+    if data is not None:
+        settings = settings.model_copy(update={"source": DataSource(root=data).absolute()})
+    opened = _open_data(settings, watcher)
+    recorded = SplitRecord.model_validate_json((run / SPLIT_FILE).read_text(encoding="utf-8"))
+    if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
+        raise InputError(
+            f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
+            "same files: put them back, say where they are with --data, or train anew with --out"
+        )
+    return _fit_and_finish(settings, checked(ScoringSettings, settings.scoring), opened, run, watcher)
+
+
+def _fit_and_finish(
+    settings: TrainSettings, scoring: ScoringSettings, data: _Data, out: Path, watcher: Watcher
+) -> RunFolder:
+    try:
+        return _fit(settings, scoring, data, out, watcher)
+    except KeyboardInterrupt:
+        # Outside the training loop, which has its own way: while images are read, or scored afterwards.
+        raise TrainingInterruptedError(interrupted(out)) from None
+
+
+def _fit(settings: TrainSettings, scoring: ScoringSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
+    split, preparation = data.split, settings.preparation
+    n_fit, n_statistics = len(split.fit), len(split.statistics)
+    images = load_images(
+        (*split.fit, *split.statistics, *split.threshold), preparation, _report(watcher, "reading images")
+    )
+    fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
+    fitted = fit_vae(
+        settings, fit_images, statistics_images, out, lambda d, t, n: watcher.progress("training", d, t, n)
+    )
+    if fitted is None:
+        # One of several processes that Lightning started to train together; the first one finishes the run.
+        raise SystemExit(0)
+    vae, outcome = fitted
+    constants = fit_scoring_constants(
+        vae, scoring, statistics_images, progress=_report(watcher, "measuring normal residuals")
+    )
+    graph = AnomalyGraph(vae, scoring, constants)
+    thresholds, calibration = _calibrate(settings, graph, split, images[n_fit + n_statistics :], watcher)
+    del images, fit_images, statistics_images  # Test images, maps and masks need the room.
+    metrics = _evaluate(settings, graph, data.images, thresholds, watcher)
+    write_tensors(out / MODEL_FILE, vae.state_dict())
+    write_tensors(out / SCORING_FILE, constants.tensors())
+    write_record(out / SPLIT_FILE, data.record())
+    write_record(out / CALIBRATION_FILE, calibration)
+    write_text(out / METRICS_FILE, metrics.to_json() + "\n")
+    write_record(out / RECORD_FILE, _record(settings, scoring, data, outcome, out))
+    forget_replaced(out)
+    return RunFolder.open(out, check_files=False)
+
+
+def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
+    found = settings.source.open(_report(watcher, "finding images"))
+    checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
+    for sentence in report.sentences():
+        watcher.say(sentence)
+    data = _Data(checked_set, report, split_normals(checked_set.train, settings.split))
+    counts = data.record().counts()
+    watcher.say(
+        f"of the normal images {counts['fit']} train the network, {counts['statistics']} set the scale of its residual "
+        f"and {counts['threshold']} set the threshold"
+    )
+    return data
+
+
+def _calibrate(
+    settings: TrainSettings, graph: AnomalyGraph, split: Split, images: NDArray[np.uint8], watcher: Watcher
+) -> tuple[Thresholds, CalibrationRecord]:
+    maps, scores = run_graph(graph, images, progress=_report(watcher, "scoring held-out normals"))
+    thresholds = fit_thresholds(
+        scores,
+        maps,
+        false_alarm_rate=settings.false_alarm_rate,
+        pixel_false_positive_rate=settings.pixel_false_positive_rate,
+        scored_by=f"torch {_version('torch')}, fp32, CPU",
+    )
+    named = tuple(
+        CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
+        for image, score in zip(split.threshold, scores, strict=True)
+    )
+    return thresholds, CalibrationRecord(scores=named, thresholds=thresholds)
+
+
+def _evaluate(
+    settings: TrainSettings, graph: AnomalyGraph, images: InspectionSet, thresholds: Thresholds, watcher: Watcher
+) -> Metrics:
+    test = images.test
+    pixels = load_images(test, settings.preparation, _report(watcher, "reading test images"))
+    maps, scores = run_graph(graph, pixels, progress=_report(watcher, "scoring test images"))
+    masks = load_masks(test, settings.preparation) if any(image.mask is not None for image in test) else None
+    return evaluate(
+        np.array([image.is_anomalous for image in test], dtype=np.bool_),
+        scores,
+        [image.defect for image in test],
+        None if masks is None else maps,
+        None if masks is None else masks.masks,
+        None if masks is None else masks.has_mask,
+        thresholds.image_threshold,
+    )
+
+
+def _record(
+    settings: TrainSettings, scoring: ScoringSettings, data: _Data, outcome: TrainingOutcome, out: Path
+) -> RunRecord:
+    files = describe_files(out)
+    versions = {name: version for name in _PACKAGES if (version := _version(name))}
+    return RunRecord(
+        name=out.absolute().name,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        architecture=settings.architecture,
+        preparation=settings.preparation,
+        scoring=scoring.model_dump(),
+        scoring_in_words=scoring.describe(),
+        settings=settings,
+        training=outcome,
+        data=data.report,
+        counts=data.record().counts(),
+        library_versions={"python": platform.python_version(), **versions},
+        files=files,
+        fingerprint=fingerprint_of(files),
+    )
+
+
+def _version(package: str) -> str:
+    if package == "vae-edge":
+        return __version__
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""  # OpenCV comes under several names.
+
+
+def _is_first_process() -> bool:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def _report(watcher: Watcher, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: watcher.progress(stage, done, total)

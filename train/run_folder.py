@@ -1,0 +1,313 @@
+"""A run folder: what a training leaves, and all that export needs. Loads torch only to build the network.
+
+training.json       what was asked for; written first, so that an interrupted run can go on
+split.json          which image was used for what, with its hash
+checkpoints/ logs/  to go on with the training, and to look at it
+model.safetensors   the network's weights
+scoring.safetensors what held-out normals say about each pixel
+calibration.json    scores of other held-out normals, and the thresholds
+metrics.json        what was measured on the test images
+model.json          everything else, and the hashes of these files; written last, so it marks a complete run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+
+from vae_edge.atomic import sha256_file, write_text
+from vae_edge.errors import BundleError, InputError
+from vae_edge.manifest import FileRecord, Record, Thresholds
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set
+from vae_edge.train.metrics import Metrics
+from vae_edge.train.run_records import (
+    SCHEMA_VERSION,
+    CalibrationRecord,
+    Role,
+    RunRecord,
+    SplitImage,
+    SplitRecord,
+    TrainSettings,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vae_edge.train.anomaly_graph import AnomalyGraph
+
+SETTINGS_FILE = "training.json"
+SPLIT_FILE = "split.json"
+MODEL_FILE = "model.safetensors"
+SCORING_FILE = "scoring.safetensors"
+CALIBRATION_FILE = "calibration.json"
+METRICS_FILE = "metrics.json"
+RECORD_FILE = "model.json"
+CHECKPOINT = "checkpoints/last.ckpt"
+
+RECORDED_FILES = (MODEL_FILE, SCORING_FILE, SPLIT_FILE, CALIBRATION_FILE, METRICS_FILE)
+"""Files whose hashes `model.json` holds."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A complete run on disk whose records have been read."""
+
+    folder: Path
+    record: RunRecord
+    split: SplitRecord
+    calibration: CalibrationRecord
+    metrics: Metrics
+    """Of the test images; everything in it is absent where there are none."""
+
+    @classmethod
+    def open(cls, path: str | Path, *, check_files: bool = True) -> RunFolder:
+        """Read a run and check that its files are the ones that training wrote.
+
+        Args:
+            path: the run folder.
+            check_files: compare every file's size and SHA-256 with the record's.
+
+        Raises:
+            BundleError: no run, an unfinished one, a damaged or newer record, or a file that is missing or was changed.
+        """
+        folder = Path(path)
+        if not (folder / RECORD_FILE).is_file():
+            if (folder / SETTINGS_FILE).is_file():
+                raise BundleError(f"the run {folder} is not finished; go on with: vae-train --resume {folder}")
+            raise BundleError(
+                f"{folder} is not a run: there is no {RECORD_FILE} in it; pass a folder that vae-train made"
+            )
+        record = _read(folder / RECORD_FILE, RunRecord)
+        if check_files:
+            for file in record.files:
+                _check_file(folder / file.name, file)
+        return cls(
+            folder,
+            record,
+            _read(folder / SPLIT_FILE, SplitRecord),
+            _read(folder / CALIBRATION_FILE, CalibrationRecord),
+            _read(folder / METRICS_FILE, Metrics),
+        )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds fitted on the torch model's scores."""
+        return self.calibration.thresholds
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights and the scoring constants."""
+        return self.record.fingerprint
+
+    def load_graph(self) -> AnomalyGraph:
+        """Build the whole model with its weights, in evaluation mode on the CPU.
+
+        Raises:
+            BundleError: the weights do not belong to the architecture.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, ScoringSettings
+        from vae_edge.train.network import Vae
+
+        vae = Vae.from_architecture(self.record.architecture)
+        try:
+            vae.load_state_dict(load_file(self.folder / MODEL_FILE))
+            constants = ScoringConstants.from_tensors(load_file(self.folder / SCORING_FILE))
+        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"the weights in {self.folder} cannot be used ({reason}); train again") from error
+        return AnomalyGraph(vae.eval(), ScoringSettings.model_validate(self.record.scoring), constants)
+
+    def find_images(
+        self, roles: Sequence[Role] = ("threshold",), data_root: str | Path | None = None
+    ) -> list[ImageFile]:
+        """Find the images that the run used for something; every file's hash is compared.
+
+        Args:
+            roles: what they were used for.
+            data_root: where the data is now; None: where it was.
+
+        Returns:
+            In the order of `split.json`, with their classes, and with masks where the run used them.
+
+        Raises:
+            InputError: the data, or an image of it, is not there any more or was changed.
+        """
+        wanted = self.split.of(*roles)
+        try:
+            found = self.record.settings.source.open() if data_root is None else open_inspection_set(data_root)
+        except InputError as error:
+            raise InputError(
+                f"the images of the run {self.folder} are not where they were: {error} {_MOVED}"
+            ) from error
+        by_hash = _by_hash(found)
+        missing = [image.name for image in wanted if image.sha256 not in by_hash]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the {len(wanted)} images that the run {self.folder} used are missing or were "
+                f"changed, {missing[0]} for example, in {found.root}. {_MOVED}"
+            )
+        return [_as_recorded(by_hash[image.sha256], image) for image in wanted]
+
+
+_MOVED = "Expected the images that it was trained with: give their folder with --data"
+
+
+def claim_folder(out: Path, *, overwrite: bool) -> None:
+    """Make the folder of a new run.
+
+    A run that ended before its first checkpoint is taken over. With `overwrite` an earlier run of that name is moved
+    aside and is deleted only when the new one is complete; an unfinished one that stands where a complete one was moved
+    aside already goes at once.
+
+    Raises:
+        InputError: the name is taken, or the folder cannot be written.
+    """
+    try:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            _make_room(out, overwrite)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made ({error.strerror}); choose another place for the run") from error
+
+
+def forget_replaced(folder: Path) -> None:
+    """Delete the earlier run that a complete one replaces."""
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} could not be written ({error}); make room or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_settings(folder: Path) -> TrainSettings:
+    """Read what an unfinished run was asked to do.
+
+    Raises:
+        InputError: the run is complete.
+        BundleError: there is no run, or its settings are damaged or newer.
+    """
+    if (folder / RECORD_FILE).is_file():
+        raise InputError(f"the run {folder} is complete; there is nothing to go on with: train a new one with --out")
+    if not (folder / SETTINGS_FILE).is_file():
+        raise BundleError(
+            f"{folder} is not a run: there is no {SETTINGS_FILE} in it; pass a folder that vae-train made"
+        )
+    return _read(folder / SETTINGS_FILE, TrainSettings)
+
+
+def describe_files(folder: Path) -> tuple[FileRecord, ...]:
+    """Return names, sizes and hashes of a run's recorded files."""
+    return tuple(
+        FileRecord(name=name, size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in RECORDED_FILES
+    )
+
+
+def fingerprint_of(files: Sequence[FileRecord]) -> str:
+    """Return the SHA-256 over the hashes of the weights and the scoring constants."""
+    hashes = [file.sha256 for file in files if file.name in (MODEL_FILE, SCORING_FILE)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _make_room(out: Path, overwrite: bool) -> None:
+    if (out / RECORD_FILE).is_file():
+        if not overwrite:
+            raise InputError(f"{out} holds a complete run; choose another --out, or replace it with --overwrite")
+    elif (out / SETTINGS_FILE).is_file():
+        if not (out / CHECKPOINT).is_file():
+            return  # It never got through an epoch, so there is nothing to lose.
+        if not overwrite:
+            raise InputError(
+                f"{out} holds an unfinished run; go on with: vae-train --resume {out}; or replace it with --overwrite"
+            )
+    else:
+        raise InputError(f"{out} is already there and is not a run; choose another --out or move it away")
+    aside = _aside(out)
+    if aside.exists():
+        if not (out / RECORD_FILE).is_file():
+            shutil.rmtree(out)
+            return
+        shutil.rmtree(aside)
+    out.rename(aside)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+T = TypeVar("T", bound=Record)
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy the run again or train again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema {version}, this vae-edge reads up to {SCHEMA_VERSION}; "
+            "run: pip install --upgrade vae-edge"
+        )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or path.stem
+        raise BundleError(f"{path} is damaged: {place}: {first['msg']}; copy the run again or train again") from error
+
+
+def _check_file(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the run again or train again")
+    if path.stat().st_size != record.size_bytes or sha256_file(path) != record.sha256:
+        raise BundleError(f"{path} was changed since the training; copy the run again or train again")
+
+
+def _by_hash(found: InspectionSet) -> dict[str, ImageFile]:
+    """Where several files have the same bytes the first counts, as it did when the data was checked."""
+    by_hash: dict[str, ImageFile] = {}
+    for image in (*found.train, *found.test):
+        by_hash.setdefault(image.sha256, image)
+    return by_hash
+
+
+def _as_recorded(found: ImageFile, recorded: SplitImage) -> ImageFile:
+    return replace(found, name=recorded.name, defect=recorded.defect, mask=found.mask if recorded.has_mask else None)
