@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.bundle import Bundle
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
@@ -72,6 +73,11 @@ class JsonLines:
             self._file = file.open("w", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self._name, error) from error
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether the lines appear in front of the user."""
+        return self._file.isatty()
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one record.
@@ -171,16 +177,17 @@ class OverlayFolder:
         return name
 
 
-def trust_warnings(verified: bool, not_verified_because: str | None, thresholds: Thresholds) -> list[str]:
+def trust_warnings(bundle: Bundle) -> list[str]:
     """Return the sentences a user must see about a bundle whose verdicts rest on less than they should."""
+    manifest = bundle.manifest
     warnings = []
-    if not verified:
-        because = f" ({not_verified_because})" if not_verified_because else ""
+    if not manifest.verified:
+        because = f" ({manifest.not_verified_because})" if manifest.not_verified_because else ""
         warnings.append(
             f"this bundle was never run before its thresholds were written{because}; "
-            "run: vae-edge verify BUNDLE --data NORMALS"
+            f"run: vae-edge verify {bundle.folder} --data NORMALS"
         )
-    few = too_few_normals(thresholds)
+    few = too_few_normals(manifest.thresholds)
     return [*warnings, few] if few else warnings
 
 

@@ -86,10 +86,10 @@ def decoders_silenced() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[ReportProgress]:
+def progress_bar(description: str, *, visible: bool = True) -> Iterator[ReportProgress]:
     """Show a bar on stderr while the block runs, where stderr is a terminal, and give the function that moves it."""
     console = notes_console()
-    if not console.is_terminal:
+    if not (visible and console.is_terminal):
         yield lambda done, total: None
         return
     columns = (

@@ -45,8 +45,8 @@ def inspect(
             table.add_row(name, escape(value))
         console.print(table)
         console.print()
-    for sentence in trust_warnings(manifest.verified, manifest.not_verified_because, manifest.thresholds):
-        print_warning(sentence.replace("BUNDLE", str(bundle)))
+    for sentence in trust_warnings(opened):
+        print_warning(sentence)
 
 
 def _try_to_open(bundle: Bundle, device: str) -> tuple[str | None, str]:

@@ -49,13 +49,23 @@ class OverlayFormat(str, Enum):
     PNG = "png"
 
 
+_NAMED_ERRORS = 5
+
+
 @dataclass
 class Tally:
     """What a run has done so far."""
 
     counts: Counter[str] = field(default_factory=Counter)
     n_overlays: int = 0
+    first_errors: list[str] = field(default_factory=list)
     begin_s: float = field(default_factory=time.perf_counter)
+
+    def add_error(self, error: VaeEdgeError) -> None:
+        """Count a picture without a verdict; the first few are named at the end."""
+        self.counts["error"] += 1
+        if len(self.first_errors) < _NAMED_ERRORS:
+            self.first_errors.append(str(error))
 
     @property
     def n_pictures(self) -> int:
@@ -73,7 +83,7 @@ def run(
     source: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Images, folders, globs (in quotes), videos, a camera's index or a URL."
+            metavar="SOURCE", help="Images, folders, globs (in quotes), videos, a camera's index or a URL."
         ),
     ],
     out: Annotated[
@@ -142,13 +152,13 @@ def _run_all(
     tally: Tally,
 ) -> None:
     thresholds = detector.bundle.manifest.thresholds
-    # Without a file the lines themselves show the progress.
     total = pictures.n_pictures
-    with progress_bar("inspecting") as report:
+    # A bar on stderr and lines on the same terminal's stdout would overwrite each other.
+    with progress_bar("inspecting", visible=not lines.on_terminal) as report:
         for picture, result in decide(detector, pictures, batch_size):
             if isinstance(result, VaeEdgeError):
                 record: dict[str, Any] = error_record(picture, result)
-                tally.counts["error"] += 1
+                tally.add_error(result)
             else:
                 record = prediction_record(picture, result, thresholds)
                 tally.counts["anomalous" if result.is_anomalous else "normal"] += 1
@@ -204,5 +214,9 @@ def _print_summary(detector: Detector, tally: Tally, out: Path | None) -> None:
         table.add_row("results", escape(str(out / PREDICTIONS_FILE)))
         table.add_row("overlays", escape(f"{tally.n_overlays} in {out / OVERLAYS_FOLDER}"))
     notes_console().print(table)
-    for sentence in trust_warnings(manifest.verified, manifest.not_verified_because, manifest.thresholds):
+    for message in tally.first_errors if out is not None else ():
+        print_error(message)
+    if out is not None and counts["error"] > len(tally.first_errors):
+        print_error(f"{counts['error'] - len(tally.first_errors)} more; {out / PREDICTIONS_FILE} names them all")
+    for sentence in trust_warnings(detector.bundle):
         print_warning(sentence)

@@ -1,0 +1,98 @@
+"""`vae-edge doctor`: what works on this machine, what does not, and the exact step that mends it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from vae_edge.cli.console import plain_table, progress_bar, results_console
+from vae_edge.doctor import Diagnosis, examine
+from vae_edge.machine import Machine
+from vae_edge.probes import Probe
+
+_MARKS = {
+    "works": "[green]works[/green]",
+    "partly": "[yellow]partly[/yellow]",
+    "broken": "[red]broken[/red]",
+    "missing": "[dim]missing[/dim]",
+}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Try every runtime out on this machine and say how to mend what is missing.
+
+    Exit code 0, or 1 where nothing here can run a bundle.
+    """
+    with progress_bar("trying runtimes out") as report:
+        diagnosis = examine(progress=report)
+    if as_json:
+        content = {**asdict(diagnosis), "can_run_bundles": diagnosis.can_run_bundles, "fixes": diagnosis.fixes}
+        print(json.dumps(content, indent=2))
+    else:
+        _print(diagnosis, results_console())
+    if not diagnosis.can_run_bundles:
+        raise typer.Exit(1)
+
+
+def _print(diagnosis: Diagnosis, console: Console) -> None:
+    table = plain_table(title=f"vae-edge {diagnosis.vae_edge}", headers=False)
+    table.add_column(style="cyan")
+    table.add_column(overflow="fold")
+    for name, value in _machine_rows(diagnosis.machine):
+        table.add_row(name, escape(value))
+    console.print(table)
+    for purpose, title in (
+        ("runs bundles", "Runtimes"),
+        ("reaches the GPU", "GPU"),
+        ("trains and exports", "Training and export"),
+    ):
+        console.print()
+        console.print(_probe_table(title, [probe for probe in diagnosis.probes if probe.purpose == purpose]))
+    console.print()
+    if not diagnosis.can_run_bundles:
+        console.print("[red]Nothing here can run a bundle yet.[/red]")
+    if diagnosis.fixes:
+        console.print("[bold]To add or mend what you need[/bold]")
+        for fix in diagnosis.fixes:
+            names = ", ".join(probe.name for probe in diagnosis.probes if probe.fix == fix)
+            console.print(f"  {escape(fix)}", soft_wrap=True)
+            console.print(f"    [dim]for {escape(names)}[/dim]", soft_wrap=True)
+    else:
+        console.print("Everything is there.")
+
+
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
+    environment = "a virtual environment" if machine.in_virtual_environment else "no virtual environment"
+    if machine.in_virtual_environment and machine.sees_system_packages:
+        environment += " that sees the system's packages"
+    rows = [
+        ("system", f"{machine.system}, {machine.architecture}"),
+        ("processor", f"{machine.processor or 'unknown'}, {machine.n_cores} cores"),
+        ("instructions", " ".join(machine.processor_flags) or "unknown"),
+        ("memory", "unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB"),
+        ("Python", f"{machine.python}, {environment}"),
+    ]
+    if machine.jetson is not None:
+        rows.insert(1, ("Jetson", f"L4T {machine.jetson.l4t}, JetPack {machine.jetson.jetpack}"))
+    return rows
+
+
+def _probe_table(title: str, probes: list[Probe]) -> object:
+    table = plain_table(title=title, headers=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", ratio=1)
+    for probe in probes:
+        devices = f"{', '.join(probe.devices)}; " if probe.devices else ""
+        table.add_row(
+            probe.name, _MARKS[probe.status], escape(probe.version or ""), escape(f"{devices}{probe.notes}".strip("; "))
+        )
+    return table

@@ -1,0 +1,127 @@
+"""What kind of machine this is: processor, memory, Python, and whether it is a Jetson."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_TELLING_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+"""Instruction sets that decide how fast FP32, FP16 and INT8 are, as /proc/cpuinfo calls them."""
+
+
+@dataclass(frozen=True)
+class Jetson:
+    """An NVIDIA Jetson, by the version of its Linux (L4T)."""
+
+    l4t: str
+    """Such as `36.4.0`; `unknown` where the system does not tell."""
+
+    @property
+    def jetpack(self) -> str:
+        """The JetPack that brings this Linux, as NVIDIA's release notes pair them."""
+        major, minor = [*map(int, re.findall(r"\d+", self.l4t)), 0, 0][:2]
+        if major == 36:
+            return "6.0" if minor < 4 else "6.1 or newer"
+        return {32: "4", 34: "5", 35: "5", 38: "7", 39: "7"}.get(major, "unknown")
+
+    @property
+    def is_too_old(self) -> bool:
+        """Whether its TensorRT is version 8, below the floor of vae-edge."""
+        return self.jetpack in ("4", "5", "6.0")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts about this machine; what is not known is None or empty."""
+
+    system: str
+    architecture: str
+    processor: str | None
+    n_cores: int
+    """Logical processors that this process may use."""
+    processor_flags: tuple[str, ...]
+    memory_bytes: int | None
+    python: str
+    executable: str
+    in_virtual_environment: bool
+    sees_system_packages: bool
+    """Whether Python here finds the system's packages, as JetPack's TensorRT is one."""
+    jetson: Jetson | None
+
+
+def look_at_machine() -> Machine:
+    """Gather the facts; never fails."""
+    cpu = _first_processor(_text(Path("/proc/cpuinfo")))
+    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    virtual = sys.prefix != sys.base_prefix
+    settings = _text(Path(sys.prefix, "pyvenv.cfg")) if virtual else ""
+    return Machine(
+        system=_system_name(),
+        architecture=platform.machine(),
+        processor=cpu.get("model name") or _text(Path("/proc/device-tree/model")) or platform.processor() or None,
+        n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        processor_flags=tuple(flag for flag in _TELLING_FLAGS if flag in flags),
+        memory_bytes=_memory_bytes(),
+        python=platform.python_version(),
+        executable=sys.executable,
+        in_virtual_environment=virtual,
+        sees_system_packages=not virtual or bool(re.search(r"include-system-site-packages\s*=\s*true", settings, re.I)),
+        jetson=find_jetson(_text(Path("/etc/nv_tegra_release")), platform.release()),
+    )
+
+
+def find_jetson(release_file: str, kernel: str) -> Jetson | None:
+    """Recognize a Jetson.
+
+    Args:
+        release_file: content of /etc/nv_tegra_release, such as `# R36 (release), REVISION: 4.0, ...`; empty without.
+        kernel: the kernel's release, which ends in `-tegra` there (seen from inside a container as well).
+    """
+    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release_file)
+    if match:
+        return Jetson(f"{match[1]}.{match[2]}")
+    return Jetson("unknown") if "tegra" in kernel else None
+
+
+def _first_processor(cpuinfo: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in cpuinfo.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _system_name() -> str:
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:  # macOS, Windows and bare systems have no such file.
+        name = platform.system()
+    return f"{name}, {platform.system()} {platform.release()}"
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
+    except OSError:
+        return ""
