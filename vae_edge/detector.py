@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
-from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.errors import DeviceError, InputError, VaeEdgeError
 from vae_edge.image import load_prepared
 from vae_edge.prediction import Prediction
 
@@ -75,8 +76,12 @@ class Detector:
 
         Raises:
             InputError: the image cannot be read, or the array has another type or shape.
+            DeviceError: the runtime failed, or the score is not a finite number.
         """
-        return self._decide(self._prepare(image)[None], [_name(image)])[0]
+        result = self._decide(self._prepare(image)[None], [_name(image)])[0]
+        if isinstance(result, VaeEdgeError):
+            raise result
+        return result
 
     def predict_batch(self, images: Iterable[Source], *, batch_size: int | None = None) -> Iterator[Prediction]:
         """Decide about many images, in order; like `stream`, which stops at the first image that cannot be read.
@@ -104,7 +109,8 @@ class Detector:
         Args:
             images: paths or arrays; may be endless. At most a few are taken ahead of the one being decided.
             batch_size: images per run of the model, at most the bundle's `max_batch`; None: 1.
-            errors: `raise` at an image that cannot be read, or `return` the error in that image's place and go on.
+            errors: `raise` at an image that cannot be read or gets no finite score, or `return` the error in that
+                image's place and go on.
 
         Raises:
             InputError: `batch_size` is not positive or more than the bundle allows; an image cannot be read.
@@ -151,32 +157,41 @@ class Detector:
                     raise
                 results[place] = error
         if prepared:
-            predictions = self._decide(np.stack(prepared), [batch[place][0] for place in places])
-            for place, prediction in zip(places, predictions, strict=True):
-                results[place] = prediction
+            names = [batch[place][0] for place in places]
+            for place, result in zip(places, self._decide(np.stack(prepared), names), strict=True):
+                if errors == "raise" and isinstance(result, VaeEdgeError):
+                    raise result
+                results[place] = result
         return [result for result in results if result is not None]
 
     def _prepare(self, image: Source) -> NDArray[np.uint8]:
         return load_prepared(image, self._preparation)
 
-    def _decide(self, images: NDArray[np.uint8], names: list[str | None]) -> list[Prediction]:
+    def _decide(self, images: NDArray[np.uint8], names: list[str | None]) -> list[Prediction | VaeEdgeError]:
         outputs = self.backend.run({"image": images})
-        thresholds = self._thresholds
-        predictions = []
-        for score, anomaly_map, name in zip(outputs["score"], outputs["anomaly_map"], names, strict=True):
-            p_value = conformal_p_value(float(score), self._calibration_scores)
-            predictions.append(
-                Prediction(
-                    score=float(score),
-                    p_value=p_value,
-                    threshold=thresholds.image_threshold,
-                    is_anomalous=float(score) > thresholds.image_threshold,
-                    anomaly_map=anomaly_map,
-                    pixel_threshold=thresholds.pixel_threshold,
-                    source=name,
-                )
+        return [
+            self._verdict(float(score), anomaly_map, name)
+            for score, anomaly_map, name in zip(outputs["score"], outputs["anomaly_map"], names, strict=True)
+        ]
+
+    def _verdict(self, score: float, anomaly_map: NDArray[np.float32], name: str | None) -> Prediction | VaeEdgeError:
+        if not math.isfinite(score):
+            # Neither above nor below a threshold: a broken model must not pass a part as good.
+            what = "the image" if name is None else name
+            return DeviceError(
+                f"the anomaly score of {what} is {score}, which is no number: the model or its precision is broken; "
+                "export it again"
             )
-        return predictions
+        thresholds = self._thresholds
+        return Prediction(
+            score=score,
+            p_value=conformal_p_value(score, self._calibration_scores),
+            threshold=thresholds.image_threshold,
+            is_anomalous=score > thresholds.image_threshold,
+            anomaly_map=anomaly_map,
+            pixel_threshold=thresholds.pixel_threshold,
+            source=name,
+        )
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
