@@ -72,6 +72,7 @@ class TensorRtBackend(Backend):
         self._module = module_for_plan(model, find_module)
         self._idle = threading.Condition()
         self._running = 0
+        self._freed = False
         self._seating = threading.Lock()
         self._seats: list[_Seat] = []
         self._own = threading.local()
@@ -200,18 +201,27 @@ class TensorRtBackend(Backend):
             self._closed = True
             while self._running:
                 self._idle.wait()
-            if self._runtime is None:
+            if self._freed:
                 return
-            with self._memory.activate():
-                for seat in self._seats:
-                    # The context first: it refers to the buffers. Then the engine, which the contexts refer to.
-                    seat.context = None
-                    seat.lane.free()
-                self._seats.clear()
-                self._own = threading.local()
-                self._engine = None
-                self._runtime = None
-            self._memory.close()
+            self._freed = True
+            try:
+                with self._memory.activate():
+                    self._free()
+                self._memory.close()
+            except DeviceError as error:
+                # After a failed kernel every later CUDA call fails; what is left goes with the process.
+                _log.warning("could not free %s: %s", self.device.name, error)
+                self._engine = self._runtime = None
+
+    def _free(self) -> None:
+        for seat in self._seats:
+            # The context first: it refers to the buffers. Then the engine, which the contexts refer to.
+            seat.context = None
+            seat.lane.free()
+        self._seats.clear()
+        self._own = threading.local()
+        self._engine = None
+        self._runtime = None
 
 
 def parse_device(device: str) -> int:

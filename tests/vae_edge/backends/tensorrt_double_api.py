@@ -74,9 +74,11 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
     cuda = double.cuda
 
     class IExecutionContext:
+        _thread: threading.Thread
+
         def __init__(self, engine: ICudaEngine) -> None:
             self._engine = engine
-            self._thread: threading.Thread = threading.current_thread()
+            self._thread = threading.current_thread()
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
             double.contexts.add(self)

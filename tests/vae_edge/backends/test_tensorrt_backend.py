@@ -235,6 +235,20 @@ def test_a_device_without_room_leaves_nothing_behind(
     assert double.cuda.live() == 0
 
 
+def test_a_device_that_fails_at_the_end_does_not_hide_the_first_error(
+    plan: Path, double: TensorRtDouble, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    double.faults.add("deserialize_cuda_engine")
+
+    def refuse() -> None:
+        raise DeviceError("cuCtxPushCurrent failed: an illegal memory access was encountered")
+
+    monkeypatch.setattr(double.cuda, "close", refuse)
+    with pytest.raises(DeviceError, match="deserialize_cuda_engine was told to fail"):
+        open_model(plan, double)
+    assert "could not free cuda:0: cuCtxPushCurrent failed" in caplog.text
+
+
 def test_an_engine_of_the_other_flavour_is_refused(tmp_path: Path, double: TensorRtDouble) -> None:
     other = TensorRtDouble(CudaDouble(), version="1.7.1.116", flavour="tensorrt_rtx")
     other.write_plan(tmp_path / "model.engine", ONNX)

@@ -106,11 +106,12 @@ def _load_runtime() -> tuple[Any, str]:
     """
     try:
         try:
-            from cuda.bindings import __version__, runtime
+            import cuda.bindings as package
+            from cuda.bindings import runtime
         except ModuleNotFoundError:
-            from cuda import __version__
+            import cuda as package
             from cuda import cudart as runtime
     except (ImportError, RuntimeError) as error:
         # Versions 12 load the driver's library on import and raise RuntimeError where they cannot.
         raise MissingDependencyError(f"cuda-bindings: {error}") from error
-    return runtime, str(__version__)
+    return runtime, str(getattr(package, "__version__", "of unknown version"))
