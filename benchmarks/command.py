@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from vae_edge.benchmarks.measurement import SuiteProgress
 from vae_edge.benchmarks.report import MARKDOWN_FILE, REPORT_FILE, Report
 from vae_edge.benchmarks.settings import SuiteSettings
-from vae_edge.benchmarks.suite import SuiteProgress, run_suite
+from vae_edge.benchmarks.suite import run_suite
 from vae_edge.benchmarks.terminal import reasons, result_table
 
 EXIT_NONE_RAN = 1

@@ -52,13 +52,20 @@ def busy_warnings(name: str, foreign_cores: float | None, stolen_share: float | 
 
 def bundle_warnings(result: BundleResult, manifest: Manifest) -> list[str]:
     """Return what speaks against one bundle's numbers."""
-    found = []
+    found: list[str] = []
+    unstable: list[str] = []
+    few_samples: list[str] = []
     if result.latency is not None:
         for what in ("engine", "predict", "file"):
             statistics = getattr(result.latency, what)
-            found += [f"{result.name}: {what} latency is not stable: {why}" for why in statistics.unstable_because]
+            if statistics.unstable_because:
+                unstable.append(f"{what} ({'; '.join(statistics.unstable_because)})")
             if statistics.n < 100:
-                found.append(f"{result.name}: p99 of {what} latency is the largest of only {statistics.n} samples")
+                few_samples.append(f"{what} ({statistics.n})")
+    if unstable:
+        found.append(f"{result.name}: latency not stable: {', '.join(unstable)}; measure longer, on a quiet machine")
+    if few_samples:
+        found.append(f"{result.name}: p99 is the maximum, there are fewer than 100 samples: {', '.join(few_samples)}")
     if not manifest.verified:
         found.append(
             f"{result.name}: its thresholds are not its own ({manifest.not_verified_because or 'not verified'})"

@@ -6,9 +6,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from vae_edge.benchmarks.accuracy import BaselineRecord
 from vae_edge.benchmarks.formats import ABSENT, mebibytes, milliseconds, rate, seconds, share
 from vae_edge.benchmarks.latency import LatencyStatistics
 from vae_edge.benchmarks.report import BundleResult, Report
+
+_LONGEST_NAME = 28
 
 WIDE = 110
 """Columns from which the whole table is shown."""
@@ -28,21 +31,20 @@ def reasons(report: Report) -> list[str]:
 
 
 def _wide(report: Report) -> Table:
-    table = _new_table()
+    table = _new_table(report)
     _add_columns(
-        table, "engine\np50 ms", "p90", "p99", "predict\np50 ms", "file\np50 ms", "stream\nimg/s", "first\ns",
+        table, "engine\np50 ms", "p99", "predict\np50 ms", "file\np50 ms", "stream\nimg/s", "first\ns",
         "memory\nMiB", "disk\nMiB", "image\nAUROC", "F1", "pixel\nAUROC", "flips",
     )  # fmt: skip
     for bundle in report.bundles:
         if not bundle.has_run:
-            blanks = [ABSENT] * 7
+            blanks = [ABSENT] * 6
             table.add_row(_name(bundle), "did not run", *blanks, mebibytes(bundle.size_bytes), *[ABSENT] * 4)
             continue
         latency, metrics = bundle.latency, bundle.accuracy
         table.add_row(
             _name(bundle),
             _p(latency.engine if latency else None),
-            _p(latency.engine if latency else None, "p90_ms", mark=False),
             _p(latency.engine if latency else None, "p99_ms", mark=False),
             _p(latency.predict if latency else None),
             _p(latency.file if latency else None),
@@ -57,14 +59,14 @@ def _wide(report: Report) -> Table:
         )
     for record in report.baselines:
         found = record.metrics
-        blanks = [ABSENT] * 9
-        label = Text(f"baseline: {record.name}", style="dim")
+        blanks = [ABSENT] * 8
+        label = Text(_baseline_name(record), style="dim")
         table.add_row(label, *blanks, share(found.image_auroc), ABSENT, share(found.pixel_auroc), ABSENT)
     return table
 
 
 def _compact(report: Report) -> Table:
-    table = _new_table()
+    table = _new_table(report)
     _add_columns(table, "engine\np50 ms", "p99", "file\np50 ms", "img/s", "MiB", "AUROC", "flips")
     for bundle in report.bundles:
         if not bundle.has_run:
@@ -81,18 +83,27 @@ def _compact(report: Report) -> Table:
             share(bundle.accuracy.image_auroc if bundle.accuracy else None),
             _flips(bundle),
         )
+    for record in report.baselines:
+        label = Text(_baseline_name(record), style="dim")
+        table.add_row(label, *[ABSENT] * 5, share(record.metrics.image_auroc), ABSENT)
     return table
 
 
-def _new_table() -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
-    table.add_column("bundle", overflow="fold")
+def _new_table(report: Report) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, header_style="bold", show_edge=False)
+    # A name is worth more than the width of a number's column, up to a point.
+    names = [bundle.name for bundle in report.bundles] + [_baseline_name(record) for record in report.baselines]
+    table.add_column("bundle", overflow="fold", min_width=min(max(map(len, names)), _LONGEST_NAME))
     return table
 
 
 def _add_columns(table: Table, *headers: str) -> None:
     for header in headers:
-        table.add_column(header, justify="right", no_wrap=True, vertical="top")
+        table.add_column(header, justify="right", no_wrap=True)
+
+
+def _baseline_name(record: BaselineRecord) -> str:
+    return f"baseline: {record.name}"
 
 
 def _name(bundle: BundleResult) -> Text:

@@ -50,7 +50,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         path = (folder or tmp_path_factory.mktemp("bundles")) / name
         bundle = make_tiny_bundle(path, Target.ONNX if engine else target)
         manifest = bundle.manifest
-        changes = {
+        changes: dict[str, object] = {
             "thresholds": manifest.thresholds.model_copy(update={"image_threshold": threshold}),
             "provenance": manifest.provenance.model_copy(update={"run": f"run-{run}", "run_fingerprint": run * 64}),
         }

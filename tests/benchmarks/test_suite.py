@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.conftest import MakeBundle
+from vae_edge.benchmarks.measurement import SuiteProgress
 from vae_edge.benchmarks.report import Report, read_report
 from vae_edge.benchmarks.settings import SuiteSettings
-from vae_edge.benchmarks.suite import SuiteProgress, named_bundles, run_suite
+from vae_edge.benchmarks.suite import named_bundles, run_suite
 from vae_edge.errors import InputError
 from vae_edge.targets import Target
 

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.benchmarks.conftest import MakeBundle
+from vae_edge.benchmarks.command import make_settings
+from vae_edge.benchmarks.report import Report, read_report, sample_file_name, write_report
+from vae_edge.benchmarks.settings import SuiteSettings
+from vae_edge.benchmarks.suite import run_suite
+from vae_edge.benchmarks.terminal import result_table
+from vae_edge.errors import InputError
+from vae_edge.targets import Target
+
+Run = Callable[..., tuple[int, str, str]]
+
+OPTIONS = {
+    "quick": False,
+    "device": "auto",
+    "threads": None,
+    "min_time_s": None,
+    "iterations": None,
+    "reference": None,
+    "baselines": False,
+}
+
+
+@pytest.fixture
+def report_folder(
+    make_bundle: MakeBundle, inspection_folder: Path, short_settings: SuiteSettings, tmp_path: Path
+) -> Path:
+    """A short benchmark's report."""
+    folder = tmp_path / "report"
+    run_suite([make_bundle("earlier")], inspection_folder, short_settings, report_folder=folder)
+    return folder
+
+
+def test_a_benchmark_prints_a_table_and_writes_a_report_over_an_earlier_one(
+    report_folder: Path, command: Run, make_bundle: MakeBundle, inspection_folder: Path, tmp_path: Path
+) -> None:
+    (report_folder / "notes.txt").write_text("mine")
+    make_bundle("squares-onnx-fp32", folder=tmp_path / "bundles")
+    make_bundle("squares-tensorrt-fp32", Target.TENSORRT, folder=tmp_path / "bundles")
+    arguments = ("--data", inspection_folder, "--report", report_folder, "--quick", "--iterations", 10)
+    code, out, err = command(tmp_path / "bundles", *arguments, program="bench")
+    assert code == 0, err
+    assert "squares-onnx-fp32" in out
+    assert "squares-tensorrt-fp32 did not run: " in out
+    assert "squares-onnx-fp32: measuring" in err
+    report = read_report(report_folder)
+    assert report.settings.quick
+    assert any("quick run" in warning for warning in report.warnings)
+    assert [path.name for path in (report_folder / "samples").iterdir()] == ["squares-onnx-fp32.json"]
+    assert (report_folder / "notes.txt").read_text() == "mine"
+    for width in (80, 120):
+        console = Console(width=width, file=StringIO())
+        with console.capture() as capture:
+            console.print(result_table(report, width))
+        lines = capture.get().rstrip().splitlines()
+        assert max(len(line) for line in lines) <= width
+        # The names stay on one line each: a heading of two lines, a rule, two bundles.
+        assert len(lines) == 5
+
+
+def test_it_fails_where_no_bundle_could_run_and_the_report_says_why(
+    command: Run, make_bundle: MakeBundle, inspection_folder: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle("squares-tensorrt-fp32", Target.TENSORRT)
+    code, out, _ = command(
+        bundle, "--data", inspection_folder, "--report", tmp_path / "report", "--quick", program="bench"
+    )
+    assert code == 1
+    assert "did not run" in out
+    report = read_report(tmp_path / "report")
+    assert report.bundles[0].not_run_because
+    assert report.reference_notes == ()
+    assert "No bundle ran." in (tmp_path / "report/report.md").read_text()
+
+
+def test_a_folder_without_a_bundle_is_refused_in_one_line(command: Run, tmp_path: Path) -> None:
+    code, out, err = command(tmp_path, program="bench")
+    assert code == 1
+    assert out == ""
+    assert "is no bundle and holds none" in err
+
+
+def test_a_longer_minimum_moves_the_limit_of_time() -> None:
+    settings = make_settings(**{**OPTIONS, "min_time_s": 30.0, "iterations": 7})  # type: ignore[arg-type] # mixed values
+    assert (settings.rules.min_time_s, settings.rules.max_time_s, settings.rules.iterations) == (30.0, 30.0, 7)
+    assert make_settings(**OPTIONS).rules.iterations == 1024  # type: ignore[arg-type] # mixed values
+
+
+def test_a_report_that_is_newer_damaged_or_none_is_refused(report_folder: Path) -> None:
+    file = report_folder / "report.json"
+    content = json.loads(file.read_text())
+    for change, message in (
+        ({"schema_version": 2}, "reads up to 1"),
+        ({"bundles": 3}, "is damaged: bundles"),
+        ({"format": "another"}, "not a benchmark report"),
+    ):
+        file.write_text(json.dumps({**content, **change}))
+        with pytest.raises(InputError, match=message):
+            read_report(file)
+    file.write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_report(file)
+    report = Report.model_validate_json(json.dumps(content))
+    with pytest.raises(InputError, match="no earlier benchmark report"):
+        write_report(report_folder, report, "", {})
+
+
+def test_sample_files_are_plain_names_that_differ() -> None:
+    assert sample_file_name("a/b c", []) == "samples/a-b-c.json"
+    assert sample_file_name("a-b c", ["samples/a-b-c.json"]) == "samples/a-b-c-2.json"
+    assert sample_file_name("..", []) == "samples/bundle.json"
