@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vae_edge.image import Preparation
-from vae_edge.targets import Precision, Target
+from vae_edge.targets import SUPPORTED, Precision, Target
 
 SCHEMA_VERSION = 1
 """Version of the manifest's layout. History: 1 (first)."""
@@ -60,6 +61,16 @@ class Thresholds(Record):
     """Scores of the held-out normals, ascending."""
     scored_by: str
     """What computed the scores: the bundle itself, or the torch reference where the bundle could not run."""
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Thresholds:
+        # p-values are looked up by bisection: scores out of order would give wrong ones without a word.
+        scores = self.calibration_scores
+        if len(scores) != self.n_normals:
+            raise ValueError(f"{len(scores)} calibration scores for {self.n_normals} normals")
+        if any(first > second for first, second in pairwise(scores)):
+            raise ValueError("the calibration scores are not in ascending order")
+        return self
 
 
 class ParityRecord(Record):
@@ -136,6 +147,17 @@ class Manifest(Record):
     not_verified_because: str | None = None
     files: tuple[FileRecord, ...]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Manifest:
+        # A file that is loaded and not listed would escape the check of its hash.
+        names = [file.name for file in self.files]
+        missing = {self.model_file, *SUPPORTED[self.target].other_files}.difference(names)
+        if missing:
+            raise ValueError(f"size and SHA-256 of {', '.join(sorted(missing))} are missing")
+        if len(set(names)) != len(names):
+            raise ValueError("a file is listed twice")
+        return self
 
 
 def graph_inputs(height: int, width: int) -> tuple[TensorSpec, ...]:
