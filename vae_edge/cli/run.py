@@ -82,9 +82,7 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder that export made.")],
     source: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SOURCE", help="Images, folders, globs (in quotes), videos, a camera's index or a URL."
-        ),
+        typer.Argument(metavar="SOURCE", help="Images, folders, globs (in quotes), videos, a camera's index or a URL."),
     ],
     out: Annotated[
         Path | None,
