@@ -98,6 +98,8 @@ def build_engine(
     _parse(module, network, onnx_path)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    # TF32 has 10 bits of mantissa and is on by default: an FP32 bundle is to give the trained model's scores.
+    config.clear_flag(api.BuilderFlag.TF32)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     _set_batch(module, builder, network, config, settings, onnx_path)

@@ -57,6 +57,10 @@ class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
 
 
+class BuilderFlag(enum.IntEnum):
+    TF32 = 7
+
+
 class NetworkDefinitionCreationFlag(enum.IntEnum):
     # In TensorRT 10 the number is 1, after EXPLICIT_BATCH.
     STRONGLY_TYPED = 1
@@ -259,9 +263,14 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
         def __init__(self) -> None:
             self._profiles: list[IOptimizationProfile] = []
             self._limits: dict[MemoryPoolType, int] = {}
+            # TF32 is on until it is taken back.
+            self._flags = {BuilderFlag.TF32}
             self._cache: ITimingCache | None = None
             self.builder_optimization_level = 3
             self.progress_monitor: IProgressMonitor | None = None
+
+        def clear_flag(self, flag: BuilderFlag) -> None:
+            self._flags.discard(flag)
 
         def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
             self._limits[pool] = pool_size
@@ -299,6 +308,7 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
 
         def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
             must(MemoryPoolType.WORKSPACE in config._limits, "the workspace has no limit")
+            must(BuilderFlag.TF32 not in config._flags, "an FP32 network would be computed in TF32")
             double.built.append(config)
             if double.fails("build_serialized_network"):
                 return None
@@ -315,5 +325,5 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
 
     classes = [IExecutionContext, ICudaEngine, Runtime, ITensor, ILayer, INetworkDefinition, ParserError, OnnxParser]
     classes += [IOptimizationProfile, IHostMemory, ITimingCache, IBuilderConfig, Builder, ILogger, IProgressMonitor]
-    classes += [DataType, TensorIOMode, MemoryPoolType, NetworkDefinitionCreationFlag]
+    classes += [DataType, TensorIOMode, MemoryPoolType, BuilderFlag, NetworkDefinitionCreationFlag]
     return {each.__name__: each for each in classes}
