@@ -142,8 +142,8 @@ def export_run(
 def _measure_reference(run: RunFolder, settings: ExportSettings, report: Progress) -> _Reference:
     """Run the trained model over the held-out normals and some test images."""
     record = run.record
-    normals = run.find_images("threshold", settings.data_root)
-    tests = _spread(run.find_images("test", settings.data_root), MAX_TEST_IMAGES)
+    normals = run.find_images(("threshold",), settings.data_root)
+    tests = _spread(run.find_images(("test",), settings.data_root), MAX_TEST_IMAGES)
     files = (*normals, *tests)
     images = load_images(files, record.preparation, lambda done, total: report("reading images", done, total))
     graph = run.load_graph()
@@ -208,7 +208,7 @@ def _export_one(
                 vae_edge_version=vae_edge.__version__,
                 run=reference.run.folder.resolve().name,
                 run_fingerprint=reference.run.fingerprint,
-                data_fingerprint=record.data.fingerprint,
+                data_fingerprint=record.data.train_fingerprint,
                 library_versions=_library_versions(),
             ),
         )

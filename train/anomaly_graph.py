@@ -39,9 +39,9 @@ class ScoringSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["normalized", "mse"] = "normalized"
-    smoothing_sigma: float = Field(default=0.012, ge=0, le=0.1)
+    smoothing_sigma: float = Field(default=0.008, ge=0, le=0.1)
     """Standard deviation of the Gaussian, as a share of the image's shorter side; 0: no smoothing."""
-    top_fraction: float = Field(default=0.003, gt=0, le=1)
+    top_fraction: float = Field(default=0.0005, gt=0, le=1)
     """Share of the map's pixels whose mean is the score, at most 3840 pixels."""
 
     def describe(self) -> str:

@@ -1,0 +1,99 @@
+"""`vae-edge demo`: the whole road on sample data, by the very commands that a user types."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from vae_edge.benchmarks.report import REPORT_FILE, Report, read_report
+from vae_edge.cli.console import notes_console, results_console
+from vae_edge.cli.main import invoke
+from vae_edge.errors import VaeEdgeError
+from vae_edge.sample import DEFAULT_PRODUCT, PRODUCTS
+from vae_edge.train.run_folder import RunFolder
+
+Product = Enum("Product", {name: name for name in PRODUCTS}, type=str)  # type: ignore[misc]  # typer wants an Enum
+
+IMAGE_SIZE = 128
+EPOCHS = 40
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    product: Annotated[
+        Product, typer.Option(help="Which sample product to inspect; the first one is the easiest.")
+    ] = Product(DEFAULT_PRODUCT),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = EPOCHS,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorten the benchmark.")] = False,
+) -> None:
+    """Walk the whole road: sample images, training, every target, benchmark, report and overlays; no download.
+
+    Each step is a command that is shown before it runs. A second demo in the same folder keeps the images and the
+    trained model and repeats the rest.
+    """
+    name = product.value
+    data, run, bundles = out / "data", out / "runs" / name, out / "bundles" / name
+    report, predictions = out / "report" / name, out / "predictions" / name
+    started = time.perf_counter()
+    _step(1, "draw a sample inspection set", "vae-edge", "sample", data, "--product", name)
+    if _is_trained(run, epochs):
+        notes_console().print(f"\n[bold]2/5[/bold] {escape(str(run))} is trained already; delete it to train again")
+    else:
+        size = ("--preset", "nano", "--image-size", IMAGE_SIZE)
+        # A higher rate and smaller batches than the defaults: the demo has a minute for what may take an hour.
+        pace = ("--epochs", epochs, "--learning-rate", "0.001", "--batch-size", 16)
+        _step(
+            2, "train on good parts only", "vae-train", "--data", data / name, "--out", run, "--overwrite", *size, *pace
+        )
+    _step(3, "export to every target", "vae-export", run, "--target", "all", "--out", bundles)
+    shortened = ("--quick",) if quick else ()
+    measure = ("--data", data / name, "--report", report, "--baselines", *shortened)
+    _step(4, "measure the bundles on this machine", "vae-bench", bundles, *measure)
+    fastest = _fastest(read_report(report / REPORT_FILE))
+    look = (data / name / "test", "--recursive", "--overlays", "all", "--out", predictions, "--overwrite")
+    _step(5, "inspect the test images with the fastest bundle", "vae-run", bundles / fastest, *look)
+
+    console = results_console()
+    console.print(f"\n[bold]The demo took {time.perf_counter() - started:.0f} s.[/bold] Look at:")
+    console.print(f"  {escape(str(report / 'report.md'))}  the benchmark of every bundle", soft_wrap=True)
+    console.print(f"  {escape(str(predictions / 'overlays'))}  where the defects were seen", soft_wrap=True)
+    console.print("Then take your own pictures of good parts:")
+    console.print("  vae-train --data FOLDER --out runs/mine", markup=False)
+    console.print("  vae-export runs/mine --target all --out bundles", markup=False)
+
+
+def _step(number: int, what: str, program: str, *arguments: object) -> None:
+    """Show a command and run it.
+
+    Raises:
+        typer.Exit: it failed; with its exit code. It has said why.
+    """
+    words = [str(argument) for argument in arguments]
+    notes = notes_console()
+    notes.print(f"\n[bold]{number}/5 {what}[/bold]")
+    notes.print(f"$ {shlex.join([program, *words])}", style="cyan", markup=False, soft_wrap=True)
+    code = invoke(words, command=None if program == "vae-edge" else program.removeprefix("vae-"))
+    if code != 0:
+        raise typer.Exit(code)
+
+
+def _is_trained(run: Path, epochs: int) -> bool:
+    """Tell whether an earlier demo left this very run, whole."""
+    try:
+        settings = RunFolder.open(run).record.settings
+    except VaeEdgeError:
+        return False
+    architecture = settings.architecture
+    return (architecture.preset, architecture.height, settings.epochs) == ("nano", IMAGE_SIZE, epochs)
+
+
+def _fastest(report: Report) -> str:
+    """Return the name of the bundle with the shortest median from file to verdict."""
+    measured = {bundle.name: bundle.latency.file.p50_ms for bundle in report.bundles if bundle.latency is not None}
+    return min(measured, key=lambda name: measured[name])
