@@ -78,8 +78,8 @@ def _choose_device(asked: str) -> DeviceChoice:
     available = onnxruntime.get_available_providers()
     if name == "auto":
         return DeviceChoice("cpu", "ONNX Runtime's CPU provider is always there; ask for cuda to use an NVIDIA GPU")
-    kind, _, index = name.partition(":")
-    if kind not in _PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
+    kind, colon, index = name.partition(":")
+    if kind not in _PROVIDERS or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
         raise DeviceError(f"ONNX Runtime has no device {asked!r} here; expected auto, cpu, cuda or cuda:N")
     if _PROVIDERS[kind] not in available:
         raise DeviceError(

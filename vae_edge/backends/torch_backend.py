@@ -47,9 +47,9 @@ class TorchBackend(Backend):
             raise DeviceError("this model has been closed; open it again to run it")
         try:
             with torch.inference_mode():
-                values = program(*[torch.from_numpy(feeds[spec.name]).to(self._device) for spec in self.inputs])
+                values = program(*[_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs])
                 return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise DeviceError(f"torch failed on {self._device}: {error}") from error
 
     def close(self) -> None:
@@ -58,14 +58,19 @@ class TorchBackend(Backend):
         self._program = None
 
 
+def _tensor(feed: NDArray[Any]) -> torch.Tensor:
+    # torch knows no read-only memory and warns of it at every call.
+    return torch.from_numpy(feed if feed.flags.writeable else feed.copy())
+
+
 def _choose_device(asked: str) -> DeviceChoice:
     name = asked.strip().lower()
     if name == "auto":
         if torch.cuda.is_available():
             return DeviceChoice("cuda", f"torch finds {torch.cuda.get_device_name()}")
         return DeviceChoice("cpu", "torch finds no CUDA GPU")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
         raise InputError(f"torch has no device {asked!r}; expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise DeviceError(f"torch {torch.__version__} finds no {asked} here; open with device='cpu'")

@@ -1,7 +1,7 @@
 """A torch program as plain data: the exported graph in JSON, its tensors in safetensors.
 
-Why not `torch.export.save`: loading its archive can run code. `torch.export.load` (2.13) unpickles every tensor that the
-archive marks as pickled, falls back from `weights_only=True` to `False` for the sample inputs, and hands the archive's
+Why not `torch.export.save`: loading its archive can run code. `torch.export.load` (2.13) unpickles every tensor that
+the archive marks as pickled, falls back from `weights_only=True` to `False` for the sample inputs, and hands the archive's
 symbolic expressions to `sympy.sympify`, which evaluates them. A bundle comes from elsewhere, so it must not be able to.
 Here a node may only name an operator of `ALLOWED_OPERATORS`, and its arguments are numbers, names, flags and lists.
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vae_edge.errors import BundleError
@@ -77,13 +78,17 @@ def load_program(program: Path) -> torch.fx.GraphModule:
     try:
         content = json.loads(program.read_text(encoding="utf-8"))
         tensors = load_file(program.with_suffix(".safetensors"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise BundleError(f"{program} cannot be read ({error}); export the bundle again") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{program} is damaged (it holds no record); export the bundle again")
     if content.get("format") != PROGRAM_FORMAT:
         raise BundleError(f"{program} has format {content.get('format')}; this vae-edge reads {PROGRAM_FORMAT}")
     try:
         return _build(content, tensors)
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+        if isinstance(error, BundleError):
+            raise
         raise BundleError(f"{program} is damaged ({error!r}); export the bundle again") from error
 
 
