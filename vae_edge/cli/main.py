@@ -59,9 +59,8 @@ COMMANDS: dict[str, Command] = {
     "run": Command("vae_edge.cli.run:run", "Inspect images, videos or a camera with a bundle.", decodes_pictures=True),
     "bench": Command(
         "vae_edge.benchmarks.command:bench",
-        "Measure bundles on this device; `bench compare` compares two reports.",
+        "Measure bundles on this device.",
         "bench",
-        ("compare",),
     ),
     "verify": Command(
         "vae_edge.cli.verify:verify", "Re-fit a bundle's thresholds on this device.", decodes_pictures=True

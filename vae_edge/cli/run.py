@@ -20,6 +20,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning, progress_bar
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.pictures import Picture, Source
 from vae_edge.prediction import Prediction
 from vae_edge.sinks import (
     OVERLAYS_FOLDER,
@@ -31,7 +32,7 @@ from vae_edge.sinks import (
     prediction_record,
     trust_warnings,
 )
-from vae_edge.sources import Picture, Source, open_sources
+from vae_edge.sources import open_sources
 
 
 class Overlays(str, Enum):

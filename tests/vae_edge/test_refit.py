@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_bundles import SIZE, TARGETS, dark_image, make_bundle, toy_outputs, write_image
+from vae_edge import Bundle, Detector, InputError
+from vae_edge.decision import PixelTail, fit_thresholds
+from vae_edge.refit import refit_thresholds
+from vae_edge.targets import Target
+
+SEEDS = range(1000, 1120)
+
+
+@pytest.fixture
+def normals(tmp_path: Path) -> list[Path]:
+    return [write_image(tmp_path / "normals" / f"{seed}.png", dark_image(seed)) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_new_thresholds_are_those_of_all_maps_at_once(tmp_path: Path, normals: list[Path], target: Target) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(str(target), str(target)))
+    bundle = make_bundle(tmp_path / "toy", target, n_normals=5, verified=False)
+    with Detector.open(bundle, device="cpu") as detector:
+        refit = refit_thresholds(bundle, detector, normals, 0.05)
+        scored_by = f"{detector.backend.version} on cpu"
+    maps, scores = toy_outputs(np.stack([dark_image(seed) for seed in SEEDS]))
+    expected = fit_thresholds(scores, maps, false_alarm_rate=0.05, scored_by=scored_by)
+    new = Bundle.open(bundle.folder).manifest
+    assert new == refit.bundle.manifest
+    assert new.verified
+    assert new.not_verified_because is None
+    assert new.thresholds.image_threshold == pytest.approx(expected.image_threshold, abs=1e-6)
+    assert new.thresholds.pixel_threshold == pytest.approx(expected.pixel_threshold, abs=1e-6)
+    assert new.thresholds.false_alarm_rate == expected.false_alarm_rate
+    assert new.thresholds.n_normals == 120
+    assert new.thresholds.scored_by == scored_by
+    assert refit.old.n_normals == 5
+    with Detector.open(bundle.folder, device="cpu") as detector:
+        alarms = sum(prediction.is_anomalous for prediction in detector.stream(normals))
+    assert alarms == 6 - 1  # (1 + alarms) / 121 <= 0.05
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    onnx_bundle: Bundle, normals: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.png").touch()
+    seen: list[tuple[int, int | None]] = []
+    with Detector.open(onnx_bundle) as detector:
+        refit = refit_thresholds(
+            onnx_bundle,
+            detector,
+            [normals[0], tmp_path / "empty.png", normals[1]],
+            progress=lambda done, total: seen.append((done, total)),
+        )
+    assert refit.n_files == 3
+    assert ["empty.png is empty" in str(error) for error in refit.unreadable] == [True]
+    assert refit.bundle.manifest.thresholds.n_normals == 2
+    assert refit.bundle.manifest.thresholds.false_alarm_rate == pytest.approx(1 / 3)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_without_a_readable_image_the_bundle_stays_as_it_is(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with Detector.open(onnx_bundle) as detector:
+        for files in ([], [tmp_path / "empty.png"]):
+            with pytest.raises(InputError, match="the bundle was left as it is"):
+                refit_thresholds(onnx_bundle, detector, files)
+    assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
+
+
+def test_on_a_full_disk_the_bundle_stays_as_it_is(
+    onnx_bundle: Bundle, normals: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Detector.open(onnx_bundle) as detector:
+        monkeypatch.setattr(os, "fsync", full_disk)
+        with pytest.raises(InputError, match="No space left"):
+            refit_thresholds(onnx_bundle, detector, normals)
+    assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
+    assert len(list(onnx_bundle.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])
+def test_a_rate_outside_zero_to_one_is_refused(onnx_bundle: Bundle, normals: list[Path], rate: float) -> None:
+    with Detector.open(onnx_bundle) as detector, pytest.raises(InputError, match="false-alarm rate"):
+        refit_thresholds(onnx_bundle, detector, normals, rate)
+
+
+@pytest.mark.parametrize("rate", [0.0001, 0.001, 0.3, 0.999])
+@pytest.mark.parametrize("missing", [0, 3])
+def test_a_tail_gives_the_threshold_of_all_pixels(rate: float, missing: int) -> None:
+    maps = np.random.default_rng(0).normal(size=(20, SIZE, SIZE)).astype(np.float32)
+    maps[3] = maps[4]  # equal values
+    used = maps[: len(maps) - missing]
+    tail = PixelTail(maps.size, rate)
+    for one in used:
+        tail.add(one)
+    allowed = int(rate * used.size)
+    assert tail.threshold() == np.sort(used.reshape(-1))[used.size - 1 - allowed]
+    assert (used > tail.threshold()).mean() <= rate
+
+
+def test_a_tail_holds_a_small_share_of_the_pixels() -> None:
+    tail = PixelTail(1000 * SIZE * SIZE, 0.001)
+    for seed in range(50):
+        tail.add(np.random.default_rng(seed).normal(size=(SIZE, SIZE)).astype(np.float32))
+    assert tail._kept.size <= 1000 * SIZE * SIZE * 0.001 + 1
+
+
+def test_a_tail_refuses_what_it_cannot_judge() -> None:
+    tail = PixelTail(4)
+    with pytest.raises(InputError, match="no anomaly map"):
+        tail.threshold()
+    with pytest.raises(InputError, match="not finite"):
+        tail.add(np.array([1, np.nan], dtype=np.float32))
+    with pytest.raises(InputError, match="at most 4"):
+        tail.add(np.zeros(5, dtype=np.float32))

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.tiny_bundles import dark_image, write_image
+from vae_edge import InputError
+from vae_edge.pictures import Picture
+from vae_edge.sources import image_files, open_sources
+from vae_edge.video import Video
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.jpg", "deep/c.bmp"):
+        write_image(tmp_path / "pieces" / name, dark_image(1))
+    (tmp_path / "pieces" / "notes.txt").write_text("no image")
+    (tmp_path / "pieces" / "._a.jpg").write_bytes(b"left by macOS")
+    return tmp_path / "pieces"
+
+
+def write_video(path: Path, n_frames: int = 20) -> Path:
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    if not video.isOpened():
+        pytest.skip("this OpenCV cannot write MJPG videos")
+    for frame in range(n_frames):
+        video.write(np.full((48, 64, 3), (10, 10, 10 * frame), dtype=np.uint8))  # BGR: red grows
+    video.release()
+    return path
+
+
+def names(pictures: list[Picture]) -> list[str]:
+    return [Path(picture.source).name for picture in pictures]
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    assert isinstance(picture.image, np.ndarray)
+    return picture.image
+
+
+def test_a_folder_gives_its_images_by_name(folder: Path) -> None:
+    source = open_sources([str(folder)])
+    pictures = list(source)
+    assert names(pictures) == ["a.jpg", "b.png"]
+    assert source.n_pictures == 2
+    assert [picture.name for picture in pictures] == ["pieces-a", "pieces-b"]
+    assert pixels(pictures[1]).shape == (32, 32, 3)
+    assert pictures[0].frame is None
+
+
+def test_a_folder_gives_its_sub_folders_only_when_asked(folder: Path) -> None:
+    pictures = list(open_sources([str(folder)], recursive=True))
+    assert names(pictures) == ["a.jpg", "b.png", "c.bmp"]
+    assert pictures[2].name == "pieces-deep-c"
+
+
+def test_a_glob_gives_what_it_matches(folder: Path) -> None:
+    assert names(list(open_sources([f"{folder}/*.png"]))) == ["b.png"]
+    assert names(list(open_sources([f"{folder}/**/*"]))) == ["a.jpg", "b.png", "c.bmp"]
+    assert names(list(open_sources([f"{folder}/d*"]))) == ["c.bmp"]
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "piece[1].png", dark_image(1))
+    assert names(list(open_sources([str(path)]))) == ["piece[1].png"]
+
+
+def test_sources_come_in_the_order_given_and_twice_if_named_twice(folder: Path) -> None:
+    assert names(list(open_sources([f"{folder}/b.png", str(folder)]))) == ["b.png", "a.jpg", "b.png"]
+
+
+def test_a_damaged_image_is_an_error_in_its_place(folder: Path) -> None:
+    (folder / "aa.png").write_bytes(b"not an image")
+    (folder / "ab.png").touch()
+    pictures = list(open_sources([str(folder)]))
+    assert names(pictures) == ["a.jpg", "aa.png", "ab.png", "b.png"]
+    assert [isinstance(picture.image, InputError) for picture in pictures] == [False, True, True, False]
+
+
+def test_a_file_named_itself_is_tried_whatever_its_ending(folder: Path) -> None:
+    [picture] = open_sources([str(folder / "notes.txt")])
+    assert isinstance(picture.image, InputError)
+
+
+def test_a_16_bit_image_is_scaled_by_the_white_level(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "deep.png", np.full((4, 4), 4095, dtype=np.uint16))
+    [picture] = open_sources([str(path)], white_level=4095)
+    assert (pixels(picture) == 255).all()
+
+
+def test_pictures_of_an_earlier_run_are_left_out(folder: Path) -> None:
+    found = open_sources([str(folder)], recursive=True, except_in=folder / "deep")
+    assert names(list(found)) == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("nowhere/*.png", "matches no image"),
+        ("", "does not exist|holds no image"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_anything_is_decoded(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        open_sources([text])
+
+
+def test_a_folder_without_images_says_how_to_look_deeper(tmp_path: Path) -> None:
+    write_image(tmp_path / "deep" / "a.png", dark_image(1))
+    with pytest.raises(InputError, match="add --recursive"):
+        open_sources([str(tmp_path)])
+
+
+@pytest.mark.parametrize("numbers", [{"every": 0}, {"max_frames": 0}, {"every": -2}])
+def test_numbers_below_one_are_refused(folder: Path, numbers: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="expected 1 or more"):
+        open_sources([str(folder)], **numbers)  # type: ignore[arg-type]  # only numbers are passed
+
+
+def test_no_source_at_all_is_refused() -> None:
+    with pytest.raises(InputError, match="no source"):
+        open_sources([])
+
+
+def test_a_video_gives_every_frame_in_rgb_with_its_time(tmp_path: Path) -> None:
+    source = open_sources([str(write_video(tmp_path / "belt.avi"))])
+    pictures = list(source)
+    assert source.n_pictures == len(pictures) == 20
+    assert [picture.frame for picture in pictures] == list(range(20))
+    assert pictures[7].time_s == pytest.approx(0.7)
+    assert pictures[7].name == "belt-frame000007"
+    red, green, blue = pixels(pictures[19]).reshape(-1, 3).mean(axis=0)
+    assert red > 170
+    assert green < 30
+    assert blue < 30
+
+
+def test_every_third_frame_of_a_video_at_most_four(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "belt.avi"))
+    source = open_sources([path], every=3)
+    assert source.n_pictures == 7
+    assert [picture.frame for picture in source] == [0, 3, 6, 9, 12, 15, 18]
+    source = open_sources([path], every=3, max_frames=4)
+    assert source.n_pictures == 4
+    assert [picture.frame for picture in source] == [0, 3, 6, 9]
+
+
+def test_images_and_videos_can_be_mixed(folder: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "belt.avi", 3)
+    source = open_sources([str(folder), str(video), f"{folder}/b.png"])
+    assert source.n_pictures == 6
+    assert names(list(source)) == ["a.jpg", "b.png", "belt.avi", "belt.avi", "belt.avi", "b.png"]
+
+
+def test_a_video_that_breaks_off_ends_with_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "belt.avi", 200)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    pictures = list(open_sources([str(path)]))
+    assert isinstance(pictures[-1].image, InputError)
+    assert not any(isinstance(picture.image, InputError) for picture in pictures[:-1])
+
+
+def test_a_file_that_is_no_video_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "belt.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match="video .* could not be opened"):
+        open_sources([str(tmp_path / "belt.mp4")])
+
+
+def test_a_camera_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="camera 63 could not be opened"):
+        Video("63")
+
+
+def test_a_file_that_is_called_like_a_camera_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.png", dark_image(1)).rename(tmp_path / "0")
+    assert names(list(open_sources(["0"]))) == ["0"]
+
+
+def test_a_consumer_that_stops_early_leaves_no_thread(folder: Path) -> None:
+    pictures = iter(open_sources([str(folder)] * 20))
+    next(pictures)
+    del pictures
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vae-edge-read")]
+
+
+def test_image_files_are_listed_without_videos(folder: Path, tmp_path: Path) -> None:
+    assert [path.name for path in image_files([str(folder)], recursive=True)] == ["a.jpg", "b.png", "c.bmp"]
+    with pytest.raises(InputError, match="is a video"):
+        image_files([str(write_video(tmp_path / "belt.avi", 2))])
+    with pytest.raises(InputError, match="no images"):
+        image_files([])
