@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError  # Only the name of the error that torch raises.
 from typing import Any, Literal
@@ -23,6 +24,11 @@ from torch import Tensor
 from vae_edge.errors import BundleError, InputError
 
 LAST_CHECKPOINT = "last.ckpt"
+
+SETTLING_STEPS = 100
+"""Before so many steps the held-out loss is no measure, and the latest weights count as the best. Batch norm's running
+averages, which evaluation uses, start far off and have a memory of 10 steps: the loss first rises while the network
+learns, and a grey image from the first epoch would win."""
 
 _MOST_OF_THE_TIME = 0.05  # Share of the time that saving may take: with short epochs not every one is saved.
 
@@ -71,13 +77,28 @@ def load_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, An
         BundleError: there is none, it is damaged, or it holds more than plain values.
     """
     try:
+        # Anything but a zip archive would go to torch's reader of old files, whose errors are of every kind.
+        if not zipfile.is_zipfile(path):
+            raise UnpicklingError("it is not whole")
         content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"{path} is no checkpoint of this program ({reason}); start the training again") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise BundleError(f"{path} is no checkpoint of this program; start the training again")
     return content
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what `RunCheckpoint` put into a checkpoint.
+
+    Raises:
+        BundleError: see `load_checkpoint`.
+    """
+    state = load_checkpoint(path).get("callbacks", {}).get(RunCheckpoint.__qualname__)
+    if not isinstance(state, dict):
+        raise BundleError(f"{path} is a checkpoint of another program; start the training again")
+    return state
 
 
 class RunCheckpoint(Checkpoint):
@@ -86,12 +107,11 @@ class RunCheckpoint(Checkpoint):
     The best weights are part of the one checkpoint, so that the two never disagree, whenever the power goes.
 
     Args:
-        folder: where the checkpoint goes.
-        batch_images: number of training images in an epoch, for the speed.
+        path: where the checkpoint goes.
     """
 
-    def __init__(self, folder: Path, batch_images: int) -> None:
-        self.path = folder / LAST_CHECKPOINT
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.best_loss = float("inf")
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -99,7 +119,6 @@ class RunCheckpoint(Checkpoint):
         self.epochs_run = 0
         self.seconds = 0.0
         self.ended_by: EndedBy | None = None
-        self.n_images = batch_images
         self._resumed_at = 0.0
         self._saved_at = -float("inf")
         self._save_took = 0.0
@@ -129,7 +148,7 @@ class RunCheckpoint(Checkpoint):
                 f"the loss is not a finite number after epoch {self.epochs_run} (training {self.fit_loss}, "
                 f"held out {loss}): the training diverged; train again with a smaller learning rate"
             )
-        if loss < self.best_loss:
+        if loss < self.best_loss or trainer.global_step < SETTLING_STEPS:
             self.best_loss, self.best_epoch = loss, self.epochs_run
             self.best_weights = {
                 name: value.detach().to("cpu", copy=True) for name, value in pl_module.state_dict().items()

@@ -165,11 +165,14 @@ def train(
 
 
 def _train(settings: TrainSettings, out: Path, overwrite: bool) -> None:
+    import torch
+
     from vae_edge.train.fitting import fit_run
     from vae_edge.train.network import Vae, count_flops, count_parameters
 
     with _TerminalWatcher() as watcher:
-        vae = Vae.from_architecture(settings.architecture)
+        with torch.device("meta"):  # Its shape is enough to count.
+            vae = Vae.from_architecture(settings.architecture)
         shape = settings.architecture
         watcher.say(
             f"the network has {count_parameters(vae) / 1e6:.2f} M parameters and takes {count_flops(vae) / 1e9:.2f} "

@@ -21,7 +21,7 @@ from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringSettings, fit_scor
 from vae_edge.train.data_report import DataReport, check_inspection_set
 from vae_edge.train.inspection_set import InspectionSet
 from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.loop import TrainingInterruptedError, fit_vae, interrupted
+from vae_edge.train.loop import fit_vae
 from vae_edge.train.metrics import Metrics, evaluate
 from vae_edge.train.run_folder import (
     CALIBRATION_FILE,
@@ -52,6 +52,7 @@ from vae_edge.train.run_records import (
     split_images,
 )
 from vae_edge.train.split import Split, split_normals
+from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
 _PACKAGES = ("vae-edge", "torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")

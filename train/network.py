@@ -6,6 +6,7 @@ kernel, stride 2 and padding 1 instead of pooling, batch norm after all but the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -101,6 +102,18 @@ class Vae(nn.Module):
             max_features=architecture.max_features,
             n_channels=architecture.n_channels,
         )
+
+    @classmethod
+    def from_weights(cls, architecture: Architecture, weights: Mapping[str, Tensor]) -> Vae:
+        """Make the network around trained weights, without drawing random ones first; in evaluation mode.
+
+        Raises:
+            RuntimeError: the weights do not belong to the architecture.
+        """
+        with torch.device("meta"):
+            vae = cls.from_architecture(architecture)
+        vae.load_state_dict(weights, assign=True)
+        return vae.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> VaeOutput:
         """Encode and decode a batch.

@@ -119,14 +119,13 @@ class RunFolder:
         from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, ScoringSettings
         from vae_edge.train.network import Vae
 
-        vae = Vae.from_architecture(self.record.architecture)
         try:
-            vae.load_state_dict(load_file(self.folder / MODEL_FILE))
+            vae = Vae.from_weights(self.record.architecture, load_file(self.folder / MODEL_FILE))
             constants = ScoringConstants.from_tensors(load_file(self.folder / SCORING_FILE))
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"the weights in {self.folder} cannot be used ({reason}); train again") from error
-        return AnomalyGraph(vae.eval(), ScoringSettings.model_validate(self.record.scoring), constants)
+        return AnomalyGraph(vae, ScoringSettings.model_validate(self.record.scoring), constants)
 
     def find_images(
         self, roles: Sequence[Role] = ("threshold",), data_root: str | Path | None = None
@@ -207,6 +206,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(0o644)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

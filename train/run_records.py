@@ -68,9 +68,9 @@ class TrainSettings(Record):
     strict: bool = False
     """Refuse a data set with anything wrong in it."""
     epochs: int | None = Field(default=None, ge=1)
-    """None: chosen by the number of images; see `vae_edge.train.loop.default_epochs`."""
+    """None: chosen by the number of images; see `vae_edge.train.batches.default_epochs`."""
     batch_size: int = Field(default=32, ge=1)
-    """Largest number of images in a step; for small sets see `vae_edge.train.loop.even_batch_size`."""
+    """Largest number of images in a step; for small sets see `vae_edge.train.batches.even_batch_size`."""
     learning_rate: float = Field(default=2e-4, gt=0)
     patience: int = Field(default=0, ge=0)
     """Epochs without a better held-out loss after which the training ends; 0: it does not."""

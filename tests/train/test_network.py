@@ -138,3 +138,14 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
 def test_an_architecture_survives_json() -> None:
     architecture = PRESETS["nano"].architecture("nano", 64, 96)
     assert Architecture.model_validate_json(architecture.model_dump_json()) == architecture
+
+
+def test_a_network_made_from_weights_draws_nothing_and_is_the_same() -> None:
+    architecture = Architecture(n_features=4, latent_vec_size=8, height=32, width=64)
+    vae, x = Vae.from_architecture(architecture).eval(), torch.rand(2, 3, 32, 64)
+    state = torch.get_rng_state()
+    again = Vae.from_weights(architecture, vae.state_dict())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again.reconstruct(x), vae.reconstruct(x))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Vae.from_weights(architecture.model_copy(update={"n_features": 8}), vae.state_dict())
