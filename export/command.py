@@ -59,8 +59,10 @@ def export(
         optimization_level=optimization_level,
         timing_cache=timing_cache,
     )
-    targets = tuple(parse_targets(target))
-    precisions = tuple(parse_precisions(precision))
+    try:
+        targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--target or --precision") from error
     if (source / MANIFEST_FILE).is_file():
         _rebuild(source, targets, out, name, engine)
         return

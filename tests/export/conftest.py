@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vae_edge.sample import SampleSettings, write_sample_set
+from vae_edge.train.fitting import fit_run
+from vae_edge.train.presets import make_architecture
+from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.run_records import DataSource, TrainSettings
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample set with defects and masks; tests leave it as it is."""
+    settings = SampleSettings(image_size=64, n_train=40, n_test_good=4, n_test_per_defect=1)
+    (folder,) = write_sample_set(tmp_path_factory.mktemp("sample"), ["dial"], settings)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A real, tiny network trained for two epochs on the CPU; tests leave it as it is."""
+    settings = TrainSettings(
+        source=DataSource(root=str(sample_data)),
+        architecture=make_architecture("nano", (32, 32), n_features=4, latent_vec_size=8),
+        epochs=2,
+        batch_size=8,
+        accelerator="cpu",
+        false_alarm_rate=0.1,
+    )
+    return fit_run(settings, out=tmp_path_factory.mktemp("runs") / "dial")
+
+
+@pytest.fixture
+def own_run(trained_run: RunFolder, tmp_path: Path) -> Path:
+    """A copy of the run that a test may damage."""
+    return Path(shutil.copytree(trained_run.folder, tmp_path / "own" / "dial"))

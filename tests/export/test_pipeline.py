@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vae_edge.atomic import sha256_file
+from vae_edge.bundle import Bundle
+from vae_edge.detector import Detector
+from vae_edge.errors import BundleError, InputError, ParityError
+from vae_edge.export.parity import Outputs, run_backend
+from vae_edge.export.pipeline import ExportSettings, export_run
+from vae_edge.image import load_prepared
+from vae_edge.manifest import MANIFEST_FILE
+from vae_edge.targets import SUPPORTED, Target
+from vae_edge.train.anomaly_graph import run_graph
+from vae_edge.train.run_folder import RunFolder
+
+RUNNABLE = (Target.ONNX, Target.OPENVINO, Target.TORCH)
+
+
+@pytest.fixture(scope="module")
+def bundles(trained_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Bundle]:
+    results = export_run(trained_run, tmp_path_factory.mktemp("bundles"), ExportSettings(targets=tuple(Target)))
+    assert [result.error for result in results] == [None] * len(Target)
+    return {result.target: result.bundle for result in results if result.bundle is not None}
+
+
+def test_every_target_leaves_a_whole_bundle_named_after_the_run(bundles: dict[Target, Bundle]) -> None:
+    assert [bundle.folder.name for bundle in bundles.values()] == [f"dial-{target}-fp32" for target in Target]
+    for target, bundle in bundles.items():
+        names = {record.name for record in bundle.manifest.files}
+        assert names == {SUPPORTED[target].model_file, *SUPPORTED[target].other_files}
+        assert {path.name for path in bundle.folder.iterdir()} == names | {MANIFEST_FILE}
+        for record in bundle.manifest.files:
+            assert sha256_file(bundle.folder / record.name) == record.sha256
+
+
+@pytest.mark.parametrize("target", RUNNABLE)
+def test_a_bundle_that_runs_here_is_verified_on_its_own_outputs(
+    target: Target, bundles: dict[Target, Bundle], trained_run: RunFolder
+) -> None:
+    manifest = bundles[target].manifest
+    assert manifest.verified
+    assert manifest.not_verified_because is None
+    assert manifest.parity is not None
+    assert manifest.parity.label_flips == 0
+    n_normals = len(trained_run.split.of("threshold"))
+    assert manifest.parity.n_images == n_normals + len(trained_run.split.of("test"))
+    assert manifest.thresholds.n_normals == n_normals
+    assert "on cpu" in manifest.thresholds.scored_by
+
+
+def test_an_engine_that_cannot_run_here_says_so_and_has_the_trained_models_thresholds(
+    bundles: dict[Target, Bundle], trained_run: RunFolder
+) -> None:
+    manifest = bundles[Target.TENSORRT].manifest
+    if manifest.verified:
+        pytest.skip("this machine has a GPU that runs the engine")
+    assert manifest.parity is None
+    assert "GPU" in str(manifest.not_verified_because)
+    assert manifest.thresholds.image_threshold == trained_run.thresholds.image_threshold
+    assert manifest.max_batch == 8
+
+
+@pytest.mark.parametrize("target", RUNNABLE)
+def test_a_bundle_gives_the_trained_models_scores_on_files(
+    target: Target, bundles: dict[Target, Bundle], trained_run: RunFolder
+) -> None:
+    files = trained_run.find_images(("test",))
+    images = np.stack([load_prepared(file.path, trained_run.record.preparation) for file in files])
+    _, expected = run_graph(trained_run.load_graph(), images)
+    with Detector.open(bundles[target]) as detector:
+        scores = [prediction.score for prediction in detector.predict_batch([file.path for file in files])]
+    np.testing.assert_allclose(scores, expected, rtol=1e-3)
+
+
+def test_the_threshold_keeps_its_rate_on_the_very_normals_it_was_fitted_on(bundles: dict[Target, Bundle]) -> None:
+    thresholds = bundles[Target.ONNX].manifest.thresholds
+    above = sum(score > thresholds.image_threshold for score in thresholds.calibration_scores)
+    assert above <= thresholds.false_alarm_rate * (thresholds.n_normals + 1) - 1
+    assert thresholds.false_alarm_rate_requested == 0.1
+
+
+def test_a_second_export_replaces_the_first(trained_run: RunFolder, tmp_path: Path) -> None:
+    settings = ExportSettings(targets=(Target.ONNX,), name="tile")
+    (first,) = export_run(trained_run, tmp_path, settings)
+    (second,) = export_run(trained_run, tmp_path, settings)
+    assert first.bundle is not None
+    assert second.bundle is not None
+    assert first.bundle.folder == second.bundle.folder == tmp_path / "tile-onnx-fp32"
+    assert [path.name for path in tmp_path.iterdir()] == ["tile-onnx-fp32"]
+
+
+def test_a_name_taken_by_something_else_is_refused_before_any_work(trained_run: RunFolder, tmp_path: Path) -> None:
+    mine = tmp_path / "dial-onnx-fp32" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    with pytest.raises(InputError, match="already there"):
+        export_run(trained_run, tmp_path, ExportSettings(targets=(Target.ONNX,)))
+    assert mine.read_text() == "years of work"
+
+
+def test_a_full_disk_leaves_no_bundle(trained_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    (result,) = export_run(trained_run, tmp_path, ExportSettings(targets=(Target.ONNX,)))
+    assert result.bundle is None
+    assert "No space left" in str(result.error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_drifts_is_not_published(
+    trained_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifting(*args: object, **kwargs: object) -> Outputs:
+        outputs = run_backend(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they came
+        return Outputs(outputs.maps * np.float32(1.1), outputs.scores * np.float32(1.1))
+
+    monkeypatch.setattr("vae_edge.export.pipeline.run_backend", drifting)
+    (result,) = export_run(trained_run, tmp_path, ExportSettings(targets=(Target.OPENVINO,)))
+    assert isinstance(result.error, ParityError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_weights_are_refused(own_run: Path) -> None:
+    weights = own_run / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.safetensors"):
+        RunFolder.open(own_run)
+
+
+def test_images_that_moved_are_found_by_the_folder_given(
+    trained_run: RunFolder, sample_data: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(sample_data, tmp_path / "moved"))
+    settings = ExportSettings(targets=(Target.TORCH,), data_root=moved)
+    (result,) = export_run(trained_run, tmp_path / "bundles", settings)
+    assert result.bundle is not None
+
+
+def test_a_missing_image_is_named_with_what_to_do(trained_run: RunFolder, sample_data: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(sample_data, tmp_path / "moved"))
+    lost = trained_run.split.of("threshold")[0].name
+    (moved / lost).unlink()
+    with pytest.raises(InputError, match=f"{lost}.*--data"):
+        export_run(trained_run, tmp_path / "bundles", ExportSettings(targets=(Target.TORCH,), data_root=moved))
