@@ -31,8 +31,8 @@ def toy_outputs(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray
     """Compute the toy's maps, float32 [N, 32, 32], and scores, float32 [N], with NumPy alone."""
     grey = images.astype(np.float64).mean(axis=3) / 255
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)))
-    maps = sum(padded[:, y : y + SIZE, x : x + SIZE] for y in range(3) for x in range(3)) / 9
-    return np.asarray(maps, dtype=np.float32), np.asarray(maps.max(axis=(1, 2)), dtype=np.float32)
+    maps = np.mean([padded[:, y : y + SIZE, x : x + SIZE] for y in range(3) for x in range(3)], axis=0)
+    return maps.astype(np.float32), maps.max(axis=(1, 2)).astype(np.float32)
 
 
 def dark_image(seed: int, size: int = SIZE) -> NDArray[np.uint8]:

@@ -74,7 +74,7 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_a_sentence() -> None:
-    with open("/dev/full", "w", encoding="utf-8") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         with pytest.raises(InputError, match="No space left on device"):
             JsonLines(full).write({"source": "piece.png"})
         # What could not be written stays in the buffer, and closing would try again.

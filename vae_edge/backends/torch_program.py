@@ -1,9 +1,10 @@
 """A torch program as plain data: the exported graph in JSON, its tensors in safetensors.
 
 Why not `torch.export.save`: loading its archive can run code. `torch.export.load` (2.13) unpickles every tensor that
-the archive marks as pickled, falls back from `weights_only=True` to `False` for the sample inputs, and hands the archive's
-symbolic expressions to `sympy.sympify`, which evaluates them. A bundle comes from elsewhere, so it must not be able to.
-Here a node may only name an operator of `ALLOWED_OPERATORS`, and its arguments are numbers, names, flags and lists.
+the archive marks as pickled, falls back from `weights_only=True` to `False` for the sample inputs, and hands the
+archive's symbolic expressions to `sympy.sympify`, which evaluates them. A bundle comes from elsewhere, so it must not
+be able to. Here a node may only name an operator of `ALLOWED_OPERATORS`, and its arguments are numbers, names, flags
+and lists.
 
     program.json    {"format": 1, "inputs": ["image"], "outputs": ["sub_2", "mean_1"], "nodes": [
                         {"name": "weight", "tensor": "reconstruct.0.weight"},

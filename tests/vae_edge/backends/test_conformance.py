@@ -1,4 +1,4 @@
-"""What every backend must do, for every runtime that is installed; TensorRT has tests of its own, for it needs a GPU."""
+"""What every backend must do, for every runtime that is installed; TensorRT, which needs a GPU, has its own tests."""
 
 from __future__ import annotations
 
