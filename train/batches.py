@@ -117,5 +117,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Turn uint8 [N, H, W, 3] into float32 [N, 3, H, W], -1 to 1: the same arithmetic as in the anomaly graph."""
-    return (images.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
+    """Turn uint8 [N, H, W, 3] into float32 [N, 3, H, W], -1 to 1: the same arithmetic as in the anomaly graph.
+
+    The values stay where they are in memory: the result is in torch's `channels_last` format.
+    """
+    return (images.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)

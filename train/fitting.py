@@ -96,7 +96,7 @@ def fit_run(
         TrainingInterruptedError: Ctrl-C; the message says how to go on.
     """
     out = Path(out)
-    watcher = watcher or Watcher()
+    watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = settings.model_copy(update={"source": settings.source.absolute()})
     scoring = checked(ScoringSettings, settings.scoring)
     data = _open_data(settings, watcher)

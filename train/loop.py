@@ -105,6 +105,8 @@ def fit_vae(
             torch.manual_seed(settings.seed)
             module = VaeTraining(Vae.from_architecture(settings.architecture), settings.learning_rate, settings.seed)
             trainer = _trainer(settings, plan, keeper, folder, progress)
+            # A tenth to a quarter faster on a CPU than with the channels first, at 128 as at 256.
+            cast(Any, module).to(memory_format=torch.channels_last)
             trainer.fit(
                 module,
                 make_loader(
@@ -120,7 +122,7 @@ def fit_vae(
                 return None
         # From the file, not from memory: where the training ran in other processes, this one's copy is stale.
         keeper.load_state_dict(read_state(path))
-    weights = {name.removeprefix("vae."): value for name, value in keeper.best_weights.items()}
+    weights = {name.removeprefix("vae."): value.contiguous() for name, value in keeper.best_weights.items()}
     vae = Vae.from_weights(settings.architecture, weights)
     return vae, TrainingOutcome(
         epochs_run=keeper.epochs_run,

@@ -21,9 +21,9 @@ _DEVICES = ("cpu", "gpu", "npu")
 class OpenVinoBackend(Backend):
     """Runs `model.xml` on an Intel CPU (other x86-64 and Arm CPUs too), GPU or NPU.
 
-    `device`: `auto` and `cpu` take the CPU; `gpu`, `gpu.N` or `npu` another device. A device computes FP32 bundles in
-    FP32: the GPU's and bfloat16 CPUs' own default of half precision is turned off, so that the verdict stays the trained
-    model's. Outputs are copies.
+    `device`: `auto` and `cpu` take the CPU; `gpu`, `gpu.N` or `npu` another device. FP32 bundles are
+    computed in FP32: the half precision that GPUs and bfloat16 CPUs take by default is turned off, so that the verdict
+    stays the trained model's. Outputs are copies.
     """
 
     def __init__(
