@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vae_edge import doctor
+from vae_edge.cli.console import results_console
+from vae_edge.cli.doctor import _print
+from vae_edge.doctor import Diagnosis, examine, tensorrt_advice
+from vae_edge.machine import Jetson, find_jetson, look_at_machine
+from vae_edge.probes import RUNTIME_PROBES, Probe, probe, probe_package, read_probe, write_probe
+
+Run = Callable[..., tuple[int, str, str]]
+
+MISSING = Probe("TensorRT", "runs bundles", "missing")
+
+
+@pytest.mark.parametrize(("key", "package"), [("onnxruntime",) * 2, ("openvino",) * 2, ("torch",) * 2])
+def test_an_installed_runtime_runs_its_layer(key: str, package: str) -> None:
+    pytest.importorskip(package)
+    found = probe(key)
+    assert found.status == "works", found
+    assert "cpu" in found.devices
+    assert found.version is not None
+    assert found.version[0].isdigit()
+    assert found.fix is None
+
+
+@pytest.mark.parametrize("key", ["onnxruntime", "openvino", "torch"])
+def test_a_missing_runtime_is_named_with_its_extra(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, key, None)  # as if it were not installed
+    found = probe(key)
+    assert found.status == "missing"
+    assert found.fix == f"pip install 'vae-edge[{key}]'"
+
+
+def test_a_probe_survives_its_file(tmp_path: Path) -> None:
+    write_probe("cuda", str(tmp_path / "probe.json"))
+    assert read_probe(tmp_path / "probe.json") == probe("cuda")
+
+
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [
+        ("import os; os.abort()", "SIGABRT"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
+        ("raise SystemExit(3)", "exit code 3"),
+    ],
+)
+def test_a_runtime_that_takes_its_process_down_is_a_line_of_the_report(command: str, ending: str) -> None:
+    found = doctor._probe_apart("openvino", command=command)
+    assert found.status == "broken"
+    assert ending in found.notes
+    assert found.fix == "pip install --force-reinstall 'vae-edge[openvino]'"
+
+
+def test_a_runtime_that_never_answers_is_a_line_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_TIMEOUT_S", 0.2)
+    found = doctor._probe_apart("openvino", command="import time; time.sleep(60)")
+    assert found.status == "broken"
+    assert "no answer" in found.notes
+
+
+def test_a_package_is_looked_up_without_importing_it() -> None:
+    assert probe_package("numpy", "numpy", "train").status == "works"
+    assert probe_package("no-such-package", "no_such_package", "train").fix == "pip install 'vae-edge[train]'"
+
+
+def test_the_machine_is_described() -> None:
+    machine = look_at_machine()
+    assert machine.n_cores >= 1
+    assert machine.python.startswith("3.")
+    assert machine.memory_bytes is None or machine.memory_bytes > 2**28
+    json.dumps(machine.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("release", "kernel", "l4t", "jetpack", "too_old"),
+    [
+        ("# R35 (release), REVISION: 4.1, GCID: 33958178", "5.10.120-tegra", "35.4.1", "5", True),
+        ("# R36 (release), REVISION: 2.0, GCID: 34956989", "5.15.122-tegra", "36.2.0", "6.0", True),
+        ("# R36 (release), REVISION: 4.0, GCID: 37537400", "5.15.148-tegra", "36.4.0", "6.1 or newer", False),
+        ("# R38 (release), REVISION: 2.0, GCID: 1", "6.8.12-tegra", "38.2.0", "7", False),
+        ("", "5.15.148-tegra", "unknown", "unknown", False),
+    ],
+)
+def test_a_jetson_is_recognized(release: str, kernel: str, l4t: str, jetpack: str, too_old: bool) -> None:
+    jetson = find_jetson(release, kernel)
+    assert jetson is not None
+    assert (jetson.l4t, jetson.jetpack, jetson.is_too_old) == (l4t, jetpack, too_old)
+
+
+def test_another_machine_is_no_jetson() -> None:
+    assert find_jetson("", "6.1.0-18-amd64") is None
+
+
+def test_on_a_jetson_the_fix_is_jetpacks_own_tensorrt() -> None:
+    machine = replace(look_at_machine(), jetson=Jetson("36.4.0"), sees_system_packages=False)
+    assert "--system-site-packages" in (tensorrt_advice(machine, MISSING).fix or "")
+    machine = replace(machine, sees_system_packages=True)
+    assert "apt-get install" in (tensorrt_advice(machine, MISSING).fix or "")
+    machine = replace(machine, jetson=Jetson("35.4.1"))
+    assert "flash JetPack 6.1" in (tensorrt_advice(machine, MISSING).fix or "")
+    works = replace(MISSING, status="works")
+    assert tensorrt_advice(machine, works) == works
+
+
+def test_without_a_runtime_nothing_can_run_and_the_report_says_what_to_install(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    probes = tuple(
+        Probe(title, "runs bundles", "missing", notes="no package", fix=f"pip install 'vae-edge[{extra}]'")
+        for title, extra, _ in RUNTIME_PROBES.values()
+    )
+    diagnosis = Diagnosis("0.1.0", look_at_machine(), probes)
+    assert not diagnosis.can_run_bundles
+    assert len(diagnosis.fixes) == 4
+    _print(diagnosis, results_console())
+    out = capsys.readouterr().out
+    assert "Nothing here can run a bundle yet" in out
+    assert "pip install 'vae-edge[openvino]'" in out
+
+
+def test_doctor_prints_a_report_of_every_runtime(command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def here(key: str) -> Probe:
+        calls.append(key)
+        return probe(key) if key != "torch" else replace(MISSING, name="torch", fix="pip install 'vae-edge[torch]'")
+
+    monkeypatch.setattr(doctor, "_probe_apart", here)  # Processes of their own are slow, and tested above.
+    code, out, _ = command("doctor", "--json")
+    content = json.loads(out)
+    assert code == (0 if content["can_run_bundles"] else 1)
+    assert sorted(calls) == sorted(RUNTIME_PROBES)
+    assert "pip install 'vae-edge[torch]'" in content["fixes"]
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("doctor")
+    assert "To add or mend what you need" in out
+
+
+@pytest.mark.slow
+def test_doctor_tries_every_runtime_in_a_process_of_its_own() -> None:
+    seen: list[tuple[int, int]] = []
+    diagnosis = examine(progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == list(range(1, len(RUNTIME_PROBES) + 1))
+    assert not [one for one in diagnosis.probes if one.status == "broken"]
