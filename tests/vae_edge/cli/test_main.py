@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundles import dark_image, write_image
-from vae_edge import Bundle, __version__
+from vae_edge import Bundle, MissingDependencyError, __version__
 from vae_edge.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -111,7 +111,7 @@ def test_without_torch_training_and_export_say_what_to_install(name: str, tmp_pa
 
 
 def test_a_missing_package_becomes_the_command_that_installs_it() -> None:
-    with pytest.raises(main.MissingDependencyError, match=r"needs the package 'torch.*pip install 'vae-edge\[train\]'"):
+    with pytest.raises(MissingDependencyError, match=r"needs the package 'torch.*pip install 'vae-edge\[train\]'"):
         main._explain_missing(ModuleNotFoundError("No module", name="torch"), "train")
     # A module of our own that is missing is a bug, and its traceback is wanted.
     main._explain_missing(ModuleNotFoundError("No module", name="vae_edge.train.gone"), "train")
