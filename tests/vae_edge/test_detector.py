@@ -211,3 +211,19 @@ def test_a_missing_runtime_is_named_with_the_command_that_installs_it(
     assert f"needs the package '{package}'" in done.stdout
     assert f"pip install 'vae-edge[{extra}]'" in done.stdout
     assert issubclass(MissingDependencyError, ImportError)
+
+
+@pytest.mark.parametrize("failure", ["ImportError('libcudart.so.12: cannot open')", "OSError('wrong ELF class')"])
+def test_a_damaged_runtime_is_named_with_the_command_that_mends_it(
+    onnx_bundle: Bundle, tmp_path: Path, failure: str
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(f"raise {failure}")
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from vae_edge import Detector, DeviceError\n"
+        f"try: Detector.open({str(onnx_bundle.folder)!r})\n"
+        "except DeviceError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "is installed and does not load" in done.stdout
+    assert "pip install --force-reinstall 'vae-edge[onnxruntime]'" in done.stdout

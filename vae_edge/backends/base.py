@@ -140,7 +140,7 @@ def open_backend(
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message says what to install.
-        DeviceError: the runtime cannot load the model or has no such device.
+        DeviceError: the runtime is damaged, cannot load the model or has no such device.
     """
     record = SUPPORTED[target]
     module_name, class_name = record.backend.split(":")
@@ -152,6 +152,12 @@ def open_backend(
         raise MissingDependencyError(
             f"target {target} needs the package {error.name!r}, which is not installed; "
             f"run: pip install 'vae-edge[{record.extra}]'"
+        ) from error
+    except (ImportError, OSError) as error:
+        # The package is there and one of its libraries is not, or is for another system.
+        raise DeviceError(
+            f"the package for target {target} is installed and does not load ({error}); "
+            f"run: pip install --force-reinstall 'vae-edge[{record.extra}]'"
         ) from error
     backend: Backend = backend_class(model, inputs, outputs, max_batch=max_batch, options=options or RuntimeOptions())
     return backend
