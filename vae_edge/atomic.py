@@ -102,6 +102,8 @@ def _rename(temporary: Path, final: Path) -> None:
     finally:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+    if os.name != "posix":
+        return  # Windows opens no folders, and needs no such call.
     folder = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
