@@ -123,11 +123,11 @@ def run(
     which = Overlays.ANOMALOUS if overlays is None else overlays
     with Detector.open(opened, device=device, threads=threads) as detector:
         lines = JsonLines(sys.stdout if out is None else out / PREDICTIONS_FILE, overwrite=overwrite)
-        drawings = (
-            None
-            if out is None or which is Overlays.NONE
-            else OverlayFolder(out / OVERLAYS_FOLDER, file_format=overlay_format.value, overwrite=overwrite)
-        )
+        drawings = None
+        if out is not None:
+            # Made even where none will be written: an earlier run's pictures must not stay beside new verdicts.
+            folder = OverlayFolder(out / OVERLAYS_FOLDER, file_format=overlay_format.value, overwrite=overwrite)
+            drawings = None if which is Overlays.NONE else folder
         tally = Tally()
         try:
             with lines:

@@ -123,6 +123,9 @@ def test_an_earlier_run_is_kept_unless_it_may_be_replaced(
     assert command("run", onnx_bundle.folder, pieces / "right", "--out", out, "--overwrite")[0] == 0
     assert len(records((out / "predictions.jsonl").read_text())) == 2
     assert [path.name for path in out.glob("overlays/*")] == ["right-0.jpg"]
+    arguments = ["--out", out, "--overwrite", "--overlays", "none"]
+    assert command("run", onnx_bundle.folder, pieces / "right", *arguments)[0] == 0
+    assert list(out.glob("overlays/*")) == []
 
 
 def test_a_run_that_cannot_start_leaves_the_earlier_results(
