@@ -20,6 +20,8 @@ from vae_edge.train.run_folder import RunFolder
 
 Product = Enum("Product", {name: name for name in PRODUCTS}, type=str)  # type: ignore[misc]  # typer wants an Enum
 
+_EASIEST = Product(DEFAULT_PRODUCT)
+
 IMAGE_SIZE = 128
 EPOCHS = 40
 
@@ -28,7 +30,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     product: Annotated[
         Product, typer.Option(help="Which sample product to inspect; the first one is the easiest.")
-    ] = Product(DEFAULT_PRODUCT),
+    ] = _EASIEST,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = EPOCHS,
     quick: Annotated[bool, typer.Option("--quick", help="Shorten the benchmark.")] = False,
 ) -> None:

@@ -84,7 +84,7 @@ def export(
     started = time.perf_counter()
     with step_progress() as progress:
         results = export_run(run, out, settings, progress=progress)
-    _report(results, time.perf_counter() - started)
+    _report(results, out, time.perf_counter() - started)
 
 
 def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | None, engine: EngineSettings) -> None:
@@ -101,9 +101,9 @@ def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | N
     print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
 
 
-def _report(results: list[ExportResult], seconds: float) -> None:
+def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
     """Print a table of what was made, warn, and end with the exit code of what failed."""
-    table = plain_table(title=f"exported in {seconds:.1f} s")
+    table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
     for column in ("bundle", "size", "score drift", "map drift", "flips", "threshold", "verified"):
         table.add_column(column, justify="left" if column == "bundle" else "right", overflow="fold")
     for result in results:
@@ -119,7 +119,7 @@ def _report(results: list[ExportResult], seconds: float) -> None:
                 f"{parity.label_flips} of {parity.n_images}",
             )
         table.add_row(
-            escape(str(result.bundle.folder)),
+            escape(manifest.name),
             f"{result.bundle.size_bytes / 1e6:.1f} MB",
             *drift,
             f"{manifest.thresholds.image_threshold:.4g}",

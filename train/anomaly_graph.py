@@ -8,50 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fusion
 
 from vae_edge.errors import InputError
 from vae_edge.train.network import Vae
-
-MAX_POOLED_PIXELS = 3840
-"""TensorRT's largest k of TopK."""
+from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringSettings
 
 _SCALE_FLOOR = 0.3
 """Share of the median scale that is added to every pixel's: see `fit_scoring_constants`."""
-
-
-class ScoringSettings(BaseModel):
-    """How a residual becomes a map and a score.
-
-    `normalized`: the absolute residual, averaged over the channels and smoothed by a Gaussian, minus its mean and
-    divided by its standard deviation over held-out normals, pixel by pixel; the score is the mean of the map's largest
-    values. `mse`: the squared residual is the map and its mean over the image is the score, as in the reference VAE.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["normalized", "mse"] = "normalized"
-    smoothing_sigma: float = Field(default=0.008, ge=0, le=0.1)
-    """Standard deviation of the Gaussian, as a share of the image's shorter side; 0: no smoothing."""
-    top_fraction: float = Field(default=0.0005, gt=0, le=1)
-    """Share of the map's pixels whose mean is the score, at most 3840 pixels."""
-
-    def describe(self) -> str:
-        """Return the scoring in words."""
-        if self.method == "mse":
-            return "squared residual, averaged over the image"
-        return (
-            f"absolute residual, Gaussian smoothing of {self.smoothing_sigma:.3g} of the shorter side, normalized per "
-            f"pixel by held-out normals, mean of the largest {self.top_fraction:.3%} of the map"
-        )
 
 
 class ScoringConstants(nn.Module):

@@ -229,7 +229,7 @@ def print_result(run: RunFolder) -> None:
     few = too_few_normals(thresholds)
     if few:
         print_warning(few)
-    console.print(escape(f"Next: vae-export {run.folder} --target onnx --precision fp32 --out bundles"))
+    console.print(escape(f"Next: vae-export {run.folder} --target all --out bundles"))
 
 
 def _print_defects(console: Console, run: RunFolder) -> None:

@@ -17,7 +17,7 @@ from vae_edge.atomic import write_text
 from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError
 from vae_edge.manifest import Thresholds
-from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringSettings, fit_scoring_constants, run_graph
+from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
 from vae_edge.train.data_report import DataReport, check_inspection_set
 from vae_edge.train.inspection_set import InspectionSet
 from vae_edge.train.loading import load_images, load_masks
@@ -48,7 +48,6 @@ from vae_edge.train.run_records import (
     SplitRecord,
     TrainingOutcome,
     TrainSettings,
-    checked,
     split_images,
 )
 from vae_edge.train.split import Split, split_normals
@@ -98,13 +97,12 @@ def fit_run(
     out = Path(out)
     watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = settings.model_copy(update={"source": settings.source.absolute()})
-    scoring = checked(ScoringSettings, settings.scoring)
     data = _open_data(settings, watcher)
     if _is_first_process():
         claim_folder(out, overwrite=overwrite)
         write_record(out / SPLIT_FILE, data.record())
         write_record(out / SETTINGS_FILE, settings)
-    return _fit_and_finish(settings, scoring, data, out, watcher)
+    return _fit_and_finish(settings, data, out, watcher)
 
 
 def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | None = None) -> RunFolder:
@@ -132,20 +130,18 @@ def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | N
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
             "same files: put them back, say where they are with --data, or train anew with --out"
         )
-    return _fit_and_finish(settings, checked(ScoringSettings, settings.scoring), opened, run, watcher)
+    return _fit_and_finish(settings, opened, run, watcher)
 
 
-def _fit_and_finish(
-    settings: TrainSettings, scoring: ScoringSettings, data: _Data, out: Path, watcher: Watcher
-) -> RunFolder:
+def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
     try:
-        return _fit(settings, scoring, data, out, watcher)
+        return _fit(settings, data, out, watcher)
     except KeyboardInterrupt:
         # Outside the training loop, which has its own way: while images are read, or scored afterwards.
         raise TrainingInterruptedError(interrupted(out)) from None
 
 
-def _fit(settings: TrainSettings, scoring: ScoringSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
+def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
     split, preparation = data.split, settings.preparation
     n_fit, n_statistics = len(split.fit), len(split.statistics)
     images = load_images(
@@ -160,9 +156,9 @@ def _fit(settings: TrainSettings, scoring: ScoringSettings, data: _Data, out: Pa
         raise SystemExit(0)
     vae, outcome = fitted
     constants = fit_scoring_constants(
-        vae, scoring, statistics_images, progress=_report(watcher, "measuring normal residuals")
+        vae, settings.scoring, statistics_images, progress=_report(watcher, "measuring normal residuals")
     )
-    graph = AnomalyGraph(vae, scoring, constants)
+    graph = AnomalyGraph(vae, settings.scoring, constants)
     thresholds, calibration = _calibrate(settings, graph, split, images[n_fit + n_statistics :], watcher)
     del images, fit_images, statistics_images  # Test images, maps and masks need the room.
     metrics = _evaluate(settings, graph, data.images, thresholds, watcher)
@@ -171,7 +167,7 @@ def _fit(settings: TrainSettings, scoring: ScoringSettings, data: _Data, out: Pa
     write_record(out / SPLIT_FILE, data.record())
     write_record(out / CALIBRATION_FILE, calibration)
     write_text(out / METRICS_FILE, metrics.to_json() + "\n")
-    write_record(out / RECORD_FILE, _record(settings, scoring, data, outcome, out))
+    write_record(out / RECORD_FILE, _record(settings, data, outcome, out))
     forget_replaced(out)
     return RunFolder.open(out, check_files=False)
 
@@ -226,9 +222,7 @@ def _evaluate(
     )
 
 
-def _record(
-    settings: TrainSettings, scoring: ScoringSettings, data: _Data, outcome: TrainingOutcome, out: Path
-) -> RunRecord:
+def _record(settings: TrainSettings, data: _Data, outcome: TrainingOutcome, out: Path) -> RunRecord:
     files = describe_files(out)
     versions = {name: version for name in _PACKAGES if (version := _version(name))}
     return RunRecord(
@@ -236,8 +230,7 @@ def _record(
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         architecture=settings.architecture,
         preparation=settings.preparation,
-        scoring=scoring.model_dump(),
-        scoring_in_words=scoring.describe(),
+        scoring=settings.scoring,
         settings=settings,
         training=outcome,
         data=data.report,

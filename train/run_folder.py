@@ -116,7 +116,7 @@ class RunFolder:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, ScoringSettings
+        from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
         from vae_edge.train.network import Vae
 
         try:
@@ -125,7 +125,7 @@ class RunFolder:
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"the weights in {self.folder} cannot be used ({reason}); train again") from error
-        return AnomalyGraph(vae, ScoringSettings.model_validate(self.record.scoring), constants)
+        return AnomalyGraph(vae, self.record.scoring, constants)
 
     def find_images(
         self, roles: Sequence[Role] = ("threshold",), data_root: str | Path | None = None

@@ -15,6 +15,7 @@ from vae_edge.manifest import FileRecord, Record, Sha256, Thresholds
 from vae_edge.train.data_report import DataReport
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, Progress, open_inspection_set, resolve_data
 from vae_edge.train.presets import Architecture
+from vae_edge.train.scoring import ScoringSettings
 from vae_edge.train.split import SplitSettings
 
 SCHEMA_VERSION = 1
@@ -62,8 +63,7 @@ class TrainSettings(Record):
     source: DataSource
     architecture: Architecture
     white_level: int = Field(default=65535, ge=255, le=65535)
-    scoring: dict[str, str | float] = Field(default_factory=dict)
-    """Fields of `vae_edge.train.anomaly_graph.ScoringSettings`; those not given have their defaults."""
+    scoring: ScoringSettings = ScoringSettings()
     split: SplitSettings = SplitSettings()
     strict: bool = False
     """Refuse a data set with anything wrong in it."""
@@ -168,9 +168,7 @@ class RunRecord(Record):
     created_utc: str
     architecture: Architecture
     preparation: Preparation
-    scoring: dict[str, str | float]
-    """All fields of `vae_edge.train.anomaly_graph.ScoringSettings`."""
-    scoring_in_words: str
+    scoring: ScoringSettings
     settings: TrainSettings
     training: TrainingOutcome
     data: DataReport

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program, read_metadata
-from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, ScoringSettings
+from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
 from vae_edge.train.network import Vae
+from vae_edge.train.scoring import ScoringSettings
 
 
 def random_graph(method: str = "normalized") -> AnomalyGraph:

@@ -10,16 +10,15 @@ from torch import nn
 
 from vae_edge.errors import InputError
 from vae_edge.train.anomaly_graph import (
-    MAX_POOLED_PIXELS,
     AnomalyGraph,
     ScoringConstants,
-    ScoringSettings,
     fit_scoring_constants,
     fold_batch_norms,
     gaussian_kernel,
     run_graph,
 )
 from vae_edge.train.network import Vae
+from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringSettings
 
 H, W = 32, 48
 NO_SMOOTHING = ScoringSettings(smoothing_sigma=0.0, top_fraction=0.01)

@@ -46,7 +46,7 @@ def test_a_run_opens_with_all_its_records(trained: Path) -> None:
     run = RunFolder.open(trained / "run")
     assert run.record.architecture.width == 64
     assert run.record.preparation.height == 32
-    assert run.record.scoring["method"] == "normalized"
+    assert run.record.scoring.method == "normalized"
     assert run.record.data.n_train == 16
     assert "torch" in run.record.library_versions
     assert len(run.thresholds.calibration_scores) == run.record.counts["threshold"]

@@ -54,7 +54,9 @@ COMMANDS: dict[str, Command] = {
         "vae_edge.benchmarks.demo_command:demo", "Sample images, training, export, benchmark: the whole road.", "all"
     ),
     "sample": Command("vae_edge.cli.sample:sample", "Draw a sample inspection set with defects and masks."),
-    "train": Command("vae_edge.train.command:train", "Train a detector on images of good parts.", "train"),
+    "train": Command(
+        "vae_edge.train.command:train", "Train a detector on images of good parts.", "train", decodes_pictures=True
+    ),
     "export": Command("vae_edge.export.command:export", "Turn a trained run into bundles for devices.", "export"),
     "run": Command("vae_edge.cli.run:run", "Inspect images, videos or a camera with a bundle.", decodes_pictures=True),
     "bench": Command(
