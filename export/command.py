@@ -17,6 +17,7 @@ from vae_edge.errors import InputError
 from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Target, parse_precisions, parse_targets
+from vae_edge.train.scoring import ScoringMethod, ScoringSettings
 
 if TYPE_CHECKING:
     from vae_edge.export.pipeline import ExportResult
@@ -37,6 +38,10 @@ def export(
     ] = None,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Share of normal images that may be called anomalous; default: the run's.")
+    ] = None,
+    scoring: Annotated[
+        ScoringMethod | None,
+        typer.Option(help="How a residual becomes a score; default: the run's.", show_default=False),
     ] = None,
     max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch the engine takes.")] = 8,
     workspace_mib: Annotated[int, typer.Option(help="TensorRT: most scratch memory a layer may use, in MiB.")] = 512,
@@ -78,6 +83,7 @@ def export(
         name=name,
         data_root=data,
         false_alarm_rate=false_alarm_rate,
+        scoring=None if scoring is None else ScoringSettings(method=scoring),
         skip_missing_runtimes=target.strip() == "all",
         engine=engine,
     )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import vae_edge
 from vae_edge.backends.base import open_backend
@@ -22,7 +19,8 @@ from vae_edge.decision import fit_thresholds
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError, VaeEdgeError
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
-from vae_edge.export.parity import Outputs, check_parity, run_backend
+from vae_edge.export.parity import check_parity, run_backend
+from vae_edge.export.reference import Progress, Reference, measure_reference
 from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.export.torch_export import save_program
 from vae_edge.manifest import (
@@ -36,20 +34,12 @@ from vae_edge.manifest import (
     graph_outputs,
 )
 from vae_edge.targets import SUPPORTED, Precision, Target, combinations
-from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.loading import load_images
 from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.scoring import ScoringSettings
 
 _logger = logging.getLogger(__name__)
 
-MAX_TEST_IMAGES = 200
-"""Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
-
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "numpy")
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,8 @@ class ExportSettings:
     data_root: Path | None = None
     """Where the run's images are now; None: where they were in training."""
     false_alarm_rate: float | None = None
+    """None: the run's own."""
+    scoring: ScoringSettings | None = None
     """None: the run's own."""
     skip_missing_runtimes: bool = False
     """Leave out targets whose runtime is not installed instead of failing on them."""
@@ -78,21 +70,6 @@ class ExportResult:
     bundle: Bundle | None
     error: VaeEdgeError | None = None
     skipped: str | None = None
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """The trained model and its outputs for the images that every bundle is held against."""
-
-    run: RunFolder
-    graph: AnomalyGraph
-    images: NDArray[np.uint8]
-    names: tuple[str, ...]
-    n_normals: int
-    """The first so many images are the held-out normals that the thresholds are fitted on."""
-    outputs: Outputs
-    thresholds: Thresholds
-    description: str
 
 
 def export_run(
@@ -115,7 +92,13 @@ def export_run(
     for folder in folders.values():
         check_bundle_name_is_free(folder)
 
-    reference = _measure_reference(run, settings, report)
+    reference = measure_reference(
+        run,
+        scoring=settings.scoring,
+        data_root=settings.data_root,
+        false_alarm_rate=settings.false_alarm_rate,
+        progress=report,
+    )
     report("tracing the graph", 0, 1)
     program = export_program(reference.graph)
     report("tracing the graph", 1, 1)
@@ -139,35 +122,6 @@ def export_run(
     return results
 
 
-def _measure_reference(run: RunFolder, settings: ExportSettings, report: Progress) -> _Reference:
-    """Run the trained model over the held-out normals and some test images."""
-    record = run.record
-    normals = run.find_images(("threshold",), settings.data_root)
-    tests = _spread(run.find_images(("test",), settings.data_root), MAX_TEST_IMAGES)
-    files = (*normals, *tests)
-    images = load_images(files, record.preparation, lambda done, total: report("reading images", done, total))
-    graph = run.load_graph()
-    maps, scores = run_graph(graph, images, progress=lambda done, total: report("scoring with torch", done, total))
-    thresholds = fit_thresholds(
-        scores[: len(normals)],
-        maps[: len(normals)],
-        false_alarm_rate=settings.false_alarm_rate or run.thresholds.false_alarm_rate_requested,
-        pixel_false_positive_rate=run.thresholds.pixel_false_positive_rate,
-        scored_by=f"torch {torch.__version__} (the trained model)",
-    )
-    description = f"{len(normals)} held-out normal images" + (f" and {len(tests)} test images" if tests else "")
-    return _Reference(
-        run,
-        graph,
-        images,
-        tuple(file.name for file in files),
-        len(normals),
-        Outputs(maps, scores),
-        thresholds,
-        description,
-    )
-
-
 def _export_one(
     target: Target,
     precision: Precision,
@@ -175,7 +129,7 @@ def _export_one(
     name: str,
     program: torch.export.ExportedProgram,
     onnx_path: Path,
-    reference: _Reference,
+    reference: Reference,
     settings: ExportSettings,
     report: Progress,
 ) -> Bundle:
@@ -197,7 +151,7 @@ def _export_one(
             outputs=graph_outputs(height, width),
             max_batch=max_batch,
             preparation=record.preparation,
-            scoring=record.scoring.describe(),
+            scoring=reference.graph.settings.describe(),
             thresholds=thresholds,
             parity=parity,
             verified=parity is not None,
@@ -207,7 +161,7 @@ def _export_one(
                 created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 vae_edge_version=vae_edge.__version__,
                 run=reference.run.folder.resolve().name,
-                run_fingerprint=reference.run.fingerprint,
+                run_fingerprint=reference.fingerprint,
                 data_fingerprint=record.data.train_fingerprint,
                 library_versions=_library_versions(),
             ),
@@ -222,7 +176,7 @@ def _write_model(
     name: str,
     program: torch.export.ExportedProgram,
     onnx_path: Path,
-    reference: _Reference,
+    reference: Reference,
     settings: ExportSettings,
     report: Progress,
 ) -> RuntimeRecord:
@@ -249,7 +203,7 @@ def _verify(
     precision: Precision,
     folder: Path,
     max_batch: int | None,
-    reference: _Reference,
+    reference: Reference,
     report: Progress,
 ) -> tuple[Thresholds, ParityRecord | None, str | None]:
     """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model.
@@ -293,15 +247,15 @@ def _verify(
     return thresholds, parity, None
 
 
-def _model_metadata(reference: _Reference, name: str) -> dict[str, str]:
+def _model_metadata(reference: Reference, name: str) -> dict[str, str]:
     """What a lone model file says about itself."""
     record = reference.run.record
     return {
         "vae_edge_version": vae_edge.__version__,
         "name": name,
-        "run_fingerprint": reference.run.fingerprint,
+        "run_fingerprint": reference.fingerprint,
         "preparation": record.preparation.model_dump_json(),
-        "scoring": record.scoring.describe(),
+        "scoring": reference.graph.settings.describe(),
         "image_threshold": repr(reference.thresholds.image_threshold),
         "pixel_threshold": repr(reference.thresholds.pixel_threshold),
         "false_alarm_rate": repr(reference.thresholds.false_alarm_rate),
@@ -316,13 +270,6 @@ def _library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
-    """Return at most so many of the files, evenly spaced."""
-    if len(files) <= most:
-        return tuple(files)
-    return tuple(files[round(position)] for position in np.linspace(0, len(files) - 1, most))
 
 
 def _no_progress(what: str, done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from torch.nn.utils import fusion
 
 from vae_edge.errors import InputError
 from vae_edge.train.network import Vae
-from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringSettings
+from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringMethod, ScoringSettings
 
 _SCALE_FLOOR = 0.3
 """Share of the median scale that is added to every pixel's: see `fit_scoring_constants`."""
@@ -76,7 +76,7 @@ class AnomalyGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole road."""
-        if self.settings.method == "mse":
+        if self.settings.method is ScoringMethod.MSE:
             difference = self.difference(image)
             squared = (difference * difference).mean(dim=1)
             return squared, squared.mean(dim=(1, 2))
@@ -139,7 +139,7 @@ def fit_scoring_constants(
     """
     height, width = vae.image_size
     neutral = ScoringConstants.neutral(height, width)
-    if settings.method == "mse":
+    if settings.method is ScoringMethod.MSE:
         return neutral
     if len(images) < 2:
         raise InputError(f"the residual is to be normalized by {len(images)} held-out normals; expected at least 2")

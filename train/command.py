@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from vae_edge.cli.console import notes_console, plain_table, print_warning, resu
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
 from vae_edge.errors import InputError
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
+from vae_edge.train.scoring import ScoringMethod
 from vae_edge.train.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 _ALLOWED_WITH_RESUME = {"resume", "data"}
 
 _LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
-
-
-class Scoring(str, Enum):
-    """How a residual becomes a score."""
-
-    NORMALIZED = "normalized"
-    MSE = "mse"
 
 
 def train(
@@ -92,7 +85,7 @@ def train(
     false_alarm_rate: Annotated[
         float, typer.Option(help="Share of good parts that may be called anomalous.")
     ] = DEFAULT_FALSE_ALARM_RATE,
-    scoring: Annotated[Scoring, typer.Option(help="How a residual becomes a score.")] = Scoring.NORMALIZED,
+    scoring: Annotated[ScoringMethod, typer.Option(help="How a residual becomes a score.")] = ScoringMethod.NORMALIZED,
     white_level: Annotated[int, typer.Option(help="16-bit value that means white; 4095 for a 12-bit camera.")] = 65535,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with anything wrong in it.")] = False,
     resume: Annotated[

@@ -16,7 +16,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vae_edge.train.anomaly_graph import AnomalyGraph
+    from vae_edge.train.network import Vae
 
 SETTINGS_FILE = "training.json"
 SPLIT_FILE = "split.json"
@@ -107,25 +109,38 @@ class RunFolder:
         """SHA-256 over the weights and the scoring constants."""
         return self.record.fingerprint
 
-    def load_graph(self) -> AnomalyGraph:
-        """Build the whole model with its weights, in evaluation mode on the CPU.
+    def load_vae(self) -> Vae:
+        """Build the network with its weights, in evaluation mode on the CPU.
 
         Raises:
             BundleError: the weights do not belong to the architecture.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
         from vae_edge.train.network import Vae
 
+        with self._weights_errors():
+            return Vae.from_weights(self.record.architecture, _load_tensors(self.folder / MODEL_FILE))
+
+    def load_graph(self) -> AnomalyGraph:
+        """Build the whole model with its weights and scoring constants, in evaluation mode on the CPU.
+
+        Raises:
+            BundleError: the weights do not belong to the architecture.
+        """
+        from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
+
+        with self._weights_errors():
+            constants = ScoringConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
+        return AnomalyGraph(self.load_vae(), self.record.scoring, constants)
+
+    @contextmanager
+    def _weights_errors(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
         try:
-            vae = Vae.from_weights(self.record.architecture, load_file(self.folder / MODEL_FILE))
-            constants = ScoringConstants.from_tensors(load_file(self.folder / SCORING_FILE))
+            yield
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"the weights in {self.folder} cannot be used ({reason}); train again") from error
-        return AnomalyGraph(vae, self.record.scoring, constants)
 
     def find_images(
         self, roles: Sequence[Role] = ("threshold",), data_root: str | Path | None = None
@@ -311,3 +326,10 @@ def _by_hash(found: InspectionSet) -> dict[str, ImageFile]:
 
 def _as_recorded(found: ImageFile, recorded: SplitImage) -> ImageFile:
     return replace(found, name=recorded.name, defect=recorded.defect, mask=found.mask if recorded.has_mask else None)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors

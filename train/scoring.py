@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import Enum
 
 from pydantic import Field
 
@@ -10,6 +10,16 @@ from vae_edge.manifest import Record
 
 MAX_POOLED_PIXELS = 3840
 """TensorRT's largest k of TopK."""
+
+
+class ScoringMethod(str, Enum):
+    """The kinds of scoring that `ScoringSettings` describes."""
+
+    NORMALIZED = "normalized"
+    MSE = "mse"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class ScoringSettings(Record):
@@ -20,7 +30,7 @@ class ScoringSettings(Record):
     values. `mse`: the squared residual is the map and its mean over the image is the score, as in the reference VAE.
     """
 
-    method: Literal["normalized", "mse"] = "normalized"
+    method: ScoringMethod = ScoringMethod.NORMALIZED
     smoothing_sigma: float = Field(default=0.008, ge=0, le=0.1)
     """Standard deviation of the Gaussian, as a share of the image's shorter side; 0: no smoothing."""
     top_fraction: float = Field(default=0.0005, gt=0, le=1)
@@ -28,7 +38,7 @@ class ScoringSettings(Record):
 
     def describe(self) -> str:
         """Return the scoring in words."""
-        if self.method == "mse":
+        if self.method is ScoringMethod.MSE:
             return "squared residual, averaged over the image"
         return (
             f"absolute residual, Gaussian smoothing of {self.smoothing_sigma:.3g} of the shorter side, normalized per "

@@ -19,6 +19,7 @@ from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Target
 from vae_edge.train.anomaly_graph import run_graph
 from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.scoring import ScoringMethod, ScoringSettings
 
 RUNNABLE = (Target.ONNX, Target.OPENVINO, Target.TORCH)
 
@@ -153,3 +154,18 @@ def test_a_missing_image_is_named_with_what_to_do(trained_run: RunFolder, sample
     (moved / lost).unlink()
     with pytest.raises(InputError, match=f"{lost}.*--data"):
         export_run(trained_run, tmp_path / "bundles", ExportSettings(targets=(Target.TORCH,), data_root=moved))
+
+
+def test_the_scoring_can_be_chosen_anew_at_export(trained_run: RunFolder, tmp_path: Path) -> None:
+    plain = ExportSettings(targets=(Target.ONNX,), name="plain", scoring=ScoringSettings(method=ScoringMethod.MSE))
+    own = ExportSettings(targets=(Target.ONNX,))
+    (by_mse,) = export_run(trained_run, tmp_path, plain)
+    (by_own,) = export_run(trained_run, tmp_path, own)
+    assert by_mse.bundle is not None
+    assert by_own.bundle is not None
+    assert "averaged over the image" in by_mse.bundle.manifest.scoring
+    fingerprints = {result.manifest.provenance.run_fingerprint for result in (by_mse.bundle, by_own.bundle)}
+    assert len(fingerprints) == 2
+    with Detector.open(by_mse.bundle) as detector:
+        prediction = detector.predict(trained_run.find_images(("test",))[0].path)
+    assert prediction.score == pytest.approx(float(prediction.anomaly_map.mean()), rel=1e-4)

@@ -18,7 +18,7 @@ from vae_edge.train.anomaly_graph import (
     run_graph,
 )
 from vae_edge.train.network import Vae
-from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringSettings
+from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringMethod, ScoringSettings
 
 H, W = 32, 48
 NO_SMOOTHING = ScoringSettings(smoothing_sigma=0.0, top_fraction=0.01)
@@ -47,7 +47,7 @@ def residual(vae: Vae, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def test_the_seed_scoring_is_the_mean_squared_error_over_the_image(vae: Vae) -> None:
     images = pictures(3)
-    graph = AnomalyGraph(vae, ScoringSettings(method="mse"), ScoringConstants.neutral(H, W))
+    graph = AnomalyGraph(vae, ScoringSettings(method=ScoringMethod.MSE), ScoringConstants.neutral(H, W))
     maps, scores = run_graph(graph, images)
     expected = residual(vae, images) ** 2
     np.testing.assert_allclose(maps, expected.mean(axis=1), rtol=1e-4, atol=1e-6)
@@ -143,7 +143,7 @@ class TestFittingTheConstants:
         assert bool(torch.isfinite(constants.mean).all())
 
     def test_the_seed_scoring_needs_no_normals(self, vae: Vae) -> None:
-        constants = fit_scoring_constants(vae, ScoringSettings(method="mse"), pictures(0))
+        constants = fit_scoring_constants(vae, ScoringSettings(method=ScoringMethod.MSE), pictures(0))
         assert float(constants.mean.abs().sum()) == 0
         assert bool((constants.scale == 1).all())
 

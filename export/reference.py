@@ -1,0 +1,112 @@
+"""The trained model, and what it says about the images that every bundle is held against."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae_edge.decision import fit_thresholds
+from vae_edge.export.parity import Outputs
+from vae_edge.manifest import Thresholds
+from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
+from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.loading import load_images
+from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.scoring import ScoringSettings
+
+MAX_TEST_IMAGES = 200
+"""Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The trained model and its outputs in FP32."""
+
+    run: RunFolder
+    graph: AnomalyGraph
+    fingerprint: str
+    """SHA-256 over the weights, the scoring and its constants."""
+    images: NDArray[np.uint8]
+    """uint8 [n, H, W, 3]."""
+    names: tuple[str, ...]
+    n_normals: int
+    """The first so many images are the held-out normals that the thresholds are fitted on."""
+    outputs: Outputs
+    thresholds: Thresholds
+    description: str
+    """What the images are, in words."""
+
+
+def measure_reference(
+    run: RunFolder,
+    *,
+    scoring: ScoringSettings | None,
+    data_root: Path | None,
+    false_alarm_rate: float | None,
+    progress: Progress,
+) -> Reference:
+    """Run the trained model over its held-out normals and some test images.
+
+    Args:
+        run: the trained model.
+        scoring: to use in place of the run's own; its constants are then measured anew on the normals that the run kept
+            for that. None: the run's own.
+        data_root: where the run's images are now; None: where they were.
+        false_alarm_rate: None: the run's own.
+        progress: is told of every step.
+
+    Raises:
+        InputError: the run's images are not to be found.
+        BundleError: the weights do not belong to the run.
+    """
+    graph, fingerprint = run.load_graph(), run.fingerprint
+    preparation = run.record.preparation
+    if scoring is not None and scoring != run.record.scoring:
+        statistics = load_images(run.find_images(("statistics",), data_root), preparation)
+        constants = fit_scoring_constants(
+            run.load_vae(),
+            scoring,
+            statistics,
+            progress=lambda done, total: progress("measuring normal residuals", done, total),
+        )
+        graph = AnomalyGraph(run.load_vae(), scoring, constants)
+        fingerprint = hashlib.sha256(f"{fingerprint} {scoring.model_dump_json()}".encode()).hexdigest()
+    normals = run.find_images(("threshold",), data_root)
+    tests = _spread(run.find_images(("test",), data_root), MAX_TEST_IMAGES)
+    files = (*normals, *tests)
+    images = load_images(files, preparation, lambda done, total: progress("reading images", done, total))
+    maps, scores = run_graph(graph, images, progress=lambda done, total: progress("scoring with torch", done, total))
+    thresholds = fit_thresholds(
+        scores[: len(normals)],
+        maps[: len(normals)],
+        false_alarm_rate=false_alarm_rate or run.thresholds.false_alarm_rate_requested,
+        pixel_false_positive_rate=run.thresholds.pixel_false_positive_rate,
+        scored_by=f"torch {torch.__version__} (the trained model)",
+    )
+    return Reference(
+        run=run,
+        graph=graph,
+        fingerprint=fingerprint,
+        images=images,
+        names=tuple(file.name for file in files),
+        n_normals=len(normals),
+        outputs=Outputs(maps, scores),
+        thresholds=thresholds,
+        description=f"{len(normals)} held-out normal images" + (f" and {len(tests)} test images" if tests else ""),
+    )
+
+
+def _spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
+    """Return at most so many of the files, evenly spaced."""
+    if len(files) <= most:
+        return tuple(files)
+    return tuple(files[round(position)] for position in np.linspace(0, len(files) - 1, most))
