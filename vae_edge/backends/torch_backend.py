@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -60,7 +61,10 @@ class TorchBackend(Backend):
 
 def _tensor(feed: NDArray[Any]) -> torch.Tensor:
     # torch knows no read-only memory and warns of it at every call.
-    return torch.from_numpy(feed if feed.flags.writeable else feed.copy())
+    feed = feed if feed.flags.writeable else feed.copy()
+    # An axis of length 1 may have any stride, and torch chooses by it between convolutions that round differently: one
+    # image must get the same score alone (`image[None]`) and as a part of an array.
+    return torch.from_numpy(np.ndarray(feed.shape, feed.dtype, feed.data))
 
 
 def _choose_device(asked: str) -> DeviceChoice:

@@ -67,6 +67,13 @@ def test_the_order_of_batches_does_not_matter(backend: Backend) -> None:
     np.testing.assert_allclose(backend.run({"image": images(1, 4)})["score"], alone[4:], atol=1e-6)
 
 
+def test_an_image_gets_the_same_bits_whatever_the_stride_of_its_batch_axis(backend: Backend) -> None:
+    image = images(1)[0]
+    alone, of_a_batch = backend.run({"image": image[None]}), backend.run({"image": np.stack([image])})
+    for name, value in alone.items():
+        assert np.array_equal(value, of_a_batch[name])
+
+
 def test_outputs_are_the_callers_and_no_later_run_changes_them(backend: Backend) -> None:
     first = backend.run({"image": images(2)})
     kept = {name: value.copy() for name, value in first.items()}
