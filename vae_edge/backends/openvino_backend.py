@@ -48,7 +48,7 @@ class OpenVinoBackend(Backend):
             network = core.read_model(model)
             if batch is not None:
                 network.reshape({spec.name: (batch, *spec.shape[1:]) for spec in inputs})
-            self._model = core.compile_model(network, device.name.upper(), settings)
+            self._model: Any = core.compile_model(network, device.name.upper(), settings)
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO {_version()} cannot load {model} on {device.name}: {error}") from error
         self._names = [spec.name for spec in outputs]
@@ -64,8 +64,11 @@ class OpenVinoBackend(Backend):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         request = getattr(self._requests, "request", None)
         if request is None:
+            model = self._model
+            if model is None:  # Closed by another thread since the check.
+                raise DeviceError("this model has been closed; open it again to run it")
             # A request serves one inference at a time, so every thread has its own.
-            request = self._requests.request = self._model.create_infer_request()
+            request = self._requests.request = model.create_infer_request()
         try:
             request.infer(dict(feeds), share_inputs=True)
         except RuntimeError as error:
