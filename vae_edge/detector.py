@@ -107,7 +107,9 @@ class Detector:
         """Decide about images as they come, in order; the next ones are decoded while the model runs.
 
         Args:
-            images: paths or arrays; may be endless. At most a few are taken ahead of the one being decided.
+            images: paths or arrays; may be endless. At most a few are taken ahead of the one being decided, so an array
+                must stay as it is until its prediction has come, and a camera that waits for a trigger is better
+                served by `predict` for each picture. If the source itself fails, what it gave before is decided first.
             batch_size: images per run of the model, at most the bundle's `max_batch`; None: 1.
             errors: `raise` at an image that cannot be read or gets no finite score, or `return` the error in that
                 image's place and go on.
@@ -128,9 +130,14 @@ class Detector:
         with ThreadPoolExecutor(_PREFETCH_WORKERS, thread_name_prefix="vae-edge-prepare") as pool:
             waiting: deque[tuple[str | None, Future[NDArray[np.uint8]]]] = deque()
 
+            failures: list[Exception] = []
+
             def fill() -> None:
-                for image in islice(images, batch_size + _PREFETCH_WORKERS - len(waiting)):
-                    waiting.append((_name(image), pool.submit(self._prepare, image)))
+                try:
+                    for image in islice(images, batch_size + _PREFETCH_WORKERS - len(waiting) if not failures else 0):
+                        waiting.append((_name(image), pool.submit(self._prepare, image)))
+                except Exception as error:  # noqa: BLE001 - whatever the caller's source raises; raised again below
+                    failures.append(error)
 
             try:
                 fill()
@@ -138,6 +145,8 @@ class Detector:
                     batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
                     fill()
                     yield from self._decide_futures(batch, errors)
+                if failures:
+                    raise failures[0]
             finally:
                 for _, future in waiting:
                     future.cancel()

@@ -165,6 +165,21 @@ def test_a_score_that_is_no_number_gets_no_verdict(onnx_bundle: Bundle, score: f
         list(detector.stream(PIECES[:1]))
 
 
+@pytest.mark.parametrize("failure", [OSError("the camera is gone"), MemoryError()])
+def test_what_a_source_gave_before_it_failed_is_decided_first(detector: Detector, failure: Exception) -> None:
+    def source() -> Iterator[NDArray[np.uint8]]:
+        yield from PIECES[:2]
+        raise failure
+
+    predictions = detector.stream(source())
+    decided = [next(predictions).score, next(predictions).score]
+    assert decided == [detector.predict(piece).score for piece in PIECES[:2]]
+    with pytest.raises(type(failure)) as caught:
+        next(predictions)
+    assert caught.value is failure
+    assert prefetch_threads() == []
+
+
 def test_a_closed_detector_says_so(onnx_bundle: Bundle) -> None:
     detector = Detector.open(onnx_bundle)
     detector.close()
