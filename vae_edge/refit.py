@@ -13,7 +13,7 @@ from pathlib import Path
 from vae_edge.bundle import Bundle
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, PixelTail, check_rate, fit_thresholds_with_tail
 from vae_edge.detector import Detector
-from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.errors import DeviceError, InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
 
 
@@ -50,7 +50,7 @@ def refit_thresholds(
 
     Raises:
         InputError: no image can be read, the rate is outside (0, 1), or the manifest cannot be written.
-        DeviceError: the runtime failed. The bundle is as it was.
+        DeviceError: the runtime failed, or a score is not a finite number. The bundle is as it was.
     """
     check_rate(false_alarm_rate, "false-alarm rate")
     manifest = bundle.manifest
@@ -60,6 +60,9 @@ def refit_thresholds(
     scores: list[float] = []
     unreadable: list[VaeEdgeError] = []
     for done, result in enumerate(detector.stream(files, errors="return"), start=1):
+        if isinstance(result, DeviceError):
+            # A model that gives a good part no finite score is broken, and must not count as verified.
+            raise result
         if isinstance(result, VaeEdgeError):
             unreadable.append(result)
         else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundles import SIZE, TARGETS, dark_image, make_bundle, toy_outputs, write_image
-from vae_edge import Bundle, Detector, InputError
+from vae_edge import Bundle, Detector, DeviceError, InputError
 from vae_edge.decision import PixelTail, fit_thresholds
 from vae_edge.refit import refit_thresholds
 from vae_edge.targets import Target
@@ -62,6 +62,22 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
     assert refit.bundle.manifest.thresholds.n_normals == 2
     assert refit.bundle.manifest.thresholds.false_alarm_rate == pytest.approx(1 / 3)
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_model_that_gives_no_finite_score_is_not_verified(
+    tmp_path: Path, normals: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    bundle = make_bundle(tmp_path / "toy", verified=False)
+    before = (bundle.folder / "manifest.json").read_bytes()
+    with Detector.open(bundle, device="cpu") as detector:
+        whole = detector.backend.run
+        outputs = [whole({"image": np.stack([dark_image(seed)])}) for seed in range(3)]
+        outputs[1]["score"][:] = np.nan
+        monkeypatch.setattr(detector.backend, "run", lambda feeds: outputs.pop(0))
+        with pytest.raises(DeviceError, match="no number"):
+            refit_thresholds(bundle, detector, normals[:3])
+    assert (bundle.folder / "manifest.json").read_bytes() == before
 
 
 def test_without_a_readable_image_the_bundle_stays_as_it_is(onnx_bundle: Bundle, tmp_path: Path) -> None:
