@@ -143,7 +143,7 @@ class Manifest(Record):
     calibration_set: CalibrationSetRecord | None = None
     parity: ParityRecord | None = None
     verified: bool
-    """Whether this very bundle was run and its thresholds and parity come from its own outputs."""
+    """Whether this very bundle was run and its thresholds come from its own outputs."""
     not_verified_because: str | None = None
     files: tuple[FileRecord, ...]
     provenance: Provenance
@@ -151,6 +151,9 @@ class Manifest(Record):
     @model_validator(mode="after")
     def _check_files(self) -> Manifest:
         # A file that is loaded and not listed would escape the check of its hash.
+        expected = SUPPORTED[self.target].model_file
+        if self.model_file != expected:
+            raise ValueError(f"the model file of target {self.target} is {self.model_file!r}; expected {expected!r}")
         names = [file.name for file in self.files]
         missing = {self.model_file, *SUPPORTED[self.target].other_files}.difference(names)
         if missing:

@@ -77,6 +77,12 @@ def test_a_manifest_cannot_point_outside_its_folder(onnx_bundle: Bundle, name: s
         Bundle.open(onnx_bundle.folder)
 
 
+def test_a_model_file_of_another_name_than_the_targets_is_refused(onnx_bundle: Bundle) -> None:
+    rewrite(onnx_bundle, model_file="other.onnx")
+    with pytest.raises(BundleError, match=r"is 'other\.onnx'; expected 'model\.onnx'"):
+        Bundle.open(onnx_bundle.folder)
+
+
 def test_a_model_file_whose_hash_is_not_in_the_manifest_is_refused(onnx_bundle: Bundle) -> None:
     rewrite(onnx_bundle, files=[])
     with pytest.raises(BundleError, match=r"model\.onnx"):
