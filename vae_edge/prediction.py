@@ -34,18 +34,19 @@ class Prediction:
         """Pixels of the map above the pixel threshold, bool [H, W] at the model's size."""
         return np.asarray(self.anomaly_map > self.pixel_threshold)
 
-    def overlay(self, image: NDArray[Any], *, opacity: float = 0.5) -> NDArray[np.uint8]:
+    def overlay(self, image: NDArray[Any], *, opacity: float = 0.5, white_level: int = 65535) -> NDArray[np.uint8]:
         """Draw the anomaly map, the outline of the mask and the verdict over an image.
 
         Args:
             image: uint8 or uint16, [H, W], [H, W, 3] RGB or [H, W, 4], of any size: usually the original picture.
             opacity: of the map where it is strongest, 0 to 1.
+            white_level: the uint16 value that means white, as in the bundle's preparation.
 
         Returns:
             uint8 [H, W, 3], RGB, of the image's size. A cold pixel of the map (at most half the pixel threshold)
             leaves the picture as it is; the outline is red for an anomalous image and yellow otherwise.
         """
-        canvas = as_rgb(image).copy()
+        canvas = as_rgb(image, white_level=white_level).copy()
         height, width = canvas.shape[:2]
         size = (width, height)
         heat = cv2.resize(self.anomaly_map, size, interpolation=cv2.INTER_LINEAR)

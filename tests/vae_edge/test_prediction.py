@@ -32,6 +32,11 @@ def test_an_overlay_has_the_size_of_the_picture_and_leaves_the_picture_alone(sha
     assert (image == 100).all()
 
 
+def test_an_overlay_of_a_12_bit_picture_is_as_bright_as_the_picture() -> None:
+    image = np.full((48, 64), 4095, dtype=np.uint16)
+    assert make_prediction().overlay(image, white_level=4095)[-1, -1].tolist() == [255, 255, 255]
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_a_picture_of_a_few_pixels_can_be_drawn_over(size: int) -> None:
     assert make_prediction().overlay(np.zeros((size, size, 3), dtype=np.uint8)).shape == (size, size, 3)
