@@ -8,15 +8,14 @@ can change it. Options that would run code from the plan file (`engine_host_code
 from __future__ import annotations
 
 import logging
-import os
 import platform
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vae_edge.atomic import write_bytes
 from vae_edge.backends.cuda.driver import find_gpus
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
 from vae_edge.errors import DeviceError, InputError
@@ -122,30 +121,6 @@ def build_engine(
     details["max_batch"], details["opt_batch"] = str(settings.max_batch), str(settings.opt_batch)
     details["workspace_bytes"] = str(settings.workspace_bytes)
     return RuntimeRecord(flavour=module.flavour.module, version=module.version, details=details)
-
-
-def write_bytes(path: Path, content: memoryview) -> None:
-    """Write a file under a temporary name in the same folder, flush it to disk and rename it.
-
-    Raises:
-        InputError: the folder cannot be written or the disk is full; an older file of that name is left as it was.
-    """
-    name = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise InputError(
-            f"{path} could not be written ({error.strerror}); make room or choose another place"
-        ) from error
 
 
 def _target(module: TensorRtModule, settings: EngineSettings) -> str:

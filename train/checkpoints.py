@@ -8,7 +8,6 @@ unpickler makes tensors, numbers, strings and containers only; Lightning's state
 
 from __future__ import annotations
 
-import os
 import time
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from vae_edge.atomic import new_file
 from vae_edge.errors import BundleError, InputError
 
 LAST_CHECKPOINT = "last.ckpt"
@@ -44,20 +44,12 @@ class PlainCheckpointIO(CheckpointIO):
         Raises:
             InputError: the folder cannot be written or the disk is full.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with new_file(Path(path)) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:
-            # A full disk reaches torch's zip writer as a RuntimeError.
+        except RuntimeError as error:
+            # What a full disk is to torch's zip writer.
             raise InputError(f"{path} could not be written ({error}); make room or choose another place") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

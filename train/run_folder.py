@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from vae_edge.atomic import sha256_file, write_text
+from vae_edge.atomic import new_file, sha256_file, write_text
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import FileRecord, Record, Thresholds
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set
@@ -218,17 +217,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.chmod(0o644)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        with new_file(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    except SafetensorError as error:
+        # What a full disk is to its writer, which is not Python's.
         raise InputError(f"{path} could not be written ({error}); make room or choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_settings(folder: Path) -> TrainSettings:

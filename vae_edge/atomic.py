@@ -23,25 +23,41 @@ def sha256_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text under a temporary name in the same folder, flush it to disk and rename it.
+    """Write UTF-8 text, whole or not at all; see `new_file`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write bytes, whole or not at all; see `new_file`."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """Give the name of an empty file that becomes `final` when the block ends without an error.
+
+    It lies in the same folder and is flushed to disk before it gets the name.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; an older file of that name is left as it was.
     """
-    handle, name = -1, ""
+    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(final)
     except OSError as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(final, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.atomic import new_folder, sha256_file, write_text
+from vae_edge.atomic import new_file, new_folder, sha256_file, write_text
 from vae_edge.errors import InputError
 
 
@@ -97,3 +97,18 @@ def test_a_parent_that_is_a_file_is_named_in_the_error(tmp_path: Path) -> None:
 def test_the_hash_of_an_empty_file_is_the_known_one(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
+
+
+def test_an_error_in_the_block_leaves_the_older_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_text(path, "old")
+
+    def write_half() -> None:
+        with new_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
