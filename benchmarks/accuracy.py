@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation
-from vae_edge.manifest import Record
+from vae_edge.records import Record
 from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.loading import load_images, load_masks
 from vae_edge.train.metrics import Metrics, evaluate

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from vae_edge.benchmarks.jobs import MeasuringRules
 from vae_edge.errors import InputError
-from vae_edge.manifest import Record
+from vae_edge.records import Record
 
 _Input = TypeVar("_Input")
 

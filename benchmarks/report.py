@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from vae_edge.atomic import write_text
 from vae_edge.benchmarks.accuracy import BaselineRecord, Comparison
@@ -16,7 +16,8 @@ from vae_edge.benchmarks.latency import LatencyStatistics
 from vae_edge.benchmarks.machine import MachineFacts
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.errors import InputError
-from vae_edge.manifest import ParityRecord, Record
+from vae_edge.manifest import ParityRecord
+from vae_edge.records import Record, read_record
 from vae_edge.targets import Precision, Target
 from vae_edge.train.metrics import Metrics
 
@@ -172,18 +173,7 @@ def read_report(path: Path) -> Report:
         ) from error
     if not isinstance(content, dict) or content.get("format") != REPORT_FORMAT:
         raise InputError(f"{path} is not a benchmark report; give a {REPORT_FILE} that vae-bench wrote")
-    version = content.get("schema_version")
-    if isinstance(version, int) and version > REPORT_SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema {version}, this vae-edge reads up to {REPORT_SCHEMA_VERSION}; "
-            "run: pip install --upgrade vae-edge"
-        )
-    try:
-        return Report.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is damaged: {place}: {first['msg']}; run vae-bench again") from error
+    return read_record(path, Report, REPORT_SCHEMA_VERSION, advice="run vae-bench again", error_kind=InputError)
 
 
 def check_report_folder(folder: Path) -> None:

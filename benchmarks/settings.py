@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from vae_edge.benchmarks.jobs import QUICK_RULES, MeasuringRules
-from vae_edge.manifest import Record
+from vae_edge.records import Record
 
 
 class SuiteSettings(Record):

@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.bundle import Bundle, file_record, manifest_text, new_bundle
+from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.image import Preparation
 from vae_edge.manifest import MANIFEST_FILE, Manifest, Provenance, RuntimeRecord, graph_inputs, graph_outputs
+from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 SIZE = 32

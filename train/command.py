@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
 from vae_edge.errors import InputError
+from vae_edge.records import make_record
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
 from vae_edge.train.scoring import ScoringMethod
 from vae_edge.train.watcher import Watcher
@@ -124,9 +125,9 @@ def train(
         kl_weight=kl_weight,
         max_features=max_features,
     )
-    from vae_edge.train.run_records import TrainSettings, checked
+    from vae_edge.train.run_records import TrainSettings
 
-    settings = checked(
+    settings = make_record(
         TrainSettings,
         {
             "source": {

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from vae_edge.errors import InputError
-from vae_edge.manifest import Record
+from vae_edge.records import Record
 from vae_edge.train.ranking import (
     Curve,
     Scores,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from vae_edge.errors import InputError
-from vae_edge.manifest import Record
+from vae_edge.records import Record, make_record
 
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096
@@ -122,11 +122,7 @@ def make_architecture(
     }
     values = base.model_dump() | {name: value for name, value in asked.items() if value is not None}
     check_max_features(values["n_features"], values["max_features"])
-    try:
-        return Architecture.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{first['loc'][0]} is {first['input']}: {first['msg']}") from error
+    return make_record(Architecture, values)
 
 
 def count_stages(height: int, width: int) -> int:

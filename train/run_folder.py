@@ -13,7 +13,6 @@ model.json          everything else, and the hashes of these files; written last
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import ValidationError
-
-from vae_edge.atomic import new_file, sha256_file, write_text
+from vae_edge.atomic import new_file, write_text
 from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import FileRecord, Record, Thresholds
+from vae_edge.manifest import Thresholds
+from vae_edge.records import FileRecord, Record, check_recorded_files, file_record, read_record
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set
 from vae_edge.train.metrics import Metrics
 from vae_edge.train.run_records import (
@@ -55,6 +53,7 @@ CHECKPOINT = "checkpoints/last.ckpt"
 
 RECORDED_FILES = (MODEL_FILE, SCORING_FILE, SPLIT_FILE, CALIBRATION_FILE, METRICS_FILE)
 """Files whose hashes `model.json` holds."""
+_ADVICE = "copy the run again or train again"
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class RunFolder:
             )
         record = _read(folder / RECORD_FILE, RunRecord)
         if check_files:
-            for file in record.files:
-                _check_file(folder / file.name, file)
+            check_recorded_files(folder, record.files, said_by=RECORD_FILE, advice=_ADVICE)
         return cls(
             folder,
             record,
@@ -241,12 +239,18 @@ def read_settings(folder: Path) -> TrainSettings:
     return _read(folder / SETTINGS_FILE, TrainSettings)
 
 
+def read_split(folder: Path) -> SplitRecord:
+    """Read which image an unfinished run used for what.
+
+    Raises:
+        BundleError: the file is missing or damaged.
+    """
+    return _read(folder / SPLIT_FILE, SplitRecord)
+
+
 def describe_files(folder: Path) -> tuple[FileRecord, ...]:
     """Return names, sizes and hashes of a run's recorded files."""
-    return tuple(
-        FileRecord(name=name, size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-        for name in RECORDED_FILES
-    )
+    return tuple(file_record(folder / name) for name in RECORDED_FILES)
 
 
 def fingerprint_of(files: Sequence[FileRecord]) -> str:
@@ -285,29 +289,7 @@ T = TypeVar("T", bound=Record)
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); copy the run again or train again") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema {version}, this vae-edge reads up to {SCHEMA_VERSION}; "
-            "run: pip install --upgrade vae-edge"
-        )
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or path.stem
-        raise BundleError(f"{path} is damaged: {place}: {first['msg']}; copy the run again or train again") from error
-
-
-def _check_file(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the run again or train again")
-    if path.stat().st_size != record.size_bytes or sha256_file(path) != record.sha256:
-        raise BundleError(f"{path} was changed since the training; copy the run again or train again")
+    return read_record(path, kind, SCHEMA_VERSION, advice=_ADVICE)
 
 
 def _by_hash(found: InspectionSet) -> dict[str, ImageFile]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
-from vae_edge.errors import InputError
 from vae_edge.image import Preparation
-from vae_edge.manifest import FileRecord, Record, Sha256, Thresholds
+from vae_edge.manifest import Thresholds
+from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.data_report import DataReport
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, Progress, open_inspection_set, resolve_data
 from vae_edge.train.presets import Architecture
@@ -177,23 +176,6 @@ class RunRecord(Record):
     files: tuple[FileRecord, ...]
     fingerprint: Sha256
     """Hash over the weights and the scoring constants."""
-
-
-R = TypeVar("R", bound=BaseModel)
-
-
-def checked(kind: type[R], values: Mapping[str, Any]) -> R:
-    """Make a record from what a user gave.
-
-    Raises:
-        InputError: a value is out of range; with its name and the value.
-    """
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or kind.__name__
-        raise InputError(f"{place} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
 def split_images(images: tuple[ImageFile, ...], role: Role) -> tuple[SplitImage, ...]:

@@ -6,7 +6,7 @@ from enum import Enum
 
 from pydantic import Field
 
-from vae_edge.manifest import Record
+from vae_edge.records import Record
 
 MAX_POOLED_PIXELS = 3840
 """TensorRT's largest k of TopK."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from vae_edge.errors import InputError
-from vae_edge.manifest import Record
+from vae_edge.records import Record
 from vae_edge.train.inspection_set import ImageFile
 
 MIN_NORMALS = 8

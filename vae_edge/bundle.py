@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from vae_edge.atomic import check_replaceable, new_folder, sha256_file, write_text
+from vae_edge.atomic import check_replaceable, new_folder, write_text
 from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileRecord, Manifest
+from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest
+from vae_edge.records import check_recorded_files, read_record
+
+_ADVICE = "copy or export the bundle again"
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Bundle:
         folder = Path(folder)
         bundle = cls(folder, _read_manifest(folder))
         if check_files:
-            for record in bundle.manifest.files:
-                _check_file(folder / record.name, record)
+            check_recorded_files(folder, bundle.manifest.files, said_by="the manifest", advice=_ADVICE)
         return bundle
 
     def with_manifest(self, manifest: Manifest) -> Bundle:
@@ -85,11 +83,6 @@ def check_bundle_name_is_free(folder: Path) -> None:
     check_replaceable(folder, MANIFEST_FILE)
 
 
-def file_record(path: Path) -> FileRecord:
-    """Describe a file of a bundle."""
-    return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
-
-
 def manifest_text(manifest: Manifest) -> str:
     """Return the manifest as it is written: JSON with a line for each value."""
     return manifest.model_dump_json(indent=2) + "\n"
@@ -101,34 +94,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder that export made"
         )
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); copy or export the bundle again") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(
-            f"{folder} has manifest schema {version}, this vae-edge reads up to {SCHEMA_VERSION}; "
-            "run: pip install --upgrade vae-edge"
-        )
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "manifest"
-        raise BundleError(f"{path} is damaged: {place}: {first['msg']}; copy or export the bundle again") from error
-
-
-def _check_file(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; copy or export the bundle again")
-    size = path.stat().st_size
-    if size != record.size_bytes:
-        raise BundleError(
-            f"{path} has {size} bytes, the manifest says {record.size_bytes}; copy or export the bundle again"
-        )
-    if sha256_file(path) != record.sha256:
-        raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's; copy or export the bundle again")
+    return read_record(path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
 
 
 def bundles_in(folder: Path) -> list[Path]:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from vae_edge.image import Preparation
+from vae_edge.records import FileName, FileRecord, Record, Sha256
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 SCHEMA_VERSION = 1
 """Version of the manifest's layout. History: 1 (first)."""
 
 MANIFEST_FILE = "manifest.json"
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
-"""A plain file name: a manifest cannot point outside its own folder."""
-
-
-class Record(BaseModel):
-    """Base of every record: unknown keys and later changes are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorSpec(Record):
@@ -32,14 +23,6 @@ class TensorSpec(Record):
     name: str
     dtype: Literal["uint8", "float32"]
     shape: tuple[int | None, ...]
-
-
-class FileRecord(Record):
-    """One file of the bundle."""
-
-    name: FileName
-    size_bytes: int = Field(ge=0)
-    sha256: Sha256
 
 
 class Thresholds(Record):
@@ -105,7 +88,7 @@ class RuntimeRecord(Record):
     flavour: str
     """`onnx`, `openvino`, `tensorrt`, `tensorrt_rtx` or `torch`."""
     version: str
-    details: dict[str, str] = {}
+    details: dict[str, str] = Field(default_factory=dict)
     """What else decides where the file runs: opset, compute capability, platform."""
 
 

@@ -12,7 +12,7 @@ from tests.tiny_bundles import make_bundle as make_tiny_bundle
 from tests.tiny_bundles import write_image
 from vae_edge.benchmarks.jobs import MeasuringRules
 from vae_edge.benchmarks.settings import SuiteSettings
-from vae_edge.bundle import file_record
+from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Target
 
 DARK, BRIGHT, FAINT = 60, 200, 120
