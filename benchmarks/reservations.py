@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vae_edge.benchmarks.machine import BUSY_CORES, STOLEN_SHARE, MachineFacts
+from vae_edge.benchmarks.machine import MachineFacts
+from vae_edge.benchmarks.processor_load import BUSY_CORES, STOLEN_SHARE
 from vae_edge.benchmarks.report import BundleResult
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.decision import too_few_normals

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from vae_edge.benchmarks.accuracy import BaselineRecord, compare, template_baseline
 from vae_edge.benchmarks.images import BenchmarkImages, choose_images
-from vae_edge.benchmarks.machine import load_average, machine_facts
+from vae_edge.benchmarks.machine import machine_facts
 from vae_edge.benchmarks.markdown import to_markdown
 from vae_edge.benchmarks.measurement import Row, Steps, SuiteProgress, describe, measure_row, steps_of_a_bundle
+from vae_edge.benchmarks.processor_load import load_average
 from vae_edge.benchmarks.reference import Candidate, choose_references
 from vae_edge.benchmarks.report import (
     Report,

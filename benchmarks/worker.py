@@ -66,7 +66,7 @@ def run_start(job: StartJob) -> dict[str, Any]:
 
 def run_measure(job: MeasureJob) -> dict[str, Any]:
     """Time the bundle, then its throughput, then take its outputs: scores here, maps into the job's file."""
-    from vae_edge.benchmarks.machine import CpuClock
+    from vae_edge.benchmarks.processor_load import CpuClock
     from vae_edge.detector import Detector
 
     with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:

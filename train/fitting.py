@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from vae_edge import __version__
 from vae_edge.atomic import write_text
 from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError
+from vae_edge.machine import installed_version, installed_versions
 from vae_edge.manifest import Thresholds
 from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
 from vae_edge.train.data_report import DataReport, check_inspection_set
@@ -37,6 +37,7 @@ from vae_edge.train.run_folder import (
     fingerprint_of,
     forget_replaced,
     read_settings,
+    read_split,
     write_record,
     write_tensors,
 )
@@ -54,7 +55,7 @@ from vae_edge.train.split import Split, split_normals
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
-_PACKAGES = ("vae-edge", "torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
+_PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,12 @@ def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | N
         TrainingInterruptedError: Ctrl-C; the message says how to go on.
     """
     run = Path(run)
-    watcher = watcher or Watcher()
+    watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = read_settings(run)
     if data is not None:
         settings = settings.model_copy(update={"source": DataSource(root=data).absolute()})
     opened = _open_data(settings, watcher)
-    recorded = SplitRecord.model_validate_json((run / SPLIT_FILE).read_text(encoding="utf-8"))
-    if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
+    if [(i.sha256, i.role) for i in read_split(run).images] != [(i.sha256, i.role) for i in opened.record().images]:
         raise InputError(
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
             "same files: put them back, say where they are with --data, or train anew with --out"
@@ -195,7 +195,7 @@ def _calibrate(
         maps,
         false_alarm_rate=settings.false_alarm_rate,
         pixel_false_positive_rate=settings.pixel_false_positive_rate,
-        scored_by=f"torch {_version('torch')}, fp32, CPU",
+        scored_by=f"torch {installed_version('torch')}, fp32, CPU",
     )
     named = tuple(
         CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
@@ -224,7 +224,7 @@ def _evaluate(
 
 def _record(settings: TrainSettings, data: _Data, outcome: TrainingOutcome, out: Path) -> RunRecord:
     files = describe_files(out)
-    versions = {name: version for name in _PACKAGES if (version := _version(name))}
+    versions = {"python": platform.python_version(), "vae-edge": __version__, **installed_versions(_PACKAGES)}
     return RunRecord(
         name=out.absolute().name,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -235,19 +235,10 @@ def _record(settings: TrainSettings, data: _Data, outcome: TrainingOutcome, out:
         training=outcome,
         data=data.report,
         counts=data.record().counts(),
-        library_versions={"python": platform.python_version(), **versions},
+        library_versions=versions,
         files=files,
         fingerprint=fingerprint_of(files),
     )
-
-
-def _version(package: str) -> str:
-    if package == "vae-edge":
-        return __version__
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""  # OpenCV comes under several names.
 
 
 def _is_first_process() -> bool:

@@ -1,4 +1,4 @@
-"""What kind of machine this is: processor, memory, Python, and whether it is a Jetson."""
+"""What kind of machine this is: processor, memory, Python and its packages, and whether it is a Jetson."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 _TELLING_FLAGS = (
@@ -15,12 +17,14 @@ _TELLING_FLAGS = (
     "avx512_vnni",
     "avx_vnni",
     "avx512_bf16",
+    "avx512_fp16",
     "amx_int8",
     "amx_bf16",
     "asimd",
     "asimdhp",
     "asimddp",
     "i8mm",
+    "bf16",
     "sve",
 )
 """Instruction sets that decide how fast FP32, FP16 and INT8 are, as /proc/cpuinfo calls them."""
@@ -53,7 +57,10 @@ class Machine:
 
     system: str
     architecture: str
+    board: str | None
+    """The board's own name, such as a Jetson's."""
     processor: str | None
+    """Its name; where it has none, the board's."""
     n_cores: int
     """Logical processors that this process may use."""
     processor_flags: tuple[str, ...]
@@ -68,14 +75,16 @@ class Machine:
 
 def look_at_machine() -> Machine:
     """Gather the facts; never fails."""
-    cpu = _first_processor(_text(Path("/proc/cpuinfo")))
+    cpu = _first_processor(read_system_file(Path("/proc/cpuinfo")))
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     virtual = sys.prefix != sys.base_prefix
-    settings = _text(Path(sys.prefix, "pyvenv.cfg")) if virtual else ""
+    settings = read_system_file(Path(sys.prefix, "pyvenv.cfg")) if virtual else ""
+    board = read_system_file(Path("/proc/device-tree/model")) or None
     return Machine(
         system=_system_name(),
         architecture=platform.machine(),
-        processor=cpu.get("model name") or _text(Path("/proc/device-tree/model")) or platform.processor() or None,
+        board=board,
+        processor=cpu.get("model name") or board or platform.processor() or None,
         n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         processor_flags=tuple(flag for flag in _TELLING_FLAGS if flag in flags),
         memory_bytes=_memory_bytes(),
@@ -83,8 +92,22 @@ def look_at_machine() -> Machine:
         executable=sys.executable,
         in_virtual_environment=virtual,
         sees_system_packages=not virtual or bool(re.search(r"include-system-site-packages\s*=\s*true", settings, re.I)),
-        jetson=find_jetson(_text(Path("/etc/nv_tegra_release")), platform.release()),
+        jetson=find_jetson(read_system_file(Path("/etc/nv_tegra_release")), platform.release()),
     )
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed package, by the name that pip knows; None: it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = ((name, installed_version(name)) for name in distributions)
+    return {name: version for name, version in found if version is not None}
 
 
 def find_jetson(release_file: str, kernel: str) -> Jetson | None:
@@ -120,7 +143,8 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _text(path: Path) -> str:
+def read_system_file(path: Path) -> str:
+    """Return the text of a file that the system describes itself in; empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
     except OSError:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from vae_edge.backends.base import RuntimeOptions
 from vae_edge.errors import DeviceError, MissingDependencyError
+from vae_edge.machine import installed_version
 from vae_edge.manifest import TensorSpec
 
 Purpose = Literal["runs bundles", "reaches the GPU", "trains and exports"]
@@ -115,7 +116,7 @@ def probe_cuda() -> Probe:
     """Reach the GPU's memory through pycuda or cuda-bindings."""
     from vae_edge.backends.cuda.adapters import open_cuda_memory
 
-    versions = {name: _version(name) for name in ("pycuda", "cuda-bindings")}
+    versions = {name: installed_version(name) for name in ("pycuda", "cuda-bindings")}
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     gpus = _gpus()
     if not gpus:
@@ -127,7 +128,7 @@ def probe_cuda() -> Probe:
 
 def probe_package(name: str, module: str, extra: str) -> Probe:
     """Look a package up without importing it: some of them take seconds."""
-    version = _version(name)
+    version = installed_version(name)
     if version is None or util.find_spec(module) is None:
         return Probe(name, "trains and exports", "missing", fix=f"pip install 'vae-edge[{extra}]'")
     return Probe(name, "trains and exports", "works", version)
@@ -164,10 +165,10 @@ def probe(key: str) -> Probe:
     except MissingDependencyError as error:
         return Probe(title, purpose, "missing", notes=str(error), fix=f"pip install 'vae-edge[{extra}]'")
     except DeviceError as error:
-        return Probe(title, purpose, "broken", _version(key), notes=str(error))
+        return Probe(title, purpose, "broken", installed_version(key), notes=str(error))
     except Exception as error:  # noqa: BLE001 - a damaged installation raises anything, and a report is wanted
         notes = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Probe(title, purpose, "broken", _version(key), notes=notes, fix=_reinstall(extra))
+        return Probe(title, purpose, "broken", installed_version(key), notes=notes, fix=_reinstall(extra))
 
 
 def write_probe(key: str, path: str) -> None:
@@ -223,13 +224,6 @@ def _file(content: bytes) -> Iterator[Path]:
 def _compare(result: Any) -> None:
     if not np.array_equal(np.asarray(result), _Y):
         raise DeviceError(f"a layer gave {np.asarray(result).tolist()}; expected {_Y.tolist()}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _reinstall(extra: str) -> str:

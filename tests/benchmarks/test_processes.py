@@ -10,8 +10,9 @@ import pytest
 
 from tests.benchmarks.conftest import MakeBundle
 from vae_edge.benchmarks.jobs import QUICK_RULES, MeasureJob, StartJob, read_job, write_job
-from vae_edge.benchmarks.machine import CpuClock, machine_facts
+from vae_edge.benchmarks.machine import machine_facts
 from vae_edge.benchmarks.processes import run_worker
+from vae_edge.benchmarks.processor_load import CpuClock
 from vae_edge.benchmarks.worker import peak_resident_bytes
 from vae_edge.errors import DeviceError
 

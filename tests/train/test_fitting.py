@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from vae_edge.atomic import sha256_file
 from vae_edge.errors import BundleError, InputError
+from vae_edge.records import make_record
 from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train.batches import EpochSampler, default_epochs, make_plan
 from vae_edge.train.checkpoints import load_checkpoint, read_state
 from vae_edge.train.fitting import fit_run, resume_run
 from vae_edge.train.loop import fit_vae
 from vae_edge.train.presets import Architecture
-from vae_edge.train.run_folder import MODEL_FILE, SCORING_FILE, RunFolder
-from vae_edge.train.run_records import DataSource, TrainSettings, checked
+from vae_edge.train.run_folder import MODEL_FILE, SCORING_FILE, SPLIT_FILE, RunFolder
+from vae_edge.train.run_records import DataSource, TrainSettings
 from vae_edge.train.surroundings import TrainingInterruptedError
 from vae_edge.train.watcher import Watcher
 
@@ -43,7 +44,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def settings(data: Path, **values: object) -> TrainSettings:
     given = {"source": {"root": str(data)}, "architecture": TINY, "epochs": 3, "batch_size": 8, "accelerator": "cpu"}
-    return checked(TrainSettings, given | values)
+    return make_record(TrainSettings, given | values)
 
 
 def images(n: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -108,12 +109,15 @@ def test_an_interruption_after_the_training_repeats_no_epoch(run: RunFolder, dat
     assert weights_of(resume_run(tmp_path / "run", watcher=NoTraining())) == weights_of(run)
 
 
-def test_a_run_does_not_go_on_with_other_images(data: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_images_or_a_damaged_split(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterruptedError):
         fit_run(settings(data), out=tmp_path / "run", watcher=Interrupt(3))
     other = write_sample_set(tmp_path, ["dial"], SampleSettings(seed=5, image_size=64, n_train=24, n_test_good=1))[0]
     with pytest.raises(InputError, match=r"not the ones that the run .* was started with"):
         resume_run(tmp_path / "run", data=str(other))
+    (tmp_path / "run" / SPLIT_FILE).write_text("{")
+    with pytest.raises(BundleError, match=r"split\.json cannot be read"):
+        resume_run(tmp_path / "run")
 
 
 def test_a_complete_run_has_nothing_to_go_on_with(run: RunFolder) -> None:
@@ -248,4 +252,4 @@ def test_every_epoch_has_its_own_order_that_follows_from_the_seed() -> None:
 def test_a_wrong_setting_is_refused_with_its_value() -> None:
     source = DataSource(root="x")
     with pytest.raises(InputError, match="epochs is 0"):
-        checked(TrainSettings, {"source": source, "architecture": TINY, "epochs": 0})
+        make_record(TrainSettings, {"source": source, "architecture": TINY, "epochs": 0})
