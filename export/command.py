@@ -16,21 +16,21 @@ from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError
 from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.manifest import MANIFEST_FILE
-from vae_edge.targets import SUPPORTED, Target, parse_precisions, parse_targets
+from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
 from vae_edge.train.scoring import ScoringMethod, ScoringSettings
 
 if TYPE_CHECKING:
     from vae_edge.export.pipeline import ExportResult
 
-_MODEL_RECORD = "model.json"
-
 
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder, or a bundle that holds an ONNX.")],
     target: Annotated[
-        str, typer.Option(help=f"One or several of {', '.join(map(str, SUPPORTED))}, comma-separated, or all.")
+        str, typer.Option(help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all.")
     ] = "all",
-    precision: Annotated[str, typer.Option(help="One or several of fp32, comma-separated, or all.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help=f"One or several of {', '.join(Precision)}, comma-separated, or all.")
+    ] = "fp32",
     out: Annotated[Path, typer.Option(help="Folder that gets the bundles.")] = Path("bundles"),
     name: Annotated[str | None, typer.Option(help="First part of the bundles' names; default: the run's name.")] = None,
     data: Annotated[

@@ -16,8 +16,6 @@ from vae_edge.train.anomaly_graph import AnomalyGraph
 OPSET = 18
 """ONNX Runtime, OpenVINO and TensorRT 10.3 all read it, and torch's exporter writes it without a conversion."""
 
-MAX_PROTOBUF_BYTES = 2**31 - 1
-
 
 def export_program(graph: AnomalyGraph) -> torch.export.ExportedProgram:
     """Trace the graph with a dynamic batch; the program's input is `image`, uint8 [N, H, W, 3]."""
@@ -60,12 +58,6 @@ def export_onnx(program: torch.export.ExportedProgram, path: Path, *, metadata: 
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file."""
-    model = onnx.load(str(path), load_external_data=False)
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _tidy(model: onnx.ModelProto) -> None:

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 from vae_edge.backends.base import open_backend
-from vae_edge.bundle import Bundle, file_record, manifest_text, new_bundle
+from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
 from vae_edge.export.tensorrt_build import EngineSettings, Progress, build_engine
 from vae_edge.manifest import MANIFEST_FILE, Manifest
+from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Target
 
-_ONNX_FILE = "model.onnx"
+_ONNX_FILE = SUPPORTED[Target.ONNX].model_file
 
 
 def rebuild_engine(

@@ -88,7 +88,7 @@ def measure_reference(
     thresholds = fit_thresholds(
         scores[: len(normals)],
         maps[: len(normals)],
-        false_alarm_rate=false_alarm_rate or run.thresholds.false_alarm_rate_requested,
+        false_alarm_rate=run.thresholds.false_alarm_rate_requested if false_alarm_rate is None else false_alarm_rate,
         pixel_false_positive_rate=run.thresholds.pixel_false_positive_rate,
         scored_by=f"torch {torch.__version__} (the trained model)",
     )
