@@ -1,0 +1,274 @@
+"""The images that a quantized model is judged on, and the judgement: what its numbers cost in accuracy.
+
+Three sets of images never share one: normals that fit the thresholds, images that calibrate a quantizer, and those that
+judge the result. An image in two of them would flatter the model; `vae_edge.export.calibration` checks that.
+
+Everything here is a function of its arguments: a judgement keeps nothing from the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vae_edge.errors import InputError, ParityError
+from vae_edge.export.parity import Outputs
+from vae_edge.export.reference import Progress
+from vae_edge.export.synthetic_defects import paste_defects
+from vae_edge.manifest import Thresholds
+from vae_edge.records import Record
+from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.loading import load_images, load_masks
+from vae_edge.train.metrics import image_auroc, pixel_auroc
+from vae_edge.train.run_folder import RunFolder
+
+MAX_IMAGES = 200
+"""Images to judge on by default: accuracy control runs them many times, and it compares models on the same images,
+where few suffice to see a difference."""
+
+_DEFECTIVE_WANTED = 32
+"""Synthetic defects that a small run is judged on, a few for each of its normals."""
+
+
+@dataclass(frozen=True)
+class JudgingSet:
+    """Labelled images that fitted no threshold and calibrated nothing."""
+
+    images: NDArray[np.uint8]
+    """uint8 [n, H, W, 3], prepared."""
+    labels: NDArray[np.bool_]
+    """bool [n], true for anomalous; both kinds are there."""
+    names: tuple[str, ...]
+    masks: NDArray[np.bool_] | None
+    """bool [n, H, W], true at defects; None: no defect's place is known."""
+    has_mask: NDArray[np.bool_]
+    """bool [n]; false for an anomalous image whose mask is not known. It counts in no pixel metric."""
+    description: str
+    """What the images are, in words."""
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if not len(self.labels) == len(self.names) == len(self.has_mask) == n:
+            raise AssertionError("the judging set has not one label and name for each image")
+        if self.labels.all() or not self.labels.any():
+            raise InputError(
+                f"the {n} images to judge accuracy on are all {'anomalous' if n and self.labels.all() else 'normal'}; "
+                "expected both kinds"
+            )
+
+
+class AccuracyRecord(Record):
+    """What a model's numbers cost against the FP32 torch reference, measured on labelled images."""
+
+    reference: str = "torch fp32"
+    images: str
+    """What the images were, in words."""
+    n_normal: int = Field(ge=1)
+    n_anomalous: int = Field(ge=1)
+    reference_image_auroc: float
+    image_auroc: float
+    reference_pixel_auroc: float | None
+    pixel_auroc: float | None
+    """None where no defect's place is known."""
+    label_flips: int = Field(ge=0)
+    """Images that one calls anomalous and the other does not, each by its own threshold."""
+    flipped_images: tuple[str, ...] = ()
+    label_flips_at_reference_threshold: int = Field(ge=0)
+    """The same, both by the reference's threshold: what would happen without fitting the threshold anew."""
+    flipped_images_at_reference_threshold: tuple[str, ...] = ()
+    max_score_difference: float = Field(ge=0)
+    max_map_difference: float = Field(ge=0)
+    reference_score_scale: float = Field(ge=0)
+    """Largest absolute reference score, to judge the score difference by."""
+    reference_map_scale: float = Field(ge=0)
+    """Largest absolute value of the reference anomaly maps, to judge the map difference by."""
+
+    @property
+    def n_images(self) -> int:
+        """Images that the model was judged on."""
+        return self.n_normal + self.n_anomalous
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of the images that get another verdict, each model by its own threshold."""
+        return self.label_flips / self.n_images
+
+    @property
+    def image_auroc_drop(self) -> float:
+        """How much of the image AUROC is lost; negative where it grew."""
+        return self.reference_image_auroc - self.image_auroc
+
+    @property
+    def pixel_auroc_drop(self) -> float | None:
+        """How much of the pixel AUROC is lost; None where there is none."""
+        if self.reference_pixel_auroc is None or self.pixel_auroc is None:
+            return None
+        return self.reference_pixel_auroc - self.pixel_auroc
+
+
+def draw_judging_set(
+    run: RunFolder,
+    *,
+    data_root: Path | None = None,
+    max_images: int = MAX_IMAGES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> JudgingSet:
+    """Take the run's labelled test images; where they are not of both kinds, make defects.
+
+    The made ones are pasted on the normals that set the scale of the residual: held out from the network's training,
+    and neither those of the thresholds nor calibration images. Each normal is in the set as it is and with defects.
+
+    Args:
+        run: the trained model.
+        data_root: where the run's images are now; None: where they were.
+        max_images: take at most so many, spread evenly over the normal and over the anomalous test images, both in
+            their share of the test set.
+        seed: of the synthetic defects.
+        progress: is told of every step.
+
+    Raises:
+        InputError: the run's images are not to be found, or `max_images` is below 4.
+    """
+    if max_images < 4:
+        raise InputError(f"max_images is {max_images}; expected 4 or more to judge accuracy on")
+    report = None if progress is None else lambda done, total: progress("reading judging images", done, total)
+    preparation = run.record.preparation
+    tests = run.find_images(("test",), data_root)
+    anomalous = [file for file in tests if file.is_anomalous]
+    normal = [file for file in tests if not file.is_anomalous]
+    if not anomalous or not normal:
+        normals = _spread(run.find_images(("statistics",), data_root), max_images // 3)
+        images = load_images(normals, preparation, report)
+        return with_synthetic_defects(images, [file.name for file in normals], max_images=max_images, seed=seed)
+    n_normal = min(max(round(max_images * len(normal) / len(tests)), 1), max_images - 1)
+    files = (*_spread(normal, n_normal), *_spread(anomalous, max_images - n_normal))
+    masks = load_masks(files, preparation)
+    labels = np.array([file.is_anomalous for file in files])
+    known = bool((masks.has_mask & labels).any())
+    n_anomalous = int(labels.sum())
+    return JudgingSet(
+        images=load_images(files, preparation, report),
+        labels=labels,
+        names=tuple(file.name for file in files),
+        masks=masks.masks if known else None,
+        has_mask=masks.has_mask,
+        description=f"{len(files) - n_anomalous} normal and {n_anomalous} anomalous test images",
+    )
+
+
+def with_synthetic_defects(
+    images: NDArray[np.uint8], names: Sequence[str], *, max_images: int = MAX_IMAGES, seed: int = 0
+) -> JudgingSet:
+    """Make a judging set of normals alone: each as it is, and two or more times with a defect.
+
+    Args:
+        images: uint8 [n, H, W, 3], prepared normals, n of 1 or more.
+        names: what they are called.
+        max_images: make at most so many images; two for each normal are made in any case.
+        seed: of the defects.
+
+    Raises:
+        InputError: there is no normal.
+    """
+    n = len(images)
+    if n == 0:
+        raise InputError("there is no held-out normal to put synthetic defects on; expected at least 1: train again")
+    n_variants = min(max(-(-_DEFECTIVE_WANTED // n), 2), max(max_images // n - 1, 1))
+    pasted = paste_defects(images, n_variants, seed=seed)
+    n_pasted = len(pasted.images)
+    return JudgingSet(
+        images=np.concatenate([images, pasted.images]),
+        labels=np.arange(n + n_pasted) >= n,
+        names=(*names, *(f"{names[i]}+{kind}" for i, kind in zip(pasted.sources, pasted.kinds, strict=True))),
+        masks=np.concatenate([np.zeros(images.shape[:3], dtype=np.bool_), pasted.masks]),
+        has_mask=np.ones(n + n_pasted, dtype=np.bool_),
+        description=f"{n} held-out normals and {n_pasted} synthetic defects on them",
+    )
+
+
+def judge(
+    reference: Outputs,
+    outputs: Outputs,
+    judging: JudgingSet,
+    reference_thresholds: Thresholds,
+    thresholds: Thresholds,
+) -> AccuracyRecord:
+    """Hold a model's outputs against the FP32 reference's.
+
+    Args:
+        reference: outputs of the trained model for the judging set's images.
+        outputs: outputs of the model for the same images.
+        judging: the images.
+        reference_thresholds: the trained model's.
+        thresholds: the model's own, fitted on its own scores of held-out normals.
+
+    Raises:
+        ParityError: an output is not a finite number.
+    """
+    for kind, values in (("score", outputs.scores), ("anomaly map", outputs.maps)):
+        if not np.isfinite(values).all():
+            raise ParityError(
+                f"the model gives an {'' if kind == 'anomaly map' else 'image '}{kind} that is not a finite number; "
+                "its precision is too small for this network: export it in another"
+            )
+    expected = _verdicts(reference, reference_thresholds)
+    own = _flipped(expected != _verdicts(outputs, thresholds), judging.names)
+    at_reference = _flipped(expected != _verdicts(outputs, reference_thresholds), judging.names)
+    return AccuracyRecord(
+        images=judging.description,
+        n_normal=int(np.count_nonzero(~judging.labels)),
+        n_anomalous=int(np.count_nonzero(judging.labels)),
+        reference_image_auroc=_image_auroc(reference, judging),
+        image_auroc=_image_auroc(outputs, judging),
+        reference_pixel_auroc=_pixel_auroc(reference, judging),
+        pixel_auroc=_pixel_auroc(outputs, judging),
+        label_flips=len(own),
+        flipped_images=own,
+        label_flips_at_reference_threshold=len(at_reference),
+        flipped_images_at_reference_threshold=at_reference,
+        max_score_difference=float(np.abs(outputs.scores - reference.scores).max()),
+        max_map_difference=float(np.abs(outputs.maps - reference.maps).max()),
+        reference_score_scale=float(np.abs(reference.scores).max()),
+        reference_map_scale=float(np.abs(reference.maps).max()),
+    )
+
+
+def content_hashes(images: NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return the SHA-256 of each prepared image's pixels: equal whatever file they came from."""
+    return tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+
+
+def _verdicts(outputs: Outputs, thresholds: Thresholds) -> NDArray[np.bool_]:
+    # In float64, as the device decides: a float32 array would round the threshold to float32.
+    return outputs.scores.astype(np.float64) > thresholds.image_threshold
+
+
+def _flipped(flips: NDArray[np.bool_], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name, is_flipped in zip(names, flips, strict=True) if is_flipped)
+
+
+def _image_auroc(outputs: Outputs, judging: JudgingSet) -> float:
+    value = image_auroc(judging.labels, outputs.scores)
+    assert value is not None  # the set holds both kinds
+    return value
+
+
+def _pixel_auroc(outputs: Outputs, judging: JudgingSet) -> float | None:
+    if judging.masks is None:
+        return None
+    used = judging.has_mask
+    return pixel_auroc(judging.masks[used], outputs.maps[used])
+
+
+def _spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
+    """Return at most so many of the files, evenly spaced."""
+    if len(files) <= most:
+        return tuple(files)
+    return tuple(files[round(position)] for position in np.linspace(0, len(files) - 1, most))

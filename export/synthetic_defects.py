@@ -1,0 +1,180 @@
+"""Defects pasted on pictures of good parts, to judge a model by where there are no labelled ones.
+
+Four kinds, of several sizes, shapes and contrasts, some easy and some near the limit of what can be seen: a judge with
+only easy ones would find nothing wrong with a coarse model. `patch` cuts a piece out of another picture and pastes it
+elsewhere (Li et al., "CutPaste", CVPR 2021); `stain` shapes a soft tint by smooth noise (Zavrtanik et al., "DRAEM",
+ICCV 2021); `blob` is a filled irregular shape and `scratch` a bent line. They are no model of real defects, so an AUROC
+on them says nothing about a product: only its change from one precision to another does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+KINDS = ("blob", "scratch", "patch", "stain")
+
+_SIZES = (0.05, 0.1, 0.2)
+"""Extent of a defect as a share of the image's shorter side."""
+
+_CONTRASTS = (16.0, 32.0, 64.0)
+"""Change of the pixel values, of 255, where a defect is strongest."""
+
+_LEAST_CHANGE = 3
+"""Of 255 in any channel, from which a pixel belongs to the defect."""
+
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """Pictures with defects."""
+
+    images: NDArray[np.uint8]
+    """uint8 [n, H, W, 3]; outside the masks they equal their sources."""
+    masks: NDArray[np.bool_]
+    """bool [n, H, W], true at the defect; never empty."""
+    sources: tuple[int, ...]
+    """Which image each one is made from."""
+    kinds: tuple[str, ...]
+    """What each one shows, and which of them it is: `scratch-2`."""
+
+
+def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) -> Pasted:
+    """Make so many defective versions of each picture.
+
+    The random numbers of each one come from the seed, the picture's pixels and the variant's number alone, and kinds,
+    sizes and contrasts take turns, so that a few pictures show all of them.
+
+    Args:
+        images: uint8 [n, H, W, 3], n of 1 or more, sides of 32 or more.
+        n_variants: 1 or more.
+        seed: another one gives other defects.
+    """
+    n, height, width, _ = images.shape
+    made = np.repeat(images, n_variants, axis=0)
+    masks = np.zeros((n * n_variants, height, width), dtype=np.bool_)
+    kinds = []
+    for position in range(n * n_variants):
+        source, variant = divmod(position, n_variants)
+        digest = hashlib.sha256(f"{seed}:{variant}:".encode() + images[source].tobytes()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        kind = KINDS[position % len(KINDS)]
+        # Divisors that have nothing in common with the number of kinds, so that every kind meets every size.
+        size = _SIZES[position % len(_SIZES)] * min(height, width)
+        contrast = _CONTRASTS[position // len(_SIZES) % len(_CONTRASTS)]
+        other = images[(source + 1 + int(random.random() * max(n - 1, 1))) % n]
+        made[position], masks[position] = _paste(images[source], other, kind, size, contrast, random)
+        kinds.append(f"{kind}-{variant}")
+    return Pasted(made, masks, tuple(position // n_variants for position in range(n * n_variants)), tuple(kinds))
+
+
+def _paste(
+    image: NDArray[np.uint8],
+    other: NDArray[np.uint8],
+    kind: str,
+    size: float,
+    contrast: float,
+    random: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    for attempt in range(_ATTEMPTS):
+        # A patch of a uniform surface shows nothing wherever it is pasted: in the end a blob takes its place.
+        chosen = "blob" if attempt >= _ATTEMPTS // 2 else kind
+        if chosen == "patch":
+            result, shape = _cut_and_paste(image, other, size, random)
+        else:
+            shape = _DRAW[chosen](image.shape[0], image.shape[1], size, random)
+            result = _tint(image, shape, contrast, random)
+        changed = np.abs(result.astype(np.int16) - image).max(axis=2) >= _LEAST_CHANGE
+        if np.count_nonzero(changed) >= 4:
+            return np.where(changed[:, :, None], result, image), changed
+    raise AssertionError(f"no visible {kind} in {_ATTEMPTS} attempts")
+
+
+def _tint(
+    image: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float, random: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Make the picture lighter or darker by `contrast` times a strength of 0 to 1, float32 [H, W]."""
+    level = float((image.mean(axis=2) * strength).sum() / max(float(strength.sum()), 1e-6))
+    # Away from black and white where the change would be clipped away.
+    lighter = random.random() < 0.5
+    lighter = (lighter or level < contrast) and level <= 255 - contrast
+    colour = contrast * (0.7 + 0.6 * random.random(3)) * (1 if lighter else -1)
+    if np.ptp(image, axis=2).max() == 0:
+        colour[:] = colour.mean()  # A grey camera sees no colour.
+    changed = image + strength[:, :, None] * colour
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+def _blob(height: int, width: int, size: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Fill a star-shaped outline whose radius varies smoothly, with an edge about a pixel wide."""
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    radius = np.ones_like(angle)
+    for order in (1, 2, 3, 5):
+        radius += (0.5 / order) * random.random() * np.cos(order * angle + 2 * np.pi * random.random())
+    radius = np.maximum(radius, 0.3) * max(size / 2, 1.5)
+    flat = 0.4 + 0.6 * random.random()
+    x, y = _place(height, width, random)
+    points = np.stack([x + radius * np.cos(angle), y + radius * flat * np.sin(angle)], axis=1)
+    shape = np.zeros((height, width), dtype=np.float32)
+    cv2.fillPoly(shape, [np.rint(points).astype(np.int32)], 1.0)
+    return _softened(shape, 0.6)
+
+
+def _scratch(height: int, width: int, size: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Draw a quadratic Bezier curve, one or a few pixels wide and about three sizes long."""
+    direction, bend = 2 * np.pi * random.random(), 0.6 * (random.random() - 0.5)
+    along = np.array([np.cos(direction), np.sin(direction)]) * max(3 * size, 8.0)
+    start = np.array(_place(height, width, random)) - along / 2
+    middle = start + along / 2 + bend * np.array([-along[1], along[0]])
+    t = np.linspace(0, 1, 24)[:, None]
+    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * (start + along)
+    thickness = 1 + int(random.random() * max(size / 8, 1))
+    shape = np.zeros((height, width), dtype=np.float32)
+    cv2.polylines(shape, [np.rint(points).astype(np.int32)], False, 1.0, thickness)
+    return _softened(shape, 0.5)
+
+
+def _stain(height: int, width: int, size: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Weaken smooth noise towards the rim of a soft disc about one and a half times the size."""
+    cell = max(size / 2, 2.0)
+    coarse = random.random((max(round(height / cell), 2), max(round(width / cell), 2))).astype(np.float32)
+    noise = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+    x, y = _place(height, width, random)
+    rows, columns = np.mgrid[:height, :width]
+    disc = np.exp(-0.5 * ((columns - x) ** 2 + (rows - y) ** 2) / max(size / 3, 1.5) ** 2)
+    return np.asarray(np.clip(disc * (0.6 + 0.8 * noise), 0, 1), dtype=np.float32)
+
+
+_DRAW = {"blob": _blob, "scratch": _scratch, "stain": _stain}
+
+
+def _cut_and_paste(
+    image: NDArray[np.uint8], other: NDArray[np.uint8], size: float, random: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Paste a rectangle of another picture (or of another place of this one), turned by a half."""
+    height, width = image.shape[:2]
+    stretch = 0.6 + 0.8 * random.random()
+    rows = min(max(round(size * stretch), 3), height // 2)
+    columns = min(max(round(size / stretch), 3), width // 2)
+    from_row, to_row = (int(random.random() * (height - rows + 1)) for _ in range(2))
+    from_column, to_column = (int(random.random() * (width - columns + 1)) for _ in range(2))
+    result = image.copy()
+    piece = other[from_row : from_row + rows, from_column : from_column + columns]
+    result[to_row : to_row + rows, to_column : to_column + columns] = piece[::-1, ::-1]
+    shape = np.zeros((height, width), dtype=np.float32)
+    shape[to_row : to_row + rows, to_column : to_column + columns] = 1
+    return result, shape
+
+
+def _place(height: int, width: int, random: np.random.Generator) -> tuple[float, float]:
+    """Return x and y of a point that keeps a tenth of each side from the border."""
+    return width * (0.1 + 0.8 * random.random()), height * (0.1 + 0.8 * random.random())
+
+
+def _softened(shape: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    return np.asarray(cv2.GaussianBlur(shape, (0, 0), sigma), dtype=np.float32)
