@@ -1,0 +1,243 @@
+"""What a lone model file says about itself, read without the runtime that it is for.
+
+| file | where its words are |
+|---|---|
+| `.onnx` | `metadata_props` of the ONNX model |
+| `.xml` (OpenVINO IR) | `rt_info`, section `vae_edge` |
+| `.engine` (TensorRT) | an engine has room for none: the `manifest.json` beside it; its header tells the version |
+| `program.json`, `.safetensors` | the manifest beside it, and the safetensors header's `__metadata__` |
+
+Files come from anywhere, so only what is needed is read, nothing is executed, and every length is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+from vae_edge.atomic import sha256_file
+from vae_edge.backends.tensorrt_module import read_plan_header
+from vae_edge.errors import BundleError, DeviceError, InputError
+from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest
+from vae_edge.onnx_header import read_onnx_header
+from vae_edge.records import Record, read_record
+
+_MAX_HEADER_BYTES = 100_000_000
+"""The largest safetensors header that the library itself accepts."""
+_MAX_PROGRAM_BYTES = 100_000_000
+
+
+class ModelFileDescription(Record):
+    """What a model file is and says."""
+
+    path: str
+    format: str
+    """`ONNX`, `OpenVINO IR`, `TensorRT engine`, `torch program` or `safetensors`."""
+    size_bytes: int
+    """Of this file alone; an IR's weights are in the `.bin` beside it."""
+    details: dict[str, str]
+    """What its format tells: versions, counts, companions."""
+    metadata: dict[str, str]
+    """What vae-edge wrote into it; empty for a file that vae-edge did not make."""
+    bundle: str | None = None
+    """Name of the bundle whose manifest is beside the file and lists it."""
+    bundle_match: bool | None = None
+    """Whether the file is, to the byte, the one that the manifest lists."""
+
+
+def describe_model_file(path: str | Path) -> ModelFileDescription:
+    """Tell what a model file is, from its own content and from the manifest beside it.
+
+    Raises:
+        InputError: there is no such file, it is no model file, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{path} is no model file that vae-edge knows; expected {', '.join(_READERS)}, or a bundle's folder"
+        )
+    try:
+        kind, details, metadata = reader(path)
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    manifest = _manifest_beside(path)
+    record = None if manifest is None else next((file for file in manifest.files if file.name == path.name), None)
+    if manifest is None or record is None:
+        return ModelFileDescription(
+            path=str(path), format=kind, size_bytes=size_bytes, details=details, metadata=metadata
+        )
+    return ModelFileDescription(
+        path=str(path),
+        format=kind,
+        size_bytes=size_bytes,
+        details=details,
+        metadata=metadata or _manifest_metadata(manifest),
+        bundle=manifest.name,
+        bundle_match=size_bytes == record.size_bytes and sha256_file(path) == record.sha256,
+    )
+
+
+_Content = tuple[str, dict[str, str], dict[str, str]]
+"""Format, details, metadata."""
+
+
+def _read_onnx(path: Path) -> _Content:
+    header = read_onnx_header(path)
+    details = {"ir_version": str(header.ir_version)}
+    details |= {f"opset {domain or 'ai.onnx'}": str(version) for domain, version in header.opsets.items()}
+    if header.producer:
+        details["producer"] = header.producer
+    return "ONNX", details, header.metadata
+
+
+def _read_ir(path: Path) -> _Content:
+    listener = _IrListener()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = listener.start
+    parser.EndElementHandler = listener.end
+    # An IR has no document type; entities are what makes hostile XML grow.
+    parser.StartDoctypeDeclHandler = listener.refuse
+    try:
+        with path.open("rb") as file:
+            parser.ParseFile(file)
+    except (expat.ExpatError, ValueError) as error:
+        raise InputError(f"{path} is no OpenVINO IR, or is damaged: {error}") from error
+    details = {"ir_version": listener.version, "layers": str(listener.n_layers)}
+    found = listener.values
+    for name, keys in {"openvino": ("Runtime_version",), "nncf": ("nncf", "version")}.items():
+        if keys in found:
+            details[name] = found[keys]
+    weights = path.with_suffix(".bin")
+    details["weights"] = f"{weights.name}, {weights.stat().st_size} bytes" if weights.is_file() else "missing"
+    # OpenVINO puts an ONNX file's own metadata under `framework`.
+    for section in ("vae_edge", "framework"):
+        metadata = {keys[1]: value for keys, value in found.items() if len(keys) == 2 and keys[0] == section}
+        if metadata:
+            return "OpenVINO IR", details, metadata
+    return "OpenVINO IR", details, {}
+
+
+class _IrListener:
+    """Collects `net/rt_info` of an IR while it is parsed; layers have `rt_info` of their own, deeper down."""
+
+    def __init__(self) -> None:
+        self.version = ""
+        self.n_layers = 0
+        self.values: dict[tuple[str, ...], str] = {}
+        self._open: list[str] = []
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        """Enter an element."""
+        if not self._open and tag != "net":
+            raise ValueError(f"its first element is <{tag}>, expected <net>")
+        if not self._open:
+            self.version = attributes.get("version", "unknown")
+        # A key that is no XML name is written as <info name="..."/>.
+        self._open.append(attributes.get("name", tag) if tag == "info" else tag)
+        if self._open[:2] == ["net", "layers"] and len(self._open) == 3:
+            self.n_layers += 1
+        if self._open[:2] == ["net", "rt_info"] and "value" in attributes:
+            self.values[tuple(self._open[2:])] = attributes["value"]
+
+    def end(self, tag: str) -> None:
+        """Leave an element."""
+        self._open.pop()
+
+    def refuse(self, name: str, system: str | None, public: str | None, internal: bool) -> None:
+        """Refuse a document type declaration."""
+        raise ValueError("it declares a document type")
+
+
+def _read_engine(path: Path) -> _Content:
+    try:
+        header = read_plan_header(path)
+    except DeviceError as error:
+        raise InputError(str(error)) from error
+    version = "unknown" if header.version is None else ".".join(map(str, header.version))
+    beside = path.with_suffix(".onnx")
+    onnx = f"{beside.name}, from which any device can rebuild the engine" if beside.is_file() else "not beside it"
+    details = {"built by": f"{header.flavour.title} {version}", "onnx": onnx}
+    return "TensorRT engine", details, read_onnx_header(beside).metadata if beside.is_file() else {}
+
+
+def _read_program(path: Path) -> _Content:
+    if path.stat().st_size > _MAX_PROGRAM_BYTES:
+        raise InputError(f"{path} is no model file: {path.stat().st_size} bytes is too large for a program")
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON, or is damaged: {error}") from error
+    if not isinstance(content, dict) or not {"format", "inputs", "outputs", "nodes"} <= set(content):
+        advice = "; pass the bundle's folder to see a manifest" if path.name == MANIFEST_FILE else ""
+        raise InputError(f"{path} is no torch program of vae-edge{advice}")
+    details = {"program format": str(content["format"])}
+    for key in ("inputs", "outputs"):
+        details[key] = ", ".join(map(str, content[key])) if isinstance(content[key], list) else "damaged"
+    details["operations"] = str(sum(isinstance(node, dict) and "op" in node for node in content["nodes"]))
+    tensors = path.with_suffix(".safetensors")
+    details["weights"] = f"{tensors.name}, {tensors.stat().st_size} bytes" if tensors.is_file() else "missing"
+    return "torch program", details, {}
+
+
+def _read_safetensors(path: Path) -> _Content:
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        if not 2 <= length <= min(size_bytes - 8, _MAX_HEADER_BYTES):
+            raise InputError(f"{path} is no safetensors file, or is damaged: its header cannot be {length} bytes long")
+        raw = file.read(length)
+    try:
+        header: Any = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        kinds = sorted({str(tensor["dtype"]) for tensor in header.values()})
+        ends = [int(tensor["data_offsets"][1]) for tensor in header.values()]
+        words = {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError) as error:
+        raise InputError(f"{path} is no safetensors file, or is damaged: its header cannot be read") from error
+    missing = 8 + length + max(ends, default=0) - size_bytes
+    if missing > 0:
+        raise InputError(f"{path} is damaged: {missing} bytes are missing at its end")
+    return "safetensors", {"tensors": str(len(header)), "types": ", ".join(kinds)}, words
+
+
+def _manifest_beside(path: Path) -> Manifest | None:
+    """Return the manifest in the file's folder; a damaged one is no reason to say nothing about the file."""
+    beside = path.parent / MANIFEST_FILE
+    if not beside.is_file():
+        return None
+    try:
+        return read_record(beside, Manifest, SCHEMA_VERSION, advice="")
+    except BundleError:
+        return None
+
+
+def _manifest_metadata(manifest: Manifest) -> dict[str, str]:
+    return {
+        "vae_edge_version": manifest.provenance.vae_edge_version,
+        "name": manifest.name,
+        "precision": str(manifest.precision),
+        "run_fingerprint": manifest.provenance.run_fingerprint,
+        "preparation": manifest.preparation.model_dump_json(),
+        "scoring": manifest.scoring,
+        "image_threshold": repr(manifest.thresholds.image_threshold),
+        "pixel_threshold": repr(manifest.thresholds.pixel_threshold),
+        "false_alarm_rate": repr(manifest.thresholds.false_alarm_rate),
+    }
+
+
+_READERS: dict[str, Callable[[Path], _Content]] = {
+    ".onnx": _read_onnx,
+    ".xml": _read_ir,
+    ".engine": _read_engine,
+    ".json": _read_program,
+    ".safetensors": _read_safetensors,
+}
