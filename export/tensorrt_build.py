@@ -47,6 +47,8 @@ class EngineSettings:
     """TensorRT-RTX only: the GPUs to build for, such as `("8.6", "8.9")`. Empty: every RTX GPU from Ampere on, which is
     what that library does by default and without a GPU here. Turing needs `("7.5",)`. Full TensorRT builds for the GPU
     it runs on."""
+    describe_layers: bool = False
+    """Keep the layers' names and types in the engine and log them; for `vae_edge.export.engine_layers`."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -101,6 +103,8 @@ def build_engine(
     config.clear_flag(api.BuilderFlag.TF32)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
+    if settings.describe_layers:
+        config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     _set_batch(module, builder, network, config, settings, onnx_path)
     _set_compute_capabilities(module, config, settings)
     timings = None if module.flavour.module == "tensorrt_rtx" else settings.timing_cache
