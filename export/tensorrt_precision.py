@@ -1,0 +1,129 @@
+"""INT8 for TensorRT: which numbers a strongly typed network computes in is written in the graph.
+
+What TensorRT asks for, and what happens otherwise (seen in engines of TensorRT-RTX 1.7):
+
+- Symmetric: zero-points are 0. Activations have one scale of rank 0: of shape (1,) it leaves the convolution in
+  floating point without a word. Weights have one scale for each output channel.
+- Q/DQ pairs stand on a convolution's inputs and weights only. Its output goes straight to its activation, in FP16.
+- Scales are FP16, which makes the convolution's result FP16. One below FP16's smallest normal number may become 0,
+  which TensorRT refuses, so smaller ones are raised to it.
+- A bias stays in FP16: an INT32 bias through DequantizeLinear does not parse.
+- A transposed convolution never becomes INT8: it is rewritten first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from vae_edge.errors import InputError
+from vae_edge.export.activation_ranges import Ranges
+from vae_edge.export.half_precision import half, to_half
+from vae_edge.export.network_graph import LAYERS, check_layer_names, network_nodes
+
+_OPSET = 19
+"""The first in which QuantizeLinear takes FP16. TensorRT 10.3 reads it."""
+_SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
+_LARGEST_LEVEL = 127
+
+
+def quantize_for_tensorrt(
+    model: onnx.ModelProto, ranges: Ranges, *, keep_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """Return a copy of a model with the network's convolutions in INT8 and the rest of the network in FP16.
+
+    Args:
+        model: FP32, after `rewrite_transposed_convolutions`.
+        ranges: of this very model.
+        keep_float: names of layers (see `quantizable_layers`) that stay in FP16.
+
+    Raises:
+        InputError: a name is no layer, a transposed convolution is to be quantized, or a range is missing.
+    """
+    check_layer_names(model, keep_float)
+    result = to_half(model)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    chosen = {
+        node.name: node for node in network_nodes(model) if node.op_type in LAYERS and node.name not in keep_float
+    }
+    graph = result.graph
+    constants: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        original = chosen.get(node.name)
+        if original is not None:
+            if node.op_type == "ConvTranspose":
+                raise InputError(f"TensorRT has no INT8 for the transposed convolution {node.name!r}; rewrite it first")
+            scale = activation_scale(ranges.largest(original.input[0]))
+            levels, scales = quantize_weights(weights[original.input[1]])
+            constants += [
+                numpy_helper.from_array(scale, f"{node.name}.input_scale"),
+                numpy_helper.from_array(np.zeros((), np.int8), f"{node.name}.input_zero"),
+                numpy_helper.from_array(levels, f"{node.name}.levels"),
+                numpy_helper.from_array(scales, f"{node.name}.weight_scales"),
+                numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{node.name}.weight_zeros"),
+            ]
+            nodes += _pairs(node)
+            node.input[0], node.input[1] = f"{node.name}.input", f"{node.name}.weights"
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    read = {name for node in kept for name in node.input}
+    stay = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend([*stay, *constants])
+    _drop_stale_types(graph)
+    for opset in result.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            # Of the operators in these graphs none changed its meaning from 18 to 19.
+            opset.version = max(opset.version, _OPSET)
+    onnx.checker.check_model(result)
+    return result
+
+
+def activation_scale(largest: float) -> NDArray[np.float16]:
+    """Return the step of a tensor whose largest absolute value is given; FP16, rank 0."""
+    return half(np.asarray(max(largest / _LARGEST_LEVEL, _SMALLEST_SCALE), np.float32))
+
+
+def quantize_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Quantize weights [O, ...] symmetrically, each output channel by itself.
+
+    Returns:
+        The levels, int8 -127 to 127 of the same shape, and the scales, FP16 [O]: weights are about levels * scales. The
+        levels are those for the scales after their rounding to FP16.
+    """
+    largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
+    scales = half(np.maximum(largest / _LARGEST_LEVEL, _SMALLEST_SCALE))
+    steps = scales.astype(np.float32).reshape(-1, *[1] * (weights.ndim - 1))
+    levels = np.clip(np.rint(weights / steps), -_LARGEST_LEVEL, _LARGEST_LEVEL)
+    return levels.astype(np.int8), scales
+
+
+def _pairs(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return the Q/DQ pair of a convolution's input and the DQ of its weights."""
+    name = node.name
+    grid = [f"{name}.input_scale", f"{name}.input_zero"]
+    return [
+        helper.make_node("QuantizeLinear", [node.input[0], *grid], [f"{name}.input_levels"], f"{name}.quantize"),
+        helper.make_node("DequantizeLinear", [f"{name}.input_levels", *grid], [f"{name}.input"], f"{name}.dequantize"),
+        helper.make_node(
+            "DequantizeLinear",
+            [f"{name}.levels", f"{name}.weight_scales", f"{name}.weight_zeros"],
+            [f"{name}.weights"],
+            f"{name}.dequantize_weights",
+            axis=0,
+        ),
+    ]
+
+
+def _drop_stale_types(graph: onnx.GraphProto) -> None:
+    there = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    kept = [value for value in graph.value_info if value.name in there]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
