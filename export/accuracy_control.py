@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError, ParityError
-from vae_edge.export.judging import AccuracyRecord, JudgingSet, judge
+from vae_edge.export.judging import AccuracyRecord, JudgingSet, check_finite, judge
 from vae_edge.export.parity import Outputs
 from vae_edge.export.reference import Progress, Reference
 from vae_edge.manifest import Thresholds
@@ -131,8 +131,7 @@ class Baseline:
             ParityError: an output is not a finite number.
         """
         m = len(self.normals)
-        if not (np.isfinite(outputs.scores).all() and np.isfinite(outputs.maps).all()):
-            raise ParityError(_NOT_FINITE)
+        check_finite(outputs)
         thresholds = fit_thresholds(
             outputs.scores[:m],
             outputs.maps[:m],
@@ -143,12 +142,6 @@ class Baseline:
         rest = slice(m, None)
         accuracy = judge(self.outputs.take(rest), outputs.take(rest), self.judging, self.thresholds, thresholds)
         return Judgement(thresholds, accuracy)
-
-
-_NOT_FINITE = (
-    "the model gives scores or maps that are not finite numbers: its precision is too small for this network; "
-    "export it in another"
-)
 
 
 @dataclass(frozen=True)

@@ -212,12 +212,7 @@ def judge(
     Raises:
         ParityError: an output is not a finite number.
     """
-    for kind, values in (("score", outputs.scores), ("anomaly map", outputs.maps)):
-        if not np.isfinite(values).all():
-            raise ParityError(
-                f"the model gives an {'' if kind == 'anomaly map' else 'image '}{kind} that is not a finite number; "
-                "its precision is too small for this network: export it in another"
-            )
+    check_finite(outputs)
     expected = _verdicts(reference, reference_thresholds)
     own = _flipped(expected != _verdicts(outputs, thresholds), judging.names)
     at_reference = _flipped(expected != _verdicts(outputs, reference_thresholds), judging.names)
@@ -238,6 +233,19 @@ def judge(
         reference_score_scale=float(np.abs(reference.scores).max()),
         reference_map_scale=float(np.abs(reference.maps).max()),
     )
+
+
+def check_finite(outputs: Outputs) -> None:
+    """Refuse outputs that no verdict follows from.
+
+    Raises:
+        ParityError: a score or a pixel of a map is not a finite number.
+    """
+    if not (np.isfinite(outputs.scores).all() and np.isfinite(outputs.maps).all()):
+        raise ParityError(
+            "the model gives scores or maps that are not finite numbers: its precision is too small for this network; "
+            "export it in another"
+        )
 
 
 def content_hashes(images: NDArray[np.uint8]) -> tuple[str, ...]:
