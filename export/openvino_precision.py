@@ -320,7 +320,8 @@ def _import_nncf() -> Any:
     """
     kind = logging.getLoggerClass()
     # NNCF reports its use to Intel over the network unless this variable is there while it is imported.
-    asked = os.environ.setdefault("NNCF_CI", "1")
+    silenced = "NNCF_CI" in os.environ
+    os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf
     except ModuleNotFoundError as error:
@@ -330,7 +331,7 @@ def _import_nncf() -> Any:
         ) from error
     finally:
         logging.setLoggerClass(kind)
-        if asked == "1":
+        if not silenced:
             os.environ.pop("NNCF_CI", None)
     return nncf
 

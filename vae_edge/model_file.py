@@ -112,8 +112,10 @@ def _read_ir(path: Path) -> _Content:
         raise InputError(f"{path} is no OpenVINO IR, or is damaged: {error}") from error
     details = {"ir_version": listener.version, "layers": str(listener.n_layers)}
     found = listener.values
-    for name, keys in {"openvino": ("Runtime_version",), "nncf": ("nncf", "version")}.items():
-        if keys in found:
+    # The first is how OpenVINO's converter spells its version, the second how its reader and writer do.
+    versions = {"openvino": [("Runtime_version",), ("OpenVINO Runtime",)], "nncf": [("nncf", "version")]}
+    for name, spellings in versions.items():
+        for keys in filter(found.__contains__, spellings):
             details[name] = found[keys]
     weights = path.with_suffix(".bin")
     details["weights"] = f"{weights.name}, {weights.stat().st_size} bytes" if weights.is_file() else "missing"
@@ -178,10 +180,16 @@ def _read_program(path: Path) -> _Content:
     if not isinstance(content, dict) or not {"format", "inputs", "outputs", "nodes"} <= set(content):
         advice = "; pass the bundle's folder to see a manifest" if path.name == MANIFEST_FILE else ""
         raise InputError(f"{path} is no torch program of vae-edge{advice}")
-    details = {"program format": str(content["format"])}
-    for key in ("inputs", "outputs"):
-        details[key] = ", ".join(map(str, content[key])) if isinstance(content[key], list) else "damaged"
-    details["operations"] = str(sum(isinstance(node, dict) and "op" in node for node in content["nodes"]))
+    lists = [content[key] for key in ("inputs", "outputs", "nodes")]
+    if not all(isinstance(values, list) for values in lists):
+        raise InputError(f"{path} is damaged: inputs, outputs and nodes should be lists")
+    inputs, outputs, nodes = lists
+    details = {
+        "program format": str(content["format"]),
+        "inputs": ", ".join(map(str, inputs)),
+        "outputs": ", ".join(map(str, outputs)),
+        "operations": str(sum(isinstance(node, dict) and "op" in node for node in nodes)),
+    }
     tensors = path.with_suffix(".safetensors")
     details["weights"] = f"{tensors.name}, {tensors.stat().st_size} bytes" if tensors.is_file() else "missing"
     return "torch program", details, {}

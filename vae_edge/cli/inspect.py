@@ -1,4 +1,4 @@
-"""`vae-edge inspect`: what a bundle is, how it decides and how far it can be trusted."""
+"""`vae-edge inspect`: what a bundle or a lone model file is, how it decides and how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,37 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.errors import VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
+from vae_edge.model_file import ModelFileDescription, describe_model_file
 from vae_edge.sinks import trust_warnings
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder that export made.")],
-    device: Annotated[str, typer.Option(help="Device to open it on.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the rest as JSON.")] = False,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|FILE", help="A bundle (a folder that export made), or a model file that lost its bundle."
+        ),
+    ],
+    device: Annotated[str, typer.Option(help="Device to open the bundle on.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Check a bundle's files, show its manifest, and say which runtime and device would run it here."""
-    opened = Bundle.open(bundle)
+    """Check a bundle's files, show its manifest, and say which runtime and device would run it here.
+
+    Of a model file (.onnx, .xml, .engine, .json, .safetensors): what it says about itself, without its runtime.
+    """
+    if source.is_file():
+        _inspect_file(describe_model_file(source), as_json)
+    else:
+        _inspect_bundle(source, device, as_json)
+
+
+def _inspect_bundle(folder: Path, device: str, as_json: bool) -> None:
+    opened = Bundle.open(folder)
     runs_with, reason = _try_to_open(opened, device)
     manifest = opened.manifest
     if as_json:
         content = {
-            "bundle": str(bundle),
+            "bundle": str(folder),
             "size_bytes": opened.size_bytes,
             "runs_with": runs_with,
             "runs_because" if runs_with else "does_not_run_because": reason,
@@ -36,17 +52,40 @@ def inspect(
         }
         print(json.dumps(content, indent=2))
         return
+    _print_sections(_sections(opened, runs_with, reason))
+    for sentence in trust_warnings(opened):
+        print_warning(sentence)
+
+
+def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    facts = [("format", found.format), *found.details.items()]
+    if found.bundle is not None:
+        same = "unchanged" if found.bundle_match else "NOT the file that its manifest lists"
+        facts.append(("of the bundle", f"{found.bundle}, {same}"))
+    said = list(found.metadata.items()) or [("nothing", "no metadata of vae-edge, and no manifest beside it")]
+    _print_sections(
+        {
+            f"{escape(Path(found.path).name)}  {_size_text(found.size_bytes)}": facts,
+            "What it says": said,
+        }
+    )
+    if found.bundle_match is False:
+        print_warning(f"{found.path} is not the file that {found.bundle} was exported with")
+
+
+def _print_sections(sections: dict[str, list[tuple[str, str]]]) -> None:
     console = results_console()
-    for title, rows in _sections(opened, runs_with, reason).items():
+    for title, rows in sections.items():
         table = plain_table(title=title, headers=False)
         table.add_column(min_width=18, style="cyan")
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(name, escape(value))
+            table.add_row(escape(name), escape(value))
         console.print(table)
         console.print()
-    for sentence in trust_warnings(opened):
-        print_warning(sentence)
 
 
 def _try_to_open(bundle: Bundle, device: str) -> tuple[str | None, str]:

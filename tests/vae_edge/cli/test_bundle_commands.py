@@ -54,6 +54,47 @@ def test_inspect_warns_of_a_bundle_of_little_trust(command: Run, tmp_path: Path)
     assert err.count("warning: ") == 2
 
 
+def test_inspect_says_what_a_lone_file_is(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    lone = tmp_path / "lone.onnx"
+    lone.write_bytes(onnx_bundle.model_path.read_bytes())
+    code, out, err = command("inspect", lone)
+    assert (code, err) == (0, "")
+    for part in ("lone.onnx", "ONNX", "17", "no metadata of vae-edge"):
+        assert part in out
+    code, out, _ = command("inspect", onnx_bundle.model_path)
+    assert code == 0
+    for part in ("toy-onnx-fp32, unchanged", "image_threshold", "brightness"):
+        assert part in out
+
+
+def test_inspect_gives_a_lone_file_as_json(command: Run, onnx_bundle: Bundle) -> None:
+    code, out, _ = command("inspect", onnx_bundle.model_path, "--json")
+    assert code == 0
+    content = json.loads(out)
+    assert (content["format"], content["bundle_match"]) == ("ONNX", True)
+    assert content["details"]["opset ai.onnx"] == "17"
+
+
+def test_inspect_warns_of_a_file_that_was_exchanged(command: Run, onnx_bundle: Bundle) -> None:
+    with onnx_bundle.model_path.open("ab") as file:
+        file.write(bytes([0x12, 0x01, 0x61]))  # One more field: the producer's name, "a".
+    code, out, err = command("inspect", onnx_bundle.model_path)
+    assert code == 0
+    assert "NOT the file" in out
+    assert err.startswith("warning: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("part.png", "no model file that vae-edge knows"), ("model.onnx", "no ONNX model"), ("manifest.json", "folder")],
+)
+def test_inspect_refuses_a_file_that_is_no_model(command: Run, tmp_path: Path, name: str, sentence: str) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    code, _, err = command("inspect", tmp_path / name)
+    assert code == 1
+    assert sentence in err
+
+
 def test_verify_writes_thresholds_that_fit_this_device(command: Run, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     bundle = make_bundle(tmp_path / "few", n_normals=5, verified=False)
