@@ -85,7 +85,7 @@ def draw_calibration_set(
     normals = reference.images[: reference.n_normals]
     held_out = {*content_hashes(normals), *content_hashes(judging.images)}
     if data is None:
-        source = f"the training images of the run {run.folder.name}"
+        source = f"the training images of the run {run.folder.resolve().name}"
         files = tuple(run.find_images(("fit",), data_root))
     else:
         source = str(data)
