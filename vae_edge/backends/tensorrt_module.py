@@ -258,6 +258,11 @@ def _unfit(plan: Path, header: PlanHeader, module: TensorRtModule) -> DeviceErro
     return DeviceError(f"{plan} was built by {header}, and this device has {module}; {REBUILD}")
 
 
+_INT8_NOTE = "(foreignNode) Converting conv "
+"""Begins what TensorRT-RTX 1.7 warns of twice for every INT8 convolution with FP16 scales: that it holds the scales in
+FP32. The result's type is the same, and nobody can do or need do anything about it."""
+
+
 def _forwarding_logger(api: Any, errors: ErrorLog) -> Any:
     """Make an `ILogger` that passes TensorRT's messages to `logging` and its errors to `errors` as well."""
     levels = {
@@ -271,6 +276,8 @@ def _forwarding_logger(api: Any, errors: ErrorLog) -> Any:
 
     def log(self: Any, severity: Any, msg: str) -> None:
         level = levels.get(severity, logging.DEBUG)
+        if level == logging.WARNING and _INT8_NOTE in msg:
+            level = logging.DEBUG
         if level == logging.ERROR:
             errors.add(msg)
         if _log.isEnabledFor(level):
