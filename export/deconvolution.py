@@ -13,8 +13,9 @@ and gives all q of one p as channels. p runs from 0 to H, which a padding of 1 m
 interleaves them to 2 (H + 1) pixels m, and m = 1 to 2 H are the outputs: one pixel is cut off each border.
 
 This takes as many multiplications as the transposed convolution, but for the one row and column at the border, and as
-many weights. The better known form, a 3x3 convolution without the cut, spends 9 taps where 4 are not zero: 2.25 times
-the multiplications and weights (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
+many weights. The form that needs no cut, a 3x3 convolution, spends 9 taps where 4 are not zero: 2.25 times the
+multiplications and weights. (On the two layers' relation: Shi et al. 2016, "Is the deconvolution layer the same as a
+convolutional layer?", arXiv 1609.07009.)
 
 **An input of 1 x 1** (the first one, from the latents), stride 1, padding 0, weights W [C, O, h, w]: every output pixel
 has its own weight for every latent, y[o, i, j] = sum over c of x[c] W[c, o, i, j]. That is a 1 x 1 convolution to O h w

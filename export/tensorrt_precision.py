@@ -2,13 +2,19 @@
 
 What TensorRT asks for, and what happens otherwise (seen in engines of TensorRT-RTX 1.7):
 
-- Symmetric: zero-points are 0. Activations have one scale of rank 0: of shape (1,) it leaves the convolution in
-  floating point without a word. Weights have one scale for each output channel.
-- Q/DQ pairs stand on a convolution's inputs and weights only. Its output goes straight to its activation, in FP16.
+- Symmetric: zero-points are 0. Activations have one scale of rank 0: of shape (1,) it leaves the convolution in FP16
+  without a word. Weights have one scale for each output channel.
+- Q/DQ pairs stand on a convolution's inputs and weights only. Its output goes straight to its activation, in FP16;
+  the engine then has one kernel for bias, activation, rearrangement and the next convolution's quantization.
+- An input of 3 channels is padded to 4, by the kernel that prepares the image: the first convolution is INT8 like the
+  others.
 - Scales are FP16, which makes the convolution's result FP16. One below FP16's smallest normal number may become 0,
   which TensorRT refuses, so smaller ones are raised to it.
 - A bias stays in FP16: an INT32 bias through DequantizeLinear does not parse.
-- A transposed convolution never becomes INT8: it is rewritten first.
+- A transposed convolution never becomes INT8: it is rewritten first. For FP16 it is not: its kernel takes the
+  activation along, and the rewrite needs one more for every layer.
+
+benchmarks/PRECISION.md has the layers of the engines.
 """
 
 from __future__ import annotations

@@ -93,6 +93,15 @@ class TestRealEngines:
         counts = self.convolutions(quantize_for_tensorrt(rewritten, ranges, keep_float={layers[0]}), tmp_path)
         assert counts == {"convolution": {"Float": 1, "Half": 1, "Int8": len(layers) - 1}}
 
+    def test_a_scale_of_rank_1_would_leave_every_convolution_in_half(self, tmp_path: Path) -> None:
+        rewritten = rewrite_transposed_convolutions(make_network())
+        ranges = activation_ranges(rewritten, make_images(8), Estimator.MIN_MAX)
+        quantized = quantize_for_tensorrt(rewritten, ranges)
+        for constant in quantized.graph.initializer:
+            if constant.name.endswith((".input_scale", ".input_zero")):
+                constant.dims.append(1)
+        assert "Int8" not in self.convolutions(quantized, tmp_path)["convolution"]
+
     def test_the_command_prints_a_table(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
