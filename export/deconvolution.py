@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from vae_edge.errors import InputError
+from vae_edge.export.network_graph import forget_types, replace_nodes
 
 _ACTIVATIONS = ("Relu", "LeakyRelu")
 _ATTRIBUTES = {"auto_pad", "dilations", "group", "kernel_shape", "output_padding", "pads", "strides"}
@@ -72,8 +73,8 @@ def rewrite_transposed_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
                 stale.add(name)
         graph.initializer.extend(constants)
         weights |= {tensor.name: tensor for tensor in graph.initializer}
-    _put(graph.node, _spliced(graph.node, replaced, swallowed))
-    _put(graph.value_info, [value for value in graph.value_info if value.name not in stale])
+    replace_nodes(graph, _spliced(graph.node, replaced, swallowed))
+    forget_types(graph, stale)
     onnx.checker.check_model(result)
     return result
 
@@ -168,13 +169,6 @@ def _spliced(
             yield from replaced[node.output[0]]
         elif node.output[0] not in swallowed:
             yield node
-
-
-def _put(field: object, values: object) -> None:
-    """Give a repeated field other content."""
-    kept = list(values)  # type: ignore[call-overload]
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
 
 
 def _unknown(node: onnx.NodeProto, settings: dict[str, object]) -> InputError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.errors import InputError
-from vae_edge.export.network_graph import network_nodes
+from vae_edge.export.network_graph import network_nodes, replace_nodes
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -48,9 +48,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         # In front of the first node that reads it.
         nodes += [cast for name in node.input if (cast := entries.pop(name, None) or exits.pop(name, None))]
         nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, nodes)
     for value in graph.value_info:
         if value.name in made or value.name in used.intersection(weights):
             value.type.tensor_type.elem_type = TensorProto.FLOAT16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import onnx
 
@@ -65,3 +65,18 @@ def check_layer_names(model: onnx.ModelProto, names: Collection[str]) -> None:
     known = quantizable_layers(model)
     if unknown := sorted(set(names).difference(known)):
         raise InputError(f"there is no layer {', '.join(unknown)}; the layers are {', '.join(known)}")
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a graph other nodes, its own among them perhaps."""
+    # A node that is still in the graph would be emptied by the deletion: hence copies.
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def forget_types(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Drop the written-down types and shapes of tensors that a graph no longer has, or has with others."""
+    kept = [value for value in graph.value_info if value.name not in names]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)

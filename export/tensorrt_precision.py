@@ -29,7 +29,7 @@ from onnx import helper, numpy_helper
 from vae_edge.errors import InputError
 from vae_edge.export.activation_ranges import Ranges
 from vae_edge.export.half_precision import half, to_half
-from vae_edge.export.network_graph import LAYERS, check_layer_names, network_nodes
+from vae_edge.export.network_graph import LAYERS, check_layer_names, forget_types, network_nodes, replace_nodes
 
 _OPSET = 19
 """The first in which QuantizeLinear takes FP16. TensorRT 10.3 reads it."""
@@ -76,14 +76,12 @@ def quantize_for_tensorrt(
             nodes += _pairs(node)
             node.input[0], node.input[1] = f"{node.name}.input", f"{node.name}.weights"
         nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
-    read = {name for node in kept for name in node.input}
+    replace_nodes(graph, nodes)
+    read = {name for node in graph.node for name in node.input}
     stay = [tensor for tensor in graph.initializer if tensor.name in read]
+    forget_types(graph, {tensor.name for tensor in graph.initializer} - read)
     del graph.initializer[:]
     graph.initializer.extend([*stay, *constants])
-    _drop_stale_types(graph)
     for opset in result.opset_import:
         if opset.domain in ("", "ai.onnx"):
             # Of the operators in these graphs none changed its meaning from 18 to 19.
@@ -126,10 +124,3 @@ def _pairs(node: onnx.NodeProto) -> list[onnx.NodeProto]:
             axis=0,
         ),
     ]
-
-
-def _drop_stale_types(graph: onnx.GraphProto) -> None:
-    there = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-    kept = [value for value in graph.value_info if value.name in there]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
