@@ -9,19 +9,16 @@ where its input has negative values, and was measured no faster; see benchmarks/
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import InputError, MissingDependencyError
-from vae_edge.export.activation_ranges import PERCENTILE, Estimator
+from vae_edge.errors import InputError
+from vae_edge.export.activation_ranges import Estimator
+from vae_edge.export.nncf_calls import Progress, QuantizationSettings, quantize_network
 from vae_edge.export.openvino_export import (
     import_openvino,
     name_plainly,
@@ -30,27 +27,9 @@ from vae_edge.export.openvino_export import (
     sources,
 )
 from vae_edge.export.parity import Outputs
-from vae_edge.machine import Machine, look_at_machine
-
-Progress = Callable[[int, int], None]
-"""Called with the images done and in all."""
 
 _CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
 _RUNTIME_CONVOLUTIONS = ("Convolution", "Deconvolution")
-_FULL_RANGE_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
-
-
-@dataclass(frozen=True)
-class QuantizationSettings:
-    """How the INT8 model is made."""
-
-    estimator: Estimator = Estimator.MIN_MAX
-    """NNCF knows no entropy: for `entropy` it takes the range of least squared error over a histogram."""
-    fast_bias_correction: bool = True
-    """False: NNCF's layer-by-layer correction, on a fifth of the images; slower."""
-    halve_weight_range: bool | None = None
-    """Use 7 of the weights' 8 bits, so that sums of products cannot saturate on x86 processors that add them up in
-    16 bits; None: as this machine's processor needs it. Set it for a device that is not this machine."""
 
 
 def quantize_openvino(
@@ -81,16 +60,17 @@ def quantize_openvino(
         MissingDependencyError: openvino or nncf is not installed.
         DeviceError: OpenVINO cannot read the file.
     """
-    base = settings or QuantizationSettings()
-    chosen = QuantizationSettings(estimator, base.fast_bias_correction, base.halve_weight_range)
+    chosen = replace(settings or QuantizationSettings(), estimator=estimator)
     return OpenVinoQuantizer(path, images, chosen, progress=progress).model(keep_float)
 
 
 class OpenVinoQuantizer:
     """Quantizes all layers once, and gives variants of the result with some of them back in float.
 
-    The ranges are measured on the float network, layer by layer, so that a layer in float changes nothing for the
-    others: a variant needs no second pass over the calibration images.
+    The ranges are measured on the float network, each for itself, so that a layer in float changes no other's range: a
+    variant needs no second pass over the calibration images. With the fast bias correction it is exactly what a new
+    quantization without those layers would be; with the layer-by-layer one, later biases stay corrected for the
+    rounding that is gone. Accuracy control measures the very variant either way.
 
     Args:
         path: an ONNX file or an IR in FP32.
@@ -115,7 +95,7 @@ class OpenVinoQuantizer:
         self._float = read_graph(path)
         _check_images(images, self._float)
         self.layers: tuple[str, ...] = quantizable_layers(self._float)
-        self._quantized = _quantize(self._float, images, settings or QuantizationSettings(), progress)
+        self._quantized = quantize_network(self._float, images, settings or QuantizationSettings(), progress)
 
     def model(self, keep_float: frozenset[str] = frozenset()) -> Any:
         """Return an `openvino.Model` of its own, with those layers in float32.
@@ -184,78 +164,6 @@ def count_convolutions(model: Any) -> dict[str, int]:
     return counts
 
 
-def needs_halved_weights(machine: Machine) -> bool:
-    """Tell whether the processor adds pairs of 8-bit products up in 16 bits, where they saturate.
-
-    x86 without VNNI or AMX does (`vpmaddubsw`); Arm does not. Where the flags are not known, the safe answer is given.
-    """
-    is_x86 = machine.architecture.lower() in ("x86_64", "amd64", "i386", "i686", "x86")
-    return is_x86 and not set(_FULL_RANGE_FLAGS).intersection(machine.processor_flags)
-
-
-def _quantize(model: Any, images: NDArray[np.uint8], settings: QuantizationSettings, progress: Progress | None) -> Any:
-    nncf = _import_nncf()
-    halve = settings.halve_weight_range
-    if halve is None:
-        halve = needs_halved_weights(look_at_machine())
-
-    def feed(position: int) -> dict[str, NDArray[np.uint8]]:
-        if progress is not None:
-            progress(min(position + 1, len(images)), len(images))
-        return {"image": images[position : position + 1]}
-
-    network = {op.get_friendly_name() for op in network_operations(model)}
-    operations = (op for op in model.get_ordered_ops() if op.get_type_name() != "Constant")
-    rest = [op.get_friendly_name() for op in operations if op.get_friendly_name() not in network]
-    ranges = _range_estimator(nncf, settings.estimator)
-    with _quiet(nncf):
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset(range(len(images)), feed),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(images),
-            fast_bias_correction=settings.fast_bias_correction,
-            # Not validated: NNCF's graph leaves operations out that compute nothing from the image.
-            ignored_scope=nncf.IgnoredScope(names=rest, validate=False),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE if halve else nncf.OverflowFix.DISABLE,
-                activations_range_estimator_params=ranges,
-            ),
-        )
-    for key, value in (
-        ("estimator", str(settings.estimator)),
-        ("n_calibration_images", str(len(images))),
-        ("halved_weight_range", str(halve).lower()),
-    ):
-        quantized.set_rt_info(value, ["vae_edge", key])
-    return quantized
-
-
-def _range_estimator(nncf: Any, estimator: Estimator) -> Any:
-    from nncf.quantization import range_estimator as ranges
-
-    if estimator is Estimator.MIN_MAX:
-        return ranges.RangeEstimatorParametersSet.MINMAX
-    if estimator is Estimator.PERCENTILE:
-
-        def bound(kind: Any) -> Any:
-            return ranges.StatisticsCollectorParameters(
-                statistics_type=kind,
-                aggregator_type=ranges.AggregatorType.MEAN,
-                quantile_outlier_prob=1 - PERCENTILE / 100,
-            )
-
-        quantile = ranges.StatisticsType.QUANTILE
-        return ranges.RangeEstimatorParameters(min=bound(quantile), max=bound(quantile))
-    histogram = getattr(ranges.RangeEstimatorParametersSet, "HISTOGRAM", None)
-    if histogram is None:
-        raise InputError(
-            f"nncf {nncf.__version__} has no estimator for {estimator}; "
-            "run: pip install --upgrade nncf, or choose min-max or percentile"
-        )
-    return histogram
-
-
 def _layer_operations(model: Any) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     for op in network_operations(model):
@@ -310,43 +218,3 @@ def _check_images(images: NDArray[np.uint8], model: Any) -> None:
             f"the calibration images are {images.dtype} {list(images.shape)}; expected uint8 {['n', *expected]} with n "
             "of 1 or more"
         )
-
-
-def _import_nncf() -> Any:
-    """Import nncf and undo what its import does to the process.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    kind = logging.getLoggerClass()
-    # NNCF reports its use to Intel over the network unless this variable is there while it is imported.
-    silenced = "NNCF_CI" in os.environ
-    os.environ.setdefault("NNCF_CI", "1")
-    try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "int8 for target openvino needs the package 'nncf', which is not installed; "
-            "run: pip install 'vae-edge[export]'"
-        ) from error
-    finally:
-        logging.setLoggerClass(kind)
-        if not silenced:
-            os.environ.pop("NNCF_CI", None)
-    return nncf
-
-
-@contextmanager
-def _quiet(nncf: Any) -> Iterator[None]:
-    """Keep NNCF's log and its progress bars, which go to rich's global console, off stdout."""
-    import rich
-
-    console, logger = rich.get_console(), logging.getLogger("nncf")
-    was_quiet, level = console.quiet, logger.level
-    console.quiet = True
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        console.quiet = was_quiet
-        logger.setLevel(level)

@@ -113,10 +113,14 @@ def _read_ir(path: Path) -> _Content:
     details = {"ir_version": listener.version, "layers": str(listener.n_layers)}
     found = listener.values
     # The first is how OpenVINO's converter spells its version, the second how its reader and writer do.
-    versions = {"openvino": [("Runtime_version",), ("OpenVINO Runtime",)], "nncf": [("nncf", "version")]}
+    versions: dict[str, list[tuple[str, ...]]] = {
+        "openvino": [("Runtime_version",), ("OpenVINO Runtime",)],
+        "nncf": [("nncf", "version")],
+    }
     for name, spellings in versions.items():
-        for keys in filter(found.__contains__, spellings):
-            details[name] = found[keys]
+        for keys in spellings:
+            if keys in found:
+                details[name] = found[keys]
     weights = path.with_suffix(".bin")
     details["weights"] = f"{weights.name}, {weights.stat().st_size} bytes" if weights.is_file() else "missing"
     # OpenVINO puts an ONNX file's own metadata under `framework`.
