@@ -31,8 +31,8 @@ class QuantizationSettings:
     """NNCF knows no entropy: `entropy` takes its nearest, the range of least quantization error over a histogram."""
     fast_bias_correction: bool = False
     """False: NNCF corrects the biases layer after layer, each behind the rounding of those before, on a fifth of the
-    images. On a trained network of 96 x 96 that left 0.6 of the fast correction's mean score drift for a fifth more
-    time (table in `quantize_network`)."""
+    images. On a trained network of 96 x 96 that left 0.6 of the fast correction's mean score drift (table in
+    `quantize_network`); it takes up to twice the time."""
     halve_weight_range: bool | None = None
     """Use 7 of the weights' 8 bits, so that sums of products cannot saturate on x86 processors that add them up in
     16 bits; None: as this machine's processor needs it. Set it for a device that is not this machine."""
