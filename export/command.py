@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.cli.steps import step_progress
+from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError
 from vae_edge.export.tensorrt_build import EngineSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vae_edge.decision import fit_thresholds
 from vae_edge.export.parity import Outputs
 from vae_edge.manifest import Thresholds
+from vae_edge.progress import StepProgress
 from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
 from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.loading import load_images
@@ -22,9 +23,6 @@ from vae_edge.train.scoring import ScoringSettings
 
 MAX_TEST_IMAGES = 200
 """Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def measure_reference(
     scoring: ScoringSettings | None,
     data_root: Path | None,
     false_alarm_rate: float | None,
-    progress: Progress,
+    progress: StepProgress,
 ) -> Reference:
     """Run the trained model over its held-out normals and some test images.
 

@@ -20,11 +20,9 @@ from vae_edge.backends.cuda.driver import find_gpus
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.progress import StepProgress
 
 _log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with a phase's name, the steps done and the steps there are, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def build_engine(
     onnx_path: Path,
     engine_path: Path,
     settings: EngineSettings,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     *,
     find_module: Callable[[], TensorRtModule] = find_tensorrt,
 ) -> RuntimeRecord:
@@ -75,7 +73,8 @@ def build_engine(
         onnx_path: the model; the first axis of its inputs is the batch, and no other axis may be dynamic.
         engine_path: the file to write; an older one is replaced.
         settings: how.
-        progress: told of every step. What it raises ends the build and is raised again here, and so is Ctrl-C.
+        progress: told of every step, from any thread. What it raises ends the build and is raised again here, and so
+            is Ctrl-C.
         find_module: finds TensorRT.
 
     Returns:
@@ -216,7 +215,7 @@ def _tensor_types(network: Any) -> list[str]:
 class _Monitor:
     """Passes TensorRT's progress on. TensorRT calls it from threads of its own, and no exception may reach it."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: StepProgress | None) -> None:
         self._progress = progress
         self._lock = threading.Lock()
         self._steps: dict[str, int] = {}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn
 
 from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
+from vae_edge.cli.progress import new_bars
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
 from vae_edge.errors import InputError
 from vae_edge.records import make_record
@@ -247,16 +248,7 @@ class _TerminalWatcher(Watcher):
         self.console = notes_console()
         self.stage = ""
         self._task: TaskID | None = None
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-        )
+        self._bars = new_bars(self.console, TextColumn("{task.fields[note]}"), count=False)
         self._line_at = 0.0
 
     def __enter__(self) -> _TerminalWatcher:

@@ -25,8 +25,9 @@ import numpy as np
 
 from vae_edge.errors import InputError
 from vae_edge.image import read_image
+from vae_edge.progress import Progress
 from vae_edge.records import Record
-from vae_edge.train.inspection_set import ImageFile, InspectionSet, Progress, fingerprint
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, fingerprint
 from vae_edge.train.layout import Layout
 from vae_edge.train.loading import map_in_threads, read_mask
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,8 @@ from vae_edge.atomic import sha256_file
 from vae_edge.cache import sample_cache_folder
 from vae_edge.errors import InputError
 from vae_edge.image import IMAGE_SUFFIXES
+from vae_edge.progress import Progress
 from vae_edge.train.layout import Layout, existing_folder, find_below, find_by_name
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and their total."""
 
 N_WORKERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read and decode; OpenCV and hashlib release the interpreter while they work."""

@@ -6,7 +6,7 @@ this device's own scores of its own normal parts keep the false-alarm rate that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, PixelTail, check_rate, f
 from vae_edge.detector import Detector
 from vae_edge.errors import DeviceError, InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
+from vae_edge.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def refit_thresholds(
     files: Sequence[Path],
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     *,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Refit:
     """Run a bundle over normal images, fit both thresholds on its outputs and write them into its manifest.
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-ReportProgress = Callable[[int, "int | None"], None]
-"""Takes the number done and the number of all, None where nobody knows it."""
 
 
 def results_console() -> Console:
@@ -83,25 +79,6 @@ def decoders_silenced() -> Iterator[None]:
         sys.stderr = ours
         os.dup2(kept, 2)
         os.close(kept)
-
-
-@contextmanager
-def progress_bar(description: str, *, visible: bool = True) -> Iterator[ReportProgress]:
-    """Show a bar on stderr while the block runs, where stderr is a terminal, and give the function that moves it."""
-    console = notes_console()
-    if not (visible and console.is_terminal):
-        yield lambda done, total: None
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _print_line(label: str, colour: str, message: str) -> None:

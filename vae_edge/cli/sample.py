@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from vae_edge.cli.console import plain_table, progress_bar, results_console
+from vae_edge.cli.console import plain_table, results_console
+from vae_edge.cli.progress import progress_bar
 from vae_edge.errors import InputError
 from vae_edge.sample import PRODUCTS, SampleSettings, defect_kinds, write_sample_set
 

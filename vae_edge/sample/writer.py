@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vae_edge.atomic import new_folder
 from vae_edge.errors import InputError
+from vae_edge.progress import Progress
 from vae_edge.sample.drawing import PRODUCTS, defect_kinds, draw_defective, draw_normal
 from vae_edge.sample.settings import SAMPLE_VERSION, SampleSettings
 
@@ -44,7 +45,7 @@ def write_sample_set(
     folder: Path,
     products: Sequence[str] = PRODUCTS,
     settings: SampleSettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Path]:
     """Write ``folder/<product>/`` for each product, or reuse it where it is there already.
 
