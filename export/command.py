@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import plain_table, print_warning, results_console
+from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError
@@ -103,15 +103,16 @@ def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | N
 
     with step_progress() as progress:
         bundle = rebuild_engine(Bundle.open(source), out, engine, name=name, progress=progress)
-    results_console().print(f"{escape(str(bundle.folder))}: {bundle.size_bytes / 1e6:.1f} MB")
+    results_console().print(f"{escape(str(bundle.folder))}: {size_text(bundle.size_bytes)}")
     print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
 
 
 def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
     """Print a table of what was made, warn, and end with the exit code of what failed."""
     table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
-    for column in ("bundle", "size", "score drift", "map drift", "flips", "threshold", "verified"):
-        table.add_column(column, justify="left" if column == "bundle" else "right", overflow="fold")
+    table.add_column("bundle", no_wrap=True)
+    for column in ("size", "score drift", "map drift", "flips", "threshold", "verified"):
+        table.add_column(column, justify="right")
     for result in results:
         if result.bundle is None:
             continue
@@ -126,7 +127,7 @@ def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
             )
         table.add_row(
             escape(manifest.name),
-            f"{result.bundle.size_bytes / 1e6:.1f} MB",
+            size_text(result.bundle.size_bytes),
             *drift,
             f"{manifest.thresholds.image_threshold:.4g}",
             "yes" if manifest.verified else "no",
