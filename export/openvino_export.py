@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vae_edge.errors import DeviceError, MissingDependencyError
+from vae_edge.backends.base import missing_runtime
+from vae_edge.errors import DeviceError
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.targets import Target
 
 
 def export_openvino(onnx_path: Path, xml_path: Path, *, metadata: Mapping[str, str]) -> RuntimeRecord:
@@ -24,10 +26,7 @@ def export_openvino(onnx_path: Path, xml_path: Path, *, metadata: Mapping[str, s
     try:
         import openvino
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "target openvino needs the package 'openvino', which is not installed; "
-            "run: pip install 'vae-edge[openvino]'"
-        ) from error
+        raise missing_runtime(Target.OPENVINO, "openvino") from error
     try:
         model = openvino.Core().read_model(onnx_path)
         for key, value in sorted(metadata.items()):

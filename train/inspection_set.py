@@ -147,6 +147,12 @@ def fingerprint(images: Iterable[ImageFile]) -> str:
     return hashlib.sha256("\n".join(sorted(image.sha256 for image in images)).encode()).hexdigest()
 
 
+def spread(images: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
+    """Return at most so many of the images, evenly spread over all of them, in order, the first one among them."""
+    n = min(most, len(images))
+    return tuple(images[position * len(images) // n] for position in range(n))
+
+
 def _hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
     hashes = []
     with ThreadPoolExecutor(N_WORKERS) as pool:

@@ -45,6 +45,11 @@ def plain_table(*, title: str | None = None, headers: bool = True) -> Table:
     )
 
 
+def size_text(size_bytes: int) -> str:
+    """Return a file's size as people read it: `4.2 kB` below a megabyte, else `28.6 MB`; powers of ten."""
+    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:.1f} MB"
+
+
 @contextmanager
 def decoders_silenced() -> Iterator[None]:
     """Keep the remarks of OpenCV, libpng, libjpeg and FFmpeg about damaged files off stderr while the block runs.

@@ -24,7 +24,6 @@ from vae_edge import __version__
 from vae_edge.cli.console import decoders_silenced, print_error
 from vae_edge.errors import MissingDependencyError, VaeEdgeError
 
-EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 _EPILOG = "Every command takes --debug: it shows where an error came from."
