@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ def results_console() -> Console:
 def notes_console() -> Console:
     """Return a console on stderr, for progress, warnings and summaries."""
     return Console(stderr=True, highlight=False)
+
+
+def escape_what_stdout_cannot_encode() -> None:
+    """Write an escape for a character that stdout's encoding lacks, as Python does on stderr, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str) -> None:
