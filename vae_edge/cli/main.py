@@ -27,6 +27,7 @@ from vae_edge import __version__
 from vae_edge.cli.console import decoders_silenced, escape_what_stdout_cannot_encode, print_error
 from vae_edge.errors import MissingDependencyError, VaeEdgeError
 
+EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 _EPILOG = "Every command takes --debug: it shows where an error came from."
