@@ -13,7 +13,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
@@ -64,10 +64,7 @@ def export(
         optimization_level=optimization_level,
         timing_cache=timing_cache,
     )
-    try:
-        targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint="--target or --precision") from error
+    targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
     if (source / MANIFEST_FILE).is_file():
         _rebuild(source, targets, out, name, engine)
         return
@@ -95,7 +92,7 @@ def export(
 
 def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | None, engine: EngineSettings) -> None:
     if targets != (Target.TENSORRT,):
-        raise InputError(
+        raise UsageError(
             f"{source} is a bundle; from a bundle only a TensorRT engine can be built: add --target tensorrt, "
             "or pass the run folder"
         )

@@ -17,7 +17,7 @@ import vae_edge
 from vae_edge.backends.base import open_backend
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
-from vae_edge.errors import DeviceError, InputError, MissingDependencyError, VaeEdgeError
+from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
 from vae_edge.export.parity import check_parity, run_backend
@@ -91,7 +91,7 @@ def export_run(
     report = progress or _no_progress
     pairs = combinations(settings.targets, settings.precisions)
     if not pairs:
-        raise InputError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
+        raise UsageError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
     name = settings.name or run.folder.resolve().name
     folders = {pair: out / f"{name}-{pair[0]}-{pair[1]}" for pair in pairs}
     for folder in folders.values():

@@ -18,7 +18,7 @@ from typing import Any
 from vae_edge.atomic import write_bytes
 from vae_edge.backends.cuda.driver import find_gpus
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
-from vae_edge.errors import DeviceError, InputError
+from vae_edge.errors import DeviceError, InputError, UsageError
 from vae_edge.manifest import RuntimeRecord
 from vae_edge.progress import StepProgress
 
@@ -48,13 +48,13 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
-            raise InputError(f"max_batch is {self.max_batch}; expected 1 or more")
+            raise UsageError(f"max_batch is {self.max_batch}; expected 1 or more")
         if not 1 <= self.opt_batch <= self.max_batch:
-            raise InputError(f"opt_batch is {self.opt_batch}; expected 1 to max_batch, which is {self.max_batch}")
+            raise UsageError(f"opt_batch is {self.opt_batch}; expected 1 to max_batch, which is {self.max_batch}")
         if self.workspace_bytes < 2**20:
-            raise InputError(f"workspace_bytes is {self.workspace_bytes}; expected {2**20} (1 MiB) or more")
+            raise UsageError(f"workspace_bytes is {self.workspace_bytes}; expected {2**20} (1 MiB) or more")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise InputError(f"optimization_level is {self.optimization_level}; expected 0 to 5")
+            raise UsageError(f"optimization_level is {self.optimization_level}; expected 0 to 5")
         if len(set(self.compute_capabilities)) != len(self.compute_capabilities):
             raise InputError(f"compute_capabilities {self.compute_capabilities} name one twice")
 

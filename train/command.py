@@ -15,7 +15,7 @@ from rich.progress import TaskID, TextColumn
 from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
 from vae_edge.cli.progress import new_bars
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
-from vae_edge.errors import InputError
+from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
 from vae_edge.train.scoring import ScoringMethod
@@ -115,9 +115,9 @@ def train(
         print_result(run)
         return
     if out is None:
-        raise InputError("there is no place for the run; expected --out RUN, such as --out runs/first")
+        raise UsageError("there is no place for the run; expected --out RUN, such as --out runs/first")
     if (data is None) == (normal is None):
-        raise InputError("expected either --data or --normal; for a first try: --data sample")
+        raise UsageError("expected either --data or --normal; for a first try: --data sample")
     architecture = make_architecture(
         preset,
         parse_image_size(image_size),
@@ -185,7 +185,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
     if match is None:
-        raise InputError(f"the image size is {text!r}; expected a side such as 256, or height x width such as 256x320")
+        raise UsageError(f"the image size is {text!r}; expected a side such as 256, or height x width such as 256x320")
     height = int(match.group(1))
     return height, int(match.group(2) or height)
 
@@ -292,7 +292,7 @@ def _refuse_others(context: typer.Context) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        raise InputError(
+        raise UsageError(
             f"--resume was given along with {', '.join(given)}; an interrupted run goes on with its own settings: "
             "leave them out, or train a new run with --out"
         )

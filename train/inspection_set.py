@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vae_edge.atomic import sha256_file
 from vae_edge.cache import sample_cache_folder
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES
 from vae_edge.progress import Progress
 from vae_edge.train.layout import Layout, existing_folder, find_below, find_by_name
@@ -136,7 +136,7 @@ def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress
 
     product = product or DEFAULT_PRODUCT
     if product not in PRODUCTS:
-        raise InputError(f"there is no sample product {product!r}; expected one of {', '.join(PRODUCTS)}")
+        raise UsageError(f"there is no sample product {product!r}; expected one of {', '.join(PRODUCTS)}")
     # The version is in the name: a set that another version drew is not taken for this one's.
     folder = (cache_folder or sample_cache_folder()) / f"v{SAMPLE_VERSION}"
     return write_sample_set(folder, products=[product], progress=progress)[0]

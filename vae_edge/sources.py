@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
 from vae_edge.pictures import Chain, ImageFiles, Source
 from vae_edge.video import Video, is_video_file
@@ -36,7 +36,7 @@ def open_sources(
     """
     for name, value in (("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected 1 or more")
+            raise UsageError(f"{name} is {value}; expected 1 or more")
     if not texts:
         raise InputError("no source was given; expected images, folders, globs, videos, a camera's index or a URL")
     sources: list[Source] = []

@@ -112,6 +112,7 @@ def test_vae_run_reaches_its_verdict_without_torch(onnx_bundle: vae_edge.Bundle,
     ("error", "builtin", "exit_code"),
     [
         (errors.InputError, ValueError, 1),
+        (errors.UsageError, errors.InputError, 2),
         (errors.BundleError, ValueError, 1),
         (errors.MissingDependencyError, ImportError, 1),
         (errors.DeviceError, RuntimeError, 1),

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import DeviceError, InputError, MissingDependencyError
+from vae_edge.errors import DeviceError, InputError, MissingDependencyError, UsageError
 from vae_edge.manifest import TensorSpec
 from vae_edge.targets import SUPPORTED, Target
 
@@ -31,9 +31,9 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; expected 1 or more, or nothing for the runtime's own choice")
+            raise UsageError(f"threads is {self.threads}; expected 1 or more, or nothing for the runtime's own choice")
         if not self.device.strip():
-            raise InputError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
+            raise UsageError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)

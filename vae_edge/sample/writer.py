@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.atomic import new_folder
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.progress import Progress
 from vae_edge.sample.drawing import PRODUCTS, defect_kinds, draw_defective, draw_normal
 from vae_edge.sample.settings import SAMPLE_VERSION, SampleSettings
@@ -74,7 +74,7 @@ def write_sample_set(
     folder, settings = Path(folder), settings or SampleSettings()
     chosen = list(dict.fromkeys([products] if isinstance(products, str) else products))
     if not chosen:
-        raise InputError(f"No product was asked for, expected some of {', '.join(PRODUCTS)}; name at least one.")
+        raise UsageError(f"No product was asked for, expected some of {', '.join(PRODUCTS)}; name at least one.")
     tasks = {product: _tasks(product, settings) for product in chosen}
     # Everything is looked at before anything is drawn: a refusal must not come after a minute of work.
     missing = [product for product in chosen if not _is_complete(folder / product, product, settings, tasks[product])]
