@@ -170,7 +170,7 @@ def _train(settings: TrainSettings, out: Path, overwrite: bool) -> None:
             vae = Vae.from_architecture(settings.architecture)
         shape = settings.architecture
         watcher.say(
-            f"the network has {count_parameters(vae) / 1e6:.2f} M parameters and takes {count_flops(vae) / 1e9:.2f} "
+            f"the network has {count_parameters(vae) / 1e6:.3g} M parameters and takes {count_flops(vae) / 1e9:.3g} "
             f"GFLOP for an image of {shape.height}x{shape.width}"
         )
         run = fit_run(settings, out=out, overwrite=overwrite, watcher=watcher)
@@ -257,11 +257,12 @@ class _TerminalWatcher(Watcher):
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._bars.stop()
+        if self.console.is_terminal:  # Elsewhere it would print an empty line.
+            self._bars.stop()
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        self.console.print(escape(sentence), soft_wrap=not self.console.is_terminal)
+        self.console.print(escape(" ".join(sentence.split())), soft_wrap=not self.console.is_terminal)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Move the stage's bar."""

@@ -93,7 +93,7 @@ class DataReport(Record):
         found = Counter(problem.kind for problem in self.problems)
         return {kind: found[kind] for kind in _HEADINGS if found[kind]}
 
-    def sentences(self, max_names: int = 10) -> list[str]:
+    def sentences(self, max_names: int = 3) -> list[str]:
         """Return the report for people, a sentence for each kind of problem, with the first files' names."""
         lines = [
             f"{self.n_train} images to train on; {self.n_test_normal} normal and {self.n_test_anomalous} anomalous "

@@ -32,6 +32,7 @@ from vae_edge.train.run_folder import (
     SETTINGS_FILE,
     SPLIT_FILE,
     RunFolder,
+    check_folder,
     claim_folder,
     describe_files,
     fingerprint_of,
@@ -98,6 +99,8 @@ def fit_run(
     out = Path(out)
     watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = settings.model_copy(update={"source": settings.source.absolute()})
+    if _is_first_process():
+        check_folder(out, overwrite=overwrite)
     data = _open_data(settings, watcher)
     if _is_first_process():
         claim_folder(out, overwrite=overwrite)

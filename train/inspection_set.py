@@ -167,4 +167,6 @@ def _hash_file(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise InputError(f"{path} could not be read ({error.strerror}); check its permissions or remove it") from error
+        raise InputError(
+            f"{path} could not be read ({error.strerror}); check its permissions and where a link leads, or remove it"
+        ) from error
