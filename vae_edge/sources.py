@@ -107,7 +107,12 @@ def _files_in(
         path
         for path in folder.glob("**/*" if recursive else "*")
         # A name with a leading dot is a leftover: macOS writes ._picture.png beside picture.png.
-        if is_image_file(path) and not path.name.startswith(".") and path.is_file() and not _lies_in(path, except_in)
+        if is_image_file(path)
+        and not path.name.startswith(".")
+        # A link to nowhere counts: it gets a line with the error instead of going unnoticed.
+        and (path.is_file() or path.is_symlink())
+        and not path.is_dir()
+        and not _lies_in(path, except_in)
     )
     if not found and or_raise:
         advice = "name a folder of images" if recursive else "add --recursive to look into its sub-folders"
@@ -117,7 +122,8 @@ def _files_in(
 
 
 def _lies_in(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+    # Not the resolved path itself: a link that leads to itself has none.
+    return folder is not None and (path.parent.resolve() / path.name).is_relative_to(folder.resolve())
 
 
 def _is_live(text: str) -> bool:
