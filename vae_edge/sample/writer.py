@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -127,8 +128,20 @@ def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _marker(product: str, settings: SampleSettings) -> dict[str, object]:
+def _marker(product: str, settings: SampleSettings) -> dict[str, Any]:
     return {"sample_version": SAMPLE_VERSION, "product": product, "settings": settings.as_dict()}
+
+
+def _difference(found: Any, expected: dict[str, Any]) -> str:
+    """Name what differs between two markers: `seed 0 where 1 was asked for`."""
+    flat_found, flat_expected = (
+        {**marker, **marker["settings"]}
+        if isinstance(marker, dict) and isinstance(marker.get("settings"), dict)
+        else {}
+        for marker in (found, expected)
+    )
+    names = [name for name in flat_expected if name != "settings" and flat_found.get(name) != flat_expected[name]]
+    return " and ".join(f"{name} {flat_found.get(name)} where {flat_expected[name]} was asked for" for name in names)
 
 
 def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: list[_Task]) -> bool:
@@ -145,8 +158,8 @@ def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: li
     expected = _marker(product, settings)
     if found != expected:
         raise InputError(
-            f"{folder} holds a sample set drawn from {json.dumps(found)}, expected {json.dumps(expected)}; "
-            "choose another folder, or delete this one to have it drawn anew."
+            f"{folder} holds a sample set drawn with {_difference(found, expected)}; choose another folder, or delete "
+            "this one to have it drawn anew."
         )
     lost = [path for task in tasks for path in task.files if not (folder / path).is_file()]
     if lost:
