@@ -64,6 +64,10 @@ def export(
         optimization_level=optimization_level,
         timing_cache=timing_cache,
     )
+    if name is not None and (Path(name).name != name or name.startswith(".")):
+        raise UsageError(
+            f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out says where"
+        )
     targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
     if (source / MANIFEST_FILE).is_file():
         _rebuild(source, targets, out, name, engine)

@@ -16,7 +16,7 @@ import torch
 import vae_edge
 from vae_edge.backends.base import open_backend
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
-from vae_edge.decision import fit_thresholds
+from vae_edge.decision import check_rate, fit_thresholds
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
@@ -92,6 +92,8 @@ def export_run(
     pairs = combinations(settings.targets, settings.precisions)
     if not pairs:
         raise UsageError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
+    if settings.false_alarm_rate is not None:
+        check_rate(settings.false_alarm_rate, "false-alarm rate")
     name = settings.name or run.folder.resolve().name
     folders = {pair: out / f"{name}-{pair[0]}-{pair[1]}" for pair in pairs}
     for folder in folders.values():
