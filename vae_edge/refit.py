@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vae_edge.atomic import check_place
 from vae_edge.bundle import Bundle
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, PixelTail, check_rate, fit_thresholds_with_tail
 from vae_edge.detector import Detector
@@ -54,6 +55,7 @@ def refit_thresholds(
         DeviceError: the runtime failed, or a score is not a finite number. The bundle is as it was.
     """
     check_rate(false_alarm_rate, "false-alarm rate")
+    check_place(bundle.folder)  # Not after all images have been run.
     manifest = bundle.manifest
     old = manifest.thresholds
     size = manifest.preparation
