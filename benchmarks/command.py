@@ -118,7 +118,7 @@ def _show(report: Report, results: Console, notes: Console) -> None:
         results.print(line, markup=False, soft_wrap=True)
     if any(bundle.latency and not bundle.latency.engine.is_stable for bundle in report.bundles):
         results.print("~ not stable: see the warnings")
-    for note in report.reference_notes:
+    for note in (*report.data.notes, *report.reference_notes):
         notes.print(note, markup=False, soft_wrap=True)
     for warning in report.warnings:
         print_warning(warning)
