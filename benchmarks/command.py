@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vae_edge.benchmarks.measurement import SuiteProgress
 from vae_edge.benchmarks.report import MARKDOWN_FILE, REPORT_FILE, Report
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.benchmarks.terminal import reasons, result_table
+from vae_edge.cli.console import notes_console, print_warning, results_console
+from vae_edge.cli.progress import progress_bar
 
 EXIT_NONE_RAN = 1
 
@@ -67,7 +68,7 @@ def bench(
 
     Ends with 0 if at least one bundle could run, 1 if none.
     """
-    results, notes = Console(highlight=False), Console(stderr=True, highlight=False)
+    results, notes = results_console(), notes_console()
     settings = make_settings(
         quick=quick,
         device=device,
@@ -117,10 +118,10 @@ def _show(report: Report, results: Console, notes: Console) -> None:
         results.print(line, markup=False, soft_wrap=True)
     if any(bundle.latency and not bundle.latency.engine.is_stable for bundle in report.bundles):
         results.print("~ not stable: see the warnings")
-    for note in report.reference_notes:
+    for note in (*report.data.notes, *report.reference_notes):
         notes.print(note, markup=False, soft_wrap=True)
     for warning in report.warnings:
-        notes.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        print_warning(warning)
 
 
 @contextmanager
@@ -136,15 +137,5 @@ def _progress(console: Console) -> Iterator[Callable[[SuiteProgress], None]]:
 
         yield tell
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-        yield lambda now: progress.update(
-            task, description=f"{now.bundle}: {now.doing}", completed=now.step, total=now.n_steps
-        )
+    with progress_bar("starting") as move:
+        yield lambda now: move(now.step, now.n_steps, doing=f"{now.bundle}: {now.doing}")

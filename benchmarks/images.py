@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
 
 from vae_edge.benchmarks.report import DataRecord
 from vae_edge.image import read_image
 from vae_edge.train.data_report import check_inspection_set
-from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data, spread
 
 DEFAULT_DATA = "sample"
 
 _JUDGED_WITHOUT_TEST = 64
 """Good parts of the training folder that outputs are compared on where there is no test set."""
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int)
         opened = open_inspection_set(folder)
         source = f"sample:{folder.name}" if text.partition(":")[0] == "sample" else folder.resolve().name
     checked, found = check_inspection_set(opened)
-    judged = checked.test or tuple(spread(checked.train, _JUDGED_WITHOUT_TEST))
+    judged = checked.test or spread(checked.train, _JUDGED_WITHOUT_TEST)
     timing = tuple(file.path for file in spread(checked.test or checked.train, n_timing_images))
     reason: str | None = None
     if data is None:
@@ -80,12 +75,6 @@ def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int)
             notes=tuple(found.sentences(max_names=3)[1:]),
         ),
     )
-
-
-def spread(items: Sequence[_Item], n: int) -> list[_Item]:
-    """Return at most n items, evenly spread over all of them, in order, the first one among them."""
-    n = min(n, len(items))
-    return [items[int(position)] for position in np.arange(n) * len(items) // max(n, 1)]
 
 
 def _sizes(paths: Sequence[Path]) -> tuple[str, ...]:

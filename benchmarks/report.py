@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from vae_edge.atomic import write_text
+from vae_edge.atomic import check_place, write_text
 from vae_edge.benchmarks.accuracy import BaselineRecord, Comparison
 from vae_edge.benchmarks.latency import LatencyStatistics
 from vae_edge.benchmarks.machine import MachineFacts
@@ -184,6 +184,7 @@ def check_report_folder(folder: Path) -> None:
     """
     if folder.is_dir() and (not any(folder.iterdir()) or _is_report(folder)):
         return
+    check_place(folder.parent)
     if folder.exists() or folder.is_symlink():
         raise InputError(
             f"{folder} is already there and is no earlier benchmark report; choose another folder or move it away"

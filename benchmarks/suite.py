@@ -24,7 +24,7 @@ from vae_edge.benchmarks.report import (
 from vae_edge.benchmarks.reservations import machine_warnings
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.bundle import bundles_in
-from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.errors import InputError, UsageError, VaeEdgeError
 from vae_edge.image import Preparation
 from vae_edge.train.inspection_set import InspectionSet
 
@@ -57,7 +57,7 @@ def run_suite(
         check_report_folder(report_folder)
     rows = [Row(name, folder) for name, folder in named_bundles(bundles).items()]
     if settings.reference is not None and settings.reference not in [row.name for row in rows]:
-        raise InputError(
+        raise UsageError(
             f"the reference {settings.reference!r} is none of the bundles; "
             f"choose from {', '.join(row.name for row in rows)}"
         )

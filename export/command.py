@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.cli.steps import step_progress
+from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
@@ -64,10 +64,11 @@ def export(
         optimization_level=optimization_level,
         timing_cache=timing_cache,
     )
-    try:
-        targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint="--target or --precision") from error
+    if name is not None and (Path(name).name != name or name.startswith(".")):
+        raise UsageError(
+            f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out says where"
+        )
+    targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
     if (source / MANIFEST_FILE).is_file():
         _rebuild(source, targets, out, name, engine)
         return
@@ -95,7 +96,7 @@ def export(
 
 def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | None, engine: EngineSettings) -> None:
     if targets != (Target.TENSORRT,):
-        raise InputError(
+        raise UsageError(
             f"{source} is a bundle; from a bundle only a TensorRT engine can be built: add --target tensorrt, "
             "or pass the run folder"
         )
@@ -103,15 +104,16 @@ def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | N
 
     with step_progress() as progress:
         bundle = rebuild_engine(Bundle.open(source), out, engine, name=name, progress=progress)
-    results_console().print(f"{escape(str(bundle.folder))}: {bundle.size_bytes / 1e6:.1f} MB")
+    results_console().print(f"{escape(str(bundle.folder))}: {size_text(bundle.size_bytes)}")
     print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
 
 
 def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
     """Print a table of what was made, warn, and end with the exit code of what failed."""
     table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
-    for column in ("bundle", "size", "score drift", "map drift", "flips", "threshold", "verified"):
-        table.add_column(column, justify="left" if column == "bundle" else "right", overflow="fold")
+    table.add_column("bundle", no_wrap=True)
+    for column in ("size", "score drift", "map drift", "flips", "threshold", "verified"):
+        table.add_column(column, justify="right")
     for result in results:
         if result.bundle is None:
             continue
@@ -126,7 +128,7 @@ def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
             )
         table.add_row(
             escape(manifest.name),
-            f"{result.bundle.size_bytes / 1e6:.1f} MB",
+            size_text(result.bundle.size_bytes),
             *drift,
             f"{manifest.thresholds.image_threshold:.4g}",
             "yes" if manifest.verified else "no",

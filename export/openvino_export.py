@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.errors import DeviceError, InputError, MissingDependencyError
+from vae_edge.backends.base import missing_runtime
+from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.targets import Target
 
 PRECISION_KEY = "precision"
 """Name of the metadata entry that holds the precision: the backend asks it how to compute on a GPU."""
@@ -78,7 +80,7 @@ def save_ir(model: Any, xml_path: Path, *, metadata: Mapping[str, str], precisio
         precision: goes there as well; `fp16` stores the network's weights in FP16.
 
     Raises:
-        DeviceError: OpenVINO cannot write the files.
+        InputError: the files cannot be written.
     """
     openvino = import_openvino()
     half = precision == "fp16"
@@ -91,7 +93,11 @@ def save_ir(model: Any, xml_path: Path, *, metadata: Mapping[str, str], precisio
         # save_model would round all constants to FP16 by default.
         openvino.save_model(model, xml_path, compress_to_fp16=False)
     except RuntimeError as error:
-        raise DeviceError(f"OpenVINO {openvino.__version__} cannot write {xml_path}: {error}") from error
+        # It has nothing but "iostream error" to say about a full disk.
+        raise InputError(
+            f"{xml_path.parent} could not be written, most likely because the disk is full ({error}); make room or "
+            "choose another place"
+        ) from error
     return RuntimeRecord(
         flavour="openvino", version=str(openvino.__version__), details={"weights": "fp16"} if half else {}
     )
@@ -169,8 +175,5 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "target openvino needs the package 'openvino', which is not installed; "
-            "run: pip install 'vae-edge[openvino]'"
-        ) from error
+        raise missing_runtime(Target.OPENVINO, "openvino") from error
     return openvino

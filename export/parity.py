@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vae_edge.backends.base import Backend
 from vae_edge.errors import ParityError
 from vae_edge.manifest import ParityRecord
+from vae_edge.progress import Progress
 from vae_edge.targets import Precision
 
 TOLERANCE: dict[Precision, float] = {
@@ -36,7 +37,7 @@ def run_backend(
     backend: Backend,
     images: NDArray[np.uint8],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Outputs:
     """Run an exported model over prepared images, uint8 [n, H, W, 3], one at a time as a device does."""
     maps = np.empty(images.shape[:3], dtype=np.float32)

@@ -16,12 +16,12 @@ import torch
 import vae_edge
 from vae_edge.backends.base import open_backend
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
-from vae_edge.decision import fit_thresholds
-from vae_edge.errors import DeviceError, InputError, MissingDependencyError, VaeEdgeError
+from vae_edge.decision import check_rate, fit_thresholds
+from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
 from vae_edge.export.parity import check_parity, run_backend
-from vae_edge.export.reference import Progress, Reference, measure_reference
+from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.export.torch_export import save_program
 from vae_edge.machine import installed_versions
@@ -35,6 +35,7 @@ from vae_edge.manifest import (
     graph_inputs,
     graph_outputs,
 )
+from vae_edge.progress import StepProgress
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Precision, Target, combinations
 from vae_edge.train.run_folder import RunFolder
@@ -77,7 +78,7 @@ class ExportResult:
 
 
 def export_run(
-    run: RunFolder, out: Path, settings: ExportSettings, *, progress: Progress | None = None
+    run: RunFolder, out: Path, settings: ExportSettings, *, progress: StepProgress | None = None
 ) -> list[ExportResult]:
     """Export a trained model to every target asked for, each as a bundle in `out`.
 
@@ -90,7 +91,9 @@ def export_run(
     report = progress or _no_progress
     pairs = combinations(settings.targets, settings.precisions)
     if not pairs:
-        raise InputError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
+        raise UsageError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
+    if settings.false_alarm_rate is not None:
+        check_rate(settings.false_alarm_rate, "false-alarm rate")
     name = settings.name or run.folder.resolve().name
     folders = {pair: out / f"{name}-{pair[0]}-{pair[1]}" for pair in pairs}
     for folder in folders.values():
@@ -137,7 +140,7 @@ class _Exporter:
     metadata: dict[str, str]
     """What a lone model file says about itself."""
     engine: EngineSettings
-    report: Progress
+    report: StepProgress
 
     def export(self, target: Target, precision: Precision, folder: Path) -> Bundle:
         """Make, check and publish one bundle."""

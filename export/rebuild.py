@@ -8,8 +8,9 @@ from pathlib import Path
 from vae_edge.backends.base import open_backend
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
-from vae_edge.export.tensorrt_build import EngineSettings, Progress, build_engine
+from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.manifest import MANIFEST_FILE, Manifest
+from vae_edge.progress import StepProgress
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Target
 
@@ -17,7 +18,12 @@ _ONNX_FILE = SUPPORTED[Target.ONNX].model_file
 
 
 def rebuild_engine(
-    source: Bundle, out: Path, settings: EngineSettings, *, name: str | None = None, progress: Progress | None = None
+    source: Bundle,
+    out: Path,
+    settings: EngineSettings,
+    *,
+    name: str | None = None,
+    progress: StepProgress | None = None,
 ) -> Bundle:
     """Build an engine for this device from a bundle's ONNX file and publish it as a bundle in `out`.
 

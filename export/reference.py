@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +13,15 @@ from numpy.typing import NDArray
 from vae_edge.decision import fit_thresholds
 from vae_edge.export.parity import Outputs
 from vae_edge.manifest import Thresholds
+from vae_edge.progress import StepProgress
 from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
-from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.inspection_set import spread
 from vae_edge.train.loading import load_images
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.scoring import ScoringSettings
 
 MAX_TEST_IMAGES = 200
 """Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def measure_reference(
     scoring: ScoringSettings | None,
     data_root: Path | None,
     false_alarm_rate: float | None,
-    progress: Progress,
+    progress: StepProgress,
 ) -> Reference:
     """Run the trained model over its held-out normals and some test images.
 
@@ -81,7 +78,7 @@ def measure_reference(
         graph = AnomalyGraph(run.load_vae(), scoring, constants)
         fingerprint = hashlib.sha256(f"{fingerprint} {scoring.model_dump_json()}".encode()).hexdigest()
     normals = run.find_images(("threshold",), data_root)
-    tests = _spread(run.find_images(("test",), data_root), MAX_TEST_IMAGES)
+    tests = spread(run.find_images(("test",), data_root), MAX_TEST_IMAGES)
     files = (*normals, *tests)
     images = load_images(files, preparation, lambda done, total: progress("reading images", done, total))
     maps, scores = run_graph(graph, images, progress=lambda done, total: progress("scoring with torch", done, total))
@@ -103,10 +100,3 @@ def measure_reference(
         thresholds=thresholds,
         description=f"{len(normals)} held-out normal images" + (f" and {len(tests)} test images" if tests else ""),
     )
-
-
-def _spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
-    """Return at most so many of the files, evenly spaced."""
-    if len(files) <= most:
-        return tuple(files)
-    return tuple(files[round(position)] for position in np.linspace(0, len(files) - 1, most))

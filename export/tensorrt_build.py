@@ -18,13 +18,11 @@ from typing import Any
 from vae_edge.atomic import write_bytes
 from vae_edge.backends.cuda.driver import find_gpus
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
-from vae_edge.errors import DeviceError, InputError
+from vae_edge.errors import DeviceError, InputError, UsageError
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.progress import StepProgress
 
 _log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with a phase's name, the steps done and the steps there are, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,13 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
-            raise InputError(f"max_batch is {self.max_batch}; expected 1 or more")
+            raise UsageError(f"max_batch is {self.max_batch}; expected 1 or more")
         if not 1 <= self.opt_batch <= self.max_batch:
-            raise InputError(f"opt_batch is {self.opt_batch}; expected 1 to max_batch, which is {self.max_batch}")
+            raise UsageError(f"opt_batch is {self.opt_batch}; expected 1 to max_batch, which is {self.max_batch}")
         if self.workspace_bytes < 2**20:
-            raise InputError(f"workspace_bytes is {self.workspace_bytes}; expected {2**20} (1 MiB) or more")
+            raise UsageError(f"workspace_bytes is {self.workspace_bytes}; expected {2**20} (1 MiB) or more")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise InputError(f"optimization_level is {self.optimization_level}; expected 0 to 5")
+            raise UsageError(f"optimization_level is {self.optimization_level}; expected 0 to 5")
         if len(set(self.compute_capabilities)) != len(self.compute_capabilities):
             raise InputError(f"compute_capabilities {self.compute_capabilities} name one twice")
 
@@ -67,7 +65,7 @@ def build_engine(
     onnx_path: Path,
     engine_path: Path,
     settings: EngineSettings,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     *,
     find_module: Callable[[], TensorRtModule] = find_tensorrt,
 ) -> RuntimeRecord:
@@ -77,7 +75,8 @@ def build_engine(
         onnx_path: the model; the first axis of its inputs is the batch, and no other axis may be dynamic.
         engine_path: the file to write; an older one is replaced.
         settings: how.
-        progress: told of every step. What it raises ends the build and is raised again here, and so is Ctrl-C.
+        progress: told of every step, from any thread. What it raises ends the build and is raised again here, and so
+            is Ctrl-C.
         find_module: finds TensorRT.
 
     Returns:
@@ -220,7 +219,7 @@ def _tensor_types(network: Any) -> list[str]:
 class _Monitor:
     """Passes TensorRT's progress on. TensorRT calls it from threads of its own, and no exception may reach it."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: StepProgress | None) -> None:
         self._progress = progress
         self._lock = threading.Lock()
         self._steps: dict[str, int] = {}

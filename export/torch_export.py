@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.export.graph_signature import InputKind
 
 from vae_edge.backends.torch_program import ALLOWED_OPERATORS, PROGRAM_FORMAT, dtype_name
+from vae_edge.errors import InputError
 
 _IGNORED = ("aten._assert_tensor_metadata.default",)
 """Checks that the exporter adds; they compute nothing."""
@@ -24,6 +26,7 @@ def save_program(exported: torch.export.ExportedProgram, program: Path) -> list[
         program: where the JSON goes; the tensors go beside it.
 
     Raises:
+        InputError: the disk is full.
         AssertionError: the graph uses an operator or an argument that the loader would refuse. That is a mistake of
             this package: the operator belongs into `ALLOWED_OPERATORS`.
     """
@@ -46,9 +49,14 @@ def save_program(exported: torch.export.ExportedProgram, program: Path) -> list[
         elif operator_name(node.target) not in _IGNORED:
             nodes.append(_node_record(node))
     used = {node["tensor"] for node in nodes if "tensor" in node}
-    save_file(
-        {name: stored[name].detach().contiguous().clone() for name in sorted(used)}, program.with_suffix(".safetensors")
-    )
+    tensors = {name: stored[name].detach().contiguous().clone() for name in sorted(used)}
+    try:
+        save_file(tensors, program.with_suffix(".safetensors"))
+    except SafetensorError as error:
+        # What a full disk is to its writer, which is not Python's.
+        raise InputError(
+            f"{program.parent} could not be written ({error}); make room or choose another place"
+        ) from error
     content = {"format": PROGRAM_FORMAT, "inputs": inputs, "outputs": outputs, "nodes": nodes}
     program.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [program, program.with_suffix(".safetensors")]

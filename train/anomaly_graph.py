@@ -6,7 +6,7 @@ no data-dependent control flow and a dynamic batch only, and uses nothing that O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils import fusion
 
 from vae_edge.errors import InputError
+from vae_edge.progress import Progress
 from vae_edge.train.network import Vae
 from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringMethod, ScoringSettings
 
@@ -119,7 +120,7 @@ def fit_scoring_constants(
     images: NDArray[np.uint8],
     *,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ScoringConstants:
     """Measure each pixel's residual over held-out normals.
 
@@ -167,7 +168,7 @@ def run_graph(
     images: NDArray[np.uint8],
     *,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Run the graph over uint8 [n, H, W, 3]; return the maps, float32 [n, H, W], and the scores, float32 [n]."""
     height, width = graph.image_size

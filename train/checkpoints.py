@@ -48,8 +48,11 @@ class PlainCheckpointIO(CheckpointIO):
             with new_file(Path(path)) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
         except RuntimeError as error:
-            # What a full disk is to torch's zip writer.
-            raise InputError(f"{path} could not be written ({error}); make room or choose another place") from error
+            # What a full disk is to torch's zip writer, whose words for it are about positions in the file.
+            raise InputError(
+                f"{path} could not be written, most likely because the disk is full ({error}); make room, then go on "
+                "with --resume or choose another place"
+            ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

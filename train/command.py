@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn
 
 from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
+from vae_edge.cli.progress import new_bars
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
-from vae_edge.errors import InputError
+from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
 from vae_edge.train.scoring import ScoringMethod
@@ -114,9 +115,9 @@ def train(
         print_result(run)
         return
     if out is None:
-        raise InputError("there is no place for the run; expected --out RUN, such as --out runs/first")
+        raise UsageError("there is no place for the run; expected --out RUN, such as --out runs/first")
     if (data is None) == (normal is None):
-        raise InputError("expected either --data or --normal; for a first try: --data sample")
+        raise UsageError("expected either --data or --normal; for a first try: --data sample")
     architecture = make_architecture(
         preset,
         parse_image_size(image_size),
@@ -169,7 +170,7 @@ def _train(settings: TrainSettings, out: Path, overwrite: bool) -> None:
             vae = Vae.from_architecture(settings.architecture)
         shape = settings.architecture
         watcher.say(
-            f"the network has {count_parameters(vae) / 1e6:.2f} M parameters and takes {count_flops(vae) / 1e9:.2f} "
+            f"the network has {count_parameters(vae) / 1e6:.3g} M parameters and takes {count_flops(vae) / 1e9:.3g} "
             f"GFLOP for an image of {shape.height}x{shape.width}"
         )
         run = fit_run(settings, out=out, overwrite=overwrite, watcher=watcher)
@@ -184,7 +185,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
     if match is None:
-        raise InputError(f"the image size is {text!r}; expected a side such as 256, or height x width such as 256x320")
+        raise UsageError(f"the image size is {text!r}; expected a side such as 256, or height x width such as 256x320")
     height = int(match.group(1))
     return height, int(match.group(2) or height)
 
@@ -247,16 +248,7 @@ class _TerminalWatcher(Watcher):
         self.console = notes_console()
         self.stage = ""
         self._task: TaskID | None = None
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-        )
+        self._bars = new_bars(self.console, TextColumn("{task.fields[note]}"), count=False)
         self._line_at = 0.0
 
     def __enter__(self) -> _TerminalWatcher:
@@ -265,11 +257,12 @@ class _TerminalWatcher(Watcher):
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._bars.stop()
+        if self.console.is_terminal:  # Elsewhere it would print an empty line.
+            self._bars.stop()
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        self.console.print(escape(sentence), soft_wrap=not self.console.is_terminal)
+        self.console.print(escape(" ".join(sentence.split())), soft_wrap=not self.console.is_terminal)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Move the stage's bar."""
@@ -300,7 +293,7 @@ def _refuse_others(context: typer.Context) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        raise InputError(
+        raise UsageError(
             f"--resume was given along with {', '.join(given)}; an interrupted run goes on with its own settings: "
             "leave them out, or train a new run with --out"
         )

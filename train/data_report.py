@@ -25,8 +25,9 @@ import numpy as np
 
 from vae_edge.errors import InputError
 from vae_edge.image import read_image
+from vae_edge.progress import Progress
 from vae_edge.records import Record
-from vae_edge.train.inspection_set import ImageFile, InspectionSet, Progress, fingerprint
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, fingerprint
 from vae_edge.train.layout import Layout
 from vae_edge.train.loading import map_in_threads, read_mask
 
@@ -92,7 +93,7 @@ class DataReport(Record):
         found = Counter(problem.kind for problem in self.problems)
         return {kind: found[kind] for kind in _HEADINGS if found[kind]}
 
-    def sentences(self, max_names: int = 10) -> list[str]:
+    def sentences(self, max_names: int = 3) -> list[str]:
         """Return the report for people, a sentence for each kind of problem, with the first files' names."""
         lines = [
             f"{self.n_train} images to train on; {self.n_test_normal} normal and {self.n_test_anomalous} anomalous "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +16,7 @@ from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError
 from vae_edge.machine import installed_version, installed_versions
 from vae_edge.manifest import Thresholds
+from vae_edge.progress import Progress
 from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
 from vae_edge.train.data_report import DataReport, check_inspection_set
 from vae_edge.train.inspection_set import InspectionSet
@@ -32,6 +32,7 @@ from vae_edge.train.run_folder import (
     SETTINGS_FILE,
     SPLIT_FILE,
     RunFolder,
+    check_folder,
     claim_folder,
     describe_files,
     fingerprint_of,
@@ -98,6 +99,8 @@ def fit_run(
     out = Path(out)
     watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = settings.model_copy(update={"source": settings.source.absolute()})
+    if _is_first_process():
+        check_folder(out, overwrite=overwrite)
     data = _open_data(settings, watcher)
     if _is_first_process():
         claim_folder(out, overwrite=overwrite)
@@ -247,5 +250,5 @@ def _is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def _report(watcher: Watcher, stage: str) -> Callable[[int, int], None]:
+def _report(watcher: Watcher, stage: str) -> Progress:
     return lambda done, total: watcher.progress(stage, done, total)

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from vae_edge.atomic import sha256_file
 from vae_edge.cache import sample_cache_folder
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES
+from vae_edge.progress import Progress
 from vae_edge.train.layout import Layout, existing_folder, find_below, find_by_name
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and their total."""
 
 N_WORKERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read and decode; OpenCV and hashlib release the interpreter while they work."""
@@ -138,7 +136,7 @@ def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress
 
     product = product or DEFAULT_PRODUCT
     if product not in PRODUCTS:
-        raise InputError(f"there is no sample product {product!r}; expected one of {', '.join(PRODUCTS)}")
+        raise UsageError(f"there is no sample product {product!r}; expected one of {', '.join(PRODUCTS)}")
     # The version is in the name: a set that another version drew is not taken for this one's.
     folder = (cache_folder or sample_cache_folder()) / f"v{SAMPLE_VERSION}"
     return write_sample_set(folder, products=[product], progress=progress)[0]
@@ -147,6 +145,12 @@ def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress
 def fingerprint(images: Iterable[ImageFile]) -> str:
     """Return a SHA-256 over the images' contents that depends neither on their names nor on their order."""
     return hashlib.sha256("\n".join(sorted(image.sha256 for image in images)).encode()).hexdigest()
+
+
+def spread(images: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
+    """Return at most so many of the images, evenly spread over all of them, in order, the first one among them."""
+    n = min(most, len(images))
+    return tuple(images[position * len(images) // n] for position in range(n))
 
 
 def _hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
@@ -163,4 +167,6 @@ def _hash_file(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise InputError(f"{path} could not be read ({error.strerror}); check its permissions or remove it") from error
+        raise InputError(
+            f"{path} could not be read ({error.strerror}); check its permissions and where a link leads, or remove it"
+        ) from error

@@ -23,6 +23,7 @@ from typing import Literal
 
 from vae_edge.errors import InputError
 from vae_edge.image import is_image_file
+from vae_edge.records import check_recordable
 
 Layout = Literal["mvtec", "folder", "folders"]
 
@@ -157,9 +158,10 @@ def existing_folder(path: str | Path, what: str) -> Path:
     """Return a folder that is there.
 
     Raises:
-        InputError: it is missing or a file; `what` says what it should be.
+        InputError: it is missing, a file or no UTF-8; `what` says what it should be.
     """
     folder = Path(path).expanduser()
+    check_recordable(folder)
     if not folder.exists():
         raise InputError(f"{folder} does not exist; expected {what}: check the name")
     if not folder.is_dir():
@@ -189,10 +191,13 @@ def _list_images(folder: Path) -> tuple[list[Path], int]:
         seen.add(place.resolve())
         names[:] = sorted(name for name in names if not name.startswith("."))
         for file in files:
-            if file.startswith(".") or not (place / file).is_file():
+            path = place / file
+            # A link to nowhere counts: an image that is missing must not go unnoticed.
+            if file.startswith(".") or not (path.is_file() or path.is_symlink()):
                 continue
-            if is_image_file(place / file):
-                images.append(place / file)
+            if is_image_file(path):
+                check_recordable(path)
+                images.append(path)
             else:
                 n_other += 1
     return sorted(images, key=lambda path: _relative(path, folder)), n_other

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation, load_prepared
-from vae_edge.train.inspection_set import N_WORKERS, ImageFile, Progress
+from vae_edge.progress import Progress
+from vae_edge.train.inspection_set import N_WORKERS, ImageFile
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

@@ -34,7 +34,7 @@ from vae_edge.train.network import Vae, count_flops, count_parameters
 from vae_edge.train.run_records import TrainingOutcome, TrainSettings
 from vae_edge.train.surroundings import interruptible, quiet, repeatable
 
-Progress = Callable[[int, int, str], None]
+StepNotes = Callable[[int, int, str], None]
 """Called with steps done, steps planned and a few words about the losses."""
 
 
@@ -74,7 +74,7 @@ def fit_vae(
     fit_images: NDArray[np.uint8],
     held_out_images: NDArray[np.uint8],
     folder: Path,
-    progress: Progress | None = None,
+    progress: StepNotes | None = None,
 ) -> tuple[Vae, TrainingOutcome] | None:
     """Train a network, or go on with its training where `folder` holds a checkpoint.
 
@@ -142,7 +142,7 @@ def fit_vae(
 class _ProgressCallback(Callback):
     """Turns Lightning's hooks into calls of a plain function."""
 
-    def __init__(self, report: Progress, n_steps: int) -> None:
+    def __init__(self, report: StepNotes, n_steps: int) -> None:
         self.report = report
         self.n_steps = n_steps
 
@@ -166,7 +166,7 @@ class _SettledEarlyStopping(EarlyStopping):
 
 
 def _trainer(
-    settings: TrainSettings, plan: Plan, keeper: RunCheckpoint, folder: Path, progress: Progress | None
+    settings: TrainSettings, plan: Plan, keeper: RunCheckpoint, folder: Path, progress: StepNotes | None
 ) -> Trainer:
     callbacks: list[Callback] = [keeper]
     if settings.patience:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_edge.errors import InputError
+from vae_edge.errors import UsageError
 from vae_edge.train.presets import Architecture, channel_widths, check_image_size, check_max_features, count_stages
 
 _LOG_VARIANCE_LIMIT = 20.0  # exp(20) is far from float32's end; without a limit one bad batch makes the loss infinite.
@@ -72,9 +72,9 @@ class Vae(nn.Module):
         super().__init__()
         for name, value in (("n_features", n_features), ("latent_vec_size", latent_vec_size)):
             if value < 1:
-                raise InputError(f"{name} is {value}; expected 1 or more")
+                raise UsageError(f"{name} is {value}; expected 1 or more")
         if not kl_weight >= 0:
-            raise InputError(f"kl_weight is {kl_weight}; expected 0 or more, such as 0.00025")
+            raise UsageError(f"kl_weight is {kl_weight}; expected 0 or more, such as 0.00025")
         check_max_features(n_features, max_features)
         height, width = image_size
         check_image_size(height, width)

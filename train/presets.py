@@ -6,7 +6,7 @@ import math
 
 from pydantic import Field, model_validator
 
-from vae_edge.errors import InputError
+from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
 
 SMALLEST_SIDE = 32
@@ -87,7 +87,7 @@ def preset_named(name: str) -> Preset:
         InputError: there is none of that name.
     """
     if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+        raise UsageError(f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -146,13 +146,13 @@ def check_image_size(height: int, width: int) -> None:
         InputError: with the nearest sizes that fit.
     """
     if min(height, width) < SMALLEST_SIDE or max(height, width) > LARGEST_SIDE:
-        raise InputError(
+        raise UsageError(
             f"the image size is {height}x{width}; expected sides of {SMALLEST_SIDE} to {LARGEST_SIDE}, such as 256x256"
         )
     step = 2 ** count_stages(height, width)
     if height % step or width % step:
         smaller, larger = nearest_image_sizes(height, width)
-        raise InputError(
+        raise UsageError(
             f"the image size is {height}x{width}, the network halves it {count_stages(height, width)} times and needs "
             f"sides divisible by {step}; the nearest that fit are {_by(smaller)} and {_by(larger)} (height x width)"
         )
@@ -181,7 +181,7 @@ def check_max_features(n_features: int, max_features: int | None) -> None:
         InputError: with both numbers.
     """
     if max_features is not None and max_features < n_features:
-        raise InputError(
+        raise UsageError(
             f"max_features is {max_features}, below n_features ({n_features}); expected {n_features} or more, or none"
         )
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vae_edge.atomic import new_file, write_text
+from vae_edge.atomic import check_place, new_file, write_text
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import Thresholds
-from vae_edge.records import FileRecord, Record, check_recorded_files, file_record, read_record
+from vae_edge.records import FileRecord, Record, check_recordable, check_recorded_files, file_record, read_record
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set
 from vae_edge.train.metrics import Metrics
 from vae_edge.train.run_records import (
@@ -159,7 +159,7 @@ class RunFolder:
             found = self.record.settings.source.open() if data_root is None else open_inspection_set(data_root)
         except InputError as error:
             raise InputError(
-                f"the images of the run {self.folder} are not where they were: {error} {_MOVED}"
+                f"the images of the run {self.folder} are not where they were: {error}. {_MOVED}"
             ) from error
         by_hash = _by_hash(found)
         missing = [image.name for image in wanted if image.sha256 not in by_hash]
@@ -174,6 +174,30 @@ class RunFolder:
 _MOVED = "Expected the images that it was trained with: give their folder with --data"
 
 
+def check_folder(out: Path, *, overwrite: bool) -> None:
+    """Refuse, before the data is read, a folder that `claim_folder` would refuse.
+
+    Raises:
+        InputError: the name is taken, or the folder cannot be written.
+    """
+    check_recordable(out)
+    if not out.exists():
+        check_place(out)
+        return
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if (out / RECORD_FILE).is_file():
+        if not overwrite:
+            raise InputError(f"{out} holds a complete run; choose another --out, or replace it with --overwrite")
+    elif (out / SETTINGS_FILE).is_file():
+        if (out / CHECKPOINT).is_file() and not overwrite:
+            raise InputError(
+                f"{out} holds an unfinished run; go on with: vae-train --resume {out}; or replace it with --overwrite"
+            )
+    else:
+        raise InputError(f"{out} is already there and is not a run; choose another --out or move it away")
+
+
 def claim_folder(out: Path, *, overwrite: bool) -> None:
     """Make the folder of a new run.
 
@@ -184,9 +208,10 @@ def claim_folder(out: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: the name is taken, or the folder cannot be written.
     """
+    check_folder(out, overwrite=overwrite)
     try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            _make_room(out, overwrite)
+        if out.exists() and any(out.iterdir()):
+            _make_room(out)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made ({error.strerror}); choose another place for the run") from error
@@ -259,19 +284,9 @@ def fingerprint_of(files: Sequence[FileRecord]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _make_room(out: Path, overwrite: bool) -> None:
-    if (out / RECORD_FILE).is_file():
-        if not overwrite:
-            raise InputError(f"{out} holds a complete run; choose another --out, or replace it with --overwrite")
-    elif (out / SETTINGS_FILE).is_file():
-        if not (out / CHECKPOINT).is_file():
-            return  # It never got through an epoch, so there is nothing to lose.
-        if not overwrite:
-            raise InputError(
-                f"{out} holds an unfinished run; go on with: vae-train --resume {out}; or replace it with --overwrite"
-            )
-    else:
-        raise InputError(f"{out} is already there and is not a run; choose another --out or move it away")
+def _make_room(out: Path) -> None:
+    if not ((out / RECORD_FILE).is_file() or (out / CHECKPOINT).is_file()):
+        return  # It never got through an epoch, so there is nothing to lose.
     aside = _aside(out)
     if aside.exists():
         if not (out / RECORD_FILE).is_file():

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
 from vae_edge.image import Preparation
 from vae_edge.manifest import Thresholds
+from vae_edge.progress import Progress
 from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.data_report import DataReport
-from vae_edge.train.inspection_set import ImageFile, InspectionSet, Progress, open_inspection_set, resolve_data
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
 from vae_edge.train.presets import Architecture
 from vae_edge.train.scoring import ScoringSettings
 from vae_edge.train.split import SplitSettings

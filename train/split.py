@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.records import Record
 from vae_edge.train.inspection_set import ImageFile
 
@@ -133,16 +133,16 @@ def _key_function(images: Sequence[ImageFile], pattern: str | None) -> Callable[
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise InputError(
+        raise UsageError(
             f"the group {pattern!r} is no regular expression ({error}); expected one such as 'part(\\d+)_'"
         ) from error
     if expression.groups < 1:
-        raise InputError(f"the group {pattern!r} has no parentheses; expected one group, such as 'part(\\d+)_'")
+        raise UsageError(f"the group {pattern!r} has no parentheses; expected one group, such as 'part(\\d+)_'")
     keys = {}
     for image in images:
         match = expression.search(image.name)
         if match is None or match.group(1) is None:
-            raise InputError(
+            raise UsageError(
                 f"the group {pattern!r} is not found in the name {image.name}; expected a match in every name: "
                 "change the expression"
             )

@@ -91,12 +91,27 @@ def new_folder(final: Path, *, replaces: str | None = None) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(final: Path, marker: str | None) -> None:
-    """Refuse a folder name that is taken by something that may not be replaced.
+def check_place(folder: Path) -> None:
+    """Refuse, before any work is done for it, a folder that cannot be made or written.
 
     Raises:
-        InputError: `final` exists and is neither an empty folder nor one that holds the file `marker`.
+        InputError: a file stands where it or a folder above it should be, or the folder is read-only.
     """
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise InputError(f"{folder} could not be written, {above} is a file; expected a folder: choose another place")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{folder} could not be written, {above} is read-only; choose another place")
+
+
+def check_replaceable(final: Path, marker: str | None) -> None:
+    """Refuse a folder name that is taken by something that may not be replaced, or that cannot be made.
+
+    Raises:
+        InputError: `final` exists and is neither an empty folder nor one that holds the file `marker`; or it could not
+            be written.
+    """
+    check_place(final.parent)
     if not final.exists() and not final.is_symlink():
         return
     if final.is_dir() and (not any(final.iterdir()) or (marker is not None and (final / marker).is_file())):

@@ -10,7 +10,7 @@ from pathlib import Path
 from vae_edge.atomic import check_replaceable, new_folder, write_text
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest
-from vae_edge.records import check_recorded_files, read_record
+from vae_edge.records import check_recordable, check_recorded_files, read_record
 
 _ADVICE = "copy or export the bundle again"
 
@@ -80,6 +80,7 @@ def check_bundle_name_is_free(folder: Path) -> None:
     Raises:
         InputError: with the name.
     """
+    check_recordable(folder)
     check_replaceable(folder, MANIFEST_FILE)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.manifest import Thresholds
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
@@ -218,4 +218,4 @@ def check_rate(rate: float, name: str) -> None:
         InputError: with the value and an example.
     """
     if not 0 < rate < 1:
-        raise InputError(f"the {name} is {rate}; expected a number between 0 and 1, such as 0.01 for one in a hundred")
+        raise UsageError(f"the {name} is {rate}; expected a number between 0 and 1, such as 0.01 for one in a hundred")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
-from vae_edge.errors import DeviceError, InputError, VaeEdgeError
+from vae_edge.errors import DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared
 from vae_edge.prediction import Prediction
 
@@ -121,7 +121,7 @@ class Detector:
         limit = self.backend.max_batch
         if size < 1 or (limit is not None and size > limit):
             allowed = "1 or more" if limit is None else f"1 to {limit}"
-            raise InputError(f"batch_size is {size}; this bundle takes {allowed}")
+            raise UsageError(f"batch_size is {size}; this bundle takes {allowed}")
         return self._stream(iter(images), size, errors)
 
     def _stream(

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from vae_edge import __version__
 from vae_edge.machine import Jetson, Machine, look_at_machine
 from vae_edge.probes import GPU_FIX, PACKAGES, RUNTIME_PROBES, Probe, Purpose, probe_package, read_probe
+from vae_edge.progress import Progress
 
 _TIMEOUT_S = 180.0
 """The first import of torch from a slow memory card takes more than a minute."""
@@ -44,7 +44,7 @@ class Diagnosis:
         return tuple(dict.fromkeys(probe.fix for probe in self.probes if probe.fix))
 
 
-def examine(*, progress: Callable[[int, int], None] | None = None) -> Diagnosis:
+def examine(*, progress: Progress | None = None) -> Diagnosis:
     """Look at the machine and try every runtime out, each in a process of its own.
 
     Args:

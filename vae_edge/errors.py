@@ -1,7 +1,8 @@
 """Everything vae-edge raises on purpose.
 
     VaeEdgeError
-    ├── InputError              (ValueError)    an argument, an image or a data set cannot be used
+    ├── InputError              (ValueError)    an image, a data set or a file cannot be used
+    │   └── UsageError          (ValueError)    an argument has a value that nothing can be done with
     ├── BundleError             (ValueError)    a bundle or a run folder is damaged, foreign or too new
     ├── MissingDependencyError  (ImportError)   a package is not installed; the message says how to install it
     ├── DeviceError             (RuntimeError)  the device or its driver cannot do what was asked
@@ -21,7 +22,13 @@ class VaeEdgeError(Exception):
 
 
 class InputError(VaeEdgeError, ValueError):
-    """An argument, an image or a data set cannot be used."""
+    """An image, a data set, a file or an argument cannot be used."""
+
+
+class UsageError(InputError):
+    """An argument has a value that nothing can be done with, whatever the files and the machine."""
+
+    exit_code = 2
 
 
 class BundleError(VaeEdgeError, ValueError):

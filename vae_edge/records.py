@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vae_edge.atomic import sha256_file
-from vae_edge.errors import BundleError, InputError, VaeEdgeError
+from vae_edge.errors import BundleError, InputError, UsageError, VaeEdgeError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -79,7 +79,21 @@ def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or kind.__name__
-        raise InputError(f"{place} is {first['input']!r}: {first['msg'].lower()}") from error
+        raise UsageError(f"{place} is {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def check_recordable(path: Path) -> None:
+    """Refuse a path that no record can hold: JSON is Unicode, and a file name may be any bytes.
+
+    Raises:
+        InputError: the name is no UTF-8, or the locale is not one of UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"the name {str(path)!a} is no UTF-8; rename the file, or set PYTHONUTF8=1 if it looks right elsewhere"
+        ) from None
 
 
 def file_record(path: Path) -> FileRecord:

@@ -6,15 +6,17 @@ this device's own scores of its own normal parts keep the false-alarm rate that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vae_edge.atomic import check_place
 from vae_edge.bundle import Bundle
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, PixelTail, check_rate, fit_thresholds_with_tail
 from vae_edge.detector import Detector
 from vae_edge.errors import DeviceError, InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
+from vae_edge.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def refit_thresholds(
     files: Sequence[Path],
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     *,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Refit:
     """Run a bundle over normal images, fit both thresholds on its outputs and write them into its manifest.
 
@@ -53,6 +55,7 @@ def refit_thresholds(
         DeviceError: the runtime failed, or a score is not a finite number. The bundle is as it was.
     """
     check_rate(false_alarm_rate, "false-alarm rate")
+    check_place(bundle.folder)  # Not after all images have been run.
     manifest = bundle.manifest
     old = manifest.thresholds
     size = manifest.preparation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -86,7 +87,7 @@ class JsonLines:
             InputError: the disk is full or was taken away; the records before this one are written.
         """
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(_as_json(record, self._file.encoding) + "\n")
             self._file.flush()
         except BrokenPipeError:
             raise  # The reader of a pipe has seen enough: no failure.
@@ -96,7 +97,9 @@ class JsonLines:
     def close(self) -> None:
         """Close the file if it was opened here."""
         if self._owned:
-            self._file.close()
+            # What could not be written was reported, and closing would try and fail once more.
+            with suppress(OSError):
+                self._file.close()
 
     def __enter__(self) -> JsonLines:
         return self
@@ -198,6 +201,16 @@ def _where(picture: Picture) -> dict[str, Any]:
     if picture.time_s is not None:
         where["time_s"] = round(picture.time_s, 4)
     return where
+
+
+def _as_json(record: dict[str, Any], encoding: str | None) -> str:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        # An ASCII terminal, or a file name that is no UTF-8: JSON has an escape for every character.
+        return json.dumps(record, allow_nan=False)
+    return text
 
 
 def _cannot_write(name: str, error: OSError) -> InputError:

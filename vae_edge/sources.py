@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
 from vae_edge.pictures import Chain, ImageFiles, Source
 from vae_edge.video import Video, is_video_file
@@ -36,7 +36,7 @@ def open_sources(
     """
     for name, value in (("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected 1 or more")
+            raise UsageError(f"{name} is {value}; expected 1 or more")
     if not texts:
         raise InputError("no source was given; expected images, folders, globs, videos, a camera's index or a URL")
     sources: list[Source] = []
@@ -107,7 +107,12 @@ def _files_in(
         path
         for path in folder.glob("**/*" if recursive else "*")
         # A name with a leading dot is a leftover: macOS writes ._picture.png beside picture.png.
-        if is_image_file(path) and not path.name.startswith(".") and path.is_file() and not _lies_in(path, except_in)
+        if is_image_file(path)
+        and not path.name.startswith(".")
+        # A link to nowhere counts: it gets a line with the error instead of going unnoticed.
+        and (path.is_file() or path.is_symlink())
+        and not path.is_dir()
+        and not _lies_in(path, except_in)
     )
     if not found and or_raise:
         advice = "name a folder of images" if recursive else "add --recursive to look into its sub-folders"
@@ -117,7 +122,8 @@ def _files_in(
 
 
 def _lies_in(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+    # Not the resolved path itself: a link that leads to itself has none.
+    return folder is not None and (path.parent.resolve() / path.name).is_relative_to(folder.resolve())
 
 
 def _is_live(text: str) -> bool:

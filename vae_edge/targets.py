@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from vae_edge.errors import InputError
+from vae_edge.errors import UsageError
 
 
 class Target(str, Enum):
@@ -111,7 +111,7 @@ def combinations(targets: Iterable[Target], precisions: Iterable[Precision]) -> 
     for target, precision in pairs:
         if precision not in SUPPORTED[target].precisions:
             allowed = ", ".join(map(str, SUPPORTED[target].precisions))
-            raise InputError(f"target {target} cannot be exported in {precision}; it supports {allowed}")
+            raise UsageError(f"target {target} cannot be exported in {precision}; it supports {allowed}")
     return pairs
 
 
@@ -121,5 +121,5 @@ def _split(text: str) -> list[str]:
 
 def _checked(name: str, known: list[str], what: str) -> str:
     if name not in known:
-        raise InputError(f"{name!r} is not a {what}; choose from {', '.join(known)}, or all")
+        raise UsageError(f"{name!r} is not a {what}; choose from {', '.join(known)}, or all")
     return name

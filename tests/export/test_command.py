@@ -41,6 +41,15 @@ def test_an_unknown_target_or_precision_is_wrong_usage_and_names_the_choices(
     assert choices in err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--name", "a/b"), ("--name", ".."), ("--false-alarm-rate", "0")])
+def test_a_bad_option_is_refused_before_any_work(
+    option: str, value: str, command: Command, trained_run: RunFolder, tmp_path: Path
+) -> None:
+    code, out, err = command("export", trained_run.folder, option, value, "--out", tmp_path / "bundles")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert not (tmp_path / "bundles").exists()
+
+
 def test_a_folder_that_is_no_run_is_refused(command: Command, tmp_path: Path) -> None:
     code, _, err = command("export", tmp_path, "--out", tmp_path / "bundles")
     assert code == 1
@@ -67,7 +76,7 @@ def test_changed_weights_end_the_export(command: Command, own_run: Path, tmp_pat
 def test_from_a_bundle_only_an_engine_is_built(command: Command, tmp_path: Path) -> None:
     make_bundle(tmp_path / "toy-onnx-fp32", Target.ONNX)
     code, _, err = command("export", tmp_path / "toy-onnx-fp32", "--target", "openvino", "--out", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "--target tensorrt" in err
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.export.test_onnx_export import random_graph
 from vae_edge.backends.base import open_backend
 from vae_edge.backends.torch_program import load_program
+from vae_edge.errors import InputError
 from vae_edge.export.onnx_export import export_program
 from vae_edge.export.torch_export import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
@@ -39,6 +41,15 @@ def test_a_program_is_json_and_safetensors_and_no_pickle(tmp_path: Path) -> None
     assert len(content["outputs"]) == 2
     # A pickle of torch is a zip archive.
     assert not files[1].read_bytes().startswith(b"PK")
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vae_edge.export.torch_export.save_file", full)
+    with pytest.raises(InputError, match=r"No space left on device.*make room or choose another place"):
+        save_program(export_program(random_graph("mse")), tmp_path / "program.json")
 
 
 def test_a_program_loads_without_the_networks_class(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert vae_train(*words) == 1
+    assert vae_train(*words) == (1 if "nowhere" in words else 2)  # 2: also another folder would not help
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

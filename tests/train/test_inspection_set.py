@@ -1,4 +1,6 @@
 import hashlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,20 @@ def test_other_files_are_counted_and_hidden_ones_are_not(root: Path) -> None:
     images = open_inspection_set(root)
     assert images.n_ignored == 2
     assert len(images.train) == 4
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "link.png"])
+def test_an_image_that_is_a_link_to_nowhere_is_not_passed_over(root: Path, target: str) -> None:
+    (root / "train" / "good" / "link.png").symlink_to(target)
+    with pytest.raises(InputError, match=r"link\.png could not be read .* or remove it"):
+        open_inspection_set(root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are any bytes on Linux only")
+def test_a_name_that_is_no_utf_8_is_refused_before_any_record_is_written(root: Path) -> None:
+    (root / "train" / "good" / os.fsdecode(b"St\xfcck.png")).write_bytes(b"")
+    with pytest.raises(InputError, match=r"St\\udcfcck\.png' is no UTF-8; rename the file"):
+        open_inspection_set(root)
 
 
 def test_a_link_that_leads_back_up_does_not_loop(tmp_path: Path) -> None:
@@ -268,9 +284,9 @@ def test_the_report_names_only_the_first_files_and_counts_the_rest(root: Path) -
     _, report = checked(root)
     line = report.sentences()[1]
     assert ": 15 (" in line
-    assert "bad09.png" in line
-    assert "bad10.png" not in line
-    assert "and 5 more" in line
+    assert "bad02.png" in line
+    assert "bad03.png" not in line
+    assert "and 12 more" in line
     assert DataReport.model_validate_json(report.model_dump_json()) == report
 
 

@@ -156,6 +156,13 @@ def test_a_run_without_a_checkpoint_is_taken_over(tmp_path: Path) -> None:
     claim_folder(tmp_path, overwrite=False)
 
 
+def test_a_taken_name_is_refused_before_the_data_is_looked_at(run: Path) -> None:
+    settings = RunFolder.open(run).record.settings
+    nowhere = settings.model_copy(update={"source": DataSource(root="nowhere")})
+    with pytest.raises(InputError, match="holds a complete run"):
+        fit_run(nowhere, out=run)
+
+
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_text("")
     with pytest.raises(InputError, match="is not a run"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ HEAVY = ("torch", "lightning", "onnxruntime", "openvino", "tensorrt", "tensorrt_
 
 
 def loaded_after(code: str) -> set[str]:
-    script = f"import sys\n{code}\nsys.stdout.write(' '.join(name for name in sys.modules if '.' not in name))"
+    script = f"import sys\n{code}\nsys.stdout.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stdout.split("\n")[-1].split())
 
@@ -65,11 +66,36 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
         "from vae_edge import Detector, Bundle, read_image, Prediction, Preparation",
         "import vae_edge.cli.main, vae_edge.cli.run, vae_edge.cli.verify, vae_edge.cli.inspect, vae_edge.cli.sample",
         "import vae_edge.doctor, vae_edge.cli.doctor, vae_edge.probes",
+        "import vae_edge.benchmarks.worker, vae_edge.benchmarks.command",
+        "import vae_edge.export.rebuild, vae_edge.export.command",
+        "import vae_edge.train.command, vae_edge.train.run_folder",
         "import vae_edge.sources, vae_edge.sinks, vae_edge.refit, vae_edge.backends.base, vae_edge.sample",
     ],
 )
 def test_what_runs_on_a_device_loads_no_torch_and_no_runtime_on_import(code: str) -> None:
     assert not loaded_after(code) & set(HEAVY)
+
+
+def test_the_process_that_measures_loads_no_metrics() -> None:
+    code = "import vae_edge.benchmarks.worker, vae_edge.benchmarks.latency, vae_edge.benchmarks.processor_load"
+    assert not {name for name in loaded_after(code) if name.startswith("vae_edge.train")}
+
+
+LAYERS = {"train": ("export", "benchmarks"), "export": ("benchmarks",), "vae_edge": ("train", "export", "benchmarks")}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down(layer: str) -> None:
+    above = tuple(f"vae_edge.{name}" for name in LAYERS[layer])
+    modules = [path for path in (ROOT / layer).rglob("*.py") if path.parent.resolve().is_relative_to(ROOT / layer)]
+    assert len(modules) > 5
+    for module in modules:
+        if module == ROOT / "vae_edge" / "__init__.py":
+            continue  # It names the network to type checkers, and loads it only where it is asked for.
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.startswith(above)], module
 
 
 def test_vae_run_reaches_its_verdict_without_torch(onnx_bundle: vae_edge.Bundle, tmp_path: Path) -> None:
@@ -86,6 +112,7 @@ def test_vae_run_reaches_its_verdict_without_torch(onnx_bundle: vae_edge.Bundle,
     ("error", "builtin", "exit_code"),
     [
         (errors.InputError, ValueError, 1),
+        (errors.UsageError, errors.InputError, 2),
         (errors.BundleError, ValueError, 1),
         (errors.MissingDependencyError, ImportError, 1),
         (errors.DeviceError, RuntimeError, 1),

@@ -81,6 +81,22 @@ def test_a_full_disk_is_a_sentence() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_a_sentence_also_where_the_file_is_closed_after_it() -> None:
+    with pytest.raises(InputError, match="could not be written"), JsonLines(Path("/dev/full")) as lines:
+        lines.write({"source": "piece.png"})
+
+
+def test_a_name_that_is_no_utf_8_is_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"St\xfcck.png")
+    with JsonLines(tmp_path / "predictions.jsonl") as lines:
+        lines.write({"source": name})
+        lines.write({"source": "Stück.png"})
+    first, second = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first) == {"source": name}
+    assert second == '{"source": "Stück.png"}'
+
+
 def test_a_stream_that_was_given_is_left_open() -> None:
     text = io.StringIO()
     with JsonLines(text) as lines:

@@ -73,6 +73,14 @@ def test_sources_come_in_the_order_given_and_twice_if_named_twice(folder: Path) 
     assert names(list(open_sources([f"{folder}/b.png", str(folder)]))) == ["b.png", "a.jpg", "b.png"]
 
 
+@pytest.mark.parametrize("target", ["nowhere.png", "b-link.png"])
+def test_an_image_that_is_a_link_to_nowhere_is_an_error_in_its_place(folder: Path, target: str) -> None:
+    (folder / "b-link.png").symlink_to(target)
+    pictures = list(open_sources([str(folder)], except_in=folder / "out"))
+    assert names(pictures) == ["a.jpg", "b-link.png", "b.png"]
+    assert "could not be read" in str(pictures[1].image)
+
+
 def test_a_damaged_image_is_an_error_in_its_place(folder: Path) -> None:
     (folder / "aa.png").write_bytes(b"not an image")
     (folder / "ab.png").touch()

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import DeviceError, InputError, MissingDependencyError
+from vae_edge.errors import DeviceError, InputError, MissingDependencyError, UsageError
 from vae_edge.manifest import TensorSpec
 from vae_edge.targets import SUPPORTED, Target
 
@@ -31,9 +31,9 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; expected 1 or more, or nothing for the runtime's own choice")
+            raise UsageError(f"threads is {self.threads}; expected 1 or more, or nothing for the runtime's own choice")
         if not self.device.strip():
-            raise InputError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
+            raise UsageError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,7 @@ def open_backend(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "vae_edge":
             raise
-        raise MissingDependencyError(
-            f"target {target} needs the package {error.name!r}, which is not installed; "
-            f"run: pip install 'vae-edge[{record.extra}]'"
-        ) from error
+        raise missing_runtime(target, error.name) from error
     except (ImportError, OSError) as error:
         # The package is there and one of its libraries is not, or is for another system.
         raise DeviceError(
@@ -161,3 +158,11 @@ def open_backend(
         ) from error
     backend: Backend = backend_class(model, inputs, outputs, max_batch=max_batch, options=options or RuntimeOptions())
     return backend
+
+
+def missing_runtime(target: Target, package: str) -> MissingDependencyError:
+    """Return the error for a target whose runtime is not installed, with the command that installs it."""
+    return MissingDependencyError(
+        f"target {target} needs the package {package!r}, which is not installed; "
+        f"run: pip install 'vae-edge[{SUPPORTED[target].extra}]'"
+    )

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vae_edge.backends.cuda.driver import find_gpus
 from vae_edge.errors import DeviceError, MissingDependencyError
 
 _log = logging.getLogger(__name__)
@@ -99,18 +98,6 @@ class PlanHeader:
         return f"{self.flavour.title} {version}"
 
 
-@dataclass(frozen=True)
-class TensorRtDescription:
-    """What of TensorRT works on this machine, for `vae-edge doctor`."""
-
-    flavour: str | None
-    """`tensorrt`, `tensorrt_rtx`, or None: neither can be used."""
-    version: str | None
-    devices: tuple[str, ...]
-    missing: tuple[str, ...]
-    """What is missing and the fix, a sentence each; empty when everything is there."""
-
-
 _found: dict[str, TensorRtModule] = {}
 _finding = threading.Lock()
 
@@ -166,36 +153,6 @@ def wrap_tensorrt(api: Any, flavour: Flavour) -> TensorRtModule:
         raise DeviceError(f"{flavour.title} {version} is too old: vae-edge needs {floor} or newer{jetson}")
     errors = ErrorLog()
     return TensorRtModule(api, flavour, version, _forwarding_logger(api, errors), errors)
-
-
-def describe() -> TensorRtDescription:
-    """Tell which TensorRT and which GPUs there are, without raising."""
-    missing: list[str] = []
-    module: TensorRtModule | None = None
-    devices: list[str] = []
-    try:
-        module = find_tensorrt()
-    except (MissingDependencyError, DeviceError) as error:
-        missing.append(str(error))
-    try:
-        devices = cuda_devices()
-    except DeviceError as error:
-        missing.append(str(error))
-    return TensorRtDescription(
-        None if module is None else module.flavour.module,
-        None if module is None else module.version,
-        tuple(devices),
-        tuple(missing),
-    )
-
-
-def cuda_devices() -> list[str]:
-    """List the GPUs in words.
-
-    Raises:
-        DeviceError: there is none; the message gives the reason.
-    """
-    return [str(gpu) for gpu in find_gpus()]
 
 
 def read_plan_header(plan: Path) -> PlanHeader:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-ReportProgress = Callable[[int, "int | None"], None]
-"""Takes the number done and the number of all, None where nobody knows it."""
 
 
 def results_console() -> Console:
@@ -23,6 +20,12 @@ def results_console() -> Console:
 def notes_console() -> Console:
     """Return a console on stderr, for progress, warnings and summaries."""
     return Console(stderr=True, highlight=False)
+
+
+def escape_what_stdout_cannot_encode() -> None:
+    """Write an escape for a character that stdout's encoding lacks, as Python does on stderr, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str) -> None:
@@ -47,6 +50,11 @@ def plain_table(*, title: str | None = None, headers: bool = True) -> Table:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a file's size as people read it: `4.2 kB` below a megabyte, else `28.6 MB`; powers of ten."""
+    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:.1f} MB"
 
 
 @contextmanager
@@ -83,25 +91,6 @@ def decoders_silenced() -> Iterator[None]:
         sys.stderr = ours
         os.dup2(kept, 2)
         os.close(kept)
-
-
-@contextmanager
-def progress_bar(description: str, *, visible: bool = True) -> Iterator[ReportProgress]:
-    """Show a bar on stderr while the block runs, where stderr is a terminal, and give the function that moves it."""
-    console = notes_console()
-    if not (visible and console.is_terminal):
-        yield lambda done, total: None
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _print_line(label: str, colour: str, message: str) -> None:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vae_edge.cli.console import plain_table, progress_bar, results_console
+from vae_edge.cli.console import plain_table, results_console
+from vae_edge.cli.progress import progress_bar
 from vae_edge.doctor import Diagnosis, examine
 from vae_edge.machine import Machine
 from vae_edge.probes import Probe

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from vae_edge.backends.base import RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import plain_table, print_warning, results_console
+from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.errors import VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.model_file import ModelFileDescription, describe_model_file
@@ -118,11 +118,11 @@ def _sections(bundle: Bundle, runs_with: str | None, reason: str) -> dict[str, l
         ("largest batch", "any" if manifest.max_batch is None else str(manifest.max_batch)),
         ("preparation", f"resized to {size.height} x {size.width}; 16-bit white is {size.white_level}"),
         ("scoring", manifest.scoring),
-        ("files", "; ".join(f"{file.name} {_size_text(file.size_bytes)}" for file in manifest.files) + "; unchanged"),
+        ("files", "; ".join(f"{file.name} {size_text(file.size_bytes)}" for file in manifest.files) + "; unchanged"),
         ("here it runs with", f"{runs_with} ({reason})" if runs_with else f"nothing: {reason}"),
     ]
     return {
-        f"{escape(manifest.name)}  {_size_text(bundle.size_bytes)}": model,
+        f"{escape(manifest.name)}  {size_text(bundle.size_bytes)}": model,
         "Decision": _decision_rows(manifest),
         "Trust": _trust_rows(manifest),
         "Provenance": [
@@ -174,9 +174,3 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
 def _tensor_text(spec: TensorSpec) -> str:
     shape = " x ".join("N" if size is None else str(size) for size in spec.shape)
     return f"{spec.name} {spec.dtype} {shape}"
-
-
-def _size_text(size_bytes: int) -> str:
-    if size_bytes < 1e6:
-        return f"{size_bytes / 1e3:.1f} kB"
-    return f"{size_bytes / 1e6:.1f} MB"

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -21,7 +24,7 @@ import typer
 from typer.main import get_command
 
 from vae_edge import __version__
-from vae_edge.cli.console import decoders_silenced, print_error
+from vae_edge.cli.console import decoders_silenced, escape_what_stdout_cannot_encode, print_error
 from vae_edge.errors import MissingDependencyError, VaeEdgeError
 
 EXIT_FAILED = 1
@@ -63,6 +66,7 @@ COMMANDS: dict[str, Command] = {
         "vae_edge.benchmarks.command:bench",
         "Measure bundles on this device.",
         "bench",
+        decodes_pictures=True,
     ),
     "verify": Command(
         "vae_edge.cli.verify:verify", "Re-fit a bundle's thresholds on this device.", decodes_pictures=True
@@ -109,9 +113,11 @@ def invoke(arguments: Sequence[str], *, command: str | None = None) -> int:
         command: the command, where the program's name implies it (`vae-run`); None: the first argument names it.
     """
     rest, debug = _take_debug(arguments)
+    escape_what_stdout_cannot_encode()
     try:
-        app = _Apps(debug).all_commands(rest) if command is None else _Apps(debug).one_command(command, rest)
-        get_command(app).main(args=rest, prog_name="vae-edge" if command is None else f"vae-{command}")
+        with _ended_like_ctrl_c():
+            app = _Apps(debug).all_commands(rest) if command is None else _Apps(debug).one_command(command, rest)
+            get_command(app).main(args=rest, prog_name="vae-edge" if command is None else f"vae-{command}")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except VaeEdgeError as error:
@@ -119,10 +125,34 @@ def invoke(arguments: Sequence[str], *, command: str | None = None) -> int:
             traceback.print_exception(error)
         print_error(str(error))
         return error.exit_code
+    except OSError as error:
+        # What no command foresaw: a full disk behind stdout, a stick that was pulled out.
+        if debug:
+            traceback.print_exception(error)
+        print_error(f"{error.filename or 'the output'}: {error.strerror or error}; mend that and run the command again")
+        return EXIT_FAILED
     except (KeyboardInterrupt, _InterruptedError):
-        print_error("interrupted; what was finished before is kept")
+        print_error("interrupted; nothing half-finished was left behind")
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: with what it had begun cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Not where somebody had other plans for it, such as nohup.
+    ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -178,7 +208,11 @@ class _Apps:
             epilog = (
                 f"Below this command: {', '.join(entry.children)} (see {name} {entry.children[0]} --help). {epilog}"
             )
-        app.command(name, epilog=epilog, context_settings=_CONTEXT)(self._guarded(_load(entry), entry))
+        function = _load(entry)
+        # typer keeps a docstring's line ends, which are those of the source and not of the terminal.
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        app.command(name, help=text, epilog=epilog, context_settings=_CONTEXT)(self._guarded(function, entry))
 
     def _guarded(self, function: Callable[..., Any], entry: Command) -> Callable[..., Any]:
         """Wrap a command so that a package that is missing later, and Ctrl-C, end in a sentence."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning, progress_bar
+from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
+from vae_edge.cli.progress import progress_bar
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.pictures import Picture, Source

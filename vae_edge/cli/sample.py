@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from vae_edge.cli.console import plain_table, progress_bar, results_console
-from vae_edge.errors import InputError
+from vae_edge.cli.console import plain_table, results_console
+from vae_edge.cli.progress import progress_bar
+from vae_edge.errors import UsageError
 from vae_edge.sample import PRODUCTS, SampleSettings, defect_kinds, write_sample_set
 
 _DEFAULTS = SampleSettings()
@@ -67,5 +68,5 @@ def _chosen(words: list[str]) -> list[str]:
     unknown = [name for name in names if name not in PRODUCTS]
     if unknown or not names:
         came = ", ".join(map(repr, unknown)) or "nothing"
-        raise InputError(f"--product is {came}; expected {', '.join(PRODUCTS)} or all")
+        raise UsageError(f"--product is {came}; expected {', '.join(PRODUCTS)} or all")
     return list(dict.fromkeys(names))

@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import plain_table, print_warning, progress_bar, results_console
+from vae_edge.cli.console import plain_table, print_warning, results_console
+from vae_edge.cli.progress import progress_bar
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate, too_few_normals
 from vae_edge.detector import Detector
 from vae_edge.refit import Refit, refit_thresholds

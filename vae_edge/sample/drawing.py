@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.sample.board import BOARD
 from vae_edge.sample.camera import Pose, expose, take
 from vae_edge.sample.canvas import canvas_size
@@ -133,7 +133,7 @@ def draw_defective(product: str, kind: str, index: int, settings: SampleSettings
 
 def _find(product: str) -> Product:
     if product not in _PRODUCTS:
-        raise InputError(
+        raise UsageError(
             f"There is no sample product {product!r}, expected one of {', '.join(PRODUCTS)}; choose one of them."
         )
     return _PRODUCTS[product]

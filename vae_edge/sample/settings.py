@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from vae_edge.errors import InputError
+from vae_edge.errors import UsageError
 
 SAMPLE_VERSION = 1
 """Raised whenever the same settings would draw other pixels, so that an older set is not taken for a current one.
@@ -54,6 +54,6 @@ def _check(name: str, value: object, lowest: int, highest: int | None) -> None:
     expected = f"an integer from {lowest} to {highest}" if highest is not None else f"an integer of {lowest} or more"
     # bool is an int to Python, and True for a count is a mistake of the caller.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name} is {value!r}, expected {expected}; pass a whole number.")
+        raise UsageError(f"{name} is {value!r}, expected {expected}; pass a whole number.")
     if value < lowest or (highest is not None and value > highest):
-        raise InputError(f"{name} is {value}, expected {expected}; choose a value in that range.")
+        raise UsageError(f"{name} is {value}, expected {expected}; choose a value in that range.")

@@ -2,17 +2,19 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.atomic import new_folder
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
+from vae_edge.progress import Progress
 from vae_edge.sample.drawing import PRODUCTS, defect_kinds, draw_defective, draw_normal
 from vae_edge.sample.settings import SAMPLE_VERSION, SampleSettings
 
@@ -44,7 +46,7 @@ def write_sample_set(
     folder: Path,
     products: Sequence[str] = PRODUCTS,
     settings: SampleSettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Path]:
     """Write ``folder/<product>/`` for each product, or reuse it where it is there already.
 
@@ -73,7 +75,7 @@ def write_sample_set(
     folder, settings = Path(folder), settings or SampleSettings()
     chosen = list(dict.fromkeys([products] if isinstance(products, str) else products))
     if not chosen:
-        raise InputError(f"No product was asked for, expected some of {', '.join(PRODUCTS)}; name at least one.")
+        raise UsageError(f"No product was asked for, expected some of {', '.join(PRODUCTS)}; name at least one.")
     tasks = {product: _tasks(product, settings) for product in chosen}
     # Everything is looked at before anything is drawn: a refusal must not come after a minute of work.
     missing = [product for product in chosen if not _is_complete(folder / product, product, settings, tasks[product])]
@@ -126,8 +128,20 @@ def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _marker(product: str, settings: SampleSettings) -> dict[str, object]:
+def _marker(product: str, settings: SampleSettings) -> dict[str, Any]:
     return {"sample_version": SAMPLE_VERSION, "product": product, "settings": settings.as_dict()}
+
+
+def _difference(found: Any, expected: dict[str, Any]) -> str:
+    """Name what differs between two markers: `seed 0 where 1 was asked for`."""
+    flat_found, flat_expected = (
+        {**marker, **marker["settings"]}
+        if isinstance(marker, dict) and isinstance(marker.get("settings"), dict)
+        else {}
+        for marker in (found, expected)
+    )
+    names = [name for name in flat_expected if name != "settings" and flat_found.get(name) != flat_expected[name]]
+    return " and ".join(f"{name} {flat_found.get(name)} where {flat_expected[name]} was asked for" for name in names)
 
 
 def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: list[_Task]) -> bool:
@@ -144,8 +158,8 @@ def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: li
     expected = _marker(product, settings)
     if found != expected:
         raise InputError(
-            f"{folder} holds a sample set drawn from {json.dumps(found)}, expected {json.dumps(expected)}; "
-            "choose another folder, or delete this one to have it drawn anew."
+            f"{folder} holds a sample set drawn with {_difference(found, expected)}; choose another folder, or delete "
+            "this one to have it drawn anew."
         )
     lost = [path for task in tasks for path in task.files if not (folder / path).is_file()]
     if lost:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,49 @@ def test_a_reader_that_has_seen_enough_is_no_error(onnx_bundle: Bundle, tmp_path
         noise = process.stderr.read()
     assert b"Traceback" not in noise
     assert b"BrokenPipe" not in noise
+
+
+@pytest.mark.parametrize("name", ["run", "demo", "export"])
+def test_help_wraps_at_the_terminals_width_and_not_at_the_sources(command: Run, name: str) -> None:
+    pytest.importorskip("torch") if name != "run" else None
+    lines = [line.rstrip() for line in command(name, "--help")[1].partition("─ Arguments")[0].splitlines()]
+    words = [len(line) for line, following in pairwise(lines) if line and following.strip()]
+    assert min(words[1:], default=80) > 60
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--json"]])
+def test_a_full_disk_behind_stdout_is_a_sentence(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            program(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
+        )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+def test_a_terminal_without_umlauts_gets_escapes_and_json_stays_json(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    picture = write_image(tmp_path / "Stück.png", dark_image(0))
+    surroundings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    for arguments in (["run", onnx_bundle.folder, picture], ["inspect", onnx_bundle.folder]):
+        done = subprocess.run(program(*arguments), capture_output=True, check=False, cwd=ROOT, env=surroundings)
+        assert done.returncode == 0
+        if arguments[0] == "run":
+            assert json.loads(done.stdout)["source"] == str(picture)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without telling it")
+def test_a_termination_signal_leaves_nothing_half_finished_behind(tmp_path: Path) -> None:
+    arguments = program("sample", tmp_path / "set", "--product", "dial", "--image-size", 1024, "--train", 500)
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not list(tmp_path.glob("set/.dial.*/train/good/*.png")):
+            time.sleep(0.02)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "error: interrupted; nothing half-finished was left behind\n")
+    assert list((tmp_path / "set").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
