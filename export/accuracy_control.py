@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError, ParityError
-from vae_edge.export.judging import AccuracyRecord, JudgingSet, check_finite, judge
+from vae_edge.export.judging import JudgingSet, check_finite, judge
 from vae_edge.export.parity import Outputs
-from vae_edge.export.reference import Progress, Reference
-from vae_edge.manifest import Thresholds
+from vae_edge.export.reference import Reference
+from vae_edge.export.settings import Budget
+from vae_edge.manifest import AccuracyRecord, Thresholds
+from vae_edge.progress import StepProgress
 from vae_edge.train.anomaly_graph import run_graph
 
 
@@ -51,44 +53,6 @@ class LayerQuantizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much accuracy a bundle may cost; None: any amount.
-
-    The AUROC is a mean over pairs of images and moves little; single verdicts move more easily, by one image whose
-    score is close to the threshold, hence a rate of 0.02. A rate below 1 / n of n images allows no flip at all.
-    """
-
-    max_auroc_drop: float | None = 0.01
-    """Of the image AUROC."""
-    max_pixel_auroc_drop: float | None = 0.02
-    """Of the pixel AUROC, where it exists."""
-    max_flip_rate: float | None = 0.02
-    """Share of the judging images that get another verdict, each model by its own threshold."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_auroc_drop", "max_pixel_auroc_drop", "max_flip_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}; expected 0 to 1, such as 0.01, or nothing for no limit")
-
-    def exceeded_by(self, accuracy: AccuracyRecord) -> tuple[str, ...]:
-        """Say which limits a model does not keep, each as a part of a sentence; nothing where it keeps all."""
-        broken = []
-        for what, drop, limit in (
-            ("image", accuracy.image_auroc_drop, self.max_auroc_drop),
-            ("pixel", accuracy.pixel_auroc_drop, self.max_pixel_auroc_drop),
-        ):
-            if drop is not None and limit is not None and drop > limit:
-                broken.append(f"the {what} AUROC falls by {drop:.4f} (at most {limit:g} is allowed)")
-        if self.max_flip_rate is not None and accuracy.flip_rate > self.max_flip_rate:
-            broken.append(
-                f"{accuracy.label_flips} of {accuracy.n_images} verdicts flip, a share of {accuracy.flip_rate:.4f} "
-                f"(at most {self.max_flip_rate:g} is allowed)"
-            )
-        return tuple(broken)
-
-
-@dataclass(frozen=True)
 class Baseline:
     """The trained model's outputs in FP32 for all images that a pass needs."""
 
@@ -100,7 +64,7 @@ class Baseline:
     thresholds: Thresholds
 
     @classmethod
-    def measure(cls, reference: Reference, judging: JudgingSet, progress: Progress | None = None) -> Baseline:
+    def measure(cls, reference: Reference, judging: JudgingSet, progress: StepProgress | None = None) -> Baseline:
         """Run the trained model over the judging images; for the normals that has been done."""
         maps, scores = run_graph(
             reference.graph,
@@ -196,7 +160,7 @@ def keep_accuracy(
     budget: Budget,
     *,
     scored_by: str,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> ControlResult:
     """Quantize as many layers as the budget allows.
 
@@ -287,7 +251,7 @@ class _Runner:
     baseline: Baseline
     budget: Budget
     scored_by: str
-    progress: Progress | None
+    progress: StepProgress | None
     layers: tuple[str, ...]
     passes: list[Pass]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.network_graph import network_nodes
+from vae_edge.export.settings import Estimator
 
 N_BINS = 2048
 """Bins of the histograms of absolute values, as TensorRT's entropy calibration has them."""
@@ -29,25 +29,6 @@ _BATCH = 4
 
 Progress = Callable[[int, int], None]
 """Called with the images done and in all."""
-
-
-class Estimator(str, Enum):
-    """How a range follows from the values seen.
-
-    `MIN_MAX` is the one to begin with: on two trained networks it kept the scores of normals about as well as
-    `ENTROPY`, and better than `PERCENTILE` where that mattered (benchmarks/PRECISION.md). It needs half the time, too.
-    """
-
-    MIN_MAX = "min-max"
-    """All values seen are inside."""
-    PERCENTILE = "percentile"
-    """99.99 % of the absolute values are inside; the rarest saturate and the others get finer steps."""
-    ENTROPY = "entropy"
-    """The range whose quantized values have the distribution nearest to the original one (Migacz 2017, "8-bit inference
-    with TensorRT": least Kullback-Leibler divergence)."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 PERCENTILE = 99.99

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError
 from vae_edge.export.calibration_checks import MIN_IMAGES, check_number, check_pictures, check_scores
 from vae_edge.export.judging import JudgingSet, content_hashes
-from vae_edge.export.reference import Progress, Reference
+from vae_edge.export.reference import Reference
+from vae_edge.export.settings import DEFAULT_N_IMAGES
 from vae_edge.image import load_prepared
 from vae_edge.manifest import CalibrationSetRecord
+from vae_edge.progress import StepProgress
 from vae_edge.train.anomaly_graph import run_graph
 from vae_edge.train.inspection_set import ImageFile, open_inspection_set, resolve_data
 from vae_edge.train.loading import map_in_threads
 from vae_edge.train.run_folder import RunFolder
-
-DEFAULT_N_IMAGES = 300
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def draw_calibration_set(
     n_images: int = DEFAULT_N_IMAGES,
     data: Path | None = None,
     data_root: Path | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> CalibrationSet:
     """Draw the calibration set and refuse images that would spoil a quantized model.
 
@@ -168,7 +168,7 @@ class _Pool:
         ]
 
 
-def _good_parts(data: Path, report: Progress) -> tuple[ImageFile, ...]:
+def _good_parts(data: Path, report: StepProgress) -> tuple[ImageFile, ...]:
     try:
         found = open_inspection_set(
             resolve_data(str(data)), progress=lambda done, total: report("listing calibration images", done, total)
@@ -198,7 +198,7 @@ def _ranked(files: Sequence[ImageFile]) -> list[ImageFile]:
     return sorted(files, key=lambda file: (hashlib.sha256(f"calibration:{file.sha256}".encode()).digest(), file.name))
 
 
-def _read(files: Sequence[ImageFile], n_images: int, run: RunFolder, held_out: set[str], report: Progress) -> _Pool:
+def _read(files: Sequence[ImageFile], n_images: int, run: RunFolder, held_out: set[str], report: StepProgress) -> _Pool:
     """Decode files until there are enough different images."""
     preparation = run.record.preparation
 

@@ -14,6 +14,7 @@ from vae_edge.cli.console import plain_table, print_warning, results_console, si
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, UsageError
+from vae_edge.export.settings import Budget, Estimator, LowPrecisionSettings
 from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
@@ -43,6 +44,19 @@ def export(
         ScoringMethod | None,
         typer.Option(help="How a residual becomes a score; default: the run's.", show_default=False),
     ] = None,
+    calibration_data: Annotated[
+        Path | None, typer.Option(help="INT8: normal images to calibrate on; default: those of the training.")
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(help="INT8: how many of them, 32 or more.")] = 300,
+    estimator: Annotated[
+        Estimator, typer.Option(help="INT8: how a range follows from the values seen.")
+    ] = Estimator.MIN_MAX,
+    max_auroc_drop: Annotated[
+        float | None, typer.Option(help="FP16, INT8: the image AUROC may fall by so much.")
+    ] = Budget.max_auroc_drop,
+    max_flip_rate: Annotated[
+        float | None, typer.Option(help="FP16, INT8: so large a share of the verdicts may change.")
+    ] = Budget.max_flip_rate,
     max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch the engine takes.")] = 8,
     workspace_mib: Annotated[int, typer.Option(help="TensorRT: most scratch memory a layer may use, in MiB.")] = 512,
     optimization_level: Annotated[
@@ -63,6 +77,12 @@ def export(
         workspace_bytes=workspace_mib * 2**20,
         optimization_level=optimization_level,
         timing_cache=timing_cache,
+    )
+    low_precision = LowPrecisionSettings(
+        calibration_data=calibration_data,
+        n_calibration_images=calibration_images,
+        estimator=estimator,
+        budget=Budget(max_auroc_drop=max_auroc_drop, max_flip_rate=max_flip_rate),
     )
     if name is not None and (Path(name).name != name or name.startswith(".")):
         raise UsageError(
@@ -86,7 +106,9 @@ def export(
         false_alarm_rate=false_alarm_rate,
         scoring=None if scoring is None else ScoringSettings(method=scoring),
         skip_missing_runtimes=target.strip() == "all",
+        only_supported="all" in (target.strip(), precision.strip()),
         engine=engine,
+        low_precision=low_precision,
     )
     started = time.perf_counter()
     with step_progress() as progress:

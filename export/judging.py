@@ -15,14 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.parity import Outputs
-from vae_edge.export.reference import Progress
 from vae_edge.export.synthetic_defects import paste_defects
-from vae_edge.manifest import Thresholds
-from vae_edge.records import Record
+from vae_edge.manifest import AccuracyRecord, Thresholds
+from vae_edge.progress import StepProgress
 from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.loading import load_images, load_masks
 from vae_edge.train.metrics import image_auroc, pixel_auroc
@@ -63,62 +61,13 @@ class JudgingSet:
             )
 
 
-class AccuracyRecord(Record):
-    """What a model's numbers cost against the FP32 torch reference, measured on labelled images."""
-
-    reference: str = "torch fp32"
-    images: str
-    """What the images were, in words."""
-    n_normal: int = Field(ge=1)
-    n_anomalous: int = Field(ge=1)
-    reference_image_auroc: float
-    image_auroc: float
-    reference_pixel_auroc: float | None
-    pixel_auroc: float | None
-    """None where no defect's place is known."""
-    label_flips: int = Field(ge=0)
-    """Images that one calls anomalous and the other does not, each by its own threshold."""
-    flipped_images: tuple[str, ...] = ()
-    label_flips_at_reference_threshold: int = Field(ge=0)
-    """The same, both by the reference's threshold: what would happen without fitting the threshold anew."""
-    flipped_images_at_reference_threshold: tuple[str, ...] = ()
-    max_score_difference: float = Field(ge=0)
-    max_map_difference: float = Field(ge=0)
-    reference_score_scale: float = Field(ge=0)
-    """Largest absolute reference score, to judge the score difference by."""
-    reference_map_scale: float = Field(ge=0)
-    """Largest absolute value of the reference anomaly maps, to judge the map difference by."""
-
-    @property
-    def n_images(self) -> int:
-        """Images that the model was judged on."""
-        return self.n_normal + self.n_anomalous
-
-    @property
-    def flip_rate(self) -> float:
-        """Share of the images that get another verdict, each model by its own threshold."""
-        return self.label_flips / self.n_images
-
-    @property
-    def image_auroc_drop(self) -> float:
-        """How much of the image AUROC is lost; negative where it grew."""
-        return self.reference_image_auroc - self.image_auroc
-
-    @property
-    def pixel_auroc_drop(self) -> float | None:
-        """How much of the pixel AUROC is lost; None where there is none."""
-        if self.reference_pixel_auroc is None or self.pixel_auroc is None:
-            return None
-        return self.reference_pixel_auroc - self.pixel_auroc
-
-
 def draw_judging_set(
     run: RunFolder,
     *,
     data_root: Path | None = None,
     max_images: int = MAX_IMAGES,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> JudgingSet:
     """Take the run's labelled test images; where they are not of both kinds, make defects.
 

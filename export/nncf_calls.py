@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, MissingDependencyError
-from vae_edge.export.activation_ranges import PERCENTILE, Estimator
+from vae_edge.export.activation_ranges import PERCENTILE
 from vae_edge.export.openvino_export import network_operations
+from vae_edge.export.settings import Estimator
 from vae_edge.machine import Machine, look_at_machine
 
 Progress = Callable[[int, int], None]

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.export.activation_ranges import Estimator
 from vae_edge.export.nncf_calls import Progress, QuantizationSettings, quantize_network
 from vae_edge.export.openvino_export import (
     import_openvino,
@@ -27,6 +26,7 @@ from vae_edge.export.openvino_export import (
     sources,
 )
 from vae_edge.export.parity import Outputs
+from vae_edge.export.settings import Estimator
 
 _CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
 _RUNTIME_CONVOLUTIONS = ("Convolution", "Deconvolution")

@@ -12,13 +12,11 @@ from vae_edge.backends.base import Backend
 from vae_edge.errors import ParityError
 from vae_edge.manifest import ParityRecord
 from vae_edge.progress import Progress
-from vae_edge.targets import Precision
 
-TOLERANCE: dict[Precision, float] = {
-    # Rounding in another order moves maps and scores by about 1e-5 of their largest value; ten times that is a mistake.
-    Precision.FP32: 1e-3,
-}
-"""Largest difference allowed in maps and scores, as a share of the reference's largest absolute value."""
+FP32_TOLERANCE = 1e-3
+"""Largest difference allowed between FP32 models in maps and scores, as a share of the reference's largest value.
+
+Rounding in another order moves them by about 1e-5 of it; ten times that is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def run_backend(
     return Outputs(maps, scores)
 
 
-def check_parity(
+def measure_parity(
     reference: Outputs,
     reference_threshold: float,
     outputs: Outputs,
@@ -58,7 +56,7 @@ def check_parity(
     *,
     names: Sequence[str],
     images: str,
-    precision: Precision,
+    tolerance: float | None = None,
 ) -> ParityRecord:
     """Compare an exported model's outputs with the FP32 torch reference's.
 
@@ -71,13 +69,13 @@ def check_parity(
         threshold: its image threshold.
         names: what the images are called, to name the flipped ones.
         images: what the images are, in words, for the record.
-        precision: decides the tolerance.
+        tolerance: for the record.
 
     Raises:
-        ParityError: a label flips in FP32, an output is not finite, or a difference is beyond the tolerance.
+        ParityError: an output is not finite.
     """
     flips = (reference.scores > reference_threshold) != (outputs.scores > threshold)
-    record = ParityRecord(
+    return ParityRecord(
         reference="torch fp32",
         images=images,
         n_images=len(names),
@@ -87,16 +85,25 @@ def check_parity(
         reference_map_scale=_largest(reference.maps),
         label_flips=int(flips.sum()),
         flipped_images=tuple(name for name, flipped in zip(names, flips, strict=True) if flipped),
-        tolerance=TOLERANCE[precision],
+        tolerance=tolerance,
     )
+
+
+def check_parity(record: ParityRecord) -> None:
+    """Refuse an FP32 model that is not the trained model: rounding in another order flips nothing and moves little.
+
+    Raises:
+        ParityError: a label flips, or a difference is beyond the tolerance.
+    """
+    tolerance = record.tolerance or FP32_TOLERANCE
     for what, difference, scale in (
         ("score", record.max_score_difference, record.reference_score_scale),
         ("anomaly map", record.max_map_difference, record.reference_map_scale),
     ):
-        if difference > record.tolerance * scale:
+        if difference > tolerance * scale:
             raise ParityError(
                 f"the {what} differs from the trained model's by up to {difference:.3g}, which is "
-                f"{difference / max(scale, 1e-30):.2%} of its largest value; at most {record.tolerance:.2%} is "
+                f"{difference / max(scale, 1e-30):.2%} of its largest value; at most {tolerance:.2%} is "
                 "allowed: the bundle was not written"
             )
     if record.label_flips:
@@ -105,7 +112,6 @@ def check_parity(
             f"({', '.join(record.flipped_images[:5])}{', ...' if record.label_flips > 5 else ''}): "
             "the bundle was not written"
         )
-    return record
 
 
 def _largest(values: NDArray[np.float32]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,19 +14,22 @@ import onnx
 import torch
 
 import vae_edge
-from vae_edge.backends.base import open_backend
+from vae_edge.backends.base import Backend, open_backend
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_rate, fit_thresholds
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
-from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
+from vae_edge.export.low_precision import LowPrecisionModel, LowPrecisionWriter
+from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
-from vae_edge.export.parity import check_parity, run_backend
+from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity, run_backend
 from vae_edge.export.reference import Reference, measure_reference
+from vae_edge.export.settings import LowPrecisionSettings
 from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.export.torch_export import save_program
 from vae_edge.machine import installed_versions
 from vae_edge.manifest import (
     MANIFEST_FILE,
+    AccuracyRecord,
     Manifest,
     ParityRecord,
     Provenance,
@@ -44,7 +47,7 @@ from vae_edge.train.scoring import ScoringSettings
 _logger = logging.getLogger(__name__)
 
 _ONNX_FILE = SUPPORTED[Target.ONNX].model_file
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "numpy")
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "numpy")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class ExportSettings:
     """None: the run's own."""
     skip_missing_runtimes: bool = False
     """Leave out targets whose runtime is not installed instead of failing on them."""
+    only_supported: bool = False
+    """Leave out the combinations of target and precision that do not exist instead of refusing them."""
     engine: EngineSettings = field(default_factory=EngineSettings)
+    low_precision: LowPrecisionSettings = field(default_factory=LowPrecisionSettings)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class ExportResult:
     bundle: Bundle | None
     error: VaeEdgeError | None = None
     skipped: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def export_run(
@@ -89,7 +96,7 @@ def export_run(
         BundleError: the run folder was changed.
     """
     report = progress or _no_progress
-    pairs = combinations(settings.targets, settings.precisions)
+    pairs = combinations(settings.targets, settings.precisions, only_supported=settings.only_supported)
     if not pairs:
         raise UsageError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
     if settings.false_alarm_rate is not None:
@@ -116,10 +123,11 @@ def export_run(
         metadata = _model_metadata(reference, name)
         export_onnx(program, onnx_path, metadata=metadata)
         report("writing ONNX", 1, 1)
-        exporter = _Exporter(reference, program, onnx_path, metadata, settings.engine, report)
+        low = LowPrecisionWriter(reference, onnx_path, metadata, settings.low_precision, settings.data_root, report)
+        exporter = _Exporter(reference, program, onnx_path, metadata, settings.engine, low, report)
         for (target, precision), folder in folders.items():
             try:
-                results.append(ExportResult(target, precision, exporter.export(target, precision, folder)))
+                results.append(exporter.export(target, precision, folder))
             except MissingDependencyError as error:
                 if settings.skip_missing_runtimes:
                     results.append(ExportResult(target, precision, None, skipped=str(error)))
@@ -140,110 +148,173 @@ class _Exporter:
     metadata: dict[str, str]
     """What a lone model file says about itself."""
     engine: EngineSettings
+    low_precision: LowPrecisionWriter
     report: StepProgress
 
-    def export(self, target: Target, precision: Precision, folder: Path) -> Bundle:
+    def export(self, target: Target, precision: Precision, folder: Path) -> ExportResult:
         """Make, check and publish one bundle."""
+        with new_bundle(folder) as temporary:
+            step = f"{target} {precision}: writing"
+            self.report(step, 0, 1)
+            model = LowPrecisionModel()
+            if precision is not Precision.FP32:
+                model = self.low_precision.write(target, precision, temporary)
+            runtime = self._write_model(target, precision, temporary)
+            self.report(step, 1, 1)
+            trust = self._verify(target, precision, temporary)
+            manifest = self._manifest(folder.name, target, precision, runtime, model, trust, temporary)
+            (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+        warnings = model.warnings if model.calibration is None else (*model.calibration.warnings, *model.warnings)
+        return ExportResult(target, precision, Bundle.open(folder), warnings=warnings)
+
+    def _manifest(
+        self,
+        name: str,
+        target: Target,
+        precision: Precision,
+        runtime: RuntimeRecord,
+        model: LowPrecisionModel,
+        trust: _Trust,
+        folder: Path,
+    ) -> Manifest:
         reference, record = self.reference, self.reference.run.record
         height, width = record.preparation.height, record.preparation.width
-        with new_bundle(folder) as temporary:
-            self.report(f"{target}: writing", 0, 1)
-            runtime = self._write_model(target, temporary)
-            self.report(f"{target}: writing", 1, 1)
-            max_batch = self.engine.max_batch if target is Target.TENSORRT else None
-            thresholds, parity, reason = self._verify(target, precision, temporary, max_batch)
-            manifest = Manifest(
-                name=folder.name,
-                target=target,
-                precision=precision,
-                model_file=SUPPORTED[target].model_file,
-                runtime=runtime,
-                inputs=graph_inputs(height, width),
-                outputs=graph_outputs(height, width),
-                max_batch=max_batch,
-                preparation=record.preparation,
-                scoring=reference.graph.settings.describe(),
-                thresholds=thresholds,
-                parity=parity,
-                verified=parity is not None,
-                not_verified_because=reason,
-                files=tuple(file_record(path) for path in sorted(temporary.iterdir())),
-                provenance=Provenance(
-                    created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    vae_edge_version=vae_edge.__version__,
-                    run=reference.run.folder.resolve().name,
-                    run_fingerprint=reference.fingerprint,
-                    data_fingerprint=record.data.train_fingerprint,
-                    library_versions={"python": platform.python_version(), **installed_versions(_LIBRARIES)},
-                ),
-            )
-            (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
-        return Bundle.open(folder)
+        return Manifest(
+            name=name,
+            target=target,
+            precision=precision,
+            model_file=SUPPORTED[target].model_file,
+            runtime=runtime,
+            inputs=graph_inputs(height, width),
+            outputs=graph_outputs(height, width),
+            max_batch=self._max_batch(target),
+            preparation=record.preparation,
+            scoring=reference.graph.settings.describe(),
+            thresholds=trust.thresholds,
+            calibration_set=None if model.calibration is None else model.calibration.record,
+            quantization=model.quantization,
+            accuracy=trust.accuracy,
+            parity=trust.parity,
+            verified=trust.not_verified_because is None,
+            not_verified_because=trust.not_verified_because,
+            files=tuple(file_record(path) for path in sorted(folder.iterdir())),
+            provenance=Provenance(
+                created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                vae_edge_version=vae_edge.__version__,
+                run=reference.run.folder.resolve().name,
+                run_fingerprint=reference.fingerprint,
+                data_fingerprint=record.data.train_fingerprint,
+                library_versions={"python": platform.python_version(), **installed_versions(_LIBRARIES)},
+            ),
+        )
 
-    def _write_model(self, target: Target, folder: Path) -> RuntimeRecord:
-        path = folder / SUPPORTED[target].model_file
+    def _max_batch(self, target: Target) -> int | None:
+        return self.engine.max_batch if target is Target.TENSORRT else None
+
+    def _write_model(self, target: Target, precision: Precision, folder: Path) -> RuntimeRecord:
+        """Write the model file; in FP16 and INT8 the writer of those left it, or the ONNX file for an engine."""
+        path, is_single = folder / SUPPORTED[target].model_file, precision is Precision.FP32
         if target is Target.ONNX:
-            shutil.copyfile(self.onnx_path, path)
-            return RuntimeRecord(flavour="onnx", version=onnx.__version__, details={"opset": str(OPSET)})
+            if is_single:
+                shutil.copyfile(self.onnx_path, path)
+            opset = max(entry.version for entry in onnx.load(str(path)).opset_import if entry.domain == "")
+            return RuntimeRecord(flavour="onnx", version=onnx.__version__, details={"opset": str(opset)})
         if target is Target.OPENVINO:
-            return export_openvino(self.onnx_path, path, metadata=self.metadata)
+            if is_single:
+                return export_openvino(self.onnx_path, path, metadata=self.metadata)
+            return RuntimeRecord(flavour="openvino", version=installed_versions(["openvino"])["openvino"])
         if target is Target.TENSORRT:
-            shutil.copyfile(self.onnx_path, folder / _ONNX_FILE)
+            if is_single:
+                shutil.copyfile(self.onnx_path, folder / _ONNX_FILE)
             return build_engine(
                 folder / _ONNX_FILE,
                 path,
                 self.engine,
-                progress=lambda phase, done, total: self.report(f"{target}: {phase}", done, total),
+                progress=lambda phase, done, total: self.report(f"{target} {precision}: {phase}", done, total),
             )
         save_program(self.program, path)
         return RuntimeRecord(flavour="torch", version=torch.__version__)
 
-    def _verify(
-        self, target: Target, precision: Precision, folder: Path, max_batch: int | None
-    ) -> tuple[Thresholds, ParityRecord | None, str | None]:
-        """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model.
-
-        Returns:
-            Thresholds, parity, and why there is none. A model that cannot run here keeps the trained model's
-            thresholds.
-        """
-        reference = self.reference
-        _, height, width, _ = reference.images.shape
+    def _verify(self, target: Target, precision: Precision, folder: Path) -> _Trust:
+        """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model."""
         try:
-            backend = open_backend(
-                target,
-                folder / SUPPORTED[target].model_file,
-                graph_inputs(height, width),
-                graph_outputs(height, width),
-                max_batch=max_batch,
-            )
+            backend = self._open(target, folder)
         except (MissingDependencyError, DeviceError) as error:
             _logger.info("the %s bundle cannot run here: %s", target, error)
-            return reference.thresholds, None, str(error)
+            return self._not_verified(target, precision, folder, str(error))
+        images = self.reference.images if precision is Precision.FP32 else self.low_precision.baseline.images
         with backend:
             outputs = run_backend(
                 backend,
-                reference.images,
-                progress=lambda done, total: self.report(f"{target}: verifying", done, total),
+                images,
+                progress=lambda done, total: self.report(f"{target} {precision}: verifying", done, total),
             )
+        scored_by = f"{backend.version} on {backend.device.name}"
+        if precision is Precision.FP32:
+            return self._check_single(outputs, scored_by)
+        return self._check_low(outputs, scored_by)
+
+    def _open(self, target: Target, folder: Path) -> Backend:
+        _, height, width, _ = self.reference.images.shape
+        return open_backend(
+            target,
+            folder / SUPPORTED[target].model_file,
+            graph_inputs(height, width),
+            graph_outputs(height, width),
+            max_batch=self._max_batch(target),
+        )
+
+    def _not_verified(self, target: Target, precision: Precision, folder: Path, reason: str) -> _Trust:
+        """Keep the trained model's thresholds, or in low precision those of a simulation of the same graph."""
+        if precision is Precision.FP32 or target is not Target.TENSORRT:
+            return _Trust(self.reference.thresholds, not_verified_because=reason)
+        trust = self._check_low(self.low_precision.simulate(folder), "ONNX Runtime, simulating TensorRT's graph")
+        return replace(trust, not_verified_because=reason)
+
+    def _check_single(self, outputs: Outputs, scored_by: str) -> _Trust:
+        reference = self.reference
         normals = outputs.take(slice(reference.n_normals))
         thresholds = fit_thresholds(
             normals.scores,
             normals.maps,
             false_alarm_rate=reference.thresholds.false_alarm_rate_requested,
             pixel_false_positive_rate=reference.thresholds.pixel_false_positive_rate,
-            scored_by=f"{backend.version} on {backend.device.name}",
+            scored_by=scored_by,
         )
-        parity = check_parity(
+        parity = measure_parity(
             reference.outputs,
             reference.thresholds.image_threshold,
             outputs,
             thresholds.image_threshold,
             names=reference.names,
             images=reference.description,
-            precision=precision,
+            tolerance=FP32_TOLERANCE,
         )
-        return thresholds, parity, None
+        check_parity(parity)
+        return _Trust(thresholds, parity)
+
+    def _check_low(self, outputs: Outputs, scored_by: str) -> _Trust:
+        reference, baseline = self.reference, self.low_precision.baseline
+        judgement = self.low_precision.judge(outputs, scored_by=scored_by)
+        parity = measure_parity(
+            baseline.outputs,
+            baseline.thresholds.image_threshold,
+            outputs,
+            judgement.thresholds.image_threshold,
+            names=(*reference.names[: reference.n_normals], *baseline.judging.names),
+            images=f"{reference.n_normals} held-out normal images and {baseline.judging.description}",
+        )
+        return _Trust(judgement.thresholds, parity, judgement.accuracy)
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """How far a bundle can be trusted, measured on its own outputs."""
+
+    thresholds: Thresholds
+    parity: ParityRecord | None = None
+    accuracy: AccuracyRecord | None = None
+    not_verified_because: str | None = None
 
 
 def _model_metadata(reference: Reference, name: str) -> dict[str, str]:

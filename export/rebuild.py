@@ -12,7 +12,7 @@ from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.manifest import MANIFEST_FILE, Manifest
 from vae_edge.progress import StepProgress
 from vae_edge.records import file_record
-from vae_edge.targets import SUPPORTED, Target
+from vae_edge.targets import SUPPORTED, Precision, Target
 
 _ONNX_FILE = SUPPORTED[Target.ONNX].model_file
 
@@ -41,6 +41,11 @@ def rebuild_engine(
             "expected an onnx or a tensorrt bundle to build an engine from"
         )
     old = source.manifest
+    if old.target is not Target.TENSORRT and old.precision is Precision.INT8:
+        raise InputError(
+            f"{source.folder} is quantized for {old.target}, whose INT8 graph TensorRT does not take; "
+            "expected a tensorrt bundle in int8, or one in fp32 or fp16"
+        )
     stem = name or old.name.removesuffix(f"-{old.target}-{old.precision}")
     folder = out / f"{stem}-{Target.TENSORRT}-{old.precision}"
     with new_bundle(folder) as temporary:

@@ -71,8 +71,70 @@ class ParityRecord(Record):
     """Largest absolute value of the reference anomaly maps, to judge the map difference by."""
     label_flips: int = Field(ge=0)
     flipped_images: tuple[str, ...] = ()
-    tolerance: float = Field(gt=0)
-    """Largest difference allowed, as a share of the reference's scale."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """Largest difference allowed, as a share of the reference's scale; None: the accuracy decides, not the drift."""
+
+
+class AccuracyRecord(Record):
+    """What a model's numbers cost against the FP32 torch reference, measured on labelled images."""
+
+    reference: str = "torch fp32"
+    images: str
+    """What the images were, in words."""
+    n_normal: int = Field(ge=1)
+    n_anomalous: int = Field(ge=1)
+    reference_image_auroc: float
+    image_auroc: float
+    reference_pixel_auroc: float | None
+    pixel_auroc: float | None
+    """None where no defect's place is known."""
+    label_flips: int = Field(ge=0)
+    """Images that one calls anomalous and the other does not, each by its own threshold."""
+    flipped_images: tuple[str, ...] = ()
+    label_flips_at_reference_threshold: int = Field(ge=0)
+    """The same, both by the reference's threshold: what would happen without fitting the threshold anew."""
+    flipped_images_at_reference_threshold: tuple[str, ...] = ()
+    max_score_difference: float = Field(ge=0)
+    max_map_difference: float = Field(ge=0)
+    reference_score_scale: float = Field(ge=0)
+    """Largest absolute reference score, to judge the score difference by."""
+    reference_map_scale: float = Field(ge=0)
+    """Largest absolute value of the reference anomaly maps, to judge the map difference by."""
+
+    @property
+    def n_images(self) -> int:
+        """Images that the model was judged on."""
+        return self.n_normal + self.n_anomalous
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of the images that get another verdict, each model by its own threshold."""
+        return self.label_flips / self.n_images
+
+    @property
+    def image_auroc_drop(self) -> float:
+        """How much of the image AUROC is lost; negative where it grew."""
+        return self.reference_image_auroc - self.image_auroc
+
+    @property
+    def pixel_auroc_drop(self) -> float | None:
+        """How much of the pixel AUROC is lost; None where there is none."""
+        if self.reference_pixel_auroc is None or self.pixel_auroc is None:
+            return None
+        return self.reference_pixel_auroc - self.pixel_auroc
+
+
+class QuantizationRecord(Record):
+    """How an INT8 model was made."""
+
+    estimator: str
+    """How the activations' ranges were taken from the calibration set."""
+    layers: tuple[str, ...]
+    """All layers that could be in INT8, in the order of the graph."""
+    given_back: tuple[str, ...] = ()
+    """Layers that went back to float to keep the accuracy, the most harmful first."""
+    n_passes: int = Field(ge=1)
+    """Models that were run and judged to find these."""
 
 
 class CalibrationSetRecord(Record):
@@ -124,6 +186,9 @@ class Manifest(Record):
     """The scoring in words, for people."""
     thresholds: Thresholds
     calibration_set: CalibrationSetRecord | None = None
+    quantization: QuantizationRecord | None = None
+    accuracy: AccuracyRecord | None = None
+    """What FP16 or INT8 costs; None for FP32, which has to give the trained model's verdicts."""
     parity: ParityRecord | None = None
     verified: bool
     """Whether this very bundle was run and its thresholds come from its own outputs."""

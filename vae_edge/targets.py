@@ -28,6 +28,8 @@ class Precision(str, Enum):
     """The number format of a bundle's weights and arithmetic."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
 
     def __str__(self) -> str:
         return self.value
@@ -49,21 +51,21 @@ class TargetRecord:
 
 SUPPORTED: dict[Target, TargetRecord] = {
     Target.ONNX: TargetRecord(
-        (Precision.FP32,),
+        (Precision.FP32, Precision.FP16, Precision.INT8),
         "model.onnx",
         (),
         "vae_edge.backends.onnxruntime_backend:OnnxRuntimeBackend",
         "onnxruntime",
     ),
     Target.OPENVINO: TargetRecord(
-        (Precision.FP32,),
+        (Precision.FP32, Precision.FP16, Precision.INT8),
         "model.xml",
         ("model.bin",),
         "vae_edge.backends.openvino_backend:OpenVinoBackend",
         "openvino",
     ),
     Target.TENSORRT: TargetRecord(
-        (Precision.FP32,),
+        (Precision.FP32, Precision.FP16, Precision.INT8),
         "model.engine",
         ("model.onnx",),
         "vae_edge.backends.tensorrt_backend:TensorRtBackend",
@@ -101,13 +103,22 @@ def parse_precisions(text: str) -> list[Precision]:
     return [Precision(_checked(name, known, "precision")) for name in names]
 
 
-def combinations(targets: Iterable[Target], precisions: Iterable[Precision]) -> list[tuple[Target, Precision]]:
+def combinations(
+    targets: Iterable[Target], precisions: Iterable[Precision], *, only_supported: bool = False
+) -> list[tuple[Target, Precision]]:
     """Return every pair of the two lists, in order.
 
+    Args:
+        targets: what to export to.
+        precisions: in which number formats.
+        only_supported: leave out the pairs that are not in the table instead of refusing them.
+
     Raises:
-        InputError: a target does not support one of the precisions.
+        UsageError: a target does not support one of the precisions.
     """
     pairs = [(target, precision) for target in targets for precision in precisions]
+    if only_supported:
+        return [(target, precision) for target, precision in pairs if precision in SUPPORTED[target].precisions]
     for target, precision in pairs:
         if precision not in SUPPORTED[target].precisions:
             allowed = ", ".join(map(str, SUPPORTED[target].precisions))

@@ -5,13 +5,8 @@ import pytest
 
 from tests.export.tiny_networks import make_images, make_network, run_model
 from vae_edge.errors import InputError
-from vae_edge.export.activation_ranges import (
-    N_BINS,
-    Estimator,
-    activation_ranges,
-    entropy_bins,
-    percentile_bins,
-)
+from vae_edge.export.activation_ranges import N_BINS, activation_ranges, entropy_bins, percentile_bins
+from vae_edge.export.settings import Estimator
 
 pytest.importorskip("onnxruntime")
 

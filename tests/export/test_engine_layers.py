@@ -10,11 +10,12 @@ import pytest
 from tests.export.tiny_networks import make_images, make_network
 from vae_edge.errors import DeviceError
 from vae_edge.export import engine_layers
-from vae_edge.export.activation_ranges import Estimator, activation_ranges
+from vae_edge.export.activation_ranges import activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.engine_layers import EngineLayer, count_layers, parse_layers, read_layers
 from vae_edge.export.half_precision import to_half
 from vae_edge.export.network_graph import quantizable_layers
+from vae_edge.export.settings import Estimator
 from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
 
 DESCRIPTION = """Layers:

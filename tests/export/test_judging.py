@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.judging import (
-    AccuracyRecord,
     JudgingSet,
     content_hashes,
     draw_judging_set,
@@ -20,7 +19,7 @@ from vae_edge.export.judging import (
 )
 from vae_edge.export.parity import Outputs
 from vae_edge.export.synthetic_defects import KINDS, paste_defects
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.run_records import DataSource

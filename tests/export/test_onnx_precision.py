@@ -10,11 +10,12 @@ from onnx import TensorProto
 from tests.export.tiny_networks import make_images, make_network, nodes_of, run_model, tensor
 from vae_edge.errors import InputError
 from vae_edge.export import onnx_precision
-from vae_edge.export.activation_ranges import Estimator, Ranges, activation_ranges
+from vae_edge.export.activation_ranges import Ranges, activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.half_precision import to_half
 from vae_edge.export.network_graph import quantizable_layers
 from vae_edge.export.onnx_precision import needs_reduced_range, quantize_for_onnxruntime, slower_in_half
+from vae_edge.export.settings import Estimator
 from vae_edge.machine import look_at_machine
 
 pytest.importorskip("onnxruntime")

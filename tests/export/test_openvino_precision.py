@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.export.activation_ranges import Estimator
 from vae_edge.export.nncf_calls import QuantizationSettings, needs_halved_weights
 from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino, network_operations, read_graph, save_ir
+from vae_edge.export.settings import Estimator
 from vae_edge.machine import look_at_machine
 from vae_edge.model_file import describe_model_file
 from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from vae_edge.errors import ParityError
-from vae_edge.export.parity import Outputs, check_parity
+from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity
 from vae_edge.manifest import ParityRecord
-from vae_edge.targets import Precision
 
 MAPS = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32) * 10
 SCORES = np.array([1.0, 2.0, 3.0, 10.0], dtype=np.float32)
@@ -14,9 +13,11 @@ NAMES = ("a.png", "b.png", "c.png", "d.png")
 
 
 def compare(outputs: Outputs, threshold: float = 2.5) -> ParityRecord:
-    return check_parity(
-        Outputs(MAPS, SCORES), 2.5, outputs, threshold, names=NAMES, images="four", precision=Precision.FP32
+    record = measure_parity(
+        Outputs(MAPS, SCORES), 2.5, outputs, threshold, names=NAMES, images="four", tolerance=FP32_TOLERANCE
     )
+    check_parity(record)
+    return record
 
 
 def test_small_differences_are_measured_and_pass() -> None:

@@ -9,9 +9,10 @@ from onnx import TensorProto
 
 from tests.export.tiny_networks import make_images, make_network, nodes_of, run_model, tensor
 from vae_edge.errors import InputError
-from vae_edge.export.activation_ranges import Estimator, Ranges, activation_ranges
+from vae_edge.export.activation_ranges import Ranges, activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.network_graph import quantizable_layers
+from vae_edge.export.settings import Estimator
 from vae_edge.export.tensorrt_precision import activation_scale, quantize_for_tensorrt, quantize_weights
 
 pytest.importorskip("onnxruntime")

@@ -68,7 +68,7 @@ def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
     said = list(found.metadata.items()) or [("nothing", "no metadata of vae-edge, and no manifest beside it")]
     _print_sections(
         {
-            f"{escape(Path(found.path).name)}  {_size_text(found.size_bytes)}": facts,
+            f"{escape(Path(found.path).name)}  {size_text(found.size_bytes)}": facts,
             "What it says": said,
         }
     )

@@ -1,0 +1,80 @@
+"""What an export in FP16 or INT8 is asked to do. Loads neither torch nor onnx: the command line reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from vae_edge.errors import UsageError
+from vae_edge.manifest import AccuracyRecord
+
+DEFAULT_N_IMAGES = 300
+
+
+class Estimator(str, Enum):
+    """How a range follows from the values seen.
+
+    `MIN_MAX` is the one to begin with: on two trained networks it kept the scores of normals about as well as
+    `ENTROPY`, and better than `PERCENTILE` where that mattered (benchmarks/PRECISION.md). It needs half the time, too.
+    """
+
+    MIN_MAX = "min-max"
+    """All values seen are inside."""
+    PERCENTILE = "percentile"
+    """99.99 % of the absolute values are inside; the rarest saturate and the others get finer steps."""
+    ENTROPY = "entropy"
+    """The range whose quantized values have the distribution nearest to the original one (Migacz 2017, "8-bit inference
+    with TensorRT": least Kullback-Leibler divergence)."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much accuracy a bundle may cost; None: any amount.
+
+    The AUROC is a mean over pairs of images and moves little; single verdicts move more easily, by one image whose
+    score is close to the threshold, hence a rate of 0.02. A rate below 1 / n of n images allows no flip at all.
+    """
+
+    max_auroc_drop: float | None = 0.01
+    """Of the image AUROC."""
+    max_pixel_auroc_drop: float | None = 0.02
+    """Of the pixel AUROC, where it exists."""
+    max_flip_rate: float | None = 0.02
+    """Share of the judging images that get another verdict, each model by its own threshold."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_auroc_drop", "max_pixel_auroc_drop", "max_flip_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}; expected 0 to 1, such as 0.01, or nothing for no limit")
+
+    def exceeded_by(self, accuracy: AccuracyRecord) -> tuple[str, ...]:
+        """Say which limits a model does not keep, each as a part of a sentence; nothing where it keeps all."""
+        broken = []
+        for what, drop, limit in (
+            ("image", accuracy.image_auroc_drop, self.max_auroc_drop),
+            ("pixel", accuracy.pixel_auroc_drop, self.max_pixel_auroc_drop),
+        ):
+            if drop is not None and limit is not None and drop > limit:
+                broken.append(f"the {what} AUROC falls by {drop:.4f} (at most {limit:g} is allowed)")
+        if self.max_flip_rate is not None and accuracy.flip_rate > self.max_flip_rate:
+            broken.append(
+                f"{accuracy.label_flips} of {accuracy.n_images} verdicts flip, a share of {accuracy.flip_rate:.4f} "
+                f"(at most {self.max_flip_rate:g} is allowed)"
+            )
+        return tuple(broken)
+
+
+@dataclass(frozen=True)
+class LowPrecisionSettings:
+    """How FP16 and INT8 models are made and what they may cost."""
+
+    calibration_data: Path | None = None
+    """Normal images to calibrate on; None: those that the network was fitted on."""
+    n_calibration_images: int = DEFAULT_N_IMAGES
+    estimator: Estimator = Estimator.MIN_MAX
+    budget: Budget = field(default_factory=Budget)
