@@ -16,7 +16,7 @@ from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, UsageError
 from vae_edge.export.settings import Budget, Estimator, LowPrecisionSettings
 from vae_edge.export.tensorrt_build import EngineSettings
-from vae_edge.manifest import MANIFEST_FILE
+from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
 from vae_edge.train.scoring import ScoringMethod, ScoringSettings
 
@@ -134,7 +134,7 @@ def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
     """Print a table of what was made, warn, and end with the exit code of what failed."""
     table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
     table.add_column("bundle", no_wrap=True)
-    for column in ("size", "score drift", "map drift", "flips", "threshold", "verified"):
+    for column in ("size", "score drift", "map drift", "flips", "AUROC drop", "given back", "verified"):
         table.add_column(column, justify="right")
     for result in results:
         if result.bundle is None:
@@ -152,7 +152,8 @@ def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
             escape(manifest.name),
             size_text(result.bundle.size_bytes),
             *drift,
-            f"{manifest.thresholds.image_threshold:.4g}",
+            "-" if manifest.accuracy is None else f"{manifest.accuracy.image_auroc_drop:.4f}",
+            _given_back(manifest.quantization),
             "yes" if manifest.verified else "no",
         )
     if table.row_count:
@@ -168,17 +169,38 @@ def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
         raise gates[-1] if gates else last
 
 
+def _given_back(quantization: QuantizationRecord | None) -> str:
+    """Say how many layers went back to float."""
+    return "-" if quantization is None else f"{len(quantization.given_back)} of {len(quantization.layers)}"
+
+
 def _warn(results: list[ExportResult]) -> None:
+    said: set[str] = set()
+
+    def warn_once(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            print_warning(sentence)
+
+    unverified: dict[str, list[str]] = {}
     for result in results:
         if result.skipped is not None:
-            print_warning(f"no {result.target} bundle: {result.skipped}")
-        elif result.bundle is not None and not result.bundle.manifest.verified:
-            manifest = result.bundle.manifest
-            print_warning(
-                f"{manifest.name} is not verified and has the trained model's thresholds: "
-                f"{manifest.not_verified_because}; on the device, run: vae-edge verify {manifest.name} --data NORMALS"
-            )
+            warn_once(f"no {result.target} bundle: {result.skipped}")
+        for sentence in result.warnings:
+            warn_once(f"{result.target} {result.precision}: {sentence}")
+        if result.bundle is None:
+            continue
+        manifest = result.bundle.manifest
+        if manifest.quantization is not None and manifest.quantization.given_back:
+            layers = ", ".join(manifest.quantization.given_back)
+            warn_once(f"{manifest.name}: back in float to keep the accuracy, the most harmful first: {layers}")
+        if not manifest.verified:
+            unverified.setdefault(str(manifest.not_verified_because), []).append(manifest.name)
+    for reason, names in unverified.items():
+        warn_once(
+            f"not verified: {', '.join(names)}, whose thresholds another runtime's scores have set: {reason}; on the "
+            f"device, run: vae-edge verify {names[0]} --data NORMALS"
+        )
     for result in results:
-        if result.bundle is not None and (sentence := too_few_normals(result.bundle.manifest.thresholds)):
-            print_warning(sentence)
-            break
+        if result.bundle is not None and (too_few := too_few_normals(result.bundle.manifest.thresholds)):
+            warn_once(too_few)

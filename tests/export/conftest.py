@@ -34,6 +34,22 @@ def trained_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return fit_run(settings, out=tmp_path_factory.mktemp("runs") / "dial")
 
 
+@pytest.fixture(scope="session")
+def larger_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same on twice the images, so that enough of them are there to calibrate on."""
+    images = SampleSettings(image_size=64, n_train=80, n_test_good=6, n_test_per_defect=1)
+    (folder,) = write_sample_set(tmp_path_factory.mktemp("larger-sample"), ["dial"], images)
+    settings = TrainSettings(
+        source=DataSource(root=str(folder)),
+        architecture=make_architecture("nano", (32, 32), n_features=4, latent_vec_size=8),
+        epochs=2,
+        batch_size=8,
+        accelerator="cpu",
+        false_alarm_rate=0.1,
+    )
+    return fit_run(settings, out=tmp_path_factory.mktemp("larger-runs") / "dial")
+
+
 @pytest.fixture
 def own_run(trained_run: RunFolder, tmp_path: Path) -> Path:
     """A copy of the run that a test may damage."""

@@ -20,7 +20,7 @@ def test_all_targets_are_exported_and_tabled(command: Command, trained_run: RunF
         f"dial-{target}-fp32" for target in Target
     )
     assert out.count("0 of ") == 3
-    assert "dial-tensorrt-fp32 is not verified" in err
+    assert "not verified: dial-tensorrt-fp32" in err
 
 
 def test_one_target_is_one_bundle(command: Command, trained_run: RunFolder, tmp_path: Path) -> None:

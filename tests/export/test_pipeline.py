@@ -14,9 +14,10 @@ from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError, ParityError
 from vae_edge.export.parity import Outputs, run_backend
 from vae_edge.export.pipeline import ExportSettings, export_run
+from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.image import load_prepared
 from vae_edge.manifest import MANIFEST_FILE
-from vae_edge.targets import SUPPORTED, Target
+from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train.anomaly_graph import run_graph
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.scoring import ScoringMethod, ScoringSettings
@@ -169,3 +170,99 @@ def test_the_scoring_can_be_chosen_anew_at_export(trained_run: RunFolder, tmp_pa
     with Detector.open(by_mse.bundle) as detector:
         prediction = detector.predict(trained_run.find_images(("test",))[0].path)
     assert prediction.score == pytest.approx(float(prediction.anomaly_map.mean()), rel=1e-4)
+
+
+LOW = [
+    (target, precision)
+    for target in (Target.ONNX, Target.OPENVINO, Target.TENSORRT)
+    for precision in (Precision.FP16, Precision.INT8)
+]
+
+
+@pytest.fixture(scope="module")
+def low_bundles(
+    larger_run: RunFolder, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[Target, Precision], Bundle]:
+    settings = ExportSettings(
+        targets=(Target.ONNX, Target.OPENVINO, Target.TENSORRT),
+        precisions=(Precision.FP16, Precision.INT8),
+        low_precision=LowPrecisionSettings(budget=Budget(max_auroc_drop=None, max_flip_rate=None)),
+    )
+    results = export_run(larger_run, tmp_path_factory.mktemp("low"), settings)
+    assert [str(result.error) for result in results if result.error is not None] == []
+    return {(r.target, r.precision): r.bundle for r in results if r.bundle is not None}
+
+
+@pytest.mark.parametrize(("target", "precision"), LOW)
+def test_low_precision_says_what_it_costs(
+    target: Target, precision: Precision, low_bundles: dict[tuple[Target, Precision], Bundle]
+) -> None:
+    manifest = low_bundles[target, precision].manifest
+    assert manifest.precision is precision
+    assert manifest.accuracy is not None
+    assert manifest.parity is not None
+    assert manifest.parity.tolerance is None
+    assert manifest.verified == (target is not Target.TENSORRT)
+    drift = manifest.parity.max_score_difference / manifest.parity.reference_score_scale
+    assert 0 < drift < (0.01 if precision is Precision.FP16 else 0.5)
+
+
+@pytest.mark.parametrize(("target", "precision"), LOW)
+def test_the_threshold_is_fitted_on_the_bundles_own_scores(
+    target: Target, precision: Precision, low_bundles: dict[tuple[Target, Precision], Bundle], larger_run: RunFolder
+) -> None:
+    thresholds = low_bundles[target, precision].manifest.thresholds
+    assert thresholds.calibration_scores != larger_run.thresholds.calibration_scores
+    assert thresholds.n_normals == larger_run.thresholds.n_normals
+    assert ("simulating" in thresholds.scored_by) == (target is Target.TENSORRT)
+
+
+def test_all_int8_bundles_have_one_calibration_set(low_bundles: dict[tuple[Target, Precision], Bundle]) -> None:
+    records = [
+        bundle.manifest.calibration_set for (_, precision), bundle in low_bundles.items() if precision is Precision.INT8
+    ]
+    assert len(records) == 3
+    assert records[0] is not None
+    assert records[0] == records[1] == records[2]
+
+
+@pytest.mark.parametrize("target", [Target.ONNX, Target.OPENVINO, Target.TENSORRT])
+def test_int8_quantizes_every_layer_where_no_budget_forbids_it(
+    target: Target, low_bundles: dict[tuple[Target, Precision], Bundle]
+) -> None:
+    quantization = low_bundles[target, Precision.INT8].manifest.quantization
+    assert quantization is not None
+    assert quantization.given_back == ()
+    assert quantization.n_passes == 1
+    assert len(quantization.layers) == 8
+
+
+def test_fp16_halves_the_weights(low_bundles: dict[tuple[Target, Precision], Bundle], larger_run: RunFolder) -> None:
+    single = (larger_run.folder / "model.safetensors").stat().st_size
+    half = (low_bundles[Target.OPENVINO, Precision.FP16].folder / "model.bin").stat().st_size
+    assert half < 0.75 * single
+
+
+def test_two_exports_of_a_run_are_calibrated_alike_and_equal_to_the_byte(larger_run: RunFolder, tmp_path: Path) -> None:
+    settings = ExportSettings(
+        targets=(Target.ONNX,),
+        precisions=(Precision.INT8,),
+        low_precision=LowPrecisionSettings(budget=Budget(max_auroc_drop=None, max_flip_rate=None)),
+    )
+    first, second = (export_run(larger_run, tmp_path / name, settings)[0].bundle for name in ("a", "b"))
+    assert first is not None
+    assert second is not None
+    assert first.manifest.calibration_set == second.manifest.calibration_set
+    assert first.model_path.read_bytes() == second.model_path.read_bytes()
+
+
+def test_a_calibration_set_that_cannot_be_used_leaves_no_bundle(larger_run: RunFolder, tmp_path: Path) -> None:
+    settings = ExportSettings(
+        targets=(Target.ONNX,),
+        precisions=(Precision.INT8,),
+        low_precision=LowPrecisionSettings(calibration_data=tmp_path / "nothing"),
+    )
+    (result,) = export_run(larger_run, tmp_path / "bundles", settings)
+    assert result.bundle is None
+    assert isinstance(result.error, InputError)
+    assert list((tmp_path / "bundles").iterdir()) == []

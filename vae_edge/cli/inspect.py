@@ -164,10 +164,22 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
         score = parity.max_score_difference / max(parity.reference_score_scale, 1e-30)
         maps = parity.max_map_difference / max(parity.reference_map_scale, 1e-30)
         rows.append(("parity", f"{parity.n_images} images ({parity.images}) against {parity.reference}"))
-        rows.append(("", f"score within {score:.2%}, map within {maps:.2%}; at most {parity.tolerance:.2%} allowed"))
+        allowed = "" if parity.tolerance is None else f"; at most {parity.tolerance:.2%} allowed"
+        rows.append(("", f"score within {score:.2%}, map within {maps:.2%}{allowed}"))
         rows.append(("", f"{parity.label_flips} verdicts differ" if parity.label_flips else "every verdict the same"))
-    if manifest.calibration_set is not None:
-        rows.append(("quantized on", f"{manifest.calibration_set.n_images} images"))
+    accuracy = manifest.accuracy
+    if accuracy is not None:
+        rows.append(("accuracy", f"on {accuracy.images}"))
+        rows.append(("", f"image AUROC {accuracy.image_auroc:.4f}, in FP32 {accuracy.reference_image_auroc:.4f}"))
+        if accuracy.pixel_auroc is not None:
+            rows.append(("", f"pixel AUROC {accuracy.pixel_auroc:.4f}, in FP32 {accuracy.reference_pixel_auroc:.4f}"))
+        at_reference = accuracy.label_flips_at_reference_threshold
+        rows.append(("", f"{accuracy.label_flips} verdicts differ; {at_reference} would by FP32's threshold"))
+    quantization = manifest.quantization
+    if quantization is not None and manifest.calibration_set is not None:
+        on = f"{manifest.calibration_set.n_images} images ({manifest.calibration_set.sha256[:12]})"
+        rows.append(("quantized on", f"{on}, ranges by {quantization.estimator}"))
+        rows.append(("in float", ", ".join(quantization.given_back) or "no layer went back to float"))
     return rows
 
 
