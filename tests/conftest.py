@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,12 @@ from vae_edge.cli.main import invoke
 from vae_edge.targets import Target
 
 MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """A test run in the background of a shell inherits an ignored SIGINT, and Python then leaves it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
