@@ -51,7 +51,9 @@ class OnnxQuantizer:
         self._image_size = (images.shape[1], images.shape[2])
         self._float = rewrite_transposed_convolutions(model)
         self._ranges = activation_ranges(self._float, images, estimator, progress)
-        self.layers: tuple[str, ...] = quantizable_layers(self._float)
+        layers = quantizable_layers(self._float)
+        # On ONNX Runtime the last convolution stays in float32 whatever is asked: see `quantize_for_onnxruntime`.
+        self.layers: tuple[str, ...] = layers if target is Target.TENSORRT else layers[:-1]
 
     def model(self, keep_float: frozenset[str] = frozenset()) -> onnx.ModelProto:
         """Return the model with these layers in float.

@@ -234,7 +234,8 @@ def test_int8_quantizes_every_layer_where_no_budget_forbids_it(
     assert quantization is not None
     assert quantization.given_back == ()
     assert quantization.n_passes == 1
-    assert len(quantization.layers) == 8
+    # Eight convolutions; ONNX Runtime keeps the last one in float32.
+    assert len(quantization.layers) == (7 if target is Target.ONNX else 8)
 
 
 def test_fp16_halves_the_weights(low_bundles: dict[tuple[Target, Precision], Bundle], larger_run: RunFolder) -> None:
