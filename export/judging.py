@@ -21,7 +21,7 @@ from vae_edge.export.parity import Outputs
 from vae_edge.export.synthetic_defects import paste_defects
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.progress import StepProgress
-from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.inspection_set import spread
 from vae_edge.train.loading import load_images, load_masks
 from vae_edge.train.metrics import image_auroc, pixel_auroc
 from vae_edge.train.run_folder import RunFolder
@@ -93,11 +93,11 @@ def draw_judging_set(
     anomalous = [file for file in tests if file.is_anomalous]
     normal = [file for file in tests if not file.is_anomalous]
     if not anomalous or not normal:
-        normals = _spread(run.find_images(("statistics",), data_root), max_images // 3)
+        normals = spread(run.find_images(("statistics",), data_root), max_images // 3)
         images = load_images(normals, preparation, report)
         return with_synthetic_defects(images, [file.name for file in normals], max_images=max_images, seed=seed)
     n_normal = min(max(round(max_images * len(normal) / len(tests)), 1), max_images - 1)
-    files = (*_spread(normal, n_normal), *_spread(anomalous, max_images - n_normal))
+    files = (*spread(normal, n_normal), *spread(anomalous, max_images - n_normal))
     masks = load_masks(files, preparation)
     labels = np.array([file.is_anomalous for file in files])
     known = bool((masks.has_mask & labels).any())
@@ -222,10 +222,3 @@ def _pixel_auroc(outputs: Outputs, judging: JudgingSet) -> float | None:
         return None
     used = judging.has_mask
     return pixel_auroc(judging.masks[used], outputs.maps[used])
-
-
-def _spread(files: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
-    """Return at most so many of the files, evenly spaced."""
-    if len(files) <= most:
-        return tuple(files)
-    return tuple(files[round(position)] for position in np.linspace(0, len(files) - 1, most))

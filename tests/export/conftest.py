@@ -20,34 +20,31 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def trained_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A real, tiny network trained for two epochs on the CPU; tests leave it as it is."""
+def train(data: Path, out: Path) -> RunFolder:
+    """Train a real, tiny network for two epochs on the CPU."""
     settings = TrainSettings(
-        source=DataSource(root=str(sample_data)),
+        source=DataSource(root=str(data)),
         architecture=make_architecture("nano", (32, 32), n_features=4, latent_vec_size=8),
         epochs=2,
         batch_size=8,
         accelerator="cpu",
         false_alarm_rate=0.1,
     )
-    return fit_run(settings, out=tmp_path_factory.mktemp("runs") / "dial")
+    return fit_run(settings, out=out)
+
+
+@pytest.fixture(scope="session")
+def trained_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run on the small sample set; tests leave it as it is."""
+    return train(sample_data, tmp_path_factory.mktemp("runs") / "dial")
 
 
 @pytest.fixture(scope="session")
 def larger_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The same on twice the images, so that enough of them are there to calibrate on."""
+    """A run on twice the images, so that enough of them are there to calibrate on."""
     images = SampleSettings(image_size=64, n_train=80, n_test_good=6, n_test_per_defect=1)
     (folder,) = write_sample_set(tmp_path_factory.mktemp("larger-sample"), ["dial"], images)
-    settings = TrainSettings(
-        source=DataSource(root=str(folder)),
-        architecture=make_architecture("nano", (32, 32), n_features=4, latent_vec_size=8),
-        epochs=2,
-        batch_size=8,
-        accelerator="cpu",
-        false_alarm_rate=0.1,
-    )
-    return fit_run(settings, out=tmp_path_factory.mktemp("larger-runs") / "dial")
+    return train(folder, tmp_path_factory.mktemp("larger-runs") / "dial")
 
 
 @pytest.fixture
