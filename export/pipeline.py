@@ -146,7 +146,7 @@ class _Exporter:
     program: torch.export.ExportedProgram
     onnx_path: Path
     metadata: dict[str, str]
-    """What a lone model file says about itself."""
+    """What a lone model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
     engine: EngineSettings
     low_precision: LowPrecisionWriter
     report: StepProgress
@@ -318,7 +318,7 @@ class _Trust:
 
 
 def _model_metadata(reference: Reference, name: str) -> dict[str, str]:
-    """What a lone model file says about itself."""
+    """What a lone model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
     record = reference.run.record
     return {
         "vae_edge_version": vae_edge.__version__,
@@ -326,8 +326,8 @@ def _model_metadata(reference: Reference, name: str) -> dict[str, str]:
         "run_fingerprint": reference.fingerprint,
         "preparation": record.preparation.model_dump_json(),
         "scoring": reference.graph.settings.describe(),
-        "image_threshold": repr(reference.thresholds.image_threshold),
-        "pixel_threshold": repr(reference.thresholds.pixel_threshold),
+        "trained_model_image_threshold": repr(reference.thresholds.image_threshold),
+        "trained_model_pixel_threshold": repr(reference.thresholds.pixel_threshold),
         "false_alarm_rate": repr(reference.thresholds.false_alarm_rate),
     }
 
