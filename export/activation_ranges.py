@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.network_graph import network_nodes
 from vae_edge.export.settings import Estimator
+from vae_edge.progress import Progress
 
 N_BINS = 2048
 """Bins of the histograms of absolute values, as TensorRT's entropy calibration has them."""
@@ -26,9 +27,6 @@ _N_LEVELS = 128
 _CUT_STEP = 8
 """Bins between the cuts that entropy compares: 0.4 % of the range, half a quantization step."""
 _BATCH = 4
-
-Progress = Callable[[int, int], None]
-"""Called with the images done and in all."""
 
 
 PERCENTILE = 99.99

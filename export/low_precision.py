@@ -32,7 +32,7 @@ from vae_edge.export.openvino_precision import OpenVinoQuantizer
 from vae_edge.export.parity import Outputs
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import LowPrecisionSettings
-from vae_edge.manifest import QuantizationRecord
+from vae_edge.manifest import QuantizationRecord, RuntimeRecord
 from vae_edge.progress import Progress, StepProgress
 from vae_edge.targets import SUPPORTED, Precision, Target
 
@@ -45,6 +45,8 @@ class LowPrecisionModel:
 
     quantization: QuantizationRecord | None = None
     calibration: CalibrationSet | None = None
+    runtime: RuntimeRecord | None = None
+    """What made the file; None where that is still to be told, as of an ONNX file."""
     warnings: tuple[str, ...] = ()
 
 
@@ -128,8 +130,8 @@ class LowPrecisionWriter:
     def _write_half(self, target: Target, folder: Path) -> LowPrecisionModel:
         if target is Target.OPENVINO:
             path = folder / SUPPORTED[target].model_file
-            export_openvino(self.onnx_path, path, metadata=self.metadata, precision=Precision.FP16)
-            return LowPrecisionModel()
+            runtime = export_openvino(self.onnx_path, path, metadata=self.metadata, precision=Precision.FP16)
+            return LowPrecisionModel(runtime=runtime)
         single = onnx.load(str(self.onnx_path))
         half = to_half(single)
         onnx.save(half, str(folder / _ONNX_FILE))
@@ -153,9 +155,11 @@ class LowPrecisionWriter:
             scored_by=f"{target} int8 on this machine",
             progress=lambda step, done, total: self.report(f"{target} int8: {step}", done, total),
         )
+        runtime = None
         if isinstance(quantizer, OpenVinoQuantizer):
             path = folder / SUPPORTED[target].model_file
-            save_ir(quantizer.model(control.keep_float), path, metadata=self.metadata, precision=Precision.INT8)
+            model = quantizer.model(control.keep_float)
+            runtime = save_ir(model, path, metadata=self.metadata, precision=Precision.INT8)
         else:
             onnx.save(quantizer.model(control.keep_float), str(folder / _ONNX_FILE))
         record = QuantizationRecord(
@@ -164,7 +168,7 @@ class LowPrecisionWriter:
             given_back=control.given_back,
             n_passes=len(control.passes),
         )
-        return LowPrecisionModel(record, self.calibration)
+        return LowPrecisionModel(record, self.calibration, runtime)
 
     def _steps(self, step: str) -> Progress:
         return lambda done, total: self.report(step, done, total)

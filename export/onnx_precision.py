@@ -23,24 +23,10 @@ from numpy.typing import NDArray
 from vae_edge.errors import MissingDependencyError
 from vae_edge.export.activation_ranges import Ranges
 from vae_edge.export.network_graph import LAYERS, check_layer_names, network_nodes
-from vae_edge.machine import Machine
 
-_INTEGER_DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""Instruction sets that multiply and add 8-bit integers into 32 bits at once."""
 _PAIRS = 15
 _SLOWER = 1.02
 """Ratio of the medians from which FP16 counts as slower; below it is noise."""
-
-
-def needs_reduced_range(machine: Machine) -> bool:
-    """Tell whether INT8 weights must keep to 7 bits on this processor.
-
-    x86 processors without VNNI add pairs of products into 16 bits, which saturates with 8-bit weights. ARM has no such
-    instruction in this place.
-    """
-    return machine.architecture.lower() in ("x86_64", "amd64", "i686") and not set(_INTEGER_DOT_PRODUCTS).intersection(
-        machine.processor_flags
-    )
 
 
 def quantize_for_onnxruntime(
@@ -56,7 +42,7 @@ def quantize_for_onnxruntime(
         model: FP32, after `rewrite_transposed_convolutions`; a transposed convolution stays in float32.
         ranges: of this very model.
         keep_float: names of layers (see `quantizable_layers`) that stay in float32.
-        reduce_range: keep the weights to 7 bits, for processors of `needs_reduced_range`.
+        reduce_range: keep the weights to 7 bits, for processors of `Machine.saturates_int8_sums`.
 
     Raises:
         InputError: a name is no layer, or a range is missing.

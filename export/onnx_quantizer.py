@@ -13,7 +13,7 @@ from vae_edge.backends.base import open_backend
 from vae_edge.export.activation_ranges import activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.network_graph import quantizable_layers
-from vae_edge.export.onnx_precision import needs_reduced_range, quantize_for_onnxruntime
+from vae_edge.export.onnx_precision import quantize_for_onnxruntime
 from vae_edge.export.parity import Outputs, run_backend
 from vae_edge.export.settings import Estimator
 from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
@@ -63,7 +63,7 @@ class OnnxQuantizer:
         """
         if self._target is Target.TENSORRT:
             return quantize_for_tensorrt(self._float, self._ranges, keep_float=keep_float)
-        reduce_range = needs_reduced_range(look_at_machine())
+        reduce_range = look_at_machine().saturates_int8_sums
         return quantize_for_onnxruntime(self._float, self._ranges, keep_float=keep_float, reduce_range=reduce_range)
 
     def outputs(

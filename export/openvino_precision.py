@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.export.nncf_calls import Progress, QuantizationSettings, quantize_network
+from vae_edge.export.nncf_calls import QuantizationSettings, quantize_network
 from vae_edge.export.openvino_export import (
     import_openvino,
     name_plainly,
@@ -27,6 +27,7 @@ from vae_edge.export.openvino_export import (
 )
 from vae_edge.export.parity import Outputs
 from vae_edge.export.settings import Estimator
+from vae_edge.progress import Progress
 
 _CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
 _RUNTIME_CONVOLUTIONS = ("Convolution", "Deconvolution")

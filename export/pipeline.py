@@ -159,7 +159,7 @@ class _Exporter:
             model = LowPrecisionModel()
             if precision is not Precision.FP32:
                 model = self.low_precision.write(target, precision, temporary)
-            runtime = self._write_model(target, precision, temporary)
+            runtime = model.runtime or self._write_model(target, precision, temporary)
             self.report(step, 1, 1)
             trust = self._verify(target, precision, temporary)
             manifest = self._manifest(folder.name, target, precision, runtime, model, trust, temporary)
@@ -220,9 +220,7 @@ class _Exporter:
             opset = max(entry.version for entry in onnx.load(str(path)).opset_import if entry.domain == "")
             return RuntimeRecord(flavour="onnx", version=onnx.__version__, details={"opset": str(opset)})
         if target is Target.OPENVINO:
-            if is_single:
-                return export_openvino(self.onnx_path, path, metadata=self.metadata)
-            return RuntimeRecord(flavour="openvino", version=installed_versions(["openvino"])["openvino"])
+            return export_openvino(self.onnx_path, path, metadata=self.metadata)
         if target is Target.TENSORRT:
             if is_single:
                 shutil.copyfile(self.onnx_path, folder / _ONNX_FILE)

@@ -51,6 +51,10 @@ class Jetson:
         return self.jetpack in ("4", "5", "6.0")
 
 
+_WIDE_INT8_SUMS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""x86 instruction sets that multiply 8-bit integers and add the products up in 32 bits."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """Facts about this machine; what is not known is None or empty."""
@@ -71,6 +75,16 @@ class Machine:
     sees_system_packages: bool
     """Whether Python here finds the system's packages, as JetPack's TensorRT is one."""
     jetson: Jetson | None
+
+    @property
+    def saturates_int8_sums(self) -> bool:
+        """Whether pairs of 8-bit products are added up in 16 bits, where they saturate: INT8 weights keep to 7 bits.
+
+        x86 without VNNI or AMX does (`vpmaddubsw`); Arm has no such instruction in this place. Where the flags are not
+        known, the safe answer is given.
+        """
+        is_x86 = self.architecture.lower() in ("x86_64", "amd64", "i386", "i686", "x86")
+        return is_x86 and not _WIDE_INT8_SUMS.intersection(self.processor_flags)
 
 
 def look_at_machine() -> Machine:

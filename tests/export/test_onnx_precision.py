@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -14,9 +12,8 @@ from vae_edge.export.activation_ranges import Ranges, activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.half_precision import to_half
 from vae_edge.export.network_graph import quantizable_layers
-from vae_edge.export.onnx_precision import needs_reduced_range, quantize_for_onnxruntime, slower_in_half
+from vae_edge.export.onnx_precision import quantize_for_onnxruntime, slower_in_half
 from vae_edge.export.settings import Estimator
-from vae_edge.machine import look_at_machine
 
 pytest.importorskip("onnxruntime")
 
@@ -168,20 +165,3 @@ class TestInt8:
         ranges = activation_ranges(make_network(), make_images(4), Estimator.MIN_MAX)
         with pytest.raises(InputError, match="no range for"):
             quantize_for_onnxruntime(rewritten, ranges)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "flags", "needed"),
-    [
-        ("x86_64", ("avx2",), True),
-        ("x86_64", ("avx2", "avx512f"), True),
-        ("x86_64", ("avx2", "avx_vnni"), False),
-        ("AMD64", ("avx512f", "avx512_vnni"), False),
-        ("aarch64", ("asimd",), False),
-    ],
-)
-def test_the_range_is_reduced_where_the_processor_saturates(
-    architecture: str, flags: tuple[str, ...], needed: bool
-) -> None:
-    machine = replace(look_at_machine(), architecture=architecture, processor_flags=flags)
-    assert needs_reduced_range(machine) is needed

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.export.nncf_calls import QuantizationSettings, needs_halved_weights
+from vae_edge.export.nncf_calls import QuantizationSettings
 from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino, network_operations, read_graph, save_ir
 from vae_edge.export.settings import Estimator
-from vae_edge.machine import look_at_machine
 from vae_edge.model_file import describe_model_file
 from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
 from vae_edge.train.network import Vae
@@ -186,21 +184,6 @@ def test_seven_bit_weights_are_taken_where_sums_would_saturate(onnx_path: Path) 
         weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
         largest[halve] = max(int(np.abs(value.astype(np.int16)).max()) for value in weights)
     assert largest == {False: 127, True: 64}
-
-
-@pytest.mark.parametrize(
-    ("architecture", "flags", "needed"),
-    [
-        ("x86_64", ("avx2",), True),
-        ("AMD64", (), True),
-        ("x86_64", ("avx2", "avx_vnni"), False),
-        ("x86_64", ("avx512f", "avx512_vnni"), False),
-        ("aarch64", ("asimd",), False),
-    ],
-)
-def test_the_processor_decides_about_seven_bits(architecture: str, flags: tuple[str, ...], needed: bool) -> None:
-    machine = replace(look_at_machine(), architecture=architecture, processor_flags=flags)
-    assert needs_halved_weights(machine) is needed
 
 
 @pytest.mark.parametrize(
