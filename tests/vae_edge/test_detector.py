@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, spotted_image, toy_outputs, write_image
 from vae_edge import Detector, DeviceError, InputError, MissingDependencyError, Prediction, VaeEdgeError
-from vae_edge.backends.base import Backend, DeviceChoice, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, Tensors
 from vae_edge.bundle import Bundle
 from vae_edge.image import prepare
 from vae_edge.targets import Target
@@ -29,13 +29,19 @@ class ScriptedBackend(Backend):
     def __init__(self, bundle: Bundle, scores: list[float]) -> None:
         manifest = bundle.manifest
         choice = DeviceChoice("cpu", "for a test")
-        super().__init__(manifest.inputs, manifest.outputs, max_batch=None, device=choice, version="script")
+        layout = Layout(1, None, None)
+        super().__init__(
+            manifest.inputs, manifest.outputs, max_batch=None, device=choice, layout=layout, version="script"
+        )
         self._scores = iter(scores)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         n = len(feeds["image"])
         scores = np.array([next(self._scores) for _ in range(n)], dtype=np.float32)
         return {"score": scores, "anomaly_map": np.zeros((n, SIZE, SIZE), dtype=np.float32)}
+
+    def _free(self) -> None:
+        self._scores = iter(())
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +17,22 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError, UsageError
 from vae_edge.manifest import TensorSpec
+from vae_edge.progress import StepProgress
 from vae_edge.targets import SUPPORTED, Target
 
 Tensors = dict[str, NDArray[Any]]
+
+
+class Hint(str, Enum):
+    """What a loaded model is laid out for."""
+
+    LATENCY = "latency"
+    """The next verdict as soon as possible: the whole device works on one image."""
+    THROUGHPUT = "throughput"
+    """Most verdicts in a second: several images at the same time, each on a part of the device."""
+
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -26,12 +41,26 @@ class RuntimeOptions:
 
     device: str = "auto"
     """`auto`, or the runtime's own name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`."""
+    hint: Hint = Hint.LATENCY
     threads: int | None = None
-    """Processor threads for one inference; None: the runtime decides."""
+    """Processor threads in use, by all inferences together; None: the backend decides."""
+    requests: int | None = None
+    """Inferences at the same time; None: 1 for latency, as many as the device is fastest with for throughput."""
+    spinning: bool = False
+    """Whether a runtime's idle threads keep a processor core busy while they wait for work (ONNX Runtime only). It
+    gains a little on a machine that does nothing else, and loses a lot where pictures are decoded on the same cores."""
+    model_sha256: str | None = None
+    """Hash of the model's files, under which what is made of them on this device is kept for the next start; None:
+    nothing is kept, nothing is looked up."""
+    rebuild: bool = True
+    """Whether a model file that does not fit this device may be built anew from the ONNX beside it (TensorRT)."""
+    progress: StepProgress | None = field(default=None, compare=False)
+    """Told of a build's steps; they take minutes."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; expected 1 or more, or nothing for the runtime's own choice")
+        for name, value in (("threads", self.threads), ("requests", self.requests)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; expected 1 or more, or nothing for the backend's own choice")
         if not self.device.strip():
             raise UsageError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
 
@@ -44,12 +73,62 @@ class DeviceChoice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a loaded model uses its device."""
+
+    requests: int
+    """Inferences that it works on at the same time; more callers than that wait for each other."""
+    threads: int | None
+    """Processor threads in use by all of them together; None: unknown, or it is not the processor that works."""
+    batch: int | None
+    """Images in one inference, where the model was loaded for one size only; larger batches are split. None: any."""
+
+    def __str__(self) -> str:
+        requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        threads = "" if self.threads is None else f" on {self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{requests}{threads}, {'any batch' if self.batch is None else f'batch {self.batch}'}"
+
+
+class _Calls:
+    """The calls under way in a backend: they keep it open, and nothing new begins once it is to close."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._closed = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if self._closed:
+                raise DeviceError("this model has been closed; open it again to run it")
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._running -= 1
+            if self._closed and not self._running:
+                self._changed.notify_all()
+
+    def end(self) -> bool:
+        """Let nothing new begin and wait for what runs; tell whether this is the first time."""
+        with self._changed:
+            first, self._closed = not self._closed, True
+            while self._running:
+                self._changed.wait()
+            return first
+
+
 class Backend(ABC):
     """A loaded model: named host arrays in, named host arrays out.
 
-    A runtime writes its constructor, which loads the model, and `_run` and `close`. A backend knows tensors only, not
-    images or verdicts. It can be called from several threads at once. `close` twice is fine, `run` after it is not.
+    A runtime writes its constructor, which loads the model, and `_run` and `_free`. A backend knows tensors only, not
+    images or verdicts. It can be called from several threads at once. `close` waits for the calls under way; twice is
+    fine, `run` after it is not.
     """
+
+    separate_throughput = False
+    """Whether the model has to be loaded once more, with `Hint.THROUGHPUT`, to use the device fully in a stream."""
 
     def __init__(
         self,
@@ -58,15 +137,17 @@ class Backend(ABC):
         *,
         max_batch: int | None,
         device: DeviceChoice,
+        layout: Layout,
         version: str,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self.max_batch = max_batch
         self.device = device
+        self.layout = layout
         self.version = version
         """The runtime and its version, such as `OpenVINO 2026.4.1`."""
-        self._closed = False
+        self._calls = _Calls()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the model once.
@@ -81,18 +162,22 @@ class Backend(ABC):
             InputError: a name, dtype or shape does not fit the specs, or the batch is larger than `max_batch`.
             DeviceError: the runtime failed, or the backend is closed.
         """
-        if self._closed:
-            raise DeviceError("this model has been closed; open it again to run it")
-        check_feeds(feeds, self.inputs, self.max_batch)
-        return self._run(feeds)
+        with self._calls:
+            check_feeds(feeds, self.inputs, self.max_batch)
+            return self._run(feeds)
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run checked feeds and return outputs that belong to the caller."""
 
     def close(self) -> None:
-        """Free the model and everything it holds on the device."""
-        self._closed = True
+        """Wait for the calls under way, then free the model and everything it holds on the device."""
+        if self._calls.end():
+            self._free()
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Free everything; nothing runs any more, and nothing will."""
 
     def __enter__(self) -> Backend:
         return self

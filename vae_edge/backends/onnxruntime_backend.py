@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.errors import DeviceError
 from vae_edge.manifest import TensorSpec
 
@@ -62,6 +62,7 @@ class OnnxRuntimeBackend(Backend):
             outputs,
             max_batch=max_batch,
             device=device,
+            layout=Layout(1, options.threads, None),
             version=f"ONNX Runtime {onnxruntime.__version__}",
         )
 
@@ -72,9 +73,7 @@ class OnnxRuntimeBackend(Backend):
             raise DeviceError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self._names, values, strict=True))
 
-    def close(self) -> None:
-        """Free the session."""
-        super().close()
+    def _free(self) -> None:
         self._session = None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.errors import DeviceError
 from vae_edge.manifest import TensorSpec
 
@@ -65,26 +65,22 @@ class OpenVinoBackend(Backend):
             outputs,
             max_batch=batch if batch is not None else max_batch,
             device=device,
+            layout=Layout(1, options.threads, batch),
             version=f"OpenVINO {_version()}",
         )
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         request = getattr(self._requests, "request", None)
         if request is None:
-            model = self._model
-            if model is None:  # Closed by another thread since the check.
-                raise DeviceError("this model has been closed; open it again to run it")
             # A request serves one inference at a time, so every thread has its own.
-            request = self._requests.request = model.create_infer_request()
+            request = self._requests.request = self._model.create_infer_request()
         try:
             request.infer(dict(feeds), share_inputs=True)
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO failed on {self.device.name}: {error}") from error
         return {name: np.array(request.get_tensor(name).data) for name in self._names}
 
-    def close(self) -> None:
-        """Free the compiled model."""
-        super().close()
+    def _free(self) -> None:
         self._requests = threading.local()
         self._model = None
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.backends.cuda.adapters import open_cuda_memory
 from vae_edge.backends.cuda.lane import Lane
 from vae_edge.backends.cuda.memory import CudaMemory
@@ -70,9 +70,6 @@ class TensorRtBackend(Backend):
     ) -> None:
         index = parse_device(options.device)
         self._module = module_for_plan(model, find_module)
-        self._idle = threading.Condition()
-        self._running = 0
-        self._freed = False
         self._seating = threading.Lock()
         self._seats: list[_Seat] = []
         self._own = threading.local()
@@ -81,7 +78,15 @@ class TensorRtBackend(Backend):
         self._memory = open_memory(index, self._module.flavour.extra)
         reason = f"the first GPU ({options.device})" if ":" not in options.device else f"asked for {options.device}"
         device = DeviceChoice(f"cuda:{index}", f"{reason}, through {self._memory.library}")
-        super().__init__(inputs, outputs, max_batch=max_batch, device=device, version=str(self._module))
+        super().__init__(
+            inputs,
+            outputs,
+            max_batch=max_batch,
+            device=device,
+            # Two: while one stream computes, the other copies.
+            layout=Layout(options.requests or 2, None, None),
+            version=str(self._module),
+        )
         try:
             with self._memory.activate():
                 self._load(model)
@@ -131,17 +136,8 @@ class TensorRtBackend(Backend):
         return int(min(largest))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        with self._idle:
-            if self._closed:
-                raise DeviceError("this model has been closed; open it again to run it")
-            self._running += 1
-        try:
-            with self._memory.activate():
-                return self._infer(self._seat(), feeds)
-        finally:
-            with self._idle:
-                self._running -= 1
-                self._idle.notify_all()
+        with self._memory.activate():
+            return self._infer(self._seat(), feeds)
 
     def _seat(self) -> _Seat:
         """Return the calling thread's own seat: its earlier one, one of a thread that has ended, or a new one."""
@@ -195,25 +191,17 @@ class TensorRtBackend(Backend):
         if not accepted:
             raise DeviceError(f"{self._module} refused {what}: {self._module.errors.since(mark)}")
 
-    def close(self) -> None:
-        """Wait for the calls under way, then free the engine and every thread's context, stream and buffers."""
-        with self._idle:
-            self._closed = True
-            while self._running:
-                self._idle.wait()
-            if self._freed:
-                return
-            self._freed = True
-            try:
-                with self._memory.activate():
-                    self._free()
-                self._memory.close()
-            except DeviceError as error:
-                # After a failed kernel every later CUDA call fails; what is left goes with the process.
-                _log.warning("could not free %s: %s", self.device.name, error)
-                self._engine = self._runtime = None
-
     def _free(self) -> None:
+        try:
+            with self._memory.activate():
+                self._free_on_device()
+            self._memory.close()
+        except DeviceError as error:
+            # After a failed kernel every later CUDA call fails; what is left goes with the process.
+            _log.warning("could not free %s: %s", self.device.name, error)
+            self._engine = self._runtime = None
+
+    def _free_on_device(self) -> None:
         for seat in self._seats:
             # The context first: it refers to the buffers. Then the engine, which the contexts refer to.
             seat.context = None

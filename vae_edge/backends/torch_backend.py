@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, RuntimeOptions, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.backends.torch_program import load_program
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import TensorSpec
@@ -40,12 +40,18 @@ class TorchBackend(Backend):
             # TF32 would move the scores away from the trained model's.
             torch.backends.cudnn.allow_tf32 = False
         self._program: torch.fx.GraphModule | None = load_program(model).to(self._device)
-        super().__init__(inputs, outputs, max_batch=max_batch, device=device, version=f"torch {torch.__version__}")
+        super().__init__(
+            inputs,
+            outputs,
+            max_batch=max_batch,
+            device=device,
+            layout=Layout(1, torch.get_num_threads() if self._device.type == "cpu" else None, None),
+            version=f"torch {torch.__version__}",
+        )
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         program = self._program
-        if program is None:
-            raise DeviceError("this model has been closed; open it again to run it")
+        assert program is not None  # Only `_free` takes it away, and nothing runs then.
         try:
             with torch.inference_mode():
                 values = program(*[_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs])
@@ -53,9 +59,7 @@ class TorchBackend(Backend):
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise DeviceError(f"torch failed on {self._device}: {error}") from error
 
-    def close(self) -> None:
-        """Free the program and its tensors."""
-        super().close()
+    def _free(self) -> None:
         self._program = None
 
 

@@ -141,8 +141,6 @@ def test_a_closed_model_refuses_to_run(backend: TensorRtBackend) -> None:
     backend.close()
     with pytest.raises(DeviceError, match="has been closed"):
         backend.run({"image": images(1)})
-    with pytest.raises(DeviceError, match="has been closed"):
-        backend._run({"image": images(1)})
 
 
 def test_close_waits_for_the_calls_under_way(plan: Path, double: TensorRtDouble) -> None:
