@@ -43,12 +43,7 @@ def read_image(path: str | Path, *, white_level: int = 65535) -> NDArray[np.uint
     Raises:
         InputError: the file is missing, empty or cannot be decoded.
     """
-    path = Path(path)
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise InputError(f"{path} could not be read ({error.strerror}); check the name and the permissions") from error
-    return decode_image(data, name=str(path), white_level=white_level)
+    return decode_image(_read_bytes(path), name=str(path), white_level=white_level)
 
 
 def decode_image(data: NDArray[np.uint8], *, name: str, white_level: int = 65535) -> NDArray[np.uint8]:
@@ -57,6 +52,18 @@ def decode_image(data: NDArray[np.uint8], *, name: str, white_level: int = 65535
     Raises:
         InputError: the bytes are no whole image; the message says `name`.
     """
+    return _as_rgb_from_decoder(_decode(data, name, white_level))
+
+
+def _read_bytes(path: str | Path) -> NDArray[np.uint8]:
+    try:
+        return np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path} could not be read ({error.strerror}); check the name and the permissions") from error
+
+
+def _decode(data: NDArray[np.uint8], name: str, white_level: int) -> NDArray[np.uint8]:
+    """Decode to what the decoder gives without further work: uint8 [H, W] grey or [H, W, 3] BGR."""
     if data.size == 0:
         raise InputError(f"{name} is empty (0 bytes); expected an image file: remove it or take the picture again")
     if _is_cut_off_jpeg(data):
@@ -67,9 +74,13 @@ def decode_image(data: NDArray[np.uint8], *, name: str, white_level: int = 65535
         raise InputError(f"{name} could not be decoded ({error.err}); expected {_FORMATS}") from error
     if image is None:
         raise InputError(f"{name} could not be decoded; expected {_FORMATS}: remove it or take the picture again")
-    if image.ndim == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return as_rgb(image, name=name, white_level=white_level)
+    image = _to_8_bit(_checked(image, name), white_level)
+    return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
+
+
+def _as_rgb_from_decoder(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(image, code), dtype=np.uint8)
 
 
 def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 65535) -> NDArray[np.uint8]:
@@ -83,6 +94,14 @@ def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 6
     Raises:
         InputError: another type or shape, or a side of length 0.
     """
+    image = _to_8_bit(_checked(image, name), white_level)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3])
+
+
+def _checked(image: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return an image that is one as uint8 or uint16 [H, W, 1, 3 or 4]."""
     if not isinstance(image, np.ndarray):
         raise InputError(f"{name} is a {type(image).__name__}; expected a path or a uint8 array of shape HxWx3 or HxW")
     if image.dtype not in (np.uint8, np.uint16):
@@ -95,16 +114,18 @@ def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 6
         raise InputError(f"{name} has shape {_shape(image)}; expected HxW grey, HxWx3 RGB or HxWx4 RGBA")
     if 0 in image.shape:
         raise InputError(f"{name} has shape {_shape(image)}: it holds no pixel; expected at least 1x1")
-    if image.dtype == np.uint16:
-        scaled = image.astype(np.float32) * np.float32(255.0 / white_level)
-        image = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
-    return np.ascontiguousarray(image[:, :, :3])
+    return image
+
+
+def _to_8_bit(image: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
+    if image.dtype == np.uint8:
+        return image
+    scaled = image.astype(np.float32) * np.float32(255.0 / white_level)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.uint8]:
-    """Resize uint8 [H, W, 3] RGB of any size to the model's uint8 [height, width, 3].
+    """Resize uint8 [H, W, 3] (or [H, W]) of any size to the model's uint8 [height, width, 3] (or [height, width]).
 
     A side that shrinks is averaged by pixel area, a side that grows is interpolated bilinearly, also where one does
     this and the other that. An image that already has the model's size is returned as it is, without a copy.
@@ -129,10 +150,10 @@ def load_prepared(source: str | Path | NDArray[Any], preparation: Preparation) -
         InputError: see `read_image` and `as_rgb`.
     """
     if isinstance(source, (str, Path)):
-        image = read_image(source, white_level=preparation.white_level)
-    else:
-        image = as_rgb(source, white_level=preparation.white_level)
-    return prepare(image, preparation)
+        # Channels are put in order last, when there are fewer pixels: each is resized by itself, so nothing changes.
+        image = _decode(_read_bytes(source), str(source), preparation.white_level)
+        return _as_rgb_from_decoder(prepare(image, preparation))
+    return prepare(as_rgb(source, white_level=preparation.white_level), preparation)
 
 
 def is_image_file(path: Path) -> bool:
@@ -146,13 +167,15 @@ def _is_cut_off_jpeg(data: NDArray[np.uint8]) -> bool:
     The segments are walked (ITU-T T.81, annex B): a thumbnail in the header and what a camera adds behind the end have
     ends of their own, which do not count.
     """
-    content = data.tobytes()
-    if not content.startswith(b"\xff\xd8\xff"):
+    if data[:3].tobytes() != b"\xff\xd8\xff":
         return False
+    content = memoryview(data)
+    ends_with_end = data[-2:].tobytes() == b"\xff\xd9"
     position = 2
     while (marker := _JPEG_MARKER.search(content, position)) is not None:
         kind, position = content[marker.end() - 1], marker.end()
-        if kind == 0xD9:
+        # Behind the first start of scan (DA) no thumbnail comes any more: an end there is the picture's.
+        if kind == 0xD9 or (kind == 0xDA and ends_with_end and position < len(content) - 2):
             return False
         if kind != 0x01:  # the one other marker without a segment: TEM
             position += int.from_bytes(content[position : position + 2], "big")

@@ -240,3 +240,15 @@ def test_a_preparation_refuses_values_out_of_range(values: dict[str, int]) -> No
 def test_image_files_are_told_by_their_suffix_in_either_case() -> None:
     assert all(is_image_file(Path(name)) for name in ("a.png", "a.JPG", "a.jpeg", "a.Bmp", "a.TIF", "a.tiff", "a.webp"))
     assert not any(is_image_file(Path(name)) for name in ("Thumbs.db", "a.txt", "png", ".png", "a.png.bak"))
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint8), (".png", np.uint16), (".jpg", np.uint8)])
+@pytest.mark.parametrize("shape", [(97, 131), (97, 131, 3), (64, 48, 3), (32, 200), (20, 30, 3), (640, 480, 3)])
+def test_resizing_before_the_channels_are_ordered_changes_no_pixel(
+    tmp_path: Path, suffix: str, shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]]
+) -> None:
+    pixels = np.random.default_rng(3).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    path = tmp_path / f"picture{suffix}"
+    assert cv2.imwrite(str(path), pixels)
+    preparation = Preparation(height=64, width=48)
+    np.testing.assert_array_equal(load_prepared(path, preparation), prepare(read_image(path), preparation))
