@@ -21,6 +21,13 @@ def _ctrl_c_is_heard() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another compiled, or leaves something in the user's cache."""
+    monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path_factory.mktemp("cache") / "vae-edge"))
+    monkeypatch.delenv("VAE_EDGE_CACHE_LIMIT_MB", raising=False)
+
+
 @pytest.fixture
 def onnx_bundle(tmp_path: Path) -> Bundle:
     """A tiny bundle that every machine with ONNX Runtime can open."""
