@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vae_edge.backends import openvino_module
 from vae_edge.backends.base import missing_runtime
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import RuntimeRecord
@@ -167,13 +168,12 @@ def name_plainly(model: Any) -> None:
 
 
 def import_openvino() -> Any:
-    """Import openvino.
+    """Import openvino, without its telemetry.
 
     Raises:
         MissingDependencyError: it is not installed.
     """
     try:
-        import openvino
+        return openvino_module.import_openvino()
     except ModuleNotFoundError as error:
         raise missing_runtime(Target.OPENVINO, "openvino") from error
-    return openvino

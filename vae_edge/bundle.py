@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class Bundle:
     def size_bytes(self) -> int:
         """Size of all files that the manifest names."""
         return sum(file.size_bytes for file in self.manifest.files)
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of all files of the model, by their hashes in the manifest."""
+        lines = sorted(f"{file.sha256} {file.name}" for file in self.manifest.files)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @classmethod
     def open(cls, folder: str | Path, *, check_files: bool = True) -> Bundle:

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
+from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
-from vae_edge.decision import conformal_p_value
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, conformal_p_value
 from vae_edge.errors import DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared
+from vae_edge.in_order import InOrder
+from vae_edge.machine import usable_cores
+from vae_edge.manifest import Thresholds
 from vae_edge.prediction import Prediction
+from vae_edge.progress import Progress, StepProgress
+
+if TYPE_CHECKING:
+    from vae_edge.refit import Refit
 
 Source = str | Path | NDArray[Any]
 """A path, or an array: uint8 or uint16, HxWx3 RGB, HxW grey or HxWx4 RGBA, of any size."""
 
 DEFAULT_BATCH_SIZE = 1
-"""On the processors this is made for a batch gains little and delays the first verdict."""
+"""On the processors this is made for a batch gains nothing over as many single images at the same time."""
 
-_PREFETCH_WORKERS = 2
+MAX_REFIT_IMAGES = 10_000
+"""Normals that a re-fit takes at most: enough for a rate of 1 in 10,000."""
 
 
 class Detector:
@@ -37,48 +45,103 @@ class Detector:
         prediction = detector.predict("part.png")
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, open_for_streams: Callable[[], Backend] | None = None
+    ) -> None:
+        """Put a detector together from its parts; `Detector.open` is the usual way.
+
+        Args:
+            bundle: gives preparation and thresholds.
+            backend: its model.
+            open_for_streams: loads the model once more for `stream`, laid out for throughput; None: one does both.
+        """
         self.bundle = bundle
         self.backend = backend
+        self._open_for_streams = open_for_streams
+        self._stream_backend: Backend | None = None if open_for_streams else backend
+        self._opening = threading.Lock()
+        self._closed = False
         self._preparation = bundle.manifest.preparation
-        self._thresholds = bundle.manifest.thresholds
-        self._calibration_scores = np.asarray(self._thresholds.calibration_scores, dtype=np.float64)
+        self._take_thresholds(bundle.manifest.thresholds)
+
+    def _take_thresholds(self, thresholds: Thresholds) -> None:
+        self._decision = thresholds, np.asarray(thresholds.calibration_scores, dtype=np.float64)
 
     @classmethod
-    def open(cls, bundle: str | Path | Bundle, *, device: str = "auto", threads: int | None = None) -> Detector:
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        device: str = "auto",
+        hint: Hint | Literal["latency", "throughput"] | None = None,
+        threads: int | None = None,
+        requests: int | None = None,
+        spinning: bool = False,
+        cache: bool = True,
+        rebuild: bool = True,
+        progress: StepProgress | None = None,
+    ) -> Detector:
         """Check a bundle and load its model.
+
+        On a CPU one layout of the model cannot be best for a single image and for many. So by default `predict` uses
+        one with all threads on one image, and the first `stream` loads another with an image on each core.
 
         Args:
             bundle: the bundle's folder, or a bundle that is open already.
             device: `auto`, or the runtime's name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`.
-            threads: processor threads for one inference; None: the runtime decides.
+            hint: load one layout only, for `predict` and `stream` alike: `latency` or `throughput`.
+            threads: processor threads in use; None: as many as there are usable cores.
+            requests: images that `stream` works on at the same time; None: as many as this device is fastest with.
+            spinning: let ONNX Runtime's threads wait for work at full load.
+            cache: keep what is compiled for this device in the user's cache folder and look it up there.
+            rebuild: build a TensorRT engine that does not fit this device anew from the bundle's ONNX.
+            progress: told of the steps of such a build, which takes minutes.
 
         Raises:
             BundleError: the bundle is damaged, changed or too new.
             MissingDependencyError: its runtime is not installed.
             DeviceError: the device or the runtime cannot run it.
-            InputError: `device` or `threads` makes no sense.
+            InputError: an argument makes no sense.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = opened.manifest
-        backend = open_backend(
-            manifest.target,
-            opened.model_path,
-            manifest.inputs,
-            manifest.outputs,
-            max_batch=manifest.max_batch,
-            options=RuntimeOptions(device=device, threads=threads),
+        chosen = None if hint is None else _checked_hint(hint)
+        if chosen is Hint.LATENCY and requests is not None:
+            raise UsageError(f"requests is {requests} and the hint latency, which means 1; leave one of them out")
+        options = RuntimeOptions(
+            device=device,
+            hint=chosen or Hint.LATENCY,
+            threads=threads,
+            requests=requests,
+            spinning=spinning,
+            model_sha256=opened.model_sha256 if cache else None,
+            rebuild=rebuild,
+            progress=progress,
         )
-        return cls(opened, backend)
+
+        def load(options: RuntimeOptions) -> Backend:
+            return open_backend(
+                manifest.target,
+                opened.model_path,
+                manifest.inputs,
+                manifest.outputs,
+                max_batch=manifest.max_batch,
+                options=options,
+            )
+
+        backend = load(options)
+        if chosen is not None or not backend.separate_throughput:
+            return cls(opened, backend)
+        return cls(opened, backend, open_for_streams=lambda: load(replace(options, hint=Hint.THROUGHPUT)))
 
     def predict(self, image: Source) -> Prediction:
-        """Decide about one image.
+        """Decide about one image, as soon as possible.
 
         Raises:
             InputError: the image cannot be read, or the array has another type or shape.
             DeviceError: the runtime failed, or the score is not a finite number.
         """
-        result = self._decide(self._prepare(image)[None], [_name(image)])[0]
+        result = self._decide(self.backend, self._prepare(image)[None], [_name(image)])[0]
         if isinstance(result, VaeEdgeError):
             raise result
         return result
@@ -104,80 +167,87 @@ class Detector:
     def stream(
         self, images: Iterable[Source], *, batch_size: int | None = None, errors: Literal["raise", "return"] = "raise"
     ) -> Iterator[Prediction | VaeEdgeError]:
-        """Decide about images as they come, in order; the next ones are decoded while the model runs.
+        """Decide about images as they come, in order, several at the same time.
+
+        A few threads each take the next image, decode and resize it, run the model and decide, while the others do the
+        same; a verdict is given as soon as it and those before it are there. The number of images on the way is
+        limited, so memory does not grow with their number. When the loop over the verdicts ends, the threads end.
 
         Args:
-            images: paths or arrays; may be endless. At most a few are taken ahead of the one being decided, so an array
-                must stay as it is until its prediction has come, and a camera that waits for a trigger is better
-                served by `predict` for each picture. If the source itself fails, what it gave before is decided first.
-            batch_size: images per run of the model, at most the bundle's `max_batch`; None: 1.
+            images: paths or arrays; may be endless. It is iterated in those threads, by one at a time, a few images
+                ahead: an array must stay as it is until its prediction has come. A source that may wait for long should
+                have a method `stop()`: it is called when the loop over the verdicts ends, and has to end the waiting.
+                If the source itself fails, what it gave before is decided first.
+            batch_size: images for one run of the model, at most the bundle's `max_batch`; None: what the device is
+                fastest with, which is 1 on a CPU.
             errors: `raise` at an image that cannot be read or gets no finite score, or `return` the error in that
-                image's place and go on.
+                image's place and go on. A runtime that fails ends the stream either way.
 
         Raises:
             InputError: `batch_size` is not positive or more than the bundle allows; an image cannot be read.
+            DeviceError: the runtime failed, or the detector was closed.
         """
-        size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
         limit = self.backend.max_batch
-        if size < 1 or (limit is not None and size > limit):
+        if batch_size is not None and (batch_size < 1 or (limit is not None and batch_size > limit)):
             allowed = "1 or more" if limit is None else f"1 to {limit}"
-            raise UsageError(f"batch_size is {size}; this bundle takes {allowed}")
-        return self._stream(iter(images), size, errors)
+            raise UsageError(f"batch_size is {batch_size}; this bundle takes {allowed}")
+        return self._stream(images, batch_size or DEFAULT_BATCH_SIZE, errors)
 
     def _stream(
-        self, images: Iterator[Source], batch_size: int, errors: Literal["raise", "return"]
+        self, images: Iterable[Source], batch_size: int, errors: Literal["raise", "return"]
     ) -> Iterator[Prediction | VaeEdgeError]:
-        with ThreadPoolExecutor(_PREFETCH_WORKERS, thread_name_prefix="vae-edge-prepare") as pool:
-            waiting: deque[tuple[str | None, Future[NDArray[np.uint8]]]] = deque()
+        backend = self.stream_backend()
+        results = iter(
+            InOrder(
+                images,
+                lambda batch: self._decide_batch(backend, batch),
+                n_workers=n_stream_workers(backend.layout),
+                batch_size=batch_size,
+            )
+        )
+        with closing(results):  # type: ignore[type-var]  # it is a generator
+            for result in results:
+                if errors == "raise" and isinstance(result, VaeEdgeError):
+                    raise result
+                yield result
 
-            failures: list[Exception] = []
+    def stream_backend(self) -> Backend:
+        """Return the model that `stream` runs, loading it if this is the first time.
 
-            def fill() -> None:
-                try:
-                    for image in islice(images, batch_size + _PREFETCH_WORKERS - len(waiting) if not failures else 0):
-                        waiting.append((_name(image), pool.submit(self._prepare, image)))
-                except Exception as error:  # noqa: BLE001 - whatever the caller's source raises; raised again below
-                    failures.append(error)
+        Raises:
+            DeviceError: it cannot be loaded, or the detector is closed.
+        """
+        with self._opening:
+            if self._stream_backend is None:
+                if self._closed or self._open_for_streams is None:
+                    raise DeviceError("this detector has been closed; open it again")
+                self._stream_backend = self._open_for_streams()
+            return self._stream_backend
 
-            try:
-                fill()
-                while waiting:
-                    batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-                    fill()
-                    yield from self._decide_futures(batch, errors)
-                if failures:
-                    raise failures[0]
-            finally:
-                for _, future in waiting:
-                    future.cancel()
-
-    def _decide_futures(
-        self, batch: list[tuple[str | None, Future[NDArray[np.uint8]]]], errors: Literal["raise", "return"]
-    ) -> list[Prediction | VaeEdgeError]:
+    def _decide_batch(self, backend: Backend, batch: list[Source]) -> list[Prediction | VaeEdgeError]:
         results: list[Prediction | VaeEdgeError | None] = [None] * len(batch)
         prepared: list[NDArray[np.uint8]] = []
         places: list[int] = []
-        for place, (_, future) in enumerate(batch):
+        for place, image in enumerate(batch):
             try:
-                prepared.append(future.result())
+                prepared.append(self._prepare(image))
                 places.append(place)
             except VaeEdgeError as error:
-                if errors == "raise":
-                    raise
                 results[place] = error
         if prepared:
-            names = [batch[place][0] for place in places]
-            for place, result in zip(places, self._decide(np.stack(prepared), names), strict=True):
-                if errors == "raise" and isinstance(result, VaeEdgeError):
-                    raise result
+            names = [_name(batch[place]) for place in places]
+            stacked = prepared[0][None] if len(prepared) == 1 else np.stack(prepared)
+            for place, result in zip(places, self._decide(backend, stacked, names), strict=True):
                 results[place] = result
         return [result for result in results if result is not None]
 
     def _prepare(self, image: Source) -> NDArray[np.uint8]:
         return load_prepared(image, self._preparation)
 
-    def _decide(self, images: NDArray[np.uint8], names: list[str | None]) -> list[Prediction | VaeEdgeError]:
-        outputs = self.backend.run({"image": images})
+    def _decide(
+        self, backend: Backend, images: NDArray[np.uint8], names: list[str | None]
+    ) -> list[Prediction | VaeEdgeError]:
+        outputs = backend.run({"image": images})
         return [
             self._verdict(float(score), anomaly_map, name)
             for score, anomaly_map, name in zip(outputs["score"], outputs["anomaly_map"], names, strict=True)
@@ -191,10 +261,10 @@ class Detector:
                 f"the anomaly score of {what} is {score}, which is no number: the model or its precision is broken; "
                 "export it again"
             )
-        thresholds = self._thresholds
+        thresholds, calibration_scores = self._decision
         return Prediction(
             score=score,
-            p_value=conformal_p_value(score, self._calibration_scores),
+            p_value=conformal_p_value(score, calibration_scores),
             threshold=thresholds.image_threshold,
             is_anomalous=score > thresholds.image_threshold,
             anomaly_map=anomaly_map,
@@ -202,9 +272,48 @@ class Detector:
             source=name,
         )
 
+    def refit_thresholds(
+        self,
+        images: Iterable[Source],
+        false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        *,
+        max_images: int = MAX_REFIT_IMAGES,
+        progress: Progress | None = None,
+    ) -> Refit:
+        """Fit both thresholds on this device's own scores of normal images, write them into the bundle and use them.
+
+        Args:
+            images: paths or arrays of good parts that the model was not trained on; may be a stream. What cannot be
+                read is left out. A rate of 0.01 needs 99 of them; with fewer, the smallest rate they support is in
+                force, and the result says so.
+            false_alarm_rate: share of normal images that may be called anomalous.
+            max_images: stop after so many, where the source has no end.
+            progress: called after each image with the number done and the number of all.
+
+        Returns:
+            The bundle with the thresholds that are written, the ones before, what was left out, and how many images
+            the rate needs.
+
+        Raises:
+            InputError: no image can be read, the rate is outside (0, 1), or the bundle cannot be written.
+            DeviceError: the runtime failed, or a score is not a finite number. The bundle is as it was.
+        """
+        # Loaded when it is needed: most programs on a device never do this.
+        from vae_edge.refit import refit_thresholds
+
+        refit = refit_thresholds(self, images, false_alarm_rate, max_images=max_images, progress=progress)
+        self.bundle = refit.bundle
+        self._take_thresholds(refit.bundle.manifest.thresholds)
+        return refit
+
     def close(self) -> None:
-        """Free the model; a second call does nothing."""
-        self.backend.close()
+        """Wait for the images that are being decided, then free the model; a second call does nothing."""
+        with self._opening:
+            self._closed = True
+            backends = (self.backend, self._stream_backend)
+        for backend in backends:
+            if backend is not None:
+                backend.close()
 
     def __enter__(self) -> Detector:
         return self
@@ -213,6 +322,23 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def n_stream_workers(layout: Layout) -> int:
+    """Return how many threads `Detector.stream` uses with a model of that layout.
+
+    One more than inferences at the same time, so that the model need not wait while a verdict is made. Where it is not
+    the processor that infers, as many as there are cores, for those then only decode.
+    """
+    at_least = layout.requests + 1
+    return at_least if layout.threads is not None else max(at_least, usable_cores())
+
+
+def _checked_hint(hint: Hint | str) -> Hint:
+    known = [str(each) for each in Hint]
+    if hint not in known:
+        raise UsageError(f"hint is {hint!r}; expected {' or '.join(known)}, or nothing for both")
+    return Hint(hint)
 
 
 def _name(image: Source) -> str | None:

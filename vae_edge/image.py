@@ -119,9 +119,9 @@ def _checked(image: NDArray[Any], name: str) -> NDArray[Any]:
 
 def _to_8_bit(image: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
     if image.dtype == np.uint8:
-        return image
+        return np.asarray(image, dtype=np.uint8)
     scaled = image.astype(np.float32) * np.float32(255.0 / white_level)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
 
 
 def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.uint8]:
@@ -169,7 +169,7 @@ def _is_cut_off_jpeg(data: NDArray[np.uint8]) -> bool:
     """
     if data[:3].tobytes() != b"\xff\xd8\xff":
         return False
-    content = memoryview(data)
+    content = memoryview(data)  # type: ignore[arg-type]  # an array is a buffer; numpy says so from 3.12 on
     ends_with_end = data[-2:].tobytes() == b"\xff\xd9"
     position = 2
     while (marker := _JPEG_MARKER.search(content, position)) is not None:

@@ -110,6 +110,14 @@ def look_at_machine() -> Machine:
     )
 
 
+def usable_cores() -> int:
+    """Return how many processor cores this process may use: logical ones that share a core count once."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    topology = Path("/sys/devices/system/cpu")
+    cores = {read_system_file(topology / f"cpu{n}/topology/thread_siblings_list") or str(n) for n in usable}
+    return max(len(cores), 1)
+
+
 def installed_version(distribution: str) -> str | None:
     """Return the version of an installed package, by the name that pip knows; None: it is not installed."""
     try:

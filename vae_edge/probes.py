@@ -68,14 +68,14 @@ def probe_onnxruntime() -> Probe:
 
 def probe_openvino() -> Probe:
     """Compile and run one layer with OpenVINO on the CPU."""
-    import openvino
+    from vae_edge.backends.openvino_module import import_openvino, version_of
 
+    openvino = import_openvino()
     core = openvino.Core()
     devices = tuple(device.lower() for device in core.available_devices)
     network = core.read_model(_RELU_ONNX)
     _compare(core.compile_model(network, "CPU")({"x": _X})[0])
-    version = str(openvino.__version__).split("-")[0]
-    return Probe("OpenVINO", "runs bundles", "works", version, devices, "ran a layer on the CPU")
+    return Probe("OpenVINO", "runs bundles", "works", version_of(openvino), devices, "ran a layer on the CPU")
 
 
 def probe_torch() -> Probe:

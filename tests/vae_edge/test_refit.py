@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.tiny_bundles import SIZE, TARGETS, dark_image, make_bundle, toy_outputs, write_image
 from vae_edge import Bundle, Detector, DeviceError, InputError
 from vae_edge.decision import PixelTail, fit_thresholds
-from vae_edge.refit import refit_thresholds
 from vae_edge.targets import Target
 
 SEEDS = range(1000, 1120)
@@ -26,7 +28,7 @@ def test_the_new_thresholds_are_those_of_all_maps_at_once(tmp_path: Path, normal
     pytest.importorskip({"onnx": "onnxruntime"}.get(str(target), str(target)))
     bundle = make_bundle(tmp_path / "toy", target, n_normals=5, verified=False)
     with Detector.open(bundle, device="cpu") as detector:
-        refit = refit_thresholds(bundle, detector, normals, 0.05)
+        refit = detector.refit_thresholds(normals, 0.05)
         scored_by = f"{detector.backend.version} on cpu"
     maps, scores = toy_outputs(np.stack([dark_image(seed) for seed in SEEDS]))
     expected = fit_thresholds(scores, maps, false_alarm_rate=0.05, scored_by=scored_by)
@@ -51,17 +53,48 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
     (tmp_path / "empty.png").touch()
     seen: list[tuple[int, int | None]] = []
     with Detector.open(onnx_bundle) as detector:
-        refit = refit_thresholds(
-            onnx_bundle,
-            detector,
+        refit = detector.refit_thresholds(
             [normals[0], tmp_path / "empty.png", normals[1]],
             progress=lambda done, total: seen.append((done, total)),
         )
-    assert refit.n_files == 3
+    assert refit.n_images == 3
     assert ["empty.png is empty" in str(error) for error in refit.unreadable] == [True]
     assert refit.bundle.manifest.thresholds.n_normals == 2
     assert refit.bundle.manifest.thresholds.false_alarm_rate == pytest.approx(1 / 3)
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_stream_without_an_end_is_taken_as_far_as_it_was_asked_for(onnx_bundle: Bundle) -> None:
+    class Camera:
+        n_taken = 0
+        stopped = False
+
+        def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+            for seed in count(1000):
+                self.n_taken += 1
+                yield dark_image(seed)
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    camera = Camera()
+    with Detector.open(onnx_bundle) as detector:
+        refit = detector.refit_thresholds(camera, 0.02, max_images=40)
+        assert detector.bundle.manifest.thresholds.n_normals == 40
+        # The new thresholds hold at once, for this detector too.
+        brightest = max(dark_image(seed).max() for seed in range(1000, 1040))
+        assert detector.predict(np.full((48, 48, 3), brightest, np.uint8)).threshold == (
+            refit.bundle.manifest.thresholds.image_threshold
+        )
+    assert (camera.n_taken, camera.stopped) == (40, True)
+    assert refit.n_needed == 49
+    assert refit.warning is not None
+    assert "needs at least 49 held-out normals, there are 40" in refit.warning
+
+
+def test_no_images_at_all_are_refused(onnx_bundle: Bundle) -> None:
+    with Detector.open(onnx_bundle) as detector, pytest.raises(InputError, match="max_images is 0; expected 1 or more"):
+        detector.refit_thresholds([], max_images=0)
 
 
 def test_a_model_that_gives_no_finite_score_is_not_verified(
@@ -71,12 +104,12 @@ def test_a_model_that_gives_no_finite_score_is_not_verified(
     bundle = make_bundle(tmp_path / "toy", verified=False)
     before = (bundle.folder / "manifest.json").read_bytes()
     with Detector.open(bundle, device="cpu") as detector:
-        whole = detector.backend.run
-        outputs = [whole({"image": np.stack([dark_image(seed)])}) for seed in range(3)]
+        model = detector.stream_backend()
+        outputs = [model.run({"image": np.stack([dark_image(seed)])}) for seed in range(3)]
         outputs[1]["score"][:] = np.nan
-        monkeypatch.setattr(detector.backend, "run", lambda feeds: outputs.pop(0))
+        monkeypatch.setattr(model, "run", lambda feeds: outputs.pop(0))
         with pytest.raises(DeviceError, match="no number"):
-            refit_thresholds(bundle, detector, normals[:3])
+            detector.refit_thresholds(normals[:3])
     assert (bundle.folder / "manifest.json").read_bytes() == before
 
 
@@ -85,7 +118,7 @@ def test_without_a_readable_image_the_bundle_stays_as_it_is(onnx_bundle: Bundle,
     with Detector.open(onnx_bundle) as detector:
         for files in ([], [tmp_path / "empty.png"]):
             with pytest.raises(InputError, match="the bundle was left as it is"):
-                refit_thresholds(onnx_bundle, detector, files)
+                detector.refit_thresholds(files)
     assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
 
 
@@ -98,7 +131,7 @@ def test_on_a_full_disk_the_bundle_stays_as_it_is(
     with Detector.open(onnx_bundle) as detector:
         monkeypatch.setattr(os, "fsync", full_disk)
         with pytest.raises(InputError, match="No space left"):
-            refit_thresholds(onnx_bundle, detector, normals)
+            detector.refit_thresholds(normals)
     assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
     assert len(list(onnx_bundle.folder.iterdir())) == 2
 
@@ -106,7 +139,7 @@ def test_on_a_full_disk_the_bundle_stays_as_it_is(
 @pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])
 def test_a_rate_outside_zero_to_one_is_refused(onnx_bundle: Bundle, normals: list[Path], rate: float) -> None:
     with Detector.open(onnx_bundle) as detector, pytest.raises(InputError, match="false-alarm rate"):
-        refit_thresholds(onnx_bundle, detector, normals, rate)
+        detector.refit_thresholds(normals, rate)
 
 
 @pytest.mark.parametrize("rate", [0.0001, 0.001, 0.3, 0.999])

@@ -45,7 +45,7 @@ class RuntimeOptions:
     threads: int | None = None
     """Processor threads in use, by all inferences together; None: the backend decides."""
     requests: int | None = None
-    """Inferences at the same time; None: 1 for latency, as many as the device is fastest with for throughput."""
+    """Inferences at the same time with `Hint.THROUGHPUT`; None: as many as the device is fastest with."""
     spinning: bool = False
     """Whether a runtime's idle threads keep a processor core busy while they wait for work (ONNX Runtime only). It
     gains a little on a machine that does nothing else, and loses a lot where pictures are decoded on the same cores."""

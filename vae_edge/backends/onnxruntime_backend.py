@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Hint, Layout, RuntimeOptions, Tensors
 from vae_edge.errors import DeviceError
+from vae_edge.machine import usable_cores
 from vae_edge.manifest import TensorSpec
+
+_log = logging.getLogger(__name__)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
@@ -24,8 +28,14 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
 class OnnxRuntimeBackend(Backend):
     """Runs `model.onnx` on the CPU, or on an NVIDIA GPU where onnxruntime-gpu is installed.
 
-    `device`: `auto` and `cpu` take the CPU, `cuda` or `cuda:N` the GPU. Outputs are new arrays at every call.
+    `device`: `auto` takes the GPU where this ONNX Runtime has the provider and it starts, else the CPU; `cpu`, `cuda`
+    or `cuda:N` ask for one. Outputs are new arrays at every call.
+
+    For throughput every core runs an inference of its own: the session works on the caller's thread, and as many
+    callers as cores gave 1.4 (FP32) to 2 times (INT8) the images/s of one inference on two cores.
     """
+
+    separate_throughput = True
 
     def __init__(
         self,
@@ -37,32 +47,23 @@ class OnnxRuntimeBackend(Backend):
         options: RuntimeOptions,
     ) -> None:
         device = _choose_device(options.device)
-        kind, _, index = device.name.partition(":")
-        provider = _PROVIDERS[kind]
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        # A spinning thread pool takes the second core from the decoder: 7.4 ms against 3.4 ms on a busy 2-core machine.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
+        layout = _layout(device.name, options)
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(model),
-                settings,
-                providers=[(provider, {**_PROVIDER_OPTIONS[kind], **({"device_id": index} if index else {})})],
-            )
-        except Exception as error:
-            raise DeviceError(f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {error}") from error
-        # A provider that fails to start is replaced by the CPU with a mere warning.
-        if provider not in self._session.get_providers():
-            raise DeviceError(f"ONNX Runtime could not start {provider}; check the driver, or open with device='cpu'")
+            self._session: Any = _open_session(model, device.name, layout, options)
+        except DeviceError as error:
+            if device.name == "cpu" or options.device.strip().lower() != "auto":
+                raise
+            device = DeviceChoice("cpu", f"the CPU, because: {error}")
+            _log.warning("%s; the CPU is used", error)
+            layout = _layout("cpu", options)
+            self._session = _open_session(model, "cpu", layout, options)
         self._names = [spec.name for spec in outputs]
         super().__init__(
             inputs,
             outputs,
             max_batch=max_batch,
             device=device,
-            layout=Layout(1, options.threads, None),
+            layout=layout,
             version=f"ONNX Runtime {onnxruntime.__version__}",
         )
 
@@ -77,11 +78,45 @@ class OnnxRuntimeBackend(Backend):
         self._session = None
 
 
+def _layout(device: str, options: RuntimeOptions) -> Layout:
+    if device != "cpu":
+        return Layout(options.requests or 1, None, None)
+    threads = options.threads or usable_cores()
+    requests = (options.requests or threads) if options.hint is Hint.THROUGHPUT else 1
+    # The session's threads are one inference's, the caller's own among them.
+    return Layout(requests, max(threads // requests, 1) * requests, None)
+
+
+def _open_session(model: Path, device: str, layout: Layout, options: RuntimeOptions) -> Any:
+    kind, _, index = device.partition(":")
+    provider = _PROVIDERS[kind]
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    # A spinning thread pool takes the second core from the decoder: 7.4 ms against 3.4 ms on a busy 2-core machine.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    if layout.threads is not None:
+        settings.intra_op_num_threads = layout.threads // layout.requests
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model),
+            settings,
+            providers=[(provider, {**_PROVIDER_OPTIONS[kind], **({"device_id": index} if index else {})})],
+        )
+    except Exception as error:
+        raise DeviceError(f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {error}") from error
+    # A provider that fails to start is replaced by the CPU with a mere warning.
+    if provider not in session.get_providers():
+        raise DeviceError(f"ONNX Runtime could not start {provider}; check the driver, or open with device='cpu'")
+    return session
+
+
 def _choose_device(asked: str) -> DeviceChoice:
     name = asked.strip().lower()
     available = onnxruntime.get_available_providers()
     if name == "auto":
-        return DeviceChoice("cpu", "ONNX Runtime's CPU provider is always there; ask for cuda to use an NVIDIA GPU")
+        if _PROVIDERS["cuda"] in available:
+            return DeviceChoice("cuda", "this ONNX Runtime was built for NVIDIA GPUs and its provider starts")
+        return DeviceChoice("cpu", f"this ONNX Runtime {onnxruntime.__version__} was built without NVIDIA GPUs")
     kind, colon, index = name.partition(":")
     if kind not in _PROVIDERS or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
         raise DeviceError(f"ONNX Runtime has no device {asked!r} here; expected auto, cpu, cuda or cuda:N")

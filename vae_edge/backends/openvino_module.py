@@ -9,10 +9,10 @@ from typing import Any
 def import_openvino() -> Any:
     """Import `openvino` so that the import itself tells nobody.
 
-    `import openvino` sends an event to Intel over the network wherever its dependency `openvino-telemetry` is installed,
-    which a device beside a line must not do unasked; loading that package also takes a third of the import's time.
-    Where it is missing OpenVINO goes on without, so for the time of the import it is made to look missing. A program
-    that has imported openvino before is left as it is.
+    `import openvino` sends an event to Intel over the network wherever its dependency `openvino-telemetry` is
+    installed, which a device beside a line must not do unasked; loading that package also costs 30 ms. Where it is
+    missing OpenVINO goes on without, so for the time of the import it is made to look missing. A program that has
+    imported openvino before is left as it is.
 
     Raises:
         ModuleNotFoundError: openvino is not installed.

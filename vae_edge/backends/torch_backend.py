@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ class TorchBackend(Backend):
     """Runs `program.json` in FP32.
 
     `device`: `auto` takes CUDA where it is available and the CPU otherwise; `cpu`, `cuda` or `cuda:N` ask for one.
-    `threads` sets torch's number of threads for the whole process: torch has no other. Outputs are new arrays.
+    `threads` sets torch's number of threads for the whole process: torch has no other. Outputs are new arrays. On the
+    CPU one call runs after the other: each has all the threads.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class TorchBackend(Backend):
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = torch.device(device.name)
+        self._one_at_a_time = threading.Lock() if self._device.type == "cpu" else nullcontext()
         if self._device.type == "cuda":
             # TF32 would move the scores away from the trained model's.
             torch.backends.cudnn.allow_tf32 = False
@@ -53,7 +57,7 @@ class TorchBackend(Backend):
         program = self._program
         assert program is not None  # Only `_free` takes it away, and nothing runs then.
         try:
-            with torch.inference_mode():
+            with self._one_at_a_time, torch.inference_mode():
                 values = program(*[_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs])
                 return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
         except (RuntimeError, TypeError, IndexError, ValueError) as error:

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.cli.progress import progress_bar
-from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate, too_few_normals
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate
 from vae_edge.detector import Detector
-from vae_edge.refit import Refit, refit_thresholds
+from vae_edge.refit import Refit
 from vae_edge.sources import image_files
 
 _NAMED = 10
@@ -38,8 +39,8 @@ def verify(
     check_rate(false_alarm_rate, "false-alarm rate")
     opened = Bundle.open(bundle)
     files = image_files(data, recursive=recursive)
-    with Detector.open(opened, device=device) as detector, progress_bar("verifying") as report:
-        refit = refit_thresholds(opened, detector, files, false_alarm_rate, progress=report)
+    with Detector.open(opened, device=device, hint=Hint.THROUGHPUT) as detector, progress_bar("verifying") as report:
+        refit = detector.refit_thresholds(files, false_alarm_rate, max_images=len(files), progress=report)
     _print_refit(refit)
 
 
@@ -64,7 +65,6 @@ def _print_refit(refit: Refit) -> None:
     for error in refit.unreadable[:_NAMED]:
         print_warning(str(error))
     if refit.unreadable:
-        print_warning(f"{len(refit.unreadable)} of {refit.n_files} images could not be read and were left out")
-    few = too_few_normals(new)
-    if few:
-        print_warning(few)
+        print_warning(f"{len(refit.unreadable)} of {refit.n_images} images could not be read and were left out")
+    if refit.warning:
+        print_warning(refit.warning)

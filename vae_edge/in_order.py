@@ -1,0 +1,139 @@
+"""Work on a source's items in several threads, with the results in the source's order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Generic, TypeVar
+
+_log = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+THREAD_PREFIX = "vae-edge-worker"
+
+_PATIENCE_S = 5.0
+"""How long the end waits for a worker that is inside the caller's source; nothing can wake it there."""
+
+
+class InOrder(Generic[_Item, _Result]):
+    """Iterates over the results of `work` on a source's items.
+
+    Every worker does a whole piece of work by itself: it takes the next items from the source (one worker at a time),
+    works on them and lays the results down. Nothing is handed from thread to thread on the way, and the source is asked
+    for its next item while results are being made and used. The workers end when the source does, or when the consumer
+    stops. A source that may wait for long (a camera) should have a method `stop()`, which is called then and has to end
+    the waiting.
+
+    Args:
+        source: its iterator is used from several threads, but never from two at once.
+        work: takes up to `batch_size` items and returns one result for each; called from several threads at once.
+        n_workers: threads.
+        batch_size: items that are taken together; fewer at the end.
+        n_ahead: batches that may have been taken and not been given yet; None: one more than workers.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[_Item],
+        work: Callable[[list[_Item]], list[_Result]],
+        *,
+        n_workers: int,
+        batch_size: int = 1,
+        n_ahead: int | None = None,
+    ) -> None:
+        self._source = source
+        self._items = iter(source)
+        self._work = work
+        self._n_workers = n_workers
+        self._batch_size = batch_size
+        self._n_ahead = n_workers + 1 if n_ahead is None else n_ahead
+        self._pulling = threading.Lock()
+        self._changed = threading.Condition()
+        self._done: dict[int, list[_Result] | BaseException] = {}
+        self._n_pulled = 0
+        self._n_given = 0
+        self._end: int | None = None
+        """Number of batches, once it is known."""
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[_Result]:
+        """Give the results; an exception of the source or of `work` is raised in its place in the order."""
+        workers = [
+            threading.Thread(target=self._run, name=f"{THREAD_PREFIX}-{number}", daemon=True)
+            for number in range(self._n_workers)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            while (results := self._next_results()) is not None:
+                if isinstance(results, BaseException):
+                    raise results
+                yield from results
+        finally:
+            self._stop(workers)
+
+    def _next_results(self) -> list[_Result] | BaseException | None:
+        with self._changed:
+            while self._n_given not in self._done:
+                if self._n_given == self._end:
+                    return None
+                self._changed.wait()
+            self._n_given += 1
+            self._changed.notify_all()
+            return self._done.pop(self._n_given - 1)
+
+    def _run(self) -> None:
+        while (taken := self._take()) is not None:
+            position, items = taken
+            try:
+                results: list[_Result] | BaseException = self._work(items)
+            except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+                results = error
+            self._lay_down(position, results)
+
+    def _take(self) -> tuple[int, list[_Item]] | None:
+        """Take the next batch from the source; None: there is no more to do."""
+        with self._pulling:
+            with self._changed:
+                while self._n_pulled - self._n_given >= self._n_ahead and not self._stopped:
+                    self._changed.wait()
+                if self._stopped or self._end is not None:
+                    return None
+            items: list[_Item] = []
+            failure: BaseException | None = None
+            try:
+                # One by one: what came before a failure counts.
+                items.extend(islice(self._items, self._batch_size))
+            except BaseException as error:  # noqa: BLE001 - whatever the caller's source raises; raised again there
+                failure = error
+            position = self._n_pulled
+            self._n_pulled += bool(items)
+            if failure is not None or len(items) < self._batch_size:
+                with self._changed:
+                    self._end = self._n_pulled + (failure is not None)
+                    if failure is not None:
+                        self._done[self._n_pulled] = failure
+                    self._changed.notify_all()
+        return (position, items) if items else None
+
+    def _lay_down(self, position: int, results: list[_Result] | BaseException) -> None:
+        with self._changed:
+            self._done[position] = results
+            if position == self._n_given:
+                self._changed.notify_all()
+
+    def _stop(self, workers: list[threading.Thread]) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        stop = getattr(self._source, "stop", None)
+        if callable(stop):
+            stop()
+        for worker in workers:
+            worker.join(_PATIENCE_S)
+        if any(worker.is_alive() for worker in workers):
+            _log.warning("a thread still waits for the next image of its source and ends when that comes")
