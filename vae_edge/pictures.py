@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +38,47 @@ class Picture:
     """Position in the video, from 0; None for an image file."""
     time_s: float | None = None
     """Time of the frame: since the video's start, or since the camera was opened."""
+    skipped: int | None = None
+    """Frames of a camera or a stream left out since the picture before because a newer one came; None elsewhere."""
+    frame_rate: float | None = None
+    """Pictures in a second of the video's own time; None for an image file, and where the video does not say."""
 
 
 class Source(ABC):
-    """Pictures in order; each is decoded once, when it is about to be used."""
+    """Pictures in order; each is decoded once, when it is about to be used.
+
+    One thread at a time takes the pictures, which need not be the one that calls `stop`.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
 
     @property
     @abstractmethod
     def n_pictures(self) -> int | None:
         """How many pictures there will be, where that is known; a video's is its own statement."""
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether there are frames of a video, a camera or a stream among the pictures."""
+        return False
+
+    @property
+    def n_reconnections(self) -> int:
+        """How often a camera or a stream that had broken off was found again."""
+        return 0
+
     @abstractmethod
     def __iter__(self) -> Iterator[Picture]:
         """Give the pictures; one that cannot be decoded comes as an error in its place."""
+
+    def stop(self) -> None:
+        """Let the iteration end: a `next` that waits for a picture ends within 0.2 s, one that decodes after that.
+
+        Any thread may call this, before, during and after the iteration, and more than once. A source that was
+        stopped gives no more pictures.
+        """
+        self._stopped.set()
 
 
 class ImageFiles(Source):
@@ -59,6 +90,7 @@ class ImageFiles(Source):
     """
 
     def __init__(self, files: Sequence[tuple[Path, str]], *, white_level: int = 65535) -> None:
+        super().__init__()
         self.files = tuple(files)
         self._white_level = white_level
 
@@ -69,18 +101,38 @@ class ImageFiles(Source):
 
     def __iter__(self) -> Iterator[Picture]:
         """Give the pictures in the files' order."""
-        files = iter(self.files)
-        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="vae-edge-read") as pool:
-            waiting: deque[Future[Picture]] = deque()
-            try:
-                waiting.extend(pool.submit(self._read, *file) for file in islice(files, _AHEAD))
-                while waiting:
-                    picture = waiting.popleft().result()
-                    waiting.extend(pool.submit(self._read, *file) for file in islice(files, 1))
-                    yield picture
-            finally:
-                for future in waiting:
-                    future.cancel()
+        with FileDecoder(self._white_level) as decoder, decoder.pictures(self.files) as pictures:
+            for picture in pictures:
+                if self._stopped.is_set():
+                    return
+                yield picture
+
+
+class FileDecoder:
+    """Two threads that decode image files, from entering to leaving the block."""
+
+    def __init__(self, white_level: int) -> None:
+        self._white_level = white_level
+        self._pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vae-edge-read")
+
+    @contextmanager
+    def pictures(self, files: Iterable[tuple[Path, str]]) -> Iterator[Iterator[Picture]]:
+        """Give the pictures of some files, (path, short name) of each, in order and a few decoded ahead."""
+        waiting: deque[Future[Picture]] = deque()
+
+        def in_order() -> Iterator[Picture]:
+            rest = iter(files)
+            waiting.extend(self._pool.submit(self._read, *file) for file in islice(rest, _AHEAD))
+            while waiting:
+                picture = waiting.popleft().result()
+                waiting.extend(self._pool.submit(self._read, *file) for file in islice(rest, 1))
+                yield picture
+
+        try:
+            yield in_order()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _read(self, path: Path, name: str) -> Picture:
         try:
@@ -88,11 +140,20 @@ class ImageFiles(Source):
         except InputError as error:
             return Picture(str(path), name, error)
 
+    def __enter__(self) -> FileDecoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
 
 class Chain(Source):
     """Several sources, one after the other."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
+        super().__init__()
         self.sources = tuple(sources)
 
     @property
@@ -102,7 +163,59 @@ class Chain(Source):
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether one of them has."""
+        return any(source.has_frames for source in self.sources)
+
+    @property
+    def n_reconnections(self) -> int:
+        """The sum over all of them."""
+        return sum(source.n_reconnections for source in self.sources)
+
     def __iter__(self) -> Iterator[Picture]:
         """Give every source's pictures."""
         for source in self.sources:
+            if self._stopped.is_set():
+                return
             yield from source
+
+    def stop(self) -> None:
+        """Stop every one of them."""
+        super().stop()
+        for source in self.sources:
+            source.stop()
+
+
+class AtMost(Source):
+    """The first pictures of a source: when there were `limit` of them, it is over."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        super().__init__()
+        self.source = source
+        self._limit = limit
+
+    @property
+    def n_pictures(self) -> int:
+        """The limit, or what the source has if that is less."""
+        known = self.source.n_pictures
+        return self._limit if known is None else min(known, self._limit)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the source has."""
+        return self.source.has_frames
+
+    @property
+    def n_reconnections(self) -> int:
+        """The source's own."""
+        return self.source.n_reconnections
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Give the source's pictures up to the limit, without waiting for one more."""
+        yield from islice(self.source, self._limit)
+
+    def stop(self) -> None:
+        """Stop the source."""
+        super().stop()
+        self.source.stop()

@@ -1,15 +1,22 @@
-"""What the words of a command line mean: files, folders, globs, videos, cameras and streams."""
+"""What the words of a command line mean: files, folders, globs, videos, cameras, streams and standard input."""
 
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
+from vae_edge.live import LiveOptions, open_video
+from vae_edge.path_lines import PathLines
 from vae_edge.pictures import Chain, ImageFiles, Source
 from vae_edge.video import Video, is_video_file
+from vae_edge.watch import WatchedFolders, WatchOptions
+
+STANDARD_INPUT = "-"
+"""The word for paths that come as lines of standard input."""
 
 
 def open_sources(
@@ -20,16 +27,21 @@ def open_sources(
     max_frames: int | None = None,
     white_level: int = 65535,
     except_in: Path | None = None,
+    null_separated: bool = False,
+    live: LiveOptions | None = None,
 ) -> Source:
     """Find out what the words of a command line mean; nothing is decoded yet.
 
     Args:
-        texts: paths of images and videos, folders (their image files), globs, camera indices, URLs.
+        texts: paths of images and videos, folders (their image files), globs, camera indices, URLs, and `-` for
+            standard input, whose lines are paths of images.
         recursive: take the folders' sub-folders too.
         every: of a video, every N-th frame.
         max_frames: of each video or camera, at most so many frames.
         white_level: the 16-bit value that means white.
         except_in: leave out what lies in this folder, such as the pictures of an earlier run.
+        null_separated: a NUL and not a line's end separates the paths of standard input.
+        live: how cameras and streams are read.
 
     Raises:
         InputError: something does not exist, matches nothing, holds no image or cannot be opened; or a bad number.
@@ -39,6 +51,10 @@ def open_sources(
             raise UsageError(f"{name} is {value}; expected 1 or more")
     if not texts:
         raise InputError("no source was given; expected images, folders, globs, videos, a camera's index or a URL")
+    if list(texts).count(STANDARD_INPUT) > 1:
+        raise UsageError("- was given twice; standard input can be read only once")
+    if null_separated and STANDARD_INPUT not in texts:
+        raise UsageError("--null is about the paths of standard input; add - as a source, or leave it out")
     sources: list[Source] = []
     images: list[tuple[Path, str]] = []
 
@@ -48,16 +64,45 @@ def open_sources(
             images.clear()
 
     for text in texts:
-        live = _is_live(text)
-        found = [(Path(text), "")] if live else _files_of(text, recursive=recursive, except_in=except_in)
-        for path, name in found:
-            if live or is_video_file(path):
+        if text == STANDARD_INPUT:
+            end_images()
+            sources.append(PathLines(sys.stdin, null_separated=null_separated, white_level=white_level))
+            continue
+        if _is_live(text):
+            end_images()
+            sources.append(open_video(text, every=every, max_frames=max_frames, live=live))
+            continue
+        for path, name in _files_of(text, recursive=recursive, except_in=except_in):
+            if is_video_file(path):
                 end_images()
-                sources.append(Video(text if live else str(path), every=every, max_frames=max_frames))
+                sources.append(Video(str(path), every=every, max_frames=max_frames))
             else:
                 images.append((path, name))
     end_images()
     return sources[0] if len(sources) == 1 else Chain(sources)
+
+
+def open_watch(
+    texts: Sequence[str],
+    *,
+    recursive: bool = False,
+    white_level: int = 65535,
+    except_in: Path | None = None,
+    options: WatchOptions | None = None,
+) -> Source:
+    """Watch the folders that the words of a command line name; see `WatchedFolders`.
+
+    Raises:
+        UsageError: a word names something else than a folder, such as a video.
+        InputError: a folder does not exist.
+    """
+    folders = [Path(text).expanduser() for text in texts]
+    for text, folder in zip(texts, folders, strict=True):
+        if not folder.is_dir() and (folder.exists() or text == STANDARD_INPUT or _is_live(text)):
+            raise UsageError(f"{text} is no folder; --watch waits for the images that arrive in folders")
+        if not folder.exists():
+            raise InputError(f"{text} does not exist; --watch needs a folder, which may be empty: make it first")
+    return WatchedFolders(folders, recursive=recursive, white_level=white_level, except_in=except_in, options=options)
 
 
 def image_files(texts: Sequence[str], *, recursive: bool = False) -> list[Path]:

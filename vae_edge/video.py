@@ -1,14 +1,14 @@
-"""Frames of video files, cameras and streams."""
+"""Frames of recorded videos, and what recordings share with cameras and streams: opening one, and a frame's picture."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.pictures import Picture, Source
@@ -16,8 +16,14 @@ from vae_edge.pictures import Picture, Source
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm"})
 """Endings of the files that are taken for videos, in lower case."""
 
+DEFAULT_TIMEOUT_S = 5.0
+"""How long a stream may take to answer, and to send its next frame; OpenCV's own patience is 30 s."""
+
 _FRAMES_LOST = 0.02
 """Share of the frames a video announces that may be missing: containers round their counts."""
+
+_HIGHEST_RATE = 1000.0
+"""Frames in a second; streams that do not know theirs announce the 90,000 ticks of their clock."""
 
 
 def is_video_file(path: Path) -> bool:
@@ -25,87 +31,128 @@ def is_video_file(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> cv2.VideoCapture:
+    """Open a video file, a camera (its index) or a stream (its URL).
+
+    Raises:
+        InputError: it cannot be opened, or did not answer in time.
+    """
+    if address.isdecimal():
+        video = cv2.VideoCapture(int(address))
+    elif "://" in address:
+        limit_ms = max(1, round(timeout_s * 1000))
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms]
+        video = cv2.VideoCapture(address, cv2.CAP_ANY, limits)
+    else:
+        video = cv2.VideoCapture(address)
+    if video.isOpened():
+        return video
+    video.release()
+    kind = "camera" if address.isdecimal() else "video"
+    advice = (
+        "check that it answers and that nothing else uses it"
+        if address.isdecimal() or "://" in address
+        else "expected MP4, AVI, MKV or MOV with a codec that OpenCV knows, such as H.264"
+    )
+    raise InputError(f"{kind} {address} could not be opened; {advice}")
+
+
+def n_frames_announced(video: cv2.VideoCapture) -> int | None:
+    """Return how many frames an open video says it has; None for a live one, and where there is no index."""
+    announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    # What announces nothing gives 0, less than that, or nonsense.
+    return int(announced) if 0 < announced < 1e9 else None
+
+
+def frame_rate(video: cv2.VideoCapture) -> float | None:
+    """Return the frames in a second that an open video announces; None if it does not."""
+    rate = video.get(cv2.CAP_PROP_FPS)
+    return float(rate) if 0 < rate <= _HIGHEST_RATE else None
+
+
+def frame_name(address: str, frame: int) -> str:
+    """Return the short name of a frame's picture."""
+    return f"{video_name(address)}-frame{frame:06d}"
+
+
+def video_name(address: str) -> str:
+    """Return the short name of a video: its file's without the ending, or a camera's index."""
+    return Path(address).stem or address
+
+
+def frame_image(address: str, frame: int, retrieved: tuple[bool, Any]) -> NDArray[np.uint8] | InputError:
+    """Turn what OpenCV retrieved into uint8 [H, W, 3] RGB, or into the error that a frame it could not decode gets."""
+    ok, pixels = retrieved
+    if not ok or pixels is None:
+        return InputError(f"frame {frame} of {address} could not be decoded; record or copy the video again")
+    code = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(pixels, code), dtype=np.uint8)
+
+
 class Video(Source):
-    """A video file, a camera (its index) or a stream (its URL): every frame, or every N-th.
+    """A recording: every frame of it, or every N-th. None is skipped, however long the verdicts take.
 
     Args:
-        address: path, index or URL.
+        address: path, or the URL of a recording.
         every: take frame 0, N, 2N and so on.
-        max_frames: stop after so many pictures; None: at the end, which a camera does not have.
+        max_frames: stop after so many pictures; None: at the end.
 
     Raises:
         InputError: it cannot be opened.
     """
 
     def __init__(self, address: str, *, every: int = 1, max_frames: int | None = None) -> None:
+        super().__init__()
         self.address = address
-        self._name = Path(address).stem or address
-        self.is_live = address.isdecimal() or "://" in address
         self._every = every
         self._max_frames = max_frames
-        video = self._open()
-        announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
+        video = open_capture(address)
+        self._n_frames = n_frames_announced(video)
         video.release()
-        # A container without an index announces nothing, or nonsense.
-        self._n_frames = int(announced) if not self.is_live and 0 < announced < 1e9 else None
 
     @property
     def n_pictures(self) -> int | None:
-        """How many pictures the file announces; None for a live source without `max_frames`."""
+        """How many pictures the file announces."""
         if self._n_frames is None:
             return self._max_frames
         pictures = -(-self._n_frames // self._every)
         return pictures if self._max_frames is None else min(pictures, self._max_frames)
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether there are frames: yes."""
+        return True
+
     def __iter__(self) -> Iterator[Picture]:
         """Give the frames; a file that breaks off early gives an error after its last one."""
-        video = self._open()
+        video = open_capture(self.address)
         try:
-            rate = video.get(cv2.CAP_PROP_FPS)
-            begin_s = time.monotonic()
+            rate = frame_rate(video)
             frame, given = 0, 0
-            while self._max_frames is None or given < self._max_frames:
+            while (self._max_frames is None or given < self._max_frames) and not self._stopped.is_set():
                 # Grabbing is cheap; only the frames that are wanted are converted to pictures.
                 if not video.grab():
                     yield from self._end(frame)
                     return
                 if frame % self._every == 0:
-                    time_s = time.monotonic() - begin_s if self.is_live else (frame / rate if rate > 0 else None)
-                    yield self._picture(video.retrieve(), frame, time_s)
+                    yield Picture(
+                        self.address,
+                        frame_name(self.address, frame),
+                        frame_image(self.address, frame, video.retrieve()),
+                        frame,
+                        time_s=None if rate is None else frame / rate,
+                        frame_rate=None if rate is None else rate / self._every,
+                    )
                     given += 1
                 frame += 1
         finally:
             video.release()
 
-    def _picture(self, retrieved: tuple[bool, Any], frame: int, time_s: float | None) -> Picture:
-        name = f"{self._name}-frame{frame:06d}"
-        ok, pixels = retrieved
-        if not ok or pixels is None:
-            reason = InputError(f"frame {frame} of {self.address} could not be decoded; record or copy the video again")
-            return Picture(self.address, name, reason, frame, time_s)
-        code = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
-        return Picture(self.address, name, np.asarray(cv2.cvtColor(pixels, code), dtype=np.uint8), frame, time_s)
-
     def _end(self, n_read: int) -> Iterator[Picture]:
-        if self.is_live:
-            reason = f"{self.address} gives no more frames after {n_read}; check the camera or the network"
-        elif n_read == 0:
+        if n_read == 0:
             reason = f"{self.address} holds no frame that can be decoded; record it again, as H.264 in MP4 for example"
         elif self._n_frames is not None and n_read < self._n_frames * (1 - _FRAMES_LOST) - 1:
             reason = f"{self.address} breaks off after {n_read} of {self._n_frames} frames; copy or record it again"
         else:
             return
-        yield Picture(self.address, f"{self._name}-frame{n_read:06d}", InputError(reason), n_read)
-
-    def _open(self) -> cv2.VideoCapture:
-        video = cv2.VideoCapture(int(self.address) if self.address.isdecimal() else self.address)
-        if video.isOpened():
-            return video
-        video.release()
-        kind = "camera" if self.address.isdecimal() else "video"
-        advice = (
-            "check that it answers and that nothing else uses it"
-            if self.is_live
-            else "expected MP4, AVI, MKV or MOV with a codec that OpenCV knows, such as H.264"
-        )
-        raise InputError(f"{kind} {self.address} could not be opened; {advice}")
+        yield Picture(self.address, frame_name(self.address, n_read), InputError(reason), n_read)

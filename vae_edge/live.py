@@ -1,0 +1,278 @@
+"""Frames of cameras and streams: the newest each time, and a connection that is taken up again when it breaks off."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+
+from vae_edge.errors import InputError, UsageError
+from vae_edge.pictures import Picture, Source
+from vae_edge.video import (
+    DEFAULT_TIMEOUT_S,
+    Video,
+    frame_image,
+    frame_name,
+    frame_rate,
+    n_frames_announced,
+    open_capture,
+)
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How cameras and streams are read.
+
+    Raises:
+        UsageError: a number makes no sense.
+    """
+
+    skip: bool = True
+    """Give the newest frame each time and leave out those that came meanwhile; else give every one, ever later."""
+    reconnect_s: float = 60.0
+    """How long to try to find a camera or a stream again that has broken off; 0: it is over then."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """How long a stream may take to answer, and to send its next frame."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 <= self.reconnect_s < math.inf:
+            raise UsageError(f"reconnect is {self.reconnect_s} s; expected 0 (never) or more seconds")
+        if not 0 < self.timeout_s < math.inf:
+            raise UsageError(f"timeout is {self.timeout_s} s; expected more than 0 seconds")
+
+
+def open_video(
+    address: str, *, every: int = 1, max_frames: int | None = None, live: LiveOptions | None = None
+) -> Source:
+    """Open a camera's index or a URL: as a recording where it announces its length, else as something live.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    options = LiveOptions() if live is None else live
+    video = open_capture(address, timeout_s=options.timeout_s)
+    # A camera's driver may answer any question; a URL of a file in a store knows how long the file is.
+    recorded = not address.isdecimal() and n_frames_announced(video) is not None
+    video.release()
+    if recorded:
+        return Video(address, every=every, max_frames=max_frames)
+    return LiveVideo(address, every=every, max_frames=max_frames, options=options)
+
+
+class LiveVideo(Source):
+    """A camera (its index) or a stream (its URL), read by a thread that keeps the newest frame.
+
+    Args:
+        address: index or URL, of something that could be opened a moment ago.
+        every: of the frames that arrive, consider 0, N, 2N and so on; the others do not count as skipped.
+        max_frames: stop after so many pictures; None: never.
+        options: skipping, reconnection and patience.
+    """
+
+    def __init__(
+        self, address: str, *, every: int = 1, max_frames: int | None = None, options: LiveOptions | None = None
+    ) -> None:
+        super().__init__()
+        self.address = address
+        self._every = every
+        self._max_frames = max_frames
+        self._options = LiveOptions() if options is None else options
+        self._reader: _Reader | None = None
+
+    @property
+    def n_pictures(self) -> int | None:
+        """As many as were asked for at most; None for no end."""
+        return self._max_frames
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether there are frames: yes."""
+        return True
+
+    @property
+    def n_reconnections(self) -> int:
+        """How often the connection broke off and came back, in the newest iteration."""
+        return 0 if self._reader is None else self._reader.n_reconnections
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Give the frames; after the last connection has broken off for good, an error."""
+        reader = _Reader(self.address, self._every, self._options)
+        self._reader = reader
+        # After the line above: `stop` ends this reader, or it was called before.
+        if self._stopped.is_set():
+            return
+        reader.start()
+        try:
+            given = 0
+            while (self._max_frames is None or given < self._max_frames) and (frame := reader.take()) is not None:
+                yield self._picture(frame)
+                given += 1
+            if reader.failure is not None and not self._stopped.is_set() and given != self._max_frames:
+                number = reader.n_read
+                yield Picture(self.address, frame_name(self.address, number), reader.failure, number, skipped=0)
+        finally:
+            reader.end()
+            # It may be waiting for a frame; then it ends by itself when that comes or the patience is over.
+            reader.join(0.1)
+
+    def stop(self) -> None:
+        """Let the iteration and its thread end."""
+        super().stop()
+        if (reader := self._reader) is not None:
+            reader.end()
+
+    def _picture(self, frame: _Frame) -> Picture:
+        return Picture(
+            self.address,
+            frame_name(self.address, frame.number),
+            frame_image(self.address, frame.number, frame.retrieved),
+            frame.number,
+            time_s=frame.time_s,
+            skipped=frame.skipped,
+            frame_rate=None if frame.rate is None else frame.rate / self._every,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    number: int
+    time_s: float
+    rate: float | None
+    retrieved: tuple[bool, Any]
+    skipped: int
+
+
+class _Reader(threading.Thread):
+    """Reads frames as they come, keeps the newest for whoever takes it, and finds a lost connection again."""
+
+    def __init__(self, address: str, every: int, options: LiveOptions) -> None:
+        super().__init__(name="vae-edge-live", daemon=True)
+        self.n_read = 0
+        self.n_reconnections = 0
+        self.failure: InputError | None = None
+        """Why there are no more frames, where nobody asked for an end."""
+        self._address = address
+        self._every = every
+        self._options = options
+        self._changed = threading.Condition()
+        self._newest: _Frame | None = None
+        self._over = False
+        self._finished = False
+
+    def take(self) -> _Frame | None:
+        """Wait for a frame that was not taken yet; None: there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._over or self._finished)
+            frame, self._newest = self._newest, None
+            self._changed.notify_all()
+            return None if self._over else frame
+
+    def end(self) -> None:
+        """Ask the thread to end, and wake whoever waits for a frame; does not wait for the thread."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Read until the end is asked for or the connection is lost for good."""
+        # A thread inside FFmpeg when the interpreter goes would crash it; the timeouts bound this wait.
+        atexit.register(self._end_and_wait)
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits for a frame must hear of it
+            self.failure = InputError(f"{self._address} could not be read ({error}); check the camera or the network")
+        finally:
+            with self._changed:
+                self._finished = True
+                self._changed.notify_all()
+            atexit.unregister(self._end_and_wait)
+
+    def _end_and_wait(self) -> None:
+        self.end()
+        self.join(self._options.timeout_s + 1)
+
+    def _read(self) -> None:
+        begin_s = time.monotonic()
+        video = self._try_to_open()
+        rate = None if video is None else frame_rate(video)
+        try:
+            while not self._over:
+                if video is None or not _succeeds(video.grab):
+                    if video is not None:
+                        video.release()
+                    video = self._reconnect()
+                    if video is None:
+                        return
+                    rate = frame_rate(video)
+                if self.n_read % self._every == 0:
+                    self._offer(self.n_read, time.monotonic() - begin_s, rate, _retrieve(video))
+                self.n_read += 1
+        finally:
+            if video is not None:
+                video.release()
+
+    def _offer(self, number: int, time_s: float, rate: float | None, retrieved: tuple[bool, Any]) -> None:
+        with self._changed:
+            if not self._options.skip:
+                self._changed.wait_for(lambda: self._newest is None or self._over)
+            skipped = 0 if self._newest is None else self._newest.skipped + 1
+            self._newest = _Frame(number, time_s, rate, retrieved, skipped)
+            self._changed.notify_all()
+
+    def _reconnect(self) -> cv2.VideoCapture | None:
+        """Wait and try, ever more rarely, until a frame has been grabbed again; None: given up, or no longer wanted."""
+        lost = f"{self._address} gives no more frames after {self.n_read}"
+        advice = "check the camera or the network"
+        patience_s = self._options.reconnect_s
+        if patience_s == 0:
+            self.failure = InputError(f"{lost}; {advice}")
+            return None
+        _log.warning("%s; trying to reach it again for up to %g s", lost, patience_s)
+        begin_s, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        while (left_s := begin_s + patience_s - time.monotonic()) > 0:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._over, min(pause_s, left_s)):
+                    return None
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            video = self._try_to_open()
+            if video is not None and _succeeds(video.grab):
+                self.n_reconnections += 1
+                _log.warning("%s is back after %.1f s", self._address, time.monotonic() - begin_s)
+                return video
+            if video is not None:
+                video.release()
+        self.failure = InputError(f"{lost}, and could not be reached again within {patience_s:g} s; {advice}")
+        return None
+
+    def _try_to_open(self) -> cv2.VideoCapture | None:
+        try:
+            return open_capture(self._address, timeout_s=self._options.timeout_s)
+        except (InputError, cv2.error):
+            return None
+
+
+def _retrieve(video: cv2.VideoCapture) -> tuple[bool, Any]:
+    try:
+        return video.retrieve()
+    except cv2.error:
+        return False, None
+
+
+def _succeeds(grab: Callable[[], bool]) -> bool:
+    try:
+        return grab()
+    except cv2.error:
+        return False

@@ -1,0 +1,90 @@
+"""Standard input as a source: paths of pictures, each judged as soon as its line has come."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from vae_edge.errors import InputError
+from vae_edge.pictures import FileDecoder, Picture, Source
+
+_CHUNK_BYTES = 1 << 16
+_LONGEST_PATH = 1 << 16
+"""Bytes; no system allows so many. More without an end of line is no list of paths."""
+_PATIENCE_S = 0.1
+
+
+class _HasDescriptor(Protocol):
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+
+
+class PathLines(Source):
+    """Pictures whose paths come as UTF-8 lines, each given without waiting for the next line.
+
+    Lines may end like those of Windows; empty ones mean nothing. A path that leads nowhere is an error in its place.
+    Where input cannot be waited for with a time limit (Windows), `stop` takes effect when the next bytes come.
+
+    Args:
+        file: what to read, such as `sys.stdin`; its descriptor is read directly.
+        null_separated: a NUL ends each path and nothing else does, as `find -print0` writes them.
+        white_level: the 16-bit value that means white.
+    """
+
+    def __init__(self, file: _HasDescriptor, *, null_separated: bool = False, white_level: int = 65535) -> None:
+        super().__init__()
+        self._file = file
+        self._null_separated = null_separated
+        self._white_level = white_level
+
+    @property
+    def n_pictures(self) -> None:
+        """Nobody knows."""
+        return
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Give the pictures until the input ends.
+
+        Raises:
+            InputError: the input is no list of paths.
+        """
+        with FileDecoder(self._white_level) as decoder:
+            for paths in self._paths():
+                with decoder.pictures((path, path.stem) for path in paths) as pictures:
+                    for picture in pictures:
+                        if self._stopped.is_set():
+                            return
+                        yield picture
+
+    def _paths(self) -> Iterator[list[Path]]:
+        """Give the paths in the portions in which they come."""
+        separator = b"\0" if self._null_separated else b"\n"
+        rest, begun = b"", False
+        for chunk in self._chunks():
+            *lines, rest = (rest + chunk).split(separator)
+            if not begun and lines:
+                # PowerShell marks the beginning of its UTF-8.
+                lines[0], begun = lines[0].removeprefix(b"\xef\xbb\xbf"), True
+            if len(rest) > _LONGEST_PATH:
+                raise InputError("standard input is no list of paths; expected one path for each line")
+            yield self._decoded(lines)
+        yield self._decoded([rest])
+
+    def _decoded(self, lines: list[bytes]) -> list[Path]:
+        if not self._null_separated:
+            lines = [line.removesuffix(b"\r") for line in lines]
+        # A name that is no UTF-8 stays what it is: the system calls undo the escape.
+        return [Path(line.decode("utf-8", "surrogateescape")) for line in lines if line.strip()]
+
+    def _chunks(self) -> Iterator[bytes]:
+        descriptor = self._file.fileno()
+        while not self._stopped.is_set():
+            if os.name == "posix" and not select.select([descriptor], [], [], _PATIENCE_S)[0]:
+                continue
+            chunk = os.read(descriptor, _CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk

@@ -1,0 +1,236 @@
+"""A watched folder: the pictures that are there, then those that arrive, each once it is whole."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vae_edge.errors import InputError, UsageError
+from vae_edge.image import is_image_file
+from vae_edge.pictures import FileDecoder, Picture, Source
+
+_log = logging.getLogger(__name__)
+
+_REMEMBERED = 10_000
+"""Pictures that have been judged and are gone, whose names are kept: a network share comes back with old ones."""
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """When a folder is looked at, and when a file counts as whole.
+
+    Raises:
+        UsageError: a number makes no sense.
+    """
+
+    poll_s: float = 0.5
+    """Time between two looks."""
+    settle_s: float = 1.0
+    """How long a file's size and time must stay the same before it is read."""
+    patience_s: float = 10.0
+    """How long they must stay the same before a file that cannot be decoded is given up."""
+    idle_timeout_s: float | None = None
+    """The watch ends when nothing has come and nothing is half-written for so long; None: never."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, value, least in (
+            ("poll", self.poll_s, 0.01),
+            ("settle", self.settle_s, 0.0),
+            ("patience", self.patience_s, self.settle_s),
+            ("idle timeout", self.idle_timeout_s, 0.0),
+        ):
+            if value is not None and not least <= value < math.inf:
+                raise UsageError(f"{name} is {value} s; expected {least:g} or more seconds")
+
+
+_Stamp = tuple[int, int]
+"""Size in bytes and time of the last change in nanoseconds."""
+
+
+@dataclass
+class _Arrival:
+    """A file that has not been judged yet."""
+
+    name: str
+    stamp: _Stamp
+    since_s: float
+    """When it was first seen with this stamp."""
+    next_try_s: float
+
+
+@dataclass
+class _Folder:
+    root: Path
+    seen: dict[Path, _Stamp] = field(default_factory=dict)
+    """Judged, and there at the last look."""
+    gone: dict[Path, _Stamp] = field(default_factory=dict)
+    """Judged, and no longer there; what went first comes first."""
+    arriving: dict[Path, _Arrival] = field(default_factory=dict)
+    lost: bool = False
+    """The folder could not be read at the last look."""
+    closed: set[Path] = field(default_factory=set)
+    """Sub-folders that could not be read, and that this was said of."""
+
+
+class WatchedFolders(Source):
+    """The images of folders, in the order of their names, and then new ones as they arrive.
+
+    Folders are looked at again and again, which works on network shares too. Each file is given once, whatever is done
+    to it afterwards; a name that was seen gone and comes back with another size or time is another file. One that is
+    deleted before it is read is not given at all. Names with a leading dot are left out, and so is what lies in a
+    folder with such a name.
+
+    Args:
+        folders: existing folders, which may be empty; later they may vanish and come back.
+        recursive: watch the sub-folders too.
+        white_level: the 16-bit value that means white.
+        except_in: leave out what lies in this folder.
+        options: the times.
+
+    Raises:
+        InputError: something is no folder, or lies in `except_in`.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        recursive: bool = False,
+        white_level: int = 65535,
+        except_in: Path | None = None,
+        options: WatchOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self._recursive = recursive
+        self._white_level = white_level
+        self._except_in = None if except_in is None else except_in.resolve()
+        self._options = WatchOptions() if options is None else options
+        self._folders = [_Folder(folder) for folder in dict.fromkeys(folders)]
+        for folder in self._folders:
+            if not folder.root.is_dir():
+                raise InputError(f"{folder.root} is no folder; only folders can be watched")
+            if self._except_in is not None and folder.root.resolve().is_relative_to(self._except_in):
+                raise UsageError(f"{folder.root} cannot be watched, the results go there; choose another --out")
+
+    @property
+    def n_pictures(self) -> None:
+        """Nobody knows."""
+        return
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Give the pictures; a file that stays broken comes as an error when the patience is over."""
+        idle_since_s = time.monotonic()
+        with FileDecoder(self._white_level) as decoder:
+            while not self._stopped.is_set():
+                for folder in self._folders:
+                    self._look(folder)
+                    for picture in self._settled(folder, decoder):
+                        yield picture
+                        idle_since_s = time.monotonic()
+                    if folder.arriving:
+                        idle_since_s = time.monotonic()
+                limit_s = self._options.idle_timeout_s
+                if limit_s is not None and time.monotonic() - idle_since_s >= limit_s:
+                    return
+                self._stopped.wait(self._options.poll_s)
+
+    def _settled(self, folder: _Folder, decoder: FileDecoder) -> Iterator[Picture]:
+        """Read the files that are whole by now; what cannot be decoded yet is tried again later."""
+        now_s = time.monotonic()
+        ready = [(path, arrival) for path, arrival in folder.arriving.items() if now_s >= arrival.next_try_s]
+        with decoder.pictures([(path, arrival.name) for path, arrival in ready]) as pictures:
+            for (path, arrival), picture in zip(ready, pictures, strict=False):
+                if self._stopped.is_set():
+                    return
+                stamp = _stamp(path)
+                if stamp is not None and stamp != arrival.stamp:
+                    continue  # It has changed after all: the next look begins to wait anew.
+                if isinstance(picture.image, InputError):
+                    if stamp is None:
+                        del folder.arriving[path]  # If only the folder is away for a while, it will arrive again.
+                        continue
+                    waited_s = now_s - arrival.since_s
+                    if waited_s < self._options.patience_s:
+                        # Ever more rarely: a disk may take the content long after it gave the file its size and time.
+                        pause_s = max(waited_s, self._options.poll_s)
+                        arrival.next_try_s = min(now_s + pause_s, arrival.since_s + self._options.patience_s)
+                        continue
+                del folder.arriving[path]
+                folder.seen[path] = arrival.stamp
+                yield picture
+
+    def _look(self, folder: _Folder) -> None:
+        """Bring what is known about a folder up to date."""
+        try:
+            found = dict(self._files(folder, folder.root, folder.root.resolve().name))
+        except OSError as error:
+            # Nothing is forgotten meanwhile: all of it may come back.
+            if not folder.lost:
+                _log.warning(
+                    "%s cannot be read (%s); waiting for it to come back", folder.root, error.strerror or error
+                )
+            folder.lost = True
+            folder.arriving.clear()
+            return
+        if folder.lost:
+            _log.warning("%s is back", folder.root)
+            folder.lost = False
+        for path in [path for path in folder.arriving if path not in found]:
+            del folder.arriving[path]
+        for path in [path for path in folder.seen if path not in found]:
+            folder.gone[path] = folder.seen.pop(path)
+        # An empty folder may be the place of a share that is not mounted.
+        for path in list(folder.gone)[: max(0, len(folder.gone) - _REMEMBERED)] if found else ():
+            del folder.gone[path]
+        now_s = time.monotonic()
+        for path in sorted(path for path in found if path not in folder.seen):
+            if (stamp := _stamp(path)) is not None:
+                self._note(folder, path, found[path], stamp, now_s)
+
+    def _note(self, folder: _Folder, path: Path, name: str, stamp: _Stamp, now_s: float) -> None:
+        if folder.gone.get(path) == stamp:
+            folder.seen[path] = folder.gone.pop(path)
+            return
+        folder.gone.pop(path, None)
+        known = folder.arriving.get(path)
+        if known is None or known.stamp != stamp:
+            folder.arriving[path] = _Arrival(name, stamp, now_s, now_s + self._options.settle_s)
+
+    def _files(self, folder: _Folder, inside: Path, prefix: str) -> Iterator[tuple[Path, str]]:
+        with os.scandir(inside) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = Path(entry.path)
+                if not entry.is_dir(follow_symlinks=False):
+                    if is_image_file(path):
+                        yield path, f"{prefix}-{path.stem}"
+                elif self._recursive and path.resolve() != self._except_in:
+                    yield from self._files_below(folder, path, f"{prefix}-{entry.name}")
+
+    def _files_below(self, folder: _Folder, inside: Path, prefix: str) -> Iterator[tuple[Path, str]]:
+        """Give a sub-folder's files; one that cannot be read does not keep the others from being read."""
+        try:
+            yield from self._files(folder, inside, prefix)
+        except FileNotFoundError:
+            pass  # It went between two calls.
+        except OSError as error:
+            if inside not in folder.closed:
+                _log.warning("%s cannot be read (%s) and is left out", inside, error.strerror or error)
+            folder.closed.add(inside)
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """Return None for what cannot be asked for it: a file that just went, a link to nowhere, a folder."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return None if stat.S_ISDIR(state.st_mode) else (state.st_size, state.st_mtime_ns)
