@@ -1,17 +1,13 @@
-"""Where verdicts go: one JSON line for each picture, and pictures with the anomaly drawn in."""
+"""Where verdicts go: what is written about a picture, what every sink can do, and the folder that a run writes into."""
 
 from __future__ import annotations
 
-import json
 import re
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from vae_edge.bundle import Bundle
 from vae_edge.decision import too_few_normals
@@ -21,11 +17,57 @@ from vae_edge.pictures import Picture
 from vae_edge.prediction import Prediction
 
 PREDICTIONS_FILE = "predictions.jsonl"
+TABLE_FILE = "predictions.csv"
 OVERLAYS_FOLDER = "overlays"
+VIDEOS_FOLDER = "annotated"
 
-OverlayFormat = Literal["jpg", "png"]
-
+_RESULT_FILES = (PREDICTIONS_FILE, TABLE_FILE)
+_RESULT_PICTURES = {OVERLAYS_FOLDER: ("*.jpg", "*.png"), VIDEOS_FOLDER: ("*.mp4", "*.avi")}
 _LONGEST_NAME = 150
+
+
+@dataclass(eq=False)
+class Inspected:
+    """A picture, what the detector says about it, and what is written about it."""
+
+    picture: Picture
+    result: Prediction | VaeEdgeError
+    record: dict[str, Any] = field(default_factory=dict)
+    """What the lines hold; a sink that makes a file of the picture adds the file's name."""
+
+
+class Sink(ABC):
+    """Something that verdicts go to, one after the other. It is a context manager, and `close` twice is fine."""
+
+    @abstractmethod
+    def write(self, inspected: Inspected) -> None:
+        """Take one verdict, or the error in its place.
+
+        Raises:
+            InputError: it cannot be written: the disk is full or was taken away.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do here
+        """Finish what was begun."""
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Return (what, how much and where) of what was written, for people."""
+        return []
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def record_of(picture: Picture, result: Prediction | VaeEdgeError, thresholds: Thresholds) -> dict[str, Any]:
+    """Return what is written about a picture: see `prediction_record` and `error_record`."""
+    if isinstance(result, VaeEdgeError):
+        return error_record(picture, result)
+    return prediction_record(picture, result, thresholds)
 
 
 def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thresholds) -> dict[str, Any]:
@@ -51,65 +93,6 @@ def error_record(picture: Picture, error: VaeEdgeError) -> dict[str, Any]:
     return {**_where(picture), "error": str(error)}
 
 
-class JsonLines:
-    """Writes records as JSON lines, each flushed at once, so that a crash or a power cut loses no finished verdict.
-
-    Args:
-        file: an open text file, which is left open; or a path, which is created.
-        overwrite: replace an older file of that path.
-
-    Raises:
-        InputError: the path is taken and may not be replaced, or cannot be written.
-    """
-
-    def __init__(self, file: Path | TextIO, *, overwrite: bool = False) -> None:
-        self._owned = isinstance(file, Path)
-        self._name = str(file) if isinstance(file, Path) else "the output"
-        if not isinstance(file, Path):
-            self._file = file
-            return
-        check_no_earlier_run(file.parent, overwrite=overwrite)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._file = file.open("w", encoding="utf-8")
-        except OSError as error:
-            raise _cannot_write(self._name, error) from error
-
-    @property
-    def on_terminal(self) -> bool:
-        """Whether the lines appear in front of the user."""
-        return self._file.isatty()
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Write one record.
-
-        Raises:
-            InputError: the disk is full or was taken away; the records before this one are written.
-        """
-        try:
-            self._file.write(_as_json(record, self._file.encoding) + "\n")
-            self._file.flush()
-        except BrokenPipeError:
-            raise  # The reader of a pipe has seen enough: no failure.
-        except OSError as error:
-            raise _cannot_write(self._name, error) from error
-
-    def close(self) -> None:
-        """Close the file if it was opened here."""
-        if self._owned:
-            # What could not be written was reported, and closing would try and fail once more.
-            with suppress(OSError):
-                self._file.close()
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def check_no_earlier_run(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds an earlier run's verdicts.
 
@@ -118,58 +101,35 @@ def check_no_earlier_run(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected the name of a folder for the results")
-    if not overwrite and (folder / PREDICTIONS_FILE).exists():
-        raise InputError(
-            f"{folder} holds the {PREDICTIONS_FILE} of an earlier run; choose another --out, or pass --overwrite"
-        )
+    for name in () if overwrite else _RESULT_FILES:
+        if (folder / name).exists():
+            raise InputError(f"{folder} holds the {name} of an earlier run; choose another --out, or pass --overwrite")
 
 
-class OverlayFolder:
-    """Writes pictures with the anomaly map drawn in, each under a name of its own.
+def clear_earlier_run(folder: Path) -> None:
+    """Remove what an earlier run wrote, whatever its options were: its pictures must not stay beside new verdicts.
 
-    Args:
-        folder: made with the first picture.
-        file_format: `jpg` is small, `png` exact.
-        overwrite: remove the overlays of an earlier run first.
+    Raises:
+        InputError: something cannot be removed.
     """
-
-    def __init__(self, folder: Path, *, file_format: OverlayFormat = "jpg", overwrite: bool = False) -> None:
-        self.folder = folder
-        self._format = file_format
-        self._taken: set[str] = set()
-        if overwrite and folder.is_dir():
-            for old in [*folder.glob("*.jpg"), *folder.glob("*.png")]:
+    try:
+        for name in _RESULT_FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name, patterns in _RESULT_PICTURES.items():
+            for old in [path for pattern in patterns for path in (folder / name).glob(pattern)]:
                 old.unlink()
+    except OSError as error:
+        raise InputError(f"{error.filename} of an earlier run could not be removed ({error.strerror})") from error
 
-    def write(self, picture: Picture, image: NDArray[np.uint8], prediction: Prediction) -> Path:
-        """Draw and write one overlay.
 
-        Args:
-            picture: gives the name.
-            image: uint8 [H, W, 3] RGB, the original picture.
-            prediction: gives the map and the verdict.
+class FreeNames:
+    """Gives files names that are allowed everywhere and were not given before."""
 
-        Raises:
-            InputError: it cannot be written.
-        """
-        path = self.folder / f"{self._free_name(picture.name)}.{self._format}"
-        drawn = cv2.cvtColor(prediction.overlay(image), cv2.COLOR_RGB2BGR)
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if self._format == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
-        try:
-            done, data = cv2.imencode(f".{self._format}", drawn, quality)
-        except cv2.error as error:
-            raise InputError(f"the overlay of {picture.source} could not be encoded ({error.err}); try png") from error
-        if not done:
-            raise InputError(f"the overlay of {picture.source} could not be encoded as {self._format}; try png")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Encoding and writing apart: imwrite fails without a word on a full disk.
-            path.write_bytes(data.tobytes())
-        except OSError as error:
-            raise _cannot_write(str(path), error) from error
-        return path
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
 
-    def _free_name(self, wanted: str) -> str:
+    def take(self, wanted: str) -> str:
+        """Return a name like the one that is wanted, without an ending."""
         base = re.sub(r"[^\w.\-]+", "_", wanted)[-_LONGEST_NAME:].lstrip(".") or "picture"
         name, number = base, 1
         # Upper and lower case are the same name on many memory cards.
@@ -178,6 +138,11 @@ class OverlayFolder:
             name = f"{base}-{number}"
         self._taken.add(name.casefold())
         return name
+
+
+def cannot_write(name: str, error: OSError) -> InputError:
+    """Return the error for a file that could not be written."""
+    return InputError(f"{name} could not be written ({error.strerror or error}); make room or choose another place")
 
 
 def trust_warnings(bundle: Bundle) -> list[str]:
@@ -200,18 +165,6 @@ def _where(picture: Picture) -> dict[str, Any]:
         where["frame"] = picture.frame
     if picture.time_s is not None:
         where["time_s"] = round(picture.time_s, 4)
+    if picture.skipped is not None:
+        where["skipped"] = picture.skipped
     return where
-
-
-def _as_json(record: dict[str, Any], encoding: str | None) -> str:
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode(encoding or "utf-8")
-    except UnicodeEncodeError:
-        # An ASCII terminal, or a file name that is no UTF-8: JSON has an escape for every character.
-        return json.dumps(record, allow_nan=False)
-    return text
-
-
-def _cannot_write(name: str, error: OSError) -> InputError:
-    return InputError(f"{name} could not be written ({error.strerror or error}); make room or choose another place")

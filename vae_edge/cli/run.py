@@ -1,39 +1,40 @@
-"""`vae-run`: pictures in, one JSON line for each out, with the anomalies drawn in where they are wanted."""
+"""`vae-run`: pictures in, one line for each out, with the anomalies drawn in where they are wanted."""
 
 from __future__ import annotations
 
+import logging
 import sys
-import time
-from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
-from rich.markup import escape
 
+from vae_edge.annotated_video import AnnotatedVideos
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
+from vae_edge.cli.console import print_error, print_warning
 from vae_edge.cli.progress import progress_bar
+from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
-from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.pictures import Picture, Source
-from vae_edge.prediction import Prediction
+from vae_edge.errors import UsageError
+from vae_edge.inspection import Tally, inspect_all
+from vae_edge.lines import CsvLines, JsonLines
+from vae_edge.live import LiveOptions
+from vae_edge.overlays import OverlayFolder
+from vae_edge.pictures import AtMost, Source
 from vae_edge.sinks import (
     OVERLAYS_FOLDER,
     PREDICTIONS_FILE,
-    JsonLines,
-    OverlayFolder,
+    TABLE_FILE,
+    VIDEOS_FOLDER,
+    Sink,
     check_no_earlier_run,
-    error_record,
-    prediction_record,
-    trust_warnings,
+    clear_earlier_run,
 )
-from vae_edge.sources import open_sources
+from vae_edge.sources import open_sources, open_watch
+from vae_edge.watch import WatchOptions
 
 
 class Overlays(str, Enum):
@@ -51,172 +52,225 @@ class OverlayFormat(str, Enum):
     PNG = "png"
 
 
-_NAMED_ERRORS = 5
+_LINES = {"jsonl": (JsonLines, PREDICTIONS_FILE), "csv": (CsvLines, TABLE_FILE)}
+"""Formats of the lines: how they are written, and the file's name in --out."""
 
-
-@dataclass
-class Tally:
-    """What a run has done so far."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    n_overlays: int = 0
-    first_errors: list[str] = field(default_factory=list)
-    begin_s: float = field(default_factory=time.perf_counter)
-
-    def add_error(self, error: VaeEdgeError) -> None:
-        """Count a picture without a verdict; the first few are named at the end."""
-        self.counts["error"] += 1
-        if len(self.first_errors) < _NAMED_ERRORS:
-            self.first_errors.append(str(error))
-
-    @property
-    def n_pictures(self) -> int:
-        """Pictures that have a record."""
-        return sum(self.counts.values())
-
-    @property
-    def pictures_per_s(self) -> float:
-        """Rate over everything: reading, deciding, drawing and writing."""
-        return self.n_pictures / max(time.perf_counter() - self.begin_s, 1e-9)
+_FILES, _FRAMES, _WATCHING = "Lines and files", "Videos, cameras and streams", "Watched folders"
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder that export made.")],
     source: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE", help="Images, folders, globs (in quotes), videos, a camera's index or a URL."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Images, folders, globs (in quotes), videos, a camera's index, a URL, or - for paths from stdin.",
+        ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help=f"Folder for {PREDICTIONS_FILE} and the overlays. Without it the lines go to stdout."),
-    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Pictures for one run of the model.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Processor threads; by default the runtime decides.")] = None,
-    overlays: Annotated[
-        Overlays | None, typer.Option(help="Pictures to write with the anomaly drawn in.", show_default="anomalous")
-    ] = None,
-    overlay_format: Annotated[OverlayFormat, typer.Option(help="jpg is small, png is exact.")] = OverlayFormat.JPG,
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False,
-    every: Annotated[int, typer.Option(help="Of a video or a camera, take every N-th frame.")] = 1,
-    max_frames: Annotated[
-        int | None, typer.Option(help="Of each video or camera, take so many frames at most.")
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
+    ] = False,
+    max_pictures: Annotated[int | None, typer.Option(help="Stop after so many pictures.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the lines, the overlays and the videos. Without it the lines go to stdout.",
+            rich_help_panel=_FILES,
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of an earlier run.", rich_help_panel=_FILES)
+    ] = False,
+    line_format: Annotated[
+        str, typer.Option("--format", help="jsonl, csv, or with --out both: jsonl,csv.", rich_help_panel=_FILES)
+    ] = "jsonl",
+    overlays: Annotated[
+        Overlays | None,
+        typer.Option(
+            help="Pictures to write with the anomaly drawn in.", show_default="anomalous", rich_help_panel=_FILES
+        ),
+    ] = None,
+    overlay_format: Annotated[
+        OverlayFormat, typer.Option(help="jpg is small, png is exact.", rich_help_panel=_FILES)
+    ] = OverlayFormat.JPG,
+    video: Annotated[
+        bool,
+        typer.Option(
+            "--video", help="Write each video or camera as a video with the verdicts drawn in.", rich_help_panel=_FILES
+        ),
+    ] = False,
+    every: Annotated[int, typer.Option(help="Take every N-th frame.", rich_help_panel=_FRAMES)] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Of each, take so many frames at most.", rich_help_panel=_FRAMES)
+    ] = None,
+    no_skip: Annotated[
+        bool,
+        typer.Option(
+            "--no-skip",
+            help="Take every frame of a camera or a stream, however late, and not always the newest.",
+            rich_help_panel=_FRAMES,
+        ),
+    ] = False,
+    reconnect: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to try to reach a camera or a stream again that broke off; 0: not at all.",
+            rich_help_panel=_FRAMES,
+        ),
+    ] = LiveOptions.reconnect_s,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Go on with the images that arrive in the folder, until Ctrl-C.",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = False,
+    poll: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds between two looks.", show_default=str(WatchOptions.poll_s), rich_help_panel=_WATCHING
+        ),
+    ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a file must stay the same before it is read.",
+            show_default=str(WatchOptions.settle_s),
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that it must stay the same before it counts as broken.",
+            show_default=str(WatchOptions.patience_s),
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(help="End when nothing has arrived for so many seconds.", rich_help_panel=_WATCHING),
+    ] = None,
 ) -> None:
-    """Inspect pictures and write one JSON line for each, in order; what cannot be read gets a line with the error.
+    """Inspect pictures and write one line for each, in order; what cannot be read gets a line with the error.
 
     Exit code 0: every picture got a verdict. 1: at least one did not.
     """
-    if out is None and overlays in (Overlays.ALL, Overlays.ANOMALOUS):
-        raise typer.BadParameter("overlays are written into --out DIR, which is missing", param_hint="--overlays")
+    formats = _formats(line_format, out)
+    for option, asked in (("--overlays", overlays not in (None, Overlays.NONE)), ("--video", video)):
+        if asked and out is None:
+            raise UsageError(f"{option} writes into --out DIR, which is missing; name a folder, or leave it out")
+    if max_pictures is not None and max_pictures < 1:
+        raise UsageError(f"max-pictures is {max_pictures}; expected 1 or more")
+    watching = _watch_options(watch, poll=poll, settle=settle, patience=patience, idle_timeout=idle_timeout)
+    if watching is not None and null:
+        raise UsageError("--null and --watch were given; one reads paths from stdin, the other watches folders")
+    live = LiveOptions(skip=not no_skip, reconnect_s=reconnect)
     if out is not None:
         check_no_earlier_run(out, overwrite=overwrite)
     opened = Bundle.open(bundle)
-    pictures = open_sources(
-        source,
-        recursive=recursive,
-        every=every,
-        max_frames=max_frames,
-        white_level=opened.manifest.preparation.white_level,
-        except_in=out,
-    )
-    which = Overlays.ANOMALOUS if overlays is None else overlays
-    with Detector.open(opened, device=device, threads=threads) as detector:
-        lines = JsonLines(sys.stdout if out is None else out / PREDICTIONS_FILE, overwrite=overwrite)
-        drawings = None
-        if out is not None:
-            # Made even where none will be written: an earlier run's pictures must not stay beside new verdicts.
-            folder = OverlayFolder(out / OVERLAYS_FOLDER, file_format=overlay_format.value, overwrite=overwrite)
-            drawings = None if which is Overlays.NONE else folder
-        tally = Tally()
-        try:
-            with lines:
-                _run_all(detector, pictures, batch_size, lines, drawings, which, tally)
-        except KeyboardInterrupt:
-            _print_summary(detector, tally, out)
-            print_error(f"interrupted after {tally.n_pictures} pictures; their results are written")
-            raise typer.Exit(130) from None
-        _print_summary(detector, tally, out)
-    if tally.counts["error"]:
+    white_level = opened.manifest.preparation.white_level
+    with _warnings_shown():
+        if watching is not None:
+            pictures = open_watch(source, recursive=recursive, white_level=white_level, except_in=out, options=watching)
+        else:
+            pictures = open_sources(
+                source,
+                recursive=recursive,
+                every=every,
+                max_frames=max_frames,
+                white_level=white_level,
+                except_in=out,
+                null_separated=null,
+                live=live,
+            )
+        if video and not pictures.has_frames:
+            raise UsageError("--video was given, and no source is a video, a camera or a stream; leave it out")
+        if max_pictures is not None:
+            pictures = AtMost(pictures, max_pictures)
+        with Detector.open(opened, device=device, threads=threads) as detector:
+            sinks = _open_sinks(out, formats, overlays or Overlays.ANOMALOUS, overlay_format, video, overwrite)
+            n_errors = _inspect(detector, pictures, sinks, batch_size, out)
+    if n_errors:
         raise typer.Exit(1)
 
 
-def _run_all(
-    detector: Detector,
-    pictures: Source,
-    batch_size: int,
-    lines: JsonLines,
-    drawings: OverlayFolder | None,
-    which: Overlays,
-    tally: Tally,
-) -> None:
-    thresholds = detector.bundle.manifest.thresholds
-    total = pictures.n_pictures
+def _formats(text: str, out: Path | None) -> list[str]:
+    formats = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in formats if name not in _LINES]
+    if unknown or not formats:
+        raise UsageError(f"{', '.join(unknown) or 'nothing'!r} is no format of the lines; choose from jsonl, csv")
+    if out is None and len(formats) > 1:
+        raise UsageError("stdout takes one format, there are two; choose one, or name a folder with --out")
+    return formats
+
+
+def _watch_options(watch: bool, **times: float | None) -> WatchOptions | None:
+    given = {f"{name}_s": value for name, value in times.items() if value is not None}
+    if watch:
+        return WatchOptions(**given)
+    for name, value in times.items():
+        if value is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is about watched folders; add --watch, or leave it out")
+    return None
+
+
+def _open_sinks(
+    out: Path | None, formats: list[str], which: Overlays, overlay_format: OverlayFormat, video: bool, overwrite: bool
+) -> list[Sink]:
+    """Open what the verdicts go to; what makes files comes before the lines that name them."""
+    if out is None:
+        return [_LINES[name][0](sys.stdout) for name in formats]
+    sinks: list[Sink] = []
+    if video:
+        sinks.append(AnnotatedVideos(out / VIDEOS_FOLDER))
+    if which is not Overlays.NONE:
+        only_anomalous = which is Overlays.ANOMALOUS
+        folder = OverlayFolder(out / OVERLAYS_FOLDER, file_format=overlay_format.value, only_anomalous=only_anomalous)
+        sinks.append(folder)
+    if overwrite:
+        clear_earlier_run(out)
+    return [*sinks, *(_LINES[name][0](out / _LINES[name][1]) for name in formats)]
+
+
+def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size: int, out: Path | None) -> int:
+    """Inspect everything and print the summary; return how many pictures got no verdict."""
+    tally = Tally()
     # A bar on stderr and lines on the same terminal's stdout would overwrite each other.
-    with progress_bar("inspecting", visible=not lines.on_terminal) as report:
-        for picture, result in decide(detector, pictures, batch_size):
-            if isinstance(result, VaeEdgeError):
-                record: dict[str, Any] = error_record(picture, result)
-                tally.add_error(result)
-            else:
-                record = prediction_record(picture, result, thresholds)
-                tally.counts["anomalous" if result.is_anomalous else "normal"] += 1
-                if drawings is not None and (which is Overlays.ALL or result.is_anomalous):
-                    assert not isinstance(picture.image, InputError)
-                    path = drawings.write(picture, picture.image, result)
-                    record["overlay"] = f"{OVERLAYS_FOLDER}/{path.name}"
-                    tally.n_overlays += 1
-            lines.write(record)
-            report(tally.n_pictures, total)
+    visible = out is not None or not sys.stdout.isatty()
+    interrupted = False
+    try:
+        with ExitStack() as stack, progress_bar("inspecting", visible=visible) as report:
+            for sink in sinks:
+                stack.enter_context(sink)
+            inspect_all(detector, pictures, sinks, tally, batch_size=batch_size, progress=report)
+    except KeyboardInterrupt:
+        interrupted = True
+    print_summary(detector, pictures, tally, sinks, out)
+    if interrupted:
+        print_error(f"interrupted after {tally.n_pictures} pictures; their results are written")
+        raise typer.Exit(130) from None
+    return tally.counts["error"]
 
 
-def decide(
-    detector: Detector, pictures: Source, batch_size: int
-) -> Iterator[tuple[Picture, Prediction | VaeEdgeError]]:
-    """Pair every picture, in order, with its verdict or its error; each picture is decoded once.
+class _AsWarnings(logging.Handler):
+    """Writes what the library logs, such as a lost connection, as the command line's other warnings."""
 
-    Only the few pictures that the detector has taken ahead are held.
-    """
-    waiting: deque[Picture] = deque()
-
-    def images() -> Iterator[NDArray[np.uint8]]:
-        for picture in pictures:
-            waiting.append(picture)
-            if not isinstance(picture.image, InputError):
-                yield picture.image
-
-    def unreadable() -> Iterator[tuple[Picture, VaeEdgeError]]:
-        while waiting and isinstance(waiting[0].image, InputError):
-            yield waiting[0], waiting.popleft().image  # type: ignore[misc]  # checked on the line above
-
-    for result in detector.stream(images(), batch_size=batch_size, errors="return"):
-        yield from unreadable()
-        yield waiting.popleft(), result
-    yield from unreadable()
+    def emit(self, record: logging.LogRecord) -> None:
+        print_warning(record.getMessage())
 
 
-def _print_summary(detector: Detector, tally: Tally, out: Path | None) -> None:
-    manifest = detector.bundle.manifest
-    choice = detector.backend.device
-    table = plain_table(headers=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    counts = tally.counts
-    table.add_row("pictures", f"{tally.n_pictures}  ({tally.pictures_per_s:.1f}/s)")
-    table.add_row("anomalous", f"[red]{counts['anomalous']}[/red]" if counts["anomalous"] else "0")
-    table.add_row("normal", str(counts["normal"]))
-    table.add_row("errors", f"[red]{counts['error']}[/red]" if counts["error"] else "0")
-    table.add_row("device", escape(f"{choice.name} with {detector.backend.version} ({choice.reason})"))
-    rate = manifest.thresholds.false_alarm_rate
-    table.add_row("false alarms", f"at most {rate:.3g} of normal parts, from {manifest.thresholds.n_normals} of them")
-    if out is not None:
-        table.add_row("results", escape(str(out / PREDICTIONS_FILE)))
-        table.add_row("overlays", escape(f"{tally.n_overlays} in {out / OVERLAYS_FOLDER}"))
-    notes_console().print(table)
-    for message in tally.first_errors if out is not None else ():
-        print_error(message)
-    if out is not None and counts["error"] > len(tally.first_errors):
-        print_error(f"{counts['error'] - len(tally.first_errors)} more; {out / PREDICTIONS_FILE} names them all")
-    for sentence in trust_warnings(detector.bundle):
-        print_warning(sentence)
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    handler = _AsWarnings(logging.WARNING)
+    logger = logging.getLogger("vae_edge")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_bundles import dark_image
+from vae_edge import InputError
+from vae_edge.lines import COLUMNS, CsvLines, JsonLines
+from vae_edge.pictures import Picture
+from vae_edge.sinks import Inspected
+
+
+def inspected(record: dict[str, Any]) -> Inspected:
+    return Inspected(Picture("piece.png", "piece", dark_image(0)), InputError("not looked at"), record)
+
+
+def test_every_line_is_on_disk_before_the_next_one_comes(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "predictions.jsonl"
+    with JsonLines(path) as lines:
+        for number in range(3):
+            lines.write(inspected({"source": f"ü{number}.png"}))
+            written = path.read_text(encoding="utf-8").splitlines()
+            assert [json.loads(line)["source"] for line in written] == [f"ü{n}.png" for n in range(number + 1)]
+
+
+def test_an_earlier_run_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("old\n")
+    with pytest.raises(InputError, match="--overwrite"):
+        JsonLines(path)
+    assert path.read_text() == "old\n"
+    with JsonLines(path, overwrite=True) as lines:
+        lines.write(inspected({"new": 1}))
+    assert path.read_text() == '{"new": 1}\n'
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match="could not be written"):
+        JsonLines(tmp_path / "out" / "predictions.jsonl")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_a_sentence() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        with pytest.raises(InputError, match="No space left on device"):
+            JsonLines(full).write(inspected({"source": "piece.png"}))
+        # What could not be written stays in the buffer, and closing would try again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_a_sentence_also_where_the_file_is_closed_after_it() -> None:
+    with pytest.raises(InputError, match="could not be written"), JsonLines(Path("/dev/full")) as lines:
+        lines.write(inspected({"source": "piece.png"}))
+
+
+def test_a_name_that_is_no_utf_8_is_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"St\xfcck.png")
+    with JsonLines(tmp_path / "predictions.jsonl") as lines:
+        lines.write(inspected({"source": name}))
+        lines.write(inspected({"source": "Stück.png"}))
+    first, second = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first) == {"source": name}
+    assert second == '{"source": "Stück.png"}'
+
+
+def test_a_stream_that_was_given_is_left_open() -> None:
+    text = io.StringIO()
+    with JsonLines(text) as lines:
+        lines.write(inspected({"source": "a"}))
+    assert text.getvalue() == '{"source": "a"}\n'
+    assert not text.closed
+
+
+def test_a_table_has_a_header_and_a_cell_for_every_column(tmp_path: Path) -> None:
+    with CsvLines(tmp_path / "out" / "predictions.csv") as lines:
+        lines.write(inspected({"source": 'a "b", c.png', "is_anomalous": False, "score": 0.1, "overlay": "x.jpg"}))
+        lines.write(inspected({"source": "belt.mp4", "frame": 0, "skipped": 2, "error": "two\nlines"}))
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        header, first, second = csv.reader(file)
+    assert tuple(header) == COLUMNS
+    assert dict(zip(header, first, strict=True)) == {
+        **dict.fromkeys(COLUMNS, ""),
+        "source": 'a "b", c.png',
+        "is_anomalous": "false",
+        "score": "0.1",
+        "overlay": "x.jpg",
+    }
+    assert (second[0], second[1], second[3], second[-1]) == ("belt.mp4", "0", "2", "two\nlines")
+
+
+def test_a_row_is_on_disk_before_the_next_one_comes(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    with CsvLines(path) as lines:
+        assert path.read_text().splitlines() == [",".join(COLUMNS)]
+        lines.write(inspected({"source": os.fsdecode(b"St\xfcck.png")}))
+        assert path.read_text().splitlines()[1].startswith("St\\udcfcck.png,")

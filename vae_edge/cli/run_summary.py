@@ -1,0 +1,44 @@
+"""What `vae-run` says at its end: counts, device, where the results are, and how far they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
+from vae_edge.detector import Detector
+from vae_edge.inspection import Tally
+from vae_edge.pictures import Source
+from vae_edge.sinks import Sink, trust_warnings
+
+
+def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Sequence[Sink], out: Path | None) -> None:
+    """Print it to stderr; `out` is the folder of the results, where they do not go to stdout."""
+    manifest = detector.bundle.manifest
+    choice = detector.backend.device
+    table = plain_table(headers=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    counts = tally.counts
+    table.add_row("pictures", f"{tally.n_pictures}  ({tally.pictures_per_s:.1f}/s)")
+    table.add_row("anomalous", f"[red]{counts['anomalous']}[/red]" if counts["anomalous"] else "0")
+    table.add_row("normal", str(counts["normal"]))
+    table.add_row("errors", f"[red]{counts['error']}[/red]" if counts["error"] else "0")
+    if tally.n_live:
+        table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
+    if pictures.n_reconnections:
+        table.add_row("reconnections", str(pictures.n_reconnections))
+    table.add_row("device", escape(f"{choice.name} with {detector.backend.version} ({choice.reason})"))
+    rate = manifest.thresholds.false_alarm_rate
+    table.add_row("false alarms", f"at most {rate:.3g} of normal parts, from {manifest.thresholds.n_normals} of them")
+    for what, where in (row for sink in sinks for row in sink.summary()):
+        table.add_row(what, escape(where))
+    notes_console().print(table)
+    for message in tally.first_errors if out is not None else ():
+        print_error(message)
+    if out is not None and counts["error"] > len(tally.first_errors):
+        print_error(f"{counts['error'] - len(tally.first_errors)} more; the lines in {out} name them all")
+    for sentence in trust_warnings(detector.bundle):
+        print_warning(sentence)

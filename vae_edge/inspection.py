@@ -1,0 +1,122 @@
+"""A run over a source: every picture paired with its verdict, handed to the sinks and counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.detector import Detector
+from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.pictures import Picture, Source
+from vae_edge.prediction import Prediction
+from vae_edge.sinks import Inspected, Sink, record_of
+
+_NAMED_ERRORS = 5
+
+_NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
+"""What the detector gets in the place of a picture that could not be read: it answers with an error, in order."""
+
+
+@dataclass
+class Tally:
+    """What a run has done so far."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    n_live: int = 0
+    """Pictures of cameras and streams."""
+    n_skipped: int = 0
+    """Frames of cameras and streams that were left out because a newer one had come."""
+    first_errors: list[str] = field(default_factory=list)
+    begin_s: float = field(default_factory=time.perf_counter)
+
+    def add(self, picture: Picture, result: Prediction | VaeEdgeError) -> None:
+        """Count a picture; of those without a verdict the first few are named at the end."""
+        if picture.skipped is not None:
+            self.n_live += 1
+            self.n_skipped += picture.skipped
+        if not isinstance(result, VaeEdgeError):
+            self.counts["anomalous" if result.is_anomalous else "normal"] += 1
+            return
+        self.counts["error"] += 1
+        if len(self.first_errors) < _NAMED_ERRORS:
+            self.first_errors.append(str(result))
+
+    @property
+    def n_pictures(self) -> int:
+        """Pictures that have a record."""
+        return sum(self.counts.values())
+
+    @property
+    def pictures_per_s(self) -> float:
+        """Rate over everything: reading, deciding, drawing and writing."""
+        return self.n_pictures / max(time.perf_counter() - self.begin_s, 1e-9)
+
+
+def inspect_all(
+    detector: Detector,
+    pictures: Source,
+    sinks: Sequence[Sink],
+    tally: Tally,
+    *,
+    batch_size: int = 1,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> None:
+    """Decide about every picture of a source and give each verdict to every sink, in the sinks' order.
+
+    However it ends, the source is stopped then, and `tally` holds what the sinks have got.
+
+    Raises:
+        InputError: the source gives no more, or a sink cannot be written.
+    """
+    thresholds = detector.bundle.manifest.thresholds
+    total = pictures.n_pictures
+    with closing(decide(detector, pictures, batch_size)) as decided:
+        for picture, result in decided:
+            inspected = Inspected(picture, result, record_of(picture, result, thresholds))
+            for sink in sinks:
+                sink.write(inspected)
+            tally.add(picture, result)
+            if progress is not None:
+                progress(tally.n_pictures, total)
+
+
+def decide(
+    detector: Detector, pictures: Source, batch_size: int
+) -> Generator[tuple[Picture, Prediction | VaeEdgeError], None, None]:
+    """Pair every picture, in order, with its verdict or its error; each picture is decoded once.
+
+    Only the few pictures that the detector has taken ahead are held. At the end the source is stopped.
+    """
+    feed = _Feed(pictures)
+    results = detector.stream(feed, batch_size=batch_size, errors="return")
+    try:
+        for result in results:
+            picture = feed.taken.popleft()
+            yield picture, picture.image if isinstance(picture.image, InputError) else result
+    finally:
+        feed.stop()
+        if isinstance(results, Generator):
+            results.close()
+
+
+class _Feed:
+    """The images of a source for the detector, which may take them in another thread; what it has taken is noted."""
+
+    def __init__(self, pictures: Source) -> None:
+        self._pictures = pictures
+        self.taken: deque[Picture] = deque()
+        """Pictures without a result yet: one thread adds at the end and another takes away at the front."""
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for picture in self._pictures:
+            self.taken.append(picture)
+            yield _NO_PIXELS if isinstance(picture.image, InputError) else picture.image
+
+    def stop(self) -> None:
+        self._pictures.stop()

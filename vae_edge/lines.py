@@ -1,0 +1,128 @@
+"""Verdicts as text: one JSON line for each picture, or one line of a CSV table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from vae_edge.errors import InputError
+from vae_edge.sinks import Inspected, Sink, cannot_write
+
+COLUMNS = (
+    "source",
+    "frame",
+    "time_s",
+    "skipped",
+    "is_anomalous",
+    "score",
+    "p_value",
+    "threshold",
+    "false_alarm_rate",
+    "n_anomalous_pixels",
+    "anomalous_area",
+    "overlay",
+    "error",
+)
+"""Of the CSV table, always all of them and in this order; new ones are added at the end."""
+
+
+class _TextLines(Sink):
+    """Writes lines, each flushed at once, so that a crash or a power cut loses no finished verdict.
+
+    Args:
+        file: an open text file, which is left open; or a path, which is created.
+        overwrite: replace an older file of that path.
+
+    Raises:
+        InputError: the path is taken and may not be replaced, or cannot be written.
+    """
+
+    def __init__(self, file: Path | TextIO, *, overwrite: bool = False) -> None:
+        self._path = file if isinstance(file, Path) else None
+        if not isinstance(file, Path):
+            self._file = file
+            return
+        if file.is_file() and not overwrite:
+            raise InputError(f"{file} is there from an earlier run; choose another --out, or pass --overwrite")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A file name that is no UTF-8 is escaped. Line ends are those that are written.
+            self._file = file.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        except OSError as error:
+            raise cannot_write(str(file), error) from error
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Return where the lines are, unless they were shown."""
+        return [] if self._path is None else [("results", str(self._path))]
+
+    def close(self) -> None:
+        """Close the file if it was opened here."""
+        if self._path is not None:
+            # What could not be written was reported, and closing would try and fail once more.
+            with suppress(OSError):
+                self._file.close()
+
+    def _write_line(self, line: str) -> None:
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except BrokenPipeError:
+            raise  # The reader of a pipe has seen enough: no failure.
+        except OSError as error:
+            raise cannot_write("the output" if self._path is None else str(self._path), error) from error
+
+
+class JsonLines(_TextLines):
+    """Writes each record as one line of JSON."""
+
+    def write(self, inspected: Inspected) -> None:
+        """Write one record.
+
+        Raises:
+            InputError: the disk is full or was taken away; the records before this one are written.
+        """
+        self._write_line(_as_json(inspected.record, self._file.encoding))
+
+
+class CsvLines(_TextLines):
+    """Writes a table with a header and the columns `COLUMNS`; what a picture does not have is an empty cell."""
+
+    def __init__(self, file: Path | TextIO, *, overwrite: bool = False) -> None:
+        super().__init__(file, overwrite=overwrite)
+        self._write_line(_as_csv(COLUMNS))
+
+    def write(self, inspected: Inspected) -> None:
+        """Write one row.
+
+        Raises:
+            InputError: the disk is full or was taken away; the rows before this one are written.
+        """
+        self._write_line(_as_csv([_cell(inspected.record.get(column)) for column in COLUMNS]))
+
+
+def _as_json(record: dict[str, Any], encoding: str | None) -> str:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        # An ASCII terminal, or a file name that is no UTF-8: JSON has an escape for every character.
+        return json.dumps(record, allow_nan=False)
+    return text
+
+
+def _as_csv(cells: tuple[str, ...] | list[str]) -> str:
+    text = io.StringIO()
+    # With this end both characters of it are quoted within a cell, in every version of Python.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    # As JSON has it: Python's True means nothing to a spreadsheet in another program.
+    return str(value).lower() if isinstance(value, bool) else str(value)
