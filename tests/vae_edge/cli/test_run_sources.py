@@ -1,0 +1,266 @@
+"""`vae-run` with sources that wait, and with the formats that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.mjpeg_server import MjpegServer
+from tests.threads import our_threads, wait_until
+from tests.tiny_bundles import dark_image, spotted_image, write_image
+from vae_edge import Bundle
+
+Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[3]
+QUICK = ["--watch", "--poll", "0.05", "--settle", "0.1", "--patience", "1"]
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def begin(*arguments: object, **more: Any) -> subprocess.Popen[str]:
+    """Begin `vae-run` in a process of its own, which hears Ctrl-C."""
+    command = [sys.executable, "-m", "vae_edge", "run", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, encoding="utf-8", **more
+    )
+
+
+@pytest.fixture
+def belt(tmp_path: Path) -> Path:
+    """A video of 12 frames, the eighth of them anomalous."""
+    video = cv2.VideoWriter(str(tmp_path / "belt.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
+    if not video.isOpened():
+        pytest.skip("this OpenCV cannot write MJPG videos")
+    for frame in range(12):
+        video.write(np.ascontiguousarray(spotted_image(0, 64) if frame == 8 else dark_image(0, 64)))
+    video.release()
+    return tmp_path / "belt.avi"
+
+
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[MjpegServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with MjpegServer(frames_per_s=200) as server:
+        probe = cv2.VideoCapture(server.url)
+        if not probe.isOpened():
+            pytest.skip("this OpenCV reads no stream over HTTP")
+        probe.release()
+        yield server
+
+
+def test_every_file_that_arrives_in_a_watched_folder_has_exactly_one_line(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "in" / "out"
+    write_image(folder / "0.png", dark_image(0, 100))
+    spotted = write_image(tmp_path / "spotted.png", spotted_image(1, 100)).read_bytes()
+    arguments = [*QUICK, "--recursive", "--idle-timeout", 2, "--out", out, "--overlays", "all"]
+    with begin(onnx_bundle.folder, folder, *arguments) as run:
+        wait_until((out / "predictions.jsonl").exists)
+        with (folder / "halves.png").open("wb") as file:
+            file.write(spotted[:200])
+            file.flush()
+            (folder / "broken.png").write_bytes(spotted[:200])
+            (folder / ".hidden.png").write_bytes(spotted)
+            time.sleep(0.3)
+            file.write(spotted[200:])
+        for number in range(1, 4):
+            write_image(folder / "deep" / f"{number}.png", dark_image(number))
+        (folder / ".hidden.png").rename(folder / "renamed.png")
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 1, err
+    found = {}
+    for record in records((out / "predictions.jsonl").read_text()):
+        name = str(Path(record["source"]).relative_to(folder))
+        assert name not in found
+        found[name] = "error" if "error" in record else record["is_anomalous"]
+    assert found == {
+        "0.png": False,
+        "halves.png": True,
+        "broken.png": "error",
+        "renamed.png": True,
+        **{str(Path("deep", f"{number}.png")): False for number in range(1, 4)},
+    }
+
+
+def test_ctrl_c_ends_a_watch_with_its_summary(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    for number in range(6):
+        write_image(tmp_path / "in" / f"{number}.png", dark_image(number))
+    with begin(onnx_bundle.folder, tmp_path / "in", *QUICK) as run:
+        assert run.stdout is not None
+        assert json.loads(run.stdout.readline())["source"].endswith("0.png")
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert err.startswith("pictures")
+    assert f"interrupted after {1 + len(records(out))} pictures" in err
+
+
+def test_a_watch_that_ends_by_itself_has_a_line_for_every_file(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    for number in range(3):
+        write_image(tmp_path / "in" / f"{number}.png", dark_image(number))
+    (tmp_path / "in" / "1-broken.png").write_bytes(b"\x89PNG broken")
+    code, out, _ = command("run", onnx_bundle.folder, tmp_path / "in", *QUICK, "--idle-timeout", 0.2)
+    assert code == 1
+    found = records(out)
+    assert [Path(record["source"]).name for record in found] == ["0.png", "1.png", "2.png", "1-broken.png"]
+    assert "could not be decoded" in found[3]["error"]
+    code, out, _ = command("run", onnx_bundle.folder, tmp_path / "in", *QUICK, "--max-pictures", 2)
+    assert (code, len(records(out))) == (0, 2)
+    assert our_threads() == []
+
+
+def test_a_watched_folder_may_be_empty_but_must_be_there(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    code, out, err = command("run", onnx_bundle.folder, tmp_path / "in", *QUICK, "--idle-timeout", 0)
+    assert (code, out) == (0, "")
+    assert "pictures" in err
+    code, _, err = command("run", onnx_bundle.folder, tmp_path / "nowhere", *QUICK)
+    assert code == 1
+    assert "does not exist" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["{belt}", "--watch"], "is no folder"),
+        (["-", "--watch"], "is no folder"),
+        (["http://127.0.0.1:9/", "--watch"], "is no folder"),
+        (["{folder}", "--watch", "--null"], "--null and --watch"),
+        (["{folder}", "--watch", "--out", "{folder}"], "choose another --out"),
+        (["{folder}", "--watch", "--settle", "20"], "patience is 10.0 s"),
+        (["{belt}", "--poll", "1"], "--poll is about watched folders"),
+        (["{belt}", "--idle-timeout", "1"], "--idle-timeout is about watched folders"),
+        (["-", "-"], "standard input can be read only once"),
+        (["{belt}", "-0"], "add - as a source"),
+        (["{belt}", "--format", "xml"], "'xml' is no format"),
+        (["{belt}", "--format", ","], "choose from jsonl, csv"),
+        (["{belt}", "--format", "csv,jsonl"], "stdout takes one format"),
+        (["{belt}", "--video"], "--video writes into --out"),
+        (["{picture}", "--video", "--out", "{folder}/out"], "no source is a video"),
+        (["{belt}", "--max-pictures", "0"], "expected 1 or more"),
+        (["{belt}", "--reconnect", "-1"], "expected 0 (never) or more"),
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(
+    command: Run, onnx_bundle: Bundle, belt: Path, tmp_path: Path, arguments: list[str], reason: str
+) -> None:
+    picture = write_image(tmp_path / "in" / "a.png", dark_image(1))
+    words = [word.format(belt=belt, folder=picture.parent, picture=picture) for word in arguments]
+    code, out, err = command("run", onnx_bundle.folder, *words)
+    assert (code, out) == (2, "")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_paths_come_from_standard_input(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    paths = [str(write_image(tmp_path / f"ä {n}.png", dark_image(n))) for n in range(2)]
+    with begin(onnx_bundle.folder, "-", stdin=subprocess.PIPE) as run:
+        out, err = run.communicate("\r\n".join([paths[0], "", "nowhere.png", paths[1]]), timeout=60)
+    assert run.returncode == 1, err
+    assert [record["source"] for record in records(out)] == [paths[0], "nowhere.png", paths[1]]
+    assert "could not be read" in records(out)[1]["error"]
+
+
+def test_both_formats_hold_the_same(command: Run, onnx_bundle: Bundle, belt: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "broken, or not.png").write_bytes(b"no image")
+    arguments = ["run", onnx_bundle.folder, belt, tmp_path / "broken, or not.png", "--out", out]
+    assert command(*arguments, "--format", "csv,jsonl")[0] == 1
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = records((out / "predictions.jsonl").read_text())
+    assert len(rows) == len(found) == 13
+    for row, record in zip(rows, found, strict=True):
+        kept = {name: cell for name, cell in row.items() if cell != ""}
+        assert kept == {
+            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in record.items()
+        }
+    assert command(*arguments)[0] == 1
+    assert command(*arguments, "--overwrite")[0] == 1
+    assert not (out / "predictions.csv").exists()
+
+
+def test_a_table_goes_to_stdout_as_well(command: Run, onnx_bundle: Bundle, belt: Path) -> None:
+    code, out, _ = command("run", onnx_bundle.folder, belt, "--format", "csv", "--every", 4)
+    assert code == 0
+    header, *rows = csv.reader(out.splitlines())
+    assert header[:3] == ["source", "frame", "time_s"]
+    assert [row[1] for row in rows] == ["0", "4", "8"]
+    assert [row[4] for row in rows] == ["false", "false", "true"]
+
+
+def test_an_annotated_video_has_every_judged_frame(
+    command: Run, onnx_bundle: Bundle, belt: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", onnx_bundle.folder, belt, "--out", tmp_path / "out", "--video", "--every", 2, "--overwrite"]
+    for _ in range(2):
+        code, _, err = command(*arguments)
+        assert code == 0
+    [path] = (tmp_path / "out" / "annotated").iterdir()
+    video = cv2.VideoCapture(str(path))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (6, 5)
+    assert "6 frames in" in " ".join(err.split())
+
+
+def test_a_live_source_says_what_it_skipped_and_how_often_it_came_back(
+    command: Run, onnx_bundle: Bundle, camera: MjpegServer, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, _, err = command(
+        "run", onnx_bundle.folder, camera.url, "--max-frames", 30, "--out", out, "--video", "--overlays", "all"
+    )
+    assert code == 0
+    found = records((out / "predictions.jsonl").read_text())
+    assert len(found) == 30
+    skipped = sum(record["skipped"] for record in found)
+    assert f"skipped frames {skipped} of {skipped + 30}" in " ".join(err.split())
+    assert "reconnections" not in err
+    assert len(list((out / "annotated").iterdir())) == 1
+
+
+def test_a_live_source_that_breaks_off_is_said_on_stderr(onnx_bundle: Bundle, camera: MjpegServer) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with begin(onnx_bundle.folder, camera.url, "--reconnect", "20", env=environment) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        for _ in range(5):
+            assert "skipped" in json.loads(run.stdout.readline())
+        camera.up.clear()
+        assert "warning: " in run.stderr.readline()
+        camera.up.set()
+        assert "is back after" in run.stderr.readline()
+        run.stdout.readline()
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "reconnections" in err
+
+
+def test_after_ctrl_c_the_annotated_video_can_be_played(
+    onnx_bundle: Bundle, camera: MjpegServer, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with begin(onnx_bundle.folder, camera.url, "--out", out, "--video") as run:
+        lines = out / "predictions.jsonl"
+        wait_until(lambda: lines.exists() and len(lines.read_text().splitlines()) > 5)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    [path] = (out / "annotated").iterdir()
+    video = cv2.VideoCapture(str(path))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == len(lines.read_text().splitlines())
