@@ -69,7 +69,7 @@ def inspect_all(
 ) -> None:
     """Decide about every picture of a source and give each verdict to every sink, in the sinks' order.
 
-    However it ends, the source is stopped then, and `tally` holds what the sinks have got.
+    However it ends, the source is stopped then, and every picture that `tally` counts has been written.
 
     Raises:
         InputError: the source gives no more, or a sink cannot be written.

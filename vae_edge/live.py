@@ -23,6 +23,7 @@ from vae_edge.video import (
     frame_rate,
     n_frames_announced,
     open_capture,
+    without_password,
 )
 
 _log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class LiveVideo(Source):
         self, address: str, *, every: int = 1, max_frames: int | None = None, options: LiveOptions | None = None
     ) -> None:
         super().__init__()
-        self.address = address
+        self._address = address
+        self.address = without_password(address)
         self._every = every
         self._max_frames = max_frames
         self._options = LiveOptions() if options is None else options
@@ -109,7 +111,7 @@ class LiveVideo(Source):
 
     def __iter__(self) -> Iterator[Picture]:
         """Give the frames; after the last connection has broken off for good, an error."""
-        reader = _Reader(self.address, self._every, self._options)
+        reader = _Reader(self._address, self._every, self._options)
         self._reader = reader
         # After the line above: `stop` ends this reader, or it was called before.
         if self._stopped.is_set():
@@ -165,6 +167,7 @@ class _Reader(threading.Thread):
         self.failure: InputError | None = None
         """Why there are no more frames, where nobody asked for an end."""
         self._address = address
+        self._shown = without_password(address)
         self._every = every
         self._options = options
         self._changed = threading.Condition()
@@ -193,7 +196,7 @@ class _Reader(threading.Thread):
         try:
             self._read()
         except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits for a frame must hear of it
-            self.failure = InputError(f"{self._address} could not be read ({error}); check the camera or the network")
+            self.failure = InputError(f"{self._shown} could not be read ({error}); check the camera or the network")
         finally:
             with self._changed:
                 self._finished = True
@@ -234,7 +237,7 @@ class _Reader(threading.Thread):
 
     def _reconnect(self) -> cv2.VideoCapture | None:
         """Wait and try, ever more rarely, until a frame has been grabbed again; None: given up, or no longer wanted."""
-        lost = f"{self._address} gives no more frames after {self.n_read}"
+        lost = f"{self._shown} gives no more frames after {self.n_read}"
         advice = "check the camera or the network"
         patience_s = self._options.reconnect_s
         if patience_s == 0:
@@ -250,7 +253,7 @@ class _Reader(threading.Thread):
             video = self._try_to_open()
             if video is not None and _succeeds(video.grab):
                 self.n_reconnections += 1
-                _log.warning("%s is back after %.1f s", self._address, time.monotonic() - begin_s)
+                _log.warning("%s is back after %.1f s", self._shown, time.monotonic() - begin_s)
                 return video
             if video is not None:
                 video.release()

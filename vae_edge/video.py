@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def is_video_file(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def without_password(address: str) -> str:
+    """Return an address as it may be shown and written down: a URL without the name and the password in it."""
+    return re.sub(r"(?<=://)[^/]*@", "", address)
+
+
 def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> cv2.VideoCapture:
     """Open a video file, a camera (its index) or a stream (its URL).
 
@@ -54,7 +60,7 @@ def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> cv2.V
         if address.isdecimal() or "://" in address
         else "expected MP4, AVI, MKV or MOV with a codec that OpenCV knows, such as H.264"
     )
-    raise InputError(f"{kind} {address} could not be opened; {advice}")
+    raise InputError(f"{kind} {without_password(address)} could not be opened; {advice}")
 
 
 def n_frames_announced(video: cv2.VideoCapture) -> int | None:
@@ -103,7 +109,8 @@ class Video(Source):
 
     def __init__(self, address: str, *, every: int = 1, max_frames: int | None = None) -> None:
         super().__init__()
-        self.address = address
+        self._address = address
+        self.address = without_password(address)
         self._every = every
         self._max_frames = max_frames
         video = open_capture(address)
@@ -125,7 +132,7 @@ class Video(Source):
 
     def __iter__(self) -> Iterator[Picture]:
         """Give the frames; a file that breaks off early gives an error after its last one."""
-        video = open_capture(self.address)
+        video = open_capture(self._address)
         try:
             rate = frame_rate(video)
             frame, given = 0, 0

@@ -43,11 +43,16 @@ class WatchOptions:
         for name, value, least in (
             ("poll", self.poll_s, 0.01),
             ("settle", self.settle_s, 0.0),
-            ("patience", self.patience_s, self.settle_s),
+            ("patience", self.patience_s, 0.0),
             ("idle timeout", self.idle_timeout_s, 0.0),
         ):
             if value is not None and not least <= value < math.inf:
                 raise UsageError(f"{name} is {value} s; expected {least:g} or more seconds")
+        if self.patience_s < self.settle_s:
+            raise UsageError(
+                f"patience is {self.patience_s:g} s and settle {self.settle_s:g} s; expected at least as much patience "
+                "as a file has time to settle"
+            )
 
 
 _Stamp = tuple[int, int]

@@ -158,6 +158,19 @@ def test_an_address_that_does_not_answer_is_refused_at_once(camera: MjpegServer)
     assert time.monotonic() - begin_s < 3
 
 
+def test_a_password_is_neither_shown_nor_written_down(camera: MjpegServer, caplog: pytest.LogCaptureFixture) -> None:
+    address = camera.url.replace("://", "://somebody:secret@")
+    source = open_video(address, live=LiveOptions(reconnect_s=0.2))
+    with caplog.at_level(logging.WARNING), Taking(source) as taking:
+        taking.wait_for(1)
+        camera.up.clear()
+        taking.join(20)
+    assert {picture.source for picture in taking.pictures} == {camera.url}
+    with pytest.raises(InputError) as refused:
+        open_video(address)
+    assert "secret" not in f"{caplog.text} {taking.pictures[-1].image} {refused.value}"
+
+
 def test_a_camera_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="camera 63 could not be opened"):
         open_video("63")

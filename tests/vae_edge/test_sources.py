@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.threads import our_threads
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge import InputError
-from vae_edge.pictures import Picture
+from vae_edge.pictures import AtMost, Picture
 from vae_edge.sources import image_files, open_sources
-from vae_edge.video import Video
 
 
 @pytest.fixture
@@ -183,11 +183,6 @@ def test_a_file_that_is_no_video_cannot_be_opened(tmp_path: Path) -> None:
         open_sources([str(tmp_path / "belt.mp4")])
 
 
-def test_a_camera_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match="camera 63 could not be opened"):
-        Video("63")
-
-
 def test_a_file_that_is_called_like_a_camera_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "a.png", dark_image(1)).rename(tmp_path / "0")
@@ -199,6 +194,28 @@ def test_a_consumer_that_stops_early_leaves_no_thread(folder: Path) -> None:
     next(pictures)
     del pictures
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vae-edge-read")]
+
+
+def test_a_source_that_was_stopped_gives_no_more(folder: Path, tmp_path: Path) -> None:
+    video = str(write_video(tmp_path / "belt.avi"))
+    for texts, n in (([str(folder)] * 20, 3), ([video, str(folder)], 3), ([str(folder), video], 4)):
+        source = open_sources(texts)
+        pictures = iter(source)
+        for _ in range(n):
+            next(pictures)
+        source.stop()
+        source.stop()
+        assert list(pictures) == []
+        assert list(source) == []
+        assert our_threads() == []
+
+
+def test_a_limit_is_for_all_sources_together(folder: Path, tmp_path: Path) -> None:
+    source = AtMost(open_sources([str(folder), str(write_video(tmp_path / "belt.avi"))]), 5)
+    assert source.n_pictures == 5
+    assert source.has_frames
+    assert names(list(source)) == ["a.jpg", "b.png", "belt.avi", "belt.avi", "belt.avi"]
+    assert AtMost(open_sources([str(folder)]), 5).n_pictures == 2
 
 
 def test_image_files_are_listed_without_videos(folder: Path, tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_ctrl_c_ends_a_watch_with_its_summary(onnx_bundle: Bundle, tmp_path: Pat
         out, err = run.communicate(timeout=30)
     assert run.returncode == 130
     assert err.startswith("pictures")
-    assert f"interrupted after {1 + len(records(out))} pictures" in err
+    n = 1 + len(records(out))
+    # The signal may come between a line and its being counted.
+    assert any(f"interrupted after {count} pictures" in err for count in (n - 1, n))
 
 
 def test_a_watch_that_ends_by_itself_has_a_line_for_every_file(
@@ -142,7 +144,7 @@ def test_a_watched_folder_may_be_empty_but_must_be_there(command: Run, onnx_bund
         (["http://127.0.0.1:9/", "--watch"], "is no folder"),
         (["{folder}", "--watch", "--null"], "--null and --watch"),
         (["{folder}", "--watch", "--out", "{folder}"], "choose another --out"),
-        (["{folder}", "--watch", "--settle", "20"], "patience is 10.0 s"),
+        (["{folder}", "--watch", "--settle", "20"], "patience is 10 s and settle 20 s"),
         (["{belt}", "--poll", "1"], "--poll is about watched folders"),
         (["{belt}", "--idle-timeout", "1"], "--idle-timeout is about watched folders"),
         (["-", "-"], "standard input can be read only once"),
@@ -263,4 +265,6 @@ def test_after_ctrl_c_the_annotated_video_can_be_played(
     assert run.returncode == 130, err
     [path] = (out / "annotated").iterdir()
     video = cv2.VideoCapture(str(path))
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == len(lines.read_text().splitlines())
+    n_lines = len(lines.read_text().splitlines())
+    # The signal may come between a frame and its line.
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) in (n_lines, n_lines + 1)
