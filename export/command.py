@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from vae_edge.backends.tensorrt_build import EngineSettings
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, UsageError
 from vae_edge.export.settings import Budget, Estimator, LowPrecisionSettings
-from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
 from vae_edge.train.scoring import ScoringMethod, ScoringSettings

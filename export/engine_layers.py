@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
 from vae_edge.errors import DeviceError, VaeEdgeError
-from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 
 CONVOLUTIONS = ("convolution", "transposed convolution")
 """The kinds of layers with weights; every other layer's kind is `other`."""

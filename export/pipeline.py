@@ -15,6 +15,7 @@ import torch
 
 import vae_edge
 from vae_edge.backends.base import Backend, open_backend
+from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_rate, fit_thresholds
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
@@ -24,7 +25,6 @@ from vae_edge.export.openvino_export import export_openvino
 from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity, run_backend
 from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.export.settings import LowPrecisionSettings
-from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.export.torch_export import save_program
 from vae_edge.machine import installed_versions
 from vae_edge.manifest import (

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundles import make_bundle
+from vae_edge.backends.tensorrt_build import EngineSettings
 from vae_edge.errors import InputError
 from vae_edge.export.rebuild import rebuild_engine
-from vae_edge.export.tensorrt_build import EngineSettings
 from vae_edge.targets import Target
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[3]
 SOURCES = (
     "vae_edge/backends/tensorrt_module.py",
     "vae_edge/backends/tensorrt_backend.py",
-    "export/tensorrt_build.py",
+    "vae_edge/backends/tensorrt_build.py",
 )
 TABLE = Path(__file__).with_name("tensorrt_api.json")
 

@@ -126,7 +126,7 @@ def test_a_real_engine_gives_onnx_runtimes_results(
     gpu: Gpu, adapter: type[PycudaMemory] | type[CudaBindingsMemory], tmp_path: Path
 ) -> None:
     memory = opened(adapter)
-    from vae_edge.export.tensorrt_build import EngineSettings, build_engine
+    from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 
     (tmp_path / "model.onnx").write_bytes(make_onnx())
     try:

@@ -127,7 +127,7 @@ def test_without_a_gpu_every_way_in_gives_the_one_sentence() -> None:
 @without_gpu
 def test_a_real_engine_without_a_gpu_gives_the_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from vae_edge.export.tensorrt_build import EngineSettings, build_engine
+    from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 
     (tmp_path / "model.onnx").write_bytes(make_onnx())
     build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", EngineSettings())
@@ -158,7 +158,7 @@ def test_a_driver_that_fails_is_told_with_its_reason(monkeypatch: pytest.MonkeyP
 
 def test_nothing_heavy_is_imported_with_the_modules() -> None:
     code = (
-        "import sys, vae_edge.backends.tensorrt_backend, vae_edge.export.tensorrt_build\n"
+        "import sys, vae_edge.backends.tensorrt_backend, vae_edge.backends.tensorrt_build\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'cuda', 'vae_edge.train'}"
         " & set(sys.modules)))"
     )

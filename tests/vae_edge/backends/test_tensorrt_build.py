@@ -12,13 +12,13 @@ import pytest
 
 from tests.vae_edge.backends.tensorrt_double import CudaDouble, TensorRtDouble
 from tests.vae_edge.backends.tensorrt_models import make_onnx
+from vae_edge.backends import tensorrt_build
 from vae_edge.backends.base import RuntimeOptions
 from vae_edge.backends.cuda.driver import Gpu
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
+from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt, read_plan_header
 from vae_edge.errors import DeviceError, InputError
-from vae_edge.export import tensorrt_build
-from vae_edge.export.tensorrt_build import EngineSettings, build_engine
 from vae_edge.manifest import graph_inputs, graph_outputs
 
 
