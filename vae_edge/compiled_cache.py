@@ -40,6 +40,9 @@ DEFAULT_LIMIT_MB = 2000
 _LEFT_OVER_AFTER_S = 3600.0
 """A file without its JSON may still get it for so long; writing takes seconds, and a build is done before it begins."""
 
+_MAY_BE_OPENED_FOR_S = 60.0
+"""Content that was replaced stays for so long: whoever was told its path may still have to open it."""
+
 _HASH_LENGTH = 32
 _NAME = re.compile(rf"\.?(?P<hash>[0-9a-f]{{{_HASH_LENGTH}}})(?:-[0-9a-f]+\.bin|\.json)(?P<unfinished>\..*\.tmp)?")
 
@@ -171,6 +174,7 @@ def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
         content_path.chmod(0o600)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         record = _EntryRecord(key=key, content=file_record(content_path), created_utc=created)
+        before = _content_named_by(record_path)
         write_text(record_path, record.model_dump_json(indent=2) + "\n")
         is_kept = True
     except (OSError, InputError) as error:
@@ -181,6 +185,8 @@ def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
     finally:
         if not is_kept:
             _remove([content_path])
+    if before is not None and _age_s(before) > _MAY_BE_OPENED_FOR_S:
+        _remove([before])
     _shrink(limit_bytes, spared=content_path)
     return content_path
 
@@ -283,6 +289,13 @@ def _entry(kind: str, files: tuple[Path, ...], record: _EntryRecord | None) -> C
     )
 
 
+def _content_named_by(record_path: Path) -> Path | None:
+    with suppress(BundleError):
+        record = read_record(record_path, _EntryRecord, 1, advice="it is made again")
+        return record_path.parent / record.content.name
+    return None
+
+
 def _shrink(limit_bytes: int, *, spared: Path) -> None:
     """Remove what killed processes left, then what was not used for the longest time, until the rest fits."""
     there = entries()
@@ -361,6 +374,11 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
+
+
+def _age_s(path: Path) -> float:
+    facts = _stat(path)
+    return 0.0 if facts is None else time.time() - facts.st_mtime
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

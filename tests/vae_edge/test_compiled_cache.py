@@ -62,6 +62,10 @@ class TestFinding:
         first, second = keep_bytes(content=b"first"), keep_bytes(content=b"second")
         assert find(KEY) == second
         assert first.read_bytes() == b"first", "a process that was given the first may still have to open it"
+        os.utime(second, (time.time() - 120,) * 2)
+        third = keep_bytes(content=b"third")
+        assert find(KEY) == third
+        assert not second.exists()
 
     @pytest.mark.parametrize(
         "change",
