@@ -63,7 +63,8 @@ def export(
         int | None, typer.Option(help="TensorRT: 0 (quick to build) to 5 (thorough); default: TensorRT's own.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="TensorRT: file with the timings of earlier builds, read and written.")
+        Path | None,
+        typer.Option(help="TensorRT: file with the timings of earlier builds, read and written; default: the cache's."),
     ] = None,
 ) -> None:
     """Export a trained model to bundles, each checked against it; or build an engine from a bundle on the device.

@@ -14,7 +14,7 @@ import onnx
 import torch
 
 import vae_edge
-from vae_edge.backends.base import Backend, open_backend
+from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_rate, fit_thresholds
@@ -260,6 +260,8 @@ class _Exporter:
             graph_inputs(height, width),
             graph_outputs(height, width),
             max_batch=self._max_batch(target),
+            # What is verified is the engine that goes into the bundle.
+            options=RuntimeOptions(rebuild=False),
         )
 
     def _not_verified(self, target: Target, precision: Precision, folder: Path, reason: str) -> _Trust:

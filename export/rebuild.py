@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vae_edge.backends.base import open_backend
+from vae_edge.backends.base import RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
@@ -72,7 +72,11 @@ def rebuild_engine(
 def _why_not_verified(engine: Path, manifest: Manifest, max_batch: int) -> str:
     """Open the new engine where there is a GPU: one that cannot be opened is told now, not at the line."""
     try:
-        open_backend(Target.TENSORRT, engine, manifest.inputs, manifest.outputs, max_batch=max_batch).close()
+        # The very engine that was built: another one in its place would hide that it does not load.
+        options = RuntimeOptions(rebuild=False)
+        open_backend(
+            Target.TENSORRT, engine, manifest.inputs, manifest.outputs, max_batch=max_batch, options=options
+        ).close()
     except (DeviceError, MissingDependencyError) as error:
         return f"it was built from {manifest.name} and could not be opened here: {error}"
     return f"it was built from {manifest.name}, whose thresholds it has; run vae-edge verify with normal images"

@@ -208,7 +208,7 @@ def _run_plan(plan: Any) -> None:
     specs = [(TensorSpec(name=name, dtype="float32", shape=(1, 4)),) for name in ("x", "y")]
     with (
         _file(bytes(memoryview(plan))) as path,
-        TensorRtBackend(path, *specs, max_batch=1, options=RuntimeOptions()) as backend,
+        TensorRtBackend(path, *specs, max_batch=1, options=RuntimeOptions(rebuild=False)) as backend,
     ):
         _compare(backend.run({"x": _X})["y"])
 

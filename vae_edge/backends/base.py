@@ -130,6 +130,9 @@ class Backend(ABC):
     separate_throughput = False
     """Whether the model has to be loaded once more, with `Hint.THROUGHPUT`, to use the device fully in a stream."""
 
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was loaded, such as that an engine was built anew."""
+
     def __init__(
         self,
         inputs: tuple[TensorSpec, ...],

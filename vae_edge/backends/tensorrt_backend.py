@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.backends.cuda.adapters import open_cuda_memory
+from vae_edge.backends.cuda.driver import Gpu, find_gpus
 from vae_edge.backends.cuda.lane import Lane
 from vae_edge.backends.cuda.memory import CudaMemory
-from vae_edge.backends.tensorrt_module import REBUILD, TensorRtModule, find_tensorrt, module_for_plan
+from vae_edge.backends.tensorrt_engine import EnginePlace, check_tensors, load_engine
+from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt, judge_plan
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import TensorSpec
 
@@ -50,10 +52,12 @@ class TensorRtBackend(Backend):
         options: `device` is `auto` (the first GPU), `cuda` (the same) or `cuda:N`.
         find_module: finds TensorRT by flavour.
         open_memory: opens a device by its number; the second argument is the extra to name if a package is missing.
+        find_gpus: lists the GPUs, by their numbers.
 
     Raises:
         InputError: `options.device` is no NVIDIA device.
-        DeviceError: there is no GPU, the engine does not fit this device or TensorRT, or it has other tensors.
+        DeviceError: there is no GPU; the engine does not fit this device or TensorRT, and another may not
+            (`options.rebuild`) or cannot be built from the ONNX beside it; or it has other tensors.
         MissingDependencyError: TensorRT or the package for CUDA is not installed.
     """
 
@@ -67,9 +71,10 @@ class TensorRtBackend(Backend):
         options: RuntimeOptions,
         find_module: Callable[[str | None], TensorRtModule] = find_tensorrt,
         open_memory: Callable[[int, str], CudaMemory] = open_cuda_memory,
+        find_gpus: Callable[[], list[Gpu]] = find_gpus,
     ) -> None:
         index = parse_device(options.device)
-        self._module = module_for_plan(model, find_module)
+        self._module, misfit = judge_plan(model, find_module)
         self._seating = threading.Lock()
         self._seats: list[_Seat] = []
         self._own = threading.local()
@@ -88,52 +93,17 @@ class TensorRtBackend(Backend):
             version=str(self._module),
         )
         try:
+            place = EnginePlace(self._module, lambda: _gpu(find_gpus(), index), self._memory.activate)
             with self._memory.activate():
-                self._load(model)
-                largest = self._check_tensors(model)
-            if max_batch is not None and max_batch > largest:
-                raise DeviceError(f"{model} takes batches up to {largest}, and {max_batch} were asked for; {REBUILD}")
+                loaded = load_engine(model, misfit, place, max_batch=max_batch, options=options)
+                self._runtime, self._engine = loaded.runtime, loaded.engine
+                check_tensors(self._module, self._engine, model, inputs, outputs)
         except BaseException:
             self.close()
             raise
-        self.max_batch = largest if max_batch is None else max_batch
+        self.notes = () if loaded.note is None else (loaded.note,)
+        self.max_batch = loaded.largest_batch if max_batch is None else max_batch
         self._sizes_bytes = {spec.name: _size_bytes(spec, self.max_batch) for spec in (*inputs, *outputs)}
-
-    def _load(self, model: Path) -> None:
-        mark = self._module.errors.mark()
-        self._runtime = self._module.api.Runtime(self._module.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(model.read_bytes())
-        if self._engine is None:
-            reason = self._module.errors.since(mark)
-            raise DeviceError(f"{self._module} could not load {model}: {reason}; {REBUILD}")
-
-    def _check_tensors(self, model: Path) -> int:
-        """Compare the engine's tensors with the specs and return the largest batch that the engine takes."""
-        api, engine = self._module.api, self._engine
-        dtypes = {"uint8": api.DataType.UINT8, "float32": api.DataType.FLOAT}
-        there = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        wanted = {spec.name for spec in (*self.inputs, *self.outputs)}
-        if there != wanted:
-            raise DeviceError(f"{model} has the tensors {sorted(there)}; expected {sorted(wanted)}; {REBUILD}")
-        largest = []
-        for spec in (*self.inputs, *self.outputs):
-            is_input = spec in self.inputs
-            mode = engine.get_tensor_mode(spec.name)
-            if mode != (api.TensorIOMode.INPUT if is_input else api.TensorIOMode.OUTPUT):
-                raise DeviceError(f"{model}: tensor {spec.name!r} is {mode.name}; expected the other way; {REBUILD}")
-            dtype, shape = engine.get_tensor_dtype(spec.name), tuple(engine.get_tensor_shape(spec.name))
-            fits = len(shape) == len(spec.shape) and all(
-                size in (-1, expected) or expected is None for size, expected in zip(shape, spec.shape, strict=True)
-            )
-            if dtype != dtypes[spec.dtype] or not fits:
-                raise DeviceError(
-                    f"{model}: tensor {spec.name!r} is {dtype.name} {list(shape)}; "
-                    f"expected {spec.dtype} {list(spec.shape)}; {REBUILD}"
-                )
-            if is_input:
-                dynamic = shape[0] == -1
-                largest.append(engine.get_tensor_profile_shape(spec.name, 0)[2][0] if dynamic else shape[0])
-        return int(min(largest))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         with self._memory.activate():
@@ -222,6 +192,10 @@ def parse_device(device: str) -> int:
     if match is None:
         raise InputError(f"device {device!r} is none that TensorRT runs on; expected auto, cuda or cuda:N")
     return int(match.group(1) or 0)
+
+
+def _gpu(gpus: list[Gpu], index: int) -> Gpu:
+    return next(gpu for gpu in gpus if gpu.index == index)
 
 
 def _size_bytes(spec: TensorSpec, batch: int) -> int:

@@ -7,22 +7,21 @@ can change it. Options that would run code from the plan file (`engine_host_code
 
 from __future__ import annotations
 
-import logging
 import platform
-import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vae_edge.atomic import write_bytes
-from vae_edge.backends.cuda.driver import find_gpus
+from vae_edge.backends.cuda.driver import Gpu, find_gpus
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
+from vae_edge.backends.tensorrt_progress import Activate, BuildMonitor, build_apart
+from vae_edge.backends.tensorrt_timings import Timings
 from vae_edge.errors import DeviceError, InputError, UsageError
 from vae_edge.manifest import RuntimeRecord
 from vae_edge.progress import StepProgress
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class EngineSettings:
     optimization_level: int | None = None
     """0 (quick to build) to 5 (thorough); None: TensorRT's own choice, 3."""
     timing_cache: Path | None = None
-    """File with the kernel timings of earlier builds, read and written; full TensorRT only. Keep one for each device
-    and TensorRT version."""
+    """File with the kernel timings of earlier builds, read and written; full TensorRT only. None: one for each device
+    and TensorRT version in the cache of compiled models."""
     compute_capabilities: tuple[str, ...] = ()
     """TensorRT-RTX only: the GPUs to build for, such as `("8.6", "8.9")`. Empty: every RTX GPU from Ampere on, which is
     what that library does by default and without a GPU here. Turing needs `("7.5",)`. Full TensorRT builds for the GPU
@@ -61,6 +60,15 @@ class EngineSettings:
             raise InputError(f"compute_capabilities {self.compute_capabilities} name one twice")
 
 
+@dataclass(frozen=True)
+class BuiltPlan:
+    """An engine that was built and not yet written."""
+
+    content: bytes
+    record: RuntimeRecord
+    """The flavour and version that built it, and what else decides where it runs."""
+
+
 def build_engine(
     onnx_path: Path,
     engine_path: Path,
@@ -69,29 +77,66 @@ def build_engine(
     *,
     find_module: Callable[[], TensorRtModule] = find_tensorrt,
 ) -> RuntimeRecord:
-    """Build an engine from an ONNX file and write it whole or not at all.
+    """Build an engine for the first GPU from an ONNX file and write it whole or not at all; see `build_plan`.
 
     Args:
-        onnx_path: the model; the first axis of its inputs is the batch, and no other axis may be dynamic.
+        onnx_path: the model.
         engine_path: the file to write; an older one is replaced.
         settings: how.
-        progress: told of every step, from any thread. What it raises ends the build and is raised again here, and so
-            is Ctrl-C.
+        progress: told of every step.
         find_module: finds TensorRT.
 
-    Returns:
-        The flavour and version that built it, and what else decides where it runs.
-
     Raises:
-        InputError: the ONNX file is missing or does not fit the settings, or the engine cannot be written.
-        DeviceError: TensorRT cannot read or build the model, or there is no GPU where it needs one.
+        InputError: as `build_plan`, or the engine cannot be written.
+        DeviceError: as `build_plan`, or there is no GPU where it needs one.
         MissingDependencyError: TensorRT is not installed.
     """
     if not onnx_path.is_file():
         raise InputError(f"there is no ONNX file {onnx_path}")
     module = find_module()
+    gpu = None if module.flavour.module == "tensorrt_rtx" else find_gpus()[0]
+    built = build_plan(onnx_path, settings, module, gpu, progress)
+    write_bytes(engine_path, built.content)
+    return built.record
+
+
+def build_plan(
+    onnx_path: Path,
+    settings: EngineSettings,
+    module: TensorRtModule,
+    gpu: Gpu | None,
+    progress: StepProgress | None = None,
+    *,
+    activate: Activate = nullcontext,
+) -> BuiltPlan:
+    """Build an engine from an ONNX file.
+
+    Args:
+        onnx_path: the model; the first axis of its inputs is the batch, and no other axis may be dynamic.
+        settings: how.
+        module: the TensorRT to build with.
+        gpu: the GPU that `activate` makes current; TensorRT-RTX builds for kinds of GPUs and needs none.
+        progress: told of every step, from another thread. What it raises ends the build and is raised again here, and
+            so is Ctrl-C, at the build's next step.
+        activate: makes the GPU current on the thread that builds; without it, the first one is.
+
+    Raises:
+        InputError: the ONNX file does not fit the settings.
+        DeviceError: TensorRT cannot read or build the model.
+    """
+    monitor = BuildMonitor(progress)
+
+    def build() -> BuiltPlan:
+        return _build(onnx_path, settings, module, gpu, monitor)
+
+    return build_apart(build, monitor, activate)
+
+
+def _build(
+    onnx_path: Path, settings: EngineSettings, module: TensorRtModule, gpu: Gpu | None, monitor: BuildMonitor
+) -> BuiltPlan:
     api, mark = module.api, module.errors.mark()
-    details = {"platform": f"{platform.system()} {platform.machine()}", "gpu": _target(module, settings)}
+    details = {"platform": f"{platform.system()} {platform.machine()}", "gpu": _target(module, settings, gpu)}
     builder = _created(lambda: api.Builder(module.logger), module, mark)
     # The flag's number differs between versions. Versions in which it is the only mode accept it all the same.
     network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -106,33 +151,33 @@ def build_engine(
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     _set_batch(module, builder, network, config, settings, onnx_path)
     _set_compute_capabilities(module, config, settings)
-    timings = None if module.flavour.module == "tensorrt_rtx" else settings.timing_cache
-    if timings is not None:
-        _load_timings(config, timings)
-    monitor = _Monitor(progress)
-    # The variable holds the reference: TensorRT does not, and calls into a monitor that is gone would crash.
-    listener = _attach(api, config, monitor)
+    # TensorRT-RTX measures nothing, and asks for a GPU when it is given timings.
+    timings = None
+    if gpu is not None and module.flavour.module != "tensorrt_rtx":
+        timings = Timings(settings.timing_cache, str(module), gpu)
+        timings.load(config)
+    listener = monitor.attach(api, config)
     plan = builder.build_serialized_network(network, config)
     del listener
     monitor.raise_kept()
     if plan is None:
         raise DeviceError(f"{module} could not build an engine from {onnx_path}: {module.errors.since(mark)}")
     if timings is not None:
-        write_bytes(timings, memoryview(config.get_timing_cache().serialize()))
-    write_bytes(engine_path, memoryview(plan))
+        timings.keep(config)
     details["tensor_types"] = ", ".join(_tensor_types(network))
     details["max_batch"], details["opt_batch"] = str(settings.max_batch), str(settings.opt_batch)
     details["workspace_bytes"] = str(settings.workspace_bytes)
-    return RuntimeRecord(flavour=module.flavour.module, version=module.version, details=details)
+    record = RuntimeRecord(flavour=module.flavour.module, version=module.version, details=details)
+    return BuiltPlan(bytes(memoryview(plan)), record)
 
 
-def _target(module: TensorRtModule, settings: EngineSettings) -> str:
-    """Tell which GPUs the engine will run on, and fail early where the build needs a GPU and there is none."""
+def _target(module: TensorRtModule, settings: EngineSettings, gpu: Gpu | None) -> str:
+    """Tell which GPUs the engine will run on."""
     if module.flavour.module == "tensorrt_rtx":
         return ", ".join(settings.compute_capabilities) or "RTX GPUs of compute capability 8.0 and newer"
     if settings.compute_capabilities:
         raise InputError(f"{module} builds for the GPU it runs on; compute_capabilities is for TensorRT-RTX only")
-    return str(find_gpus()[0])
+    return str(gpu)
 
 
 def _created(create: Callable[[], Any], module: TensorRtModule, mark: int) -> Any:
@@ -197,14 +242,6 @@ def _set_compute_capabilities(module: TensorRtModule, config: Any, settings: Eng
             raise DeviceError(f"{module} refused compute capability {capability}: {module.errors.since(mark)}")
 
 
-def _load_timings(config: Any, timings: Path) -> None:
-    stored = timings.read_bytes() if timings.is_file() else b""
-    cache = config.create_timing_cache(stored)
-    if cache is None or not config.set_timing_cache(cache, False):
-        _log.warning("%s does not fit this device or TensorRT version; its timings are measured afresh", timings)
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
 def _tensor_types(network: Any) -> list[str]:
     """List the element types of the layers' outputs: what the engine computes in."""
     types = set()
@@ -214,67 +251,3 @@ def _tensor_types(network: Any) -> list[str]:
             tensor = layer.get_output(output)
             types.add(tensor.dtype.name)
     return sorted(types)
-
-
-class _Monitor:
-    """Passes TensorRT's progress on. TensorRT calls it from threads of its own, and no exception may reach it."""
-
-    def __init__(self, progress: StepProgress | None) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._steps: dict[str, int] = {}
-        self._kept: BaseException | None = None
-
-    def start(self, phase: str, n_steps: int) -> None:
-        """Begin a phase."""
-        with self._lock:
-            self._steps[phase] = n_steps
-            self._tell(phase, 0)
-
-    def step(self, phase: str, step: int) -> bool:
-        """Finish a step, counted from 0; False asks TensorRT to stop the build."""
-        with self._lock:
-            self._tell(phase, step + 1)
-            return self._kept is None
-
-    def finish(self, phase: str) -> None:
-        """End a phase."""
-        with self._lock:
-            self._tell(phase, self._steps.get(phase, 0))
-
-    def raise_kept(self) -> None:
-        """Raise what ended the build, if something did."""
-        if self._kept is not None:
-            raise self._kept
-
-    def _tell(self, phase: str, done: int) -> None:
-        if self._progress is None or self._kept is not None:
-            return
-        try:
-            self._progress(phase, done, self._steps.get(phase, 0))
-        except BaseException as error:  # noqa: BLE001 - kept, Ctrl-C too, and raised again once TensorRT has returned
-            self._kept = error
-
-
-def _attach(api: Any, config: Any, monitor: _Monitor) -> Any:
-    """Set a progress monitor where this TensorRT has them, and return it."""
-    if not hasattr(api, "IProgressMonitor"):
-        return None
-
-    def phase_start(self: Any, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        monitor.start(phase_name, num_steps)
-
-    def step_complete(self: Any, phase_name: str, step: int) -> bool:
-        return monitor.step(phase_name, step)
-
-    def phase_finish(self: Any, phase_name: str) -> None:
-        monitor.finish(phase_name)
-
-    # The base class is known only at run time, hence no class statement.
-    listener = type(
-        "ProgressListener",
-        (api.IProgressMonitor,),
-        {"phase_start": phase_start, "step_complete": step_complete, "phase_finish": phase_finish},
-    )()
-    config.progress_monitor = listener
-    return listener

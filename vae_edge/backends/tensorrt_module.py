@@ -98,6 +98,10 @@ class PlanHeader:
         return f"{self.flavour.title} {version}"
 
 
+class MisfitError(Exception):
+    """An engine cannot be used on this device; the message is to be read after `the engine`."""
+
+
 _found: dict[str, TensorRtModule] = {}
 _finding = threading.Lock()
 
@@ -176,17 +180,26 @@ def read_plan_header(plan: Path) -> PlanHeader:
     return PlanHeader(flavour, version if version[0] in flavour.majors else None)
 
 
-def module_for_plan(plan: Path, find_module: Callable[[str | None], TensorRtModule] = find_tensorrt) -> TensorRtModule:
-    """Return the installed TensorRT that can load a plan file.
+def judge_plan(
+    plan: Path, find_module: Callable[[str | None], TensorRtModule] = find_tensorrt
+) -> tuple[TensorRtModule, str | None]:
+    """Return the installed TensorRT for a plan file, and why it cannot load it as far as the plan's header tells.
 
     A version is compared as far as the patch number: the build number is left to TensorRT itself to judge, and so is
     a header that holds no version, for its layout is not documented.
 
+    Returns:
+        The TensorRT of the plan's flavour, else the other one; and what is wrong with the plan, to be read after `the
+        engine`, or None.
+
     Raises:
-        DeviceError: the plan was built by another flavour or version; the message names both and the way out.
+        DeviceError: TensorRT is too old.
         MissingDependencyError: no TensorRT is installed.
     """
-    header = read_plan_header(plan)
+    try:
+        header = read_plan_header(plan)
+    except DeviceError:
+        return find_module(None), "is no TensorRT engine, or is damaged"
     try:
         module = find_module(header.flavour.module)
     except MissingDependencyError as missing:
@@ -195,10 +208,10 @@ def module_for_plan(plan: Path, find_module: Callable[[str | None], TensorRtModu
             module = find_module(other)
         except MissingDependencyError:
             raise missing from None
-        raise _unfit(plan, header, module) from missing
+        return module, f"is for {header} and here is {module}"
     if header.version is not None and header.version[:3] != version_numbers(module.version)[:3]:
-        raise _unfit(plan, header, module)
-    return module
+        return module, f"is for {header} and here is {module}"
+    return module, None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -209,10 +222,6 @@ def version_numbers(version: str) -> tuple[int, ...]:
 
 REBUILD = "rebuild it on this device from the ONNX beside it: vae-export BUNDLE --target tensorrt --out DIR"
 """The way out of every unfit engine."""
-
-
-def _unfit(plan: Path, header: PlanHeader, module: TensorRtModule) -> DeviceError:
-    return DeviceError(f"{plan} was built by {header}, and this device has {module}; {REBUILD}")
 
 
 _INT8_NOTE = "(foreignNode) Converting conv "

@@ -98,7 +98,7 @@ def _try_to_open(bundle: Bundle, device: str) -> tuple[str | None, str]:
             manifest.inputs,
             manifest.outputs,
             max_batch=manifest.max_batch,
-            options=RuntimeOptions(device=device),
+            options=RuntimeOptions(device=device, rebuild=False),
         ) as backend:
             return f"{backend.version} on {backend.device.name}", backend.device.reason
     except VaeEdgeError as error:

@@ -167,6 +167,12 @@ class TensorRtDouble:
         self.engines: weakref.WeakSet[Any] = weakref.WeakSet()
         self.n_contexts = 0
         self.built: list[Any] = []
+        self.validity = (0, 0)
+        """What TensorRT-RTX says of every engine: its validity and the diagnostics."""
+        self.refused: list[bytes] = []
+        """Plans that shall not load."""
+        self.built_differ = False
+        """Whether no two builds give the same bytes, as is TensorRT's way."""
         self.api = self._make_api(version)
         self.module: TensorRtModule = wrap_tensorrt(self.api, self.flavour)
 

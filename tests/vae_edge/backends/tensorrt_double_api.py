@@ -66,6 +66,18 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
     STRONGLY_TYPED = 1
 
 
+class EngineValidity(enum.IntEnum):
+    VALID = 0
+    SUBOPTIMAL = 1
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(enum.IntEnum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+
+
 def _session(onnx: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -181,10 +193,18 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
             cuda.note("deserialize_cuda_engine")
+            refused = serialized_engine in double.refused
+            if refused:
+                double.faults.add("deserialize_cuda_engine")
             if double.fails("deserialize_cuda_engine"):
+                double.faults -= {"deserialize_cuda_engine"} if refused else set()
                 return None
             size = int.from_bytes(serialized_engine[32:36], "little")
             return ICudaEngine(serialized_engine[36 + size :], json.loads(serialized_engine[36 : 36 + size]))
+
+    class RtxRuntime(Runtime):
+        def get_engine_validity(self, buffer: bytes) -> tuple[EngineValidity, int]:
+            return EngineValidity(double.validity[0]), double.validity[1]
 
     class ITensor:
         def __init__(self, value: Any) -> None:
@@ -266,6 +286,7 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
             # TF32 is on until it is taken back.
             self._flags = {BuilderFlag.TF32}
             self._cache: ITimingCache | None = None
+            self.given = b""
             self.builder_optimization_level = 3
             self.progress_monitor: IProgressMonitor | None = None
 
@@ -285,7 +306,7 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
         def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
             if "set_timing_cache" in double.faults and cache._content:
                 return False
-            self._cache = cache
+            self._cache, self.given = cache, cache._content
             return True
 
         def get_timing_cache(self) -> ITimingCache | None:
@@ -321,9 +342,16 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
             if config._cache is not None:
                 config._cache._content = b"timings"
             batches = config._profiles[0]._batches if config._profiles else {}
-            return IHostMemory(double.plan_bytes(network._onnx, batches))
+            content = double.plan_bytes(network._onnx, batches)
+            # A field that the double's own engines do not read.
+            number = len(double.built) if double.built_differ else 0
+            return IHostMemory(content[:28] + number.to_bytes(4, "little") + content[32:])
 
     classes = [IExecutionContext, ICudaEngine, Runtime, ITensor, ILayer, INetworkDefinition, ParserError, OnnxParser]
     classes += [IOptimizationProfile, IHostMemory, ITimingCache, IBuilderConfig, Builder, ILogger, IProgressMonitor]
     classes += [DataType, TensorIOMode, MemoryPoolType, BuilderFlag, NetworkDefinitionCreationFlag]
-    return {each.__name__: each for each in classes}
+    found: dict[str, Any] = {each.__name__: each for each in classes}
+    if double.flavour.module == "tensorrt_rtx":
+        found |= {"Runtime": RtxRuntime, "EngineValidity": EngineValidity}
+        found["EngineInvalidityDiagnostics"] = EngineInvalidityDiagnostics
+    return found

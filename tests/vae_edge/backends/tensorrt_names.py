@@ -9,6 +9,9 @@ ROOT = Path(__file__).parents[3]
 SOURCES = (
     "vae_edge/backends/tensorrt_module.py",
     "vae_edge/backends/tensorrt_backend.py",
+    "vae_edge/backends/tensorrt_engine.py",
+    "vae_edge/backends/tensorrt_progress.py",
+    "vae_edge/backends/tensorrt_timings.py",
     "vae_edge/backends/tensorrt_build.py",
 )
 TABLE = Path(__file__).with_name("tensorrt_api.json")
@@ -42,6 +45,10 @@ PATHS = {"plan"}
 
 GUARDS = {
     "ComputeCapability": "IBuilderConfig.num_compute_capabilities",
+    "EngineInvalidityDiagnostics": "Runtime.get_engine_validity",
+    "EngineValidity": "Runtime.get_engine_validity",
+    "EngineValidity.INVALID": "Runtime.get_engine_validity",
+    "Runtime.get_engine_validity": "Runtime.get_engine_validity",
     "IBuilderConfig.num_compute_capabilities": "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability": "IBuilderConfig.num_compute_capabilities",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,34 @@ class TestRealEngines:
     @pytest.mark.skipif(os.name == "nt", reason="signals of this kind are not sent on Windows")
     def test_ctrl_c_ends_the_build(self, onnx_path: Path, engine_path: Path, rtx: Any) -> None:
         assert threading.current_thread() is threading.main_thread()
+        pressed: list[int] = []
+
+        def press(*step: object) -> None:
+            # As in life, the signal comes at any time and from anywhere: here while TensorRT is at work.
+            if not pressed:
+                pressed.append(1)
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.001)
+
         with pytest.raises(KeyboardInterrupt):
-            build_engine(
-                onnx_path,
-                engine_path,
-                EngineSettings(),
-                lambda *step: os.kill(os.getpid(), signal.SIGINT),
-                find_module=rtx,
-            )
+            build_engine(onnx_path, engine_path, EngineSettings(), press, find_module=rtx)
         assert not engine_path.exists()
+
+    @pytest.mark.skipif(os.name == "nt", reason="signals of this kind are not sent on Windows")
+    @pytest.mark.parametrize("delay_s", [0.01, 0.03, 0.05])
+    def test_ctrl_c_is_heard_where_nobody_wants_the_progress(
+        self, onnx_path: Path, engine_path: Path, rtx: Any, delay_s: float
+    ) -> None:
+        # In the main thread the signal would be raised in a callback of TensorRT's, which swallows it.
+        timer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGINT))
+
+        def build_until_interrupted() -> None:
+            timer.start()
+            for _ in range(100):
+                build_engine(onnx_path, engine_path, EngineSettings(), find_module=rtx)
+
+        with pytest.raises(KeyboardInterrupt):
+            build_until_interrupted()
 
     def test_what_the_parser_cannot_read_is_told_by_node(self, onnx_path: Path, engine_path: Path, rtx: Any) -> None:
         onnx_path.write_bytes(make_onnx(unknown=True))

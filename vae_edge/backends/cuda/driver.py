@@ -26,6 +26,11 @@ class Gpu:
     compute_capability: str
     """Such as `8.7`."""
 
+    @property
+    def kind(self) -> str:
+        """What all GPUs of this kind share, such as `Orin (8.7)`: what is built on one runs on the others."""
+        return f"{self.name} ({self.compute_capability})"
+
     def __str__(self) -> str:
         return f"cuda:{self.index} ({self.name}, compute capability {self.compute_capability})"
 
