@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 
@@ -21,6 +25,44 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "vae-edge"
 
 
+def compiled_cache_folder() -> Path:
+    """Return the part of the cache that holds compiled models; see `vae_edge.compiled_cache`."""
+    return cache_folder() / "compiled"
+
+
 def sample_cache_folder() -> Path:
     """Return the part of the cache that holds sample inspection sets."""
     return cache_folder() / "sample"
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """One product's sample images."""
+
+    folder: Path
+    size_bytes: int
+    drawn_utc: str
+
+    @property
+    def name(self) -> str:
+        """Product and version of the drawing, such as `dial v1`."""
+        return f"{self.folder.name} {self.folder.parent.name}"
+
+    def remove(self) -> bool:
+        """Remove the images and tell whether they are gone; they are drawn again when they are asked for."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return not self.folder.exists()
+
+
+def sample_sets() -> list[SampleSet]:
+    """List the sample images in the cache, by version and product."""
+    found = []
+    # The file that the drawing leaves in each of its folders: nothing else here is ours to remove.
+    for marker in sorted(sample_cache_folder().glob("v*/*/sample.json")):
+        folder = marker.parent
+        if re.fullmatch(r"v\d+", folder.parent.name):
+            facts = [path.stat() for path in folder.rglob("*") if path.is_file()]
+            drawn = max((fact.st_mtime for fact in facts), default=folder.stat().st_mtime)
+            drawn_utc = datetime.fromtimestamp(drawn, timezone.utc).isoformat(timespec="seconds")
+            found.append(SampleSet(folder, sum(fact.st_size for fact in facts), drawn_utc))
+    return found

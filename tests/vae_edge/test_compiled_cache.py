@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from vae_edge import compiled_cache
-from vae_edge.compiled_cache import CompiledKey, building, clear, compiled_cache_folder, entries, find, keep
+from vae_edge.cache import compiled_cache_folder
+from vae_edge.compiled_cache import CompiledKey, building, clear, entries, find, keep
 from vae_edge.errors import InputError
 
 ROOT = Path(__file__).parents[2]

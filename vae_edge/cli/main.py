@@ -72,6 +72,7 @@ COMMANDS: dict[str, Command] = {
         "vae_edge.cli.verify:verify", "Re-fit a bundle's thresholds on this device.", decodes_pictures=True
     ),
     "inspect": Command("vae_edge.cli.inspect:inspect", "Show what a bundle is and how far it can be trusted."),
+    "cache": Command("vae_edge.cli.cache:cache", "List or clear what is kept here to start faster."),
     "doctor": Command("vae_edge.cli.doctor:doctor", "Show what works on this machine, and how to mend the rest."),
 }
 

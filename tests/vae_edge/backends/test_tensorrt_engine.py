@@ -21,7 +21,8 @@ from vae_edge.backends.cuda.driver import Gpu
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
 from vae_edge.backends.tensorrt_module import find_tensorrt
 from vae_edge.backends.tensorrt_rebuild import Rebuild
-from vae_edge.compiled_cache import building, clear, compiled_cache_folder, entries, keep
+from vae_edge.cache import compiled_cache_folder
+from vae_edge.compiled_cache import building, clear, entries, keep
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import graph_inputs, graph_outputs
 
