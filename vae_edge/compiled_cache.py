@@ -89,7 +89,7 @@ def find(key: CompiledKey) -> Path | None:
         except (BundleError, OSError) as error:
             if _stamp(record_path) != before:
                 continue  # Another process has put a new entry in its place, or removed it.
-            _log.warning("an entry of the cache of compiled models is damaged and was removed: %s", error)
+            _log.warning("an entry of the cache of compiled models is damaged and is not used: %s", error)
             remove_files([record_path])
             return None
         if record.key != key:
@@ -130,9 +130,13 @@ def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
         write_text(record_path, record.model_dump_json(indent=2) + "\n")
         is_kept = True
     except (OSError, InputError) as error:
-        if isinstance(error, InputError) and not isinstance(error.__cause__, OSError):
+        reason = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(reason, OSError):
             raise  # Not the disk's: `write` said no.
-        _warn_once(f"what is compiled for this device cannot be kept for the next start: {error}")
+        _warn_once(
+            f"what is compiled here cannot be kept for the next start: {record_path.parent} could not be written "
+            f"({reason.strerror or reason}); make room there, or set VAE_EDGE_CACHE to another folder"
+        )
         return None
     finally:
         if not is_kept:

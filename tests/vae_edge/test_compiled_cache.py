@@ -105,7 +105,7 @@ class TestFinding:
         else:
             record_path.write_text("{" if damage == "no JSON" else '{"name": "x"}')
         assert find(KEY) is None
-        assert "is damaged and was removed" in caplog.text
+        assert "is damaged and is not used" in caplog.text
         assert not record_path.exists()
         assert find(KEY) is None
         assert keep_bytes() == find(KEY)
@@ -163,8 +163,7 @@ class TestKeeping:
                 pass
         finally:
             kept.parent.chmod(0o700)
-        assert len(caplog.records) <= 2
-        assert "cannot be kept for the next start" in caplog.text
+        assert caplog.text.count("cannot be kept for the next start") == 1
 
     def test_a_place_that_is_no_folder_is_no_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -185,7 +184,8 @@ class TestKeeping:
             raise OSError(28, "No space left on device")
 
         assert keep(KEY, fill) is None
-        assert "No space left on device" in caplog.text
+        assert keep(KEY, fill) is None
+        assert caplog.text.count("No space left on device") == 1
         assert files() == []
 
     @pytest.mark.parametrize("error", [ZeroDivisionError(), KeyboardInterrupt(), InputError("no model")])
