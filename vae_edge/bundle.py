@@ -12,6 +12,7 @@ from vae_edge.atomic import check_replaceable, new_folder, write_text
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest
 from vae_edge.records import check_recordable, check_recorded_files, read_record
+from vae_edge.targets import Target
 
 _ADVICE = "copy or export the bundle again"
 
@@ -35,8 +36,12 @@ class Bundle:
 
     @property
     def model_sha256(self) -> str:
-        """Hash of all files of the model, by their hashes in the manifest."""
-        lines = sorted(f"{file.sha256} {file.name}" for file in self.manifest.files)
+        """Hash of the files that are compiled on a device, by their hashes in the manifest.
+
+        A TensorRT engine is compiled itself; what counts there is the ONNX it is made of.
+        """
+        compiled = self.manifest.model_file if self.manifest.target is Target.TENSORRT else None
+        lines = sorted(f"{file.sha256} {file.name}" for file in self.manifest.files if file.name != compiled)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @classmethod
