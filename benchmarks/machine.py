@@ -36,6 +36,16 @@ class MachineFacts(Record):
     cores_physical: int | None = None
     processor_flags: tuple[str, ...] = ()
     frequency_governor: str | None = None
+    frequency_mhz: float | None = None
+    """Mean over the cores before the benchmark."""
+    largest_frequency_mhz: float | None = None
+    """What the processor is allowed to run at most."""
+    temperature_c: float | None = None
+    """The hottest thermal zone before the benchmark."""
+    power_mode: str | None = None
+    """A Jetson's, as nvpmodel calls it."""
+    is_virtual: bool | None = None
+    """Whether this is a virtual machine, whose clock and neighbours cannot be seen."""
     memory_bytes: int | None = None
     gpus: tuple[str, ...] = ()
     """Name and driver of each NVIDIA GPU."""

@@ -1,83 +1,48 @@
-"""What a benchmark found, as data: the report's layout, reading it, and writing it beside its raw samples."""
+"""What a benchmark found, as data: the layout of report.json. `report_files` reads and writes it."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
-from vae_edge.atomic import check_place, write_text
-from vae_edge.benchmarks.accuracy import BaselineRecord, Comparison
-from vae_edge.benchmarks.latency import LatencyStatistics
+from vae_edge.benchmarks.accuracy_records import AccuracyRecord, Comparison, ImageExample, SimpleMethodRecord
+from vae_edge.benchmarks.choice_records import Recommendation
+from vae_edge.benchmarks.estimates import Ratio
 from vae_edge.benchmarks.machine import MachineFacts
+from vae_edge.benchmarks.measured import (
+    EnergyRecord,
+    LatencyRecord,
+    LoadRecord,
+    MemoryRecord,
+    RoundRecord,
+    StageRecord,
+    StartRecord,
+    ThroughputRecord,
+)
 from vae_edge.benchmarks.settings import SuiteSettings
-from vae_edge.errors import InputError
 from vae_edge.manifest import ParityRecord
-from vae_edge.records import Record, read_record
+from vae_edge.records import Record, Sha256
 from vae_edge.targets import Precision, Target
-from vae_edge.train.metrics import Metrics
 
-REPORT_SCHEMA_VERSION: Final = 1
-"""Version of the report's layout. History: 1 (first)."""
+REPORT_SCHEMA_VERSION: Final = 2
+"""Version of the report's layout. History: 1 (first), 2 (rounds, intervals, stages, load, energy, curves, pictures, the
+recommendation, and the samples' SHA-256; an older report has no rounds to take an interval from and is refused)."""
 
 REPORT_FORMAT: Final = "vae-edge benchmark report"
 REPORT_FILE = "report.json"
 MARKDOWN_FILE = "report.md"
+HTML_FILE = "report.html"
 SAMPLES_FOLDER = "samples"
-
-Samples = Mapping[str, Any]
-"""Raw samples of one bundle, integers in nanoseconds."""
+IMAGES_FOLDER = "images"
 
 
-class LatencyRecord(Record):
-    """Latencies of one image at a time, each measured on its own."""
+class SamplesFile(Record):
+    """The raw samples of one bundle, beside the report."""
 
-    engine: LatencyStatistics
-    """`Backend.run`: the prepared image on the host in, anomaly map and score on the host out."""
-    predict: LatencyStatistics
-    """`Detector.predict` of a decoded image at its own size: resizing, engine, verdict."""
-    file: LatencyStatistics
-    """`Detector.predict` of an image file: reading, decoding, resizing, engine, verdict."""
-    decode: LatencyStatistics
-    """Reading and decoding an image file alone."""
-    resize: LatencyStatistics
-    """Resizing a decoded image to the model's size alone."""
-
-
-class ThroughputRecord(Record):
-    """Verdicts in a second of `Detector.stream` over image files, in a run of its own."""
-
-    images_per_s: float = Field(gt=0)
-    n_images: int = Field(ge=1)
-    elapsed_s: float = Field(gt=0)
-
-
-class StartRecord(Record):
-    """From starting a fresh Python process to the first verdict on a file; nearest-rank medians of `n_starts`."""
-
-    n_starts: int = Field(ge=1)
-    first_result_s: float
-    """Measured from outside: from before the process is created until its first verdict is known."""
-    import_s: float
-    """Inside the process: importing `vae_edge.detector`."""
-    open_s: float
-    """Inside: checking the bundle's files, importing the runtime and loading the model."""
-    first_predict_s: float
-    """Inside: the first verdict on a file."""
-
-
-class MemoryRecord(Record):
-    """Physical memory of a process that opens the bundle and predicts image files one by one; host memory only."""
-
-    peak_resident_bytes: int
-    """The largest of the measured starts."""
-    before_open_bytes: int | None = None
-    """What Python and this library had needed before the bundle was opened."""
-    n_images: int = Field(ge=1)
+    name: str
+    """Relative to the report, such as `samples/tile-onnx-fp32.json`."""
+    sha256: Sha256
 
 
 class BundleResult(Record):
@@ -91,23 +56,37 @@ class BundleResult(Record):
     run: str | None = None
     """Name of the training run."""
     run_fingerprint: str | None = None
+    model_sha256: Sha256 | None = None
+    """Over all model files: the same in two reports is the same model."""
     size_bytes: int | None = None
     """All files that the manifest names."""
     not_run_because: str | None = None
     device: str | None = None
+    """What the runtime really runs on."""
+    device_reason: str | None = None
     runtime: str | None = None
+    layout: str | None = None
+    """Requests, threads and batch in use, in words."""
+    notes: tuple[str, ...] = ()
+    """What the backend says of how it was loaded."""
     start: StartRecord | None = None
     memory: MemoryRecord | None = None
     latency: LatencyRecord | None = None
+    stages: StageRecord | None = None
     throughput: ThroughputRecord | None = None
-    accuracy: Metrics | None = None
+    load: tuple[LoadRecord, ...] = ()
+    energy: EnergyRecord | None = None
+    rounds: tuple[RoundRecord, ...] = ()
+    ratios: dict[str, Ratio] = Field(default_factory=dict)
+    """To the baseline, by the metric's name (see `vae_edge.benchmarks.metric_names`); empty for the baseline."""
+    accuracy: AccuracyRecord | None = None
     comparison: Comparison | None = None
     """Against the reference, measured here; absent for the reference itself."""
     is_reference: bool = False
+    is_baseline: bool = False
     exported_parity: ParityRecord | None = None
     """What the export wrote into the bundle."""
-    samples_file: str | None = None
-    """Raw samples, relative to the report."""
+    samples: SamplesFile | None = None
 
     @property
     def has_run(self) -> bool:
@@ -137,15 +116,25 @@ class Report(Record):
     """Everything a benchmark found."""
 
     format: Literal["vae-edge benchmark report"] = REPORT_FORMAT
-    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    schema_version: Literal[2] = REPORT_SCHEMA_VERSION
     created_utc: str
+    elapsed_s: float = Field(ge=0)
+    interrupted_because: str | None = None
+    """Why the benchmark ended before its time; what is here comes from complete rounds."""
+    reproduce: str
+    """The command line that measures the same again, with names in the place of paths."""
     settings: SuiteSettings
     machine: MachineFacts
     data: DataRecord
+    recommendation: Recommendation | None = None
+    """None where no bundle ran."""
+    baseline: str | None = None
+    """Name of the bundle that ratios are to."""
     reference_notes: tuple[str, ...] = ()
     """Which bundle is the reference of which, and why."""
     bundles: tuple[BundleResult, ...]
-    baselines: tuple[BaselineRecord, ...] = ()
+    simple_methods: tuple[SimpleMethodRecord, ...] = ()
+    examples: tuple[ImageExample, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -153,89 +142,10 @@ class Report(Record):
         """Whether at least one bundle has numbers."""
         return any(bundle.has_run for bundle in self.bundles)
 
+    def bundle(self, name: str) -> BundleResult:
+        """Return a bundle's row by its name; KeyError where there is none."""
+        return {bundle.name: bundle for bundle in self.bundles}[name]
+
     def to_json(self) -> str:
         """Return the report as JSON; what was not measured is left out."""
         return self.model_dump_json(exclude_none=True, indent=2) + "\n"
-
-
-def read_report(path: Path) -> Report:
-    """Read a `report.json`, or the one in a folder.
-
-    Raises:
-        InputError: there is none, it is no report, or it was written by a newer version.
-    """
-    path = path / REPORT_FILE if path.is_dir() else path
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as a benchmark report ({error}); give one that vae-bench wrote"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != REPORT_FORMAT:
-        raise InputError(f"{path} is not a benchmark report; give a {REPORT_FILE} that vae-bench wrote")
-    return read_record(path, Report, REPORT_SCHEMA_VERSION, advice="run vae-bench again", error_kind=InputError)
-
-
-def check_report_folder(folder: Path) -> None:
-    """Refuse, before anything is measured, a folder that holds something other than an earlier report.
-
-    Raises:
-        InputError: with what is there.
-    """
-    if folder.is_dir() and (not any(folder.iterdir()) or _is_report(folder)):
-        return
-    check_place(folder.parent)
-    if folder.exists() or folder.is_symlink():
-        raise InputError(
-            f"{folder} is already there and is no earlier benchmark report; choose another folder or move it away"
-        )
-
-
-def write_report(folder: Path, report: Report, markdown: str, samples: Mapping[str, Samples]) -> None:
-    """Write the report, replacing an earlier one: its files, and nothing else that lies beside them.
-
-    Args:
-        folder: made if it is missing.
-        report: what was found.
-        markdown: the same for people.
-        samples: raw samples by the file name that the report gives (`BundleResult.samples_file`).
-
-    Raises:
-        InputError: the folder holds something else or cannot be written.
-    """
-    check_report_folder(folder)
-    old = _sample_files(folder)
-    for name, content in samples.items():
-        write_text(folder / name, json.dumps(content) + "\n")
-    write_text(folder / MARKDOWN_FILE, markdown)
-    # Last, so that a report.json always has its samples beside it.
-    write_text(folder / REPORT_FILE, report.to_json())
-    for name in old - set(samples):
-        (folder / name).unlink(missing_ok=True)
-
-
-def sample_file_name(bundle_name: str, taken: Sequence[str]) -> str:
-    """Return a file name for a bundle's raw samples that no other bundle has."""
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", bundle_name).strip(".-") or "bundle"
-    names = (f"{SAMPLES_FOLDER}/{stem}{suffix}.json" for suffix in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
-    return next(name for name in names if name not in taken)
-
-
-def _is_report(folder: Path) -> bool:
-    try:
-        content = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == REPORT_FORMAT
-
-
-def _sample_files(folder: Path) -> set[str]:
-    """Return the sample files that an earlier report in the folder names."""
-    if not folder.is_dir() or not _is_report(folder):
-        return set()
-    try:
-        report = read_report(folder)
-    except InputError:
-        return set()
-    names = {bundle.samples_file for bundle in report.bundles if bundle.samples_file is not None}
-    return {name for name in names if re.fullmatch(rf"{SAMPLES_FOLDER}/[A-Za-z0-9_.-]+\.json", name)}
