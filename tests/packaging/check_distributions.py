@@ -24,13 +24,11 @@ def main() -> int:
         for path in (REPOSITORY / folder).rglob("*.py")
         if not any(part.is_symlink() for part in path.parents)
     }
+    data = {"vae_edge/py.typed", *(f"vae_edge/benchmarks/page/{name}" for name in ("report.css", "report.js"))}
     in_wheel = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     problems = [f"the wheel lacks {name}" for name in sorted(modules - in_wheel)]
-    problems += [
-        f"the wheel has {name}, which is not ours" for name in sorted(in_wheel - modules - {"vae_edge/py.typed"})
-    ]
-    if "vae_edge/py.typed" not in in_wheel:
-        problems.append("the wheel lacks vae_edge/py.typed")
+    problems += [f"the wheel has {name}, which is not ours" for name in sorted(in_wheel - modules - data)]
+    problems += [f"the wheel lacks {name}" for name in sorted(data - in_wheel)]
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
     for name in ("pyproject.toml", "README.md", "LICENSE", "train/network.py", "vae_edge/py.typed"):

@@ -1,0 +1,1 @@
+"""Parts of the report's page: markup, axes, charts, tables, style and script."""

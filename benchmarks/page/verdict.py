@@ -1,0 +1,136 @@
+"""The first screen: which bundle, why, how sure, and what speaks against believing it."""
+
+from __future__ import annotations
+
+from vae_edge.benchmarks.choice_records import Judgement, Recommendation, Requirement
+from vae_edge.benchmarks.formats import mebibytes, milliseconds, percent, share
+from vae_edge.benchmarks.page.markup import Child, Markup, element, join
+from vae_edge.benchmarks.page.tables import bullets, folded, part, section, with_interval
+from vae_edge.benchmarks.report import BundleResult, Report
+
+_SIGNS = {">=": "≥", "<=": "≤"}
+
+
+def verdict_section(report: Report) -> Markup:
+    """Return the section."""
+    return section("verdict", "Which bundle to ship", _flags(report), _verdict(report))
+
+
+def _flags(report: Report) -> Markup:
+    """Return what limits belief, where it cannot be overlooked."""
+    flags: list[Child] = []
+    if report.interrupted_because:
+        flags.append(join(element("strong", "Interrupted: "), report.interrupted_because))
+    if report.settings.quick:
+        flags.append(
+            join(element("strong", "Quick run: "), "too short to compare machines or versions, or to ship by.")
+        )
+    if report.warnings:
+        n = len(report.warnings)
+        link = element("a", "one warning" if n == 1 else f"{n} warnings", href="#warnings")
+        flags.append(join(link, " limits" if n == 1 else " limit", " how far these numbers can be believed."))
+    return join([element("p", flag, class_="flag") for flag in flags])
+
+
+def _verdict(report: Report) -> Markup:
+    choice = report.recommendation
+    if choice is None:
+        return join(
+            element("p", "No bundle ran, so there is nothing to choose from.", class_="headline"),
+            bullets([join(element("strong", bundle.name), ": ", bundle.not_run_because) for bundle in report.bundles]),
+        )
+    return join(
+        _headline(report, choice),
+        part("What was asked for", _asked(choice)),
+        _sure(choice),
+        _others(choice),
+    )
+
+
+def _headline(report: Report, choice: Recommendation) -> Markup:
+    if choice.chosen is None:
+        return element(
+            "div",
+            element("p", "None of the bundles fits.", class_="headline"),
+            element("p", choice.why),
+            class_="card bad",
+        )
+    bundle = report.bundle(choice.chosen)
+    return element(
+        "div",
+        element("p", "Ship ", element("strong", choice.chosen, class_="name"), class_="headline"),
+        element("p", choice.why),
+        _tiles(bundle),
+        class_="card",
+    )
+
+
+def _tiles(bundle: BundleResult) -> Markup:
+    """Return the few numbers that the choice is about."""
+    tiles: list[tuple[str, Child]] = []
+    if bundle.latency:
+        file = bundle.latency.file
+        tiles += [
+            ("p50, file to verdict", with_interval(file.p50_ms, file.intervals.get("p50_ms"), milliseconds, " ms")),
+            ("p99", with_interval(file.p99_ms, file.intervals.get("p99_ms"), milliseconds, " ms")),
+        ]
+    if bundle.accuracy:
+        metrics, intervals = bundle.accuracy.metrics, bundle.accuracy.intervals
+        tiles += [
+            ("image AUROC", with_interval(metrics.image_auroc, intervals.get("image_auroc"), share)),
+            ("recall", with_interval(metrics.recall, intervals.get("recall"), percent)),
+            ("false alarms", with_interval(metrics.false_alarm_rate, intervals.get("false_alarm_rate"), percent)),
+        ]
+    if bundle.memory:
+        tiles.append(("memory", join(mebibytes(bundle.memory.peak_resident_bytes), " MiB")))
+    items = [element("div", element("dt", term), element("dd", content)) for term, content in tiles]
+    return element("dl", items, class_="tiles")
+
+
+def _asked(choice: Recommendation) -> Markup:
+    items: list[Child] = [element("code", _requirement(requirement)) for requirement in choice.requirements]
+    rule = f"The rule: {choice.rule}."
+    default = " Nobody asked for another: --require and --objective do." if choice.is_default_rule else ""
+    return join(element("p", rule, default), bullets(items, css="chips"))
+
+
+def _requirement(requirement: Requirement) -> str:
+    sign = _SIGNS.get(requirement.operator, requirement.operator)
+    return f"{requirement.metric} {sign} {requirement.limit:g}"
+
+
+def _sure(choice: Recommendation) -> Markup | None:
+    chosen = next((item for item in choice.judgements if item.bundle == choice.chosen), None)
+    if chosen is None:
+        return None
+    if not chosen.caveats:
+        text = "Every limit is kept by more than the measurement's uncertainty (95 % intervals)."
+        return part("How sure", element("p", text))
+    return part(
+        "How sure",
+        element("p", "Within the measurement's uncertainty (95 % intervals), so not certain:"),
+        bullets(chosen.caveats, css="caveats"),
+    )
+
+
+def _others(choice: Recommendation) -> Markup:
+    misfits = [item for item in choice.judgements if not item.fits]
+    slower = [item for item in choice.judgements if item.fits and item.bundle != choice.chosen]
+    return join(
+        part("What does not fit", _judgements(misfits)) if misfits else None,
+        folded(f"What fits, and why another one is better ({len(slower)})", _judgements(slower)) if slower else None,
+    )
+
+
+def _judgements(items: list[Judgement]) -> Markup | None:
+    return bullets(
+        [
+            join(
+                element("strong", item.bundle, class_="name"),
+                ": ",
+                "; ".join(item.reasons) or "no reason given",
+                bullets(item.caveats, css="caveats"),
+            )
+            for item in items
+        ]
+    )
