@@ -65,7 +65,7 @@ def _chart(
         lines,
         name=name,
         title=title,
-        description=f"From {min(heights):.4g} to {max(heights):.4g} over {len(points)} rounds of {len(series)} bundles.",
+        description=f"{min(heights):.4g} to {max(heights):.4g} in {len(points)} rounds of {len(series)} bundles.",
         css="chart square",
     )
     return figure(title[0].upper() + title[1:], picture)

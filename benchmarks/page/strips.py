@@ -12,6 +12,7 @@ from vae_edge.benchmarks.estimates import Histogram, Interval
 from vae_edge.benchmarks.page.axes import Axis
 from vae_edge.benchmarks.page.markup import Child, Markup, element, join
 from vae_edge.benchmarks.page.plot import Look
+from vae_edge.benchmarks.page.tables import SHORT
 
 _HEIGHT = 30.0
 _FINE = 1000.0
@@ -79,7 +80,7 @@ def strip_table(
         element("tbody", body, role="rowgroup"),
         role="table",
     )
-    return element("div", table, class_=f"strip-table columns-{len(headers)}")
+    return element("div", table, class_=f"strip-table columns-{len(headers)}{' short' if len(rows) <= SHORT else ''}")
 
 
 def violin(axis: Axis, look: Look, histogram: Histogram, marks: Sequence[tuple[float, str]]) -> Markup:
@@ -111,6 +112,7 @@ def violin(axis: Axis, look: Look, histogram: Histogram, marks: Sequence[tuple[f
         preserveAspectRatio="none",
         width="100%",
         height=_HEIGHT,
+        aria_hidden="true",
     )
     lines = [_vertical(axis, value, css, 2, _HEIGHT - 2) for value, css in marks]
     return _strip(axis, shape, *lines)

@@ -10,6 +10,9 @@ from vae_edge.benchmarks.page.markup import Child, Markup, element, join
 
 Formatter = Callable[[float], str]
 
+SHORT = 12
+"""Rows up to which a table is not divided between two sheets of paper."""
+
 
 def section(identifier: str, title: str, *content: Child) -> Markup:
     """Return a section with its heading."""
@@ -29,7 +32,7 @@ def figure(caption: Child, *content: Child, css: str | None = None) -> Markup:
 
 def scrolled(label: str, content: Child) -> Markup:
     """Return content that may be wider than the screen, in a region that can be focussed and scrolled by arrow keys."""
-    return element("div", content, class_="scroll", role="region", aria_label=label, tabindex="0")
+    return element("div", content, class_="scroll", role="group", aria_label=label, tabindex="0")
 
 
 def folded(summary: str, *content: Child) -> Markup:
@@ -67,8 +70,19 @@ def data_table(
         )
         for row in rows
     ]
-    table = element("table", element("caption", caption), element("thead", head), element("tbody", body), class_=css)
+    table = element(
+        "table",
+        element("caption", caption),
+        element("thead", head),
+        element("tbody", body),
+        class_=css or _length(rows),
+    )
     return scrolled(_plain(caption), table)
+
+
+def _length(rows: Sequence[object]) -> str | None:
+    """Return the class of a table that should stay on one sheet of paper."""
+    return "short" if len(rows) <= SHORT else None
 
 
 def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:

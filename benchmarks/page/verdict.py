@@ -41,8 +41,11 @@ def _verdict(report: Report) -> Markup:
         )
     return join(
         _headline(report, choice),
-        part("What was asked for", _asked(choice)),
-        _sure(choice),
+        element(
+            "div",
+            [element("div", aside) for aside in (_asked(choice), _sure(choice), _misfits(choice)) if aside],
+            class_="asides",
+        ),
         _others(choice),
     )
 
@@ -91,7 +94,7 @@ def _asked(choice: Recommendation) -> Markup:
     items: list[Child] = [element("code", _requirement(requirement)) for requirement in choice.requirements]
     rule = f"The rule: {choice.rule}."
     default = " Nobody asked for another: --require and --objective do." if choice.is_default_rule else ""
-    return join(element("p", rule, default), bullets(items, css="chips"))
+    return part("What was asked for", element("p", rule, default), bullets(items, css="chips"))
 
 
 def _requirement(requirement: Requirement) -> str:
@@ -113,13 +116,16 @@ def _sure(choice: Recommendation) -> Markup | None:
     )
 
 
-def _others(choice: Recommendation) -> Markup:
+def _misfits(choice: Recommendation) -> Markup | None:
     misfits = [item for item in choice.judgements if not item.fits]
-    slower = [item for item in choice.judgements if item.fits and item.bundle != choice.chosen]
-    return join(
-        part("What does not fit", _judgements(misfits)) if misfits else None,
-        folded(f"What fits, and why another one is better ({len(slower)})", _judgements(slower)) if slower else None,
-    )
+    return part("What does not fit", _judgements(misfits)) if misfits else None
+
+
+def _others(choice: Recommendation) -> Markup | None:
+    others = [item for item in choice.judgements if item.fits and item.bundle != choice.chosen]
+    if not others:
+        return None
+    return folded(f"What fits, and why another one is better ({len(others)})", _judgements(others))
 
 
 def _judgements(items: list[Judgement]) -> Markup | None:

@@ -51,8 +51,8 @@ def throughput_part(report: Report, looks: Mapping[str, Look]) -> Markup:
                 with_interval(record.default.images_per_s, record.default.interval, rate),
                 join(
                     exact(best.images_per_s, rate),
-                    element("br"),
-                    element("span", _configuration(best), class_="interval"),
+                    " ",
+                    element("span", _configuration(best), class_="interval wraps"),
                 )
                 if record.sweep
                 else exact(None, rate),
