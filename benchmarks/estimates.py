@@ -23,6 +23,10 @@ class Interval(Record):
         """Tell whether the value lies in it."""
         return self.low <= value <= self.high
 
+    def scaled(self, factor: float) -> Interval:
+        """Return the interval in another unit; the factor is positive."""
+        return Interval(low=self.low * factor, high=self.high * factor)
+
 
 class Ratio(Record):
     """A figure divided by the baseline bundle's, the rounds taken in pairs: 0.5 is half of it."""
