@@ -1,24 +1,27 @@
-"""How right a bundle is on labelled images, how far it is from the FP32 reference, and how a mean image would do."""
+"""How right a bundle is on labelled images, and how a method without a network would do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from vae_edge.errors import InputError
+from vae_edge.benchmarks.accuracy_intervals import image_intervals, pixel_intervals
+from vae_edge.benchmarks.accuracy_records import AccuracyRecord, PromiseRecord, ScoreHistogram, SimpleMethodRecord
+from vae_edge.benchmarks.estimates import CurveRecord
+from vae_edge.benchmarks.statistics import binomial_interval
 from vae_edge.image import Preparation
-from vae_edge.records import Record
+from vae_edge.manifest import Thresholds
 from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.metrics import Metrics, evaluate
+from vae_edge.train.loading import Masks, load_images, load_masks
+from vae_edge.train.metrics import Metrics, evaluate, pro_curve, roc_curve
+from vae_edge.train.ranking import Curve
 from vae_edge.train.template_baseline import TemplateBaseline
 
-_MAPS_AT_ONCE = 64
+_CURVE_POINTS = 200
+_SCORE_BINS = 40
 
 
 @dataclass(frozen=True)
@@ -29,116 +32,51 @@ class Outputs:
     """float64 [n]"""
     maps: NDArray[np.float32]
     """float32 [n, H, W]; may lie on disk."""
-    threshold: float
-    """The bundle's own image threshold."""
+    thresholds: Thresholds
+    """The bundle's own."""
 
     @property
     def verdicts(self) -> NDArray[np.bool_]:
         """Which images it calls anomalous, bool [n]."""
-        return np.asarray(self.scores > self.threshold)
+        return np.asarray(self.scores > self.thresholds.image_threshold)
+
+    @property
+    def margins(self) -> NDArray[np.float64]:
+        """How far each score is above the threshold, in standard deviations of the held-out good parts' scores."""
+        spread = float(np.std(self.thresholds.calibration_scores))
+        return np.asarray((self.scores - self.thresholds.image_threshold) / (spread or 1.0), dtype=np.float64)
 
 
-class Comparison(Record):
-    """How far a bundle's outputs are from the reference's on the same images."""
-
-    reference: str
-    """Name of the reference bundle."""
-    same_run: bool
-    """Whether both come from one training run: between two runs the differences are not the export's."""
-    n_images: int = Field(ge=1)
-    label_flips: int = Field(ge=0)
-    """Images that one calls anomalous and the other does not, each by its own threshold."""
-    flipped_images: tuple[str, ...] = ()
-    max_score_difference: float = Field(ge=0)
-    reference_score_scale: float = Field(ge=0)
-    """Largest absolute score of the reference, to judge the difference by."""
-    max_map_difference: float | None = Field(default=None, ge=0)
-    """Absent where the two models have different sizes."""
-    reference_map_scale: float | None = Field(default=None, ge=0)
-    score_rank_correlation: float | None = None
-    """Spearman's; absent where either gives all images the same score."""
-
-
-class BaselineRecord(Record):
-    """A method without a network on the same images."""
-
-    name: str
-    description: str
-    n_train: int
-    height: int
-    width: int
-    metrics: Metrics
-
-
-def judge(files: Sequence[ImageFile], preparation: Preparation, outputs: Outputs) -> Metrics:
+def judge(files: Sequence[ImageFile], preparation: Preparation, outputs: Outputs) -> AccuracyRecord:
     """Measure a bundle's outputs against the labels and masks of the images they are for.
 
     Raises:
         InputError: a mask cannot be decoded, or an output is not finite.
     """
-    return _evaluate(files, preparation, outputs.scores, outputs.maps, outputs.threshold)
-
-
-def compare(
-    names: Sequence[str], reference_name: str, reference: Outputs, outputs: Outputs, *, same_run: bool
-) -> Comparison:
-    """Compare a bundle's outputs with the reference's.
-
-    Args:
-        names: what the images are called.
-        reference_name: what the reference is called.
-        reference: its outputs.
-        outputs: the outputs of the bundle that is judged, for the same images.
-        same_run: whether both come from one training run.
-
-    Raises:
-        InputError: the outputs are not for the same number of images, there is none, or a score or map is not finite.
-    """
-    if not names or not len(names) == len(reference.scores) == len(outputs.scores):
-        raise InputError(
-            f"{len(names)} images, {len(reference.scores)} scores of the reference and {len(outputs.scores)} of the "
-            "bundle cannot be compared; expected the same number of each, 1 or more"
-        )
-    for whose, scores in (("reference's", reference.scores), ("bundle's", outputs.scores)):
-        if not np.isfinite(scores).all():
-            raise InputError(f"one of the {whose} scores is not a finite number; export the bundle again")
-    flips = reference.verdicts != outputs.verdicts
-    same_size = reference.maps.shape == outputs.maps.shape
-    return Comparison(
-        reference=reference_name,
-        same_run=same_run,
-        n_images=len(names),
-        label_flips=int(flips.sum()),
-        flipped_images=tuple(name for name, flipped in zip(names, flips, strict=True) if flipped),
-        max_score_difference=float(np.max(np.abs(outputs.scores - reference.scores))),
-        reference_score_scale=float(np.max(np.abs(reference.scores))),
-        max_map_difference=_largest_difference(reference.maps, outputs.maps) if same_size else None,
-        reference_map_scale=_largest_difference(reference.maps, None) if same_size else None,
-        score_rank_correlation=rank_correlation(reference.scores, outputs.scores),
+    labels = np.array([file.is_anomalous for file in files])
+    masks = load_masks(files, preparation)
+    maps = np.asarray(outputs.maps)
+    threshold = outputs.thresholds.image_threshold
+    metrics = _evaluate(files, masks, outputs.scores, maps, threshold)
+    used = masks.has_mask
+    pixel = metrics.pixel_auroc is not None
+    intervals = image_intervals(labels, outputs.scores, threshold)
+    if pixel:
+        intervals |= pixel_intervals(labels[used], masks.masks[used], maps[used])
+    return AccuracyRecord(
+        metrics=metrics,
+        intervals=intervals,
+        promise=_promise(outputs, labels),
+        roc=_curve(roc_curve(labels, outputs.scores, _CURVE_POINTS)),
+        pixel_roc=_curve(roc_curve(masks.masks[used], maps[used], _CURVE_POINTS)) if pixel else None,
+        pro=_curve(pro_curve(masks.masks[used], maps[used], _CURVE_POINTS)) if pixel else None,
+        scores=_histogram(labels, outputs.scores, threshold),
     )
 
 
-def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
-    """Return Spearman's rank correlation: Pearson's of the ranks, ties having the mean of their ranks.
-
-    Args:
-        first: numbers, [n].
-        second: numbers, [n].
-
-    Returns:
-        In [-1, 1]; None where there are fewer than two values or either side is constant.
-    """
-    if len(first) < 2:
-        return None
-    a, b = _ranks(first), _ranks(second)
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum() / scale) if scale > 0 else None
-
-
-def template_baseline(
+def template_method(
     train: Sequence[ImageFile], test: Sequence[ImageFile], preparation: Preparation
-) -> BaselineRecord | None:
+) -> SimpleMethodRecord | None:
     """Fit the template baseline on the train images and measure it on the test images; None with fewer than two.
 
     It has no threshold, so the metrics at a threshold are absent.
@@ -151,24 +89,57 @@ def template_baseline(
     baseline = TemplateBaseline.fit(load_images(train, preparation))
     images = load_images(test, preparation)
     scores = np.asarray(baseline.scores(images), dtype=np.float64)
-    return BaselineRecord(
+    return SimpleMethodRecord(
         name="template",
         description="distance of each pixel from the mean of the good parts, in standard deviations; no network",
         n_train=len(train),
         height=preparation.height,
         width=preparation.width,
-        metrics=_evaluate(test, preparation, scores, baseline.anomaly_maps(images), None),
+        metrics=_evaluate(test, load_masks(test, preparation), scores, baseline.anomaly_maps(images), None),
+    )
+
+
+def _promise(outputs: Outputs, labels: NDArray[np.bool_]) -> PromiseRecord | None:
+    n_normal = int((~labels).sum())
+    if n_normal == 0:
+        return None
+    n_false_alarms = int(outputs.verdicts[~labels].sum())
+    interval = binomial_interval(n_false_alarms, n_normal)
+    promised = outputs.thresholds.false_alarm_rate
+    return PromiseRecord(
+        promised_rate=promised,
+        n_normal=n_normal,
+        n_false_alarms=n_false_alarms,
+        interval=interval,
+        is_kept=interval.low <= promised,
+    )
+
+
+def _curve(curve: Curve | None) -> CurveRecord | None:
+    if curve is None:
+        return None
+    return CurveRecord(
+        false_positive_rate=tuple(map(float, curve.false_positive_rate)), hit_rate=tuple(map(float, curve.hit_rate))
+    )
+
+
+def _histogram(labels: NDArray[np.bool_], scores: NDArray[np.float64], threshold: float) -> ScoreHistogram:
+    # The threshold is within the range, so that it can be drawn.
+    low, high = min(float(scores.min()), threshold), max(float(scores.max()), threshold)
+    edges = np.linspace(low, high if high > low else low + 1.0, _SCORE_BINS + 1)
+    normal, anomalous = (np.histogram(scores[chosen], edges)[0] for chosen in (~labels, labels))
+    return ScoreHistogram(
+        edges=tuple(map(float, edges)), normal=tuple(map(int, normal)), anomalous=tuple(map(int, anomalous))
     )
 
 
 def _evaluate(
     files: Sequence[ImageFile],
-    preparation: Preparation,
+    masks: Masks,
     scores: NDArray[np.float64],
     maps: NDArray[np.float32],
     threshold: float | None,
 ) -> Metrics:
-    masks = load_masks(files, preparation)
     return evaluate(
         [file.is_anomalous for file in files],
         scores,
@@ -178,22 +149,3 @@ def _evaluate(
         masks.has_mask,
         threshold,
     )
-
-
-def _largest_difference(first: NDArray[np.float32], second: NDArray[np.float32] | None) -> float:
-    """Return max |first - second|, or max |first|, a few maps at a time: they may lie on disk."""
-    largest = 0.0
-    for start in range(0, len(first), _MAPS_AT_ONCE):
-        block = np.asarray(first[start : start + _MAPS_AT_ONCE])
-        if second is not None:
-            block = block - second[start : start + _MAPS_AT_ONCE]
-        largest = float(np.maximum(largest, np.max(np.abs(block))))
-        if not np.isfinite(largest):
-            raise InputError("an anomaly map holds a value that is not a finite number; export the bundle again")
-    return largest
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2.0)[places], dtype=np.float64)
