@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 
 from vae_edge import __version__
+from vae_edge.benchmarks import conditions
 from vae_edge.benchmarks.processor_load import load_average, physical_cores
-from vae_edge.machine import installed_versions, look_at_machine, read_system_file
+from vae_edge.machine import installed_versions, look_at_machine
 from vae_edge.records import Record
 
 _PACKAGES = (
@@ -68,7 +68,12 @@ def machine_facts() -> MachineFacts:
         cores_usable=machine.n_cores,
         cores_physical=physical_cores(),
         processor_flags=machine.processor_flags,
-        frequency_governor=read_system_file(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
+        frequency_governor=conditions.governor(),
+        frequency_mhz=conditions.frequency_mhz(),
+        largest_frequency_mhz=conditions.largest_frequency_mhz(),
+        temperature_c=conditions.temperature_c(),
+        power_mode=conditions.power_mode(),
+        is_virtual=conditions.is_virtual(),
         memory_bytes=machine.memory_bytes,
         gpus=_gpus(),
         python=machine.python,

@@ -154,7 +154,8 @@ class LoadRecord(Record):
     """Share of the images whose verdict came after the deadline."""
     missed_interval: Interval | None = None
     keeps_up: bool
-    """Whether the backlog stayed bounded: in no round more than a tenth of the images were still waiting at its end."""
+    """Whether the backlog stayed small: when the last image of a round became due, no more than a tenth of the round's
+    images (or 4) were without a verdict, in any round."""
 
 
 class EnergyRecord(Record):
@@ -182,6 +183,8 @@ class RoundRecord(Record):
     """Mean over the cores after the measuring."""
     temperature_c: float | None = None
     """The hottest thermal zone after the measuring."""
+    n_throttled: int | None = None
+    """Times that the processor slowed down for heat meanwhile (Intel only)."""
     foreign_cores: float | None = None
     """Cores that other programs kept busy on average."""
     stolen_share: float | None = None

@@ -1,28 +1,37 @@
-"""Measuring one bundle: the processes it takes, and what their results mean."""
+"""Measuring one bundle: the processes that a round of it takes.
+
+Every round is a fresh process, and the bundles take turns (A B C, B C A, ...). A process that stays alive would be
+measured over and over with the same memory layout and the same luck: how much a program's speed differs from one start
+to the next would not show, and the intervals would promise what the next start does not keep (Kalibera and Jones,
+"Rigorous Benchmarking in Reasonable Time", ISMM 2013; Georges et al., "Statistically Rigorous Java Performance
+Evaluation", OOPSLA 2007). It also leaves nothing running beside the bundle whose turn it is. Taking turns spreads a
+drift of the machine over all of them; beginning with another bundle each time keeps one from always following the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vae_edge.benchmarks.accuracy import Outputs, judge
+from vae_edge.benchmarks.accuracy import Outputs
 from vae_edge.benchmarks.images import BenchmarkImages
-from vae_edge.benchmarks.jobs import SERIES, MeasureJob, StartJob
-from vae_edge.benchmarks.latency import median, summarize
+from vae_edge.benchmarks.jobs import LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
 from vae_edge.benchmarks.processes import WorkerResult, run_worker
-from vae_edge.benchmarks.report import BundleResult, LatencyRecord, MemoryRecord, StartRecord, ThroughputRecord
-from vae_edge.benchmarks.reservations import bundle_warnings, busy_warnings
+from vae_edge.benchmarks.raw_samples import RawSamples
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.bundle import Bundle
-from vae_edge.errors import InputError
 from vae_edge.manifest import Manifest
+from vae_edge.targets import SUPPORTED
 
-_MEASURE_STEPS = 6
-"""Steps that a `MeasureJob` tells of: engine, predict, file, decode and resize, throughput, outputs."""
+_LONG_COLD_START_S = 60.0
+"""A cold start that takes longer, such as building a TensorRT engine, is not repeated."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,15 @@ class Row:
     name: str
     folder: Path
     manifest: Manifest | None = None
-    result: BundleResult = field(default_factory=lambda: BundleResult(name=""))
     outputs: Outputs | None = None
-    samples: dict[str, Any] = field(default_factory=dict)
+    samples: RawSamples = field(default_factory=RawSamples)
+    failure: str | None = None
+    """Why it is not measured any further."""
+
+    @property
+    def has_run(self) -> bool:
+        """Whether at least one round is complete."""
+        return bool(self.samples.rounds)
 
 
 class Steps:
@@ -59,132 +74,106 @@ class Steps:
     def begin(self, bundle: str, doing: str) -> None:
         """Tell that a step begins, and count it."""
         if self._progress is not None:
-            self._progress(SuiteProgress(bundle, doing, min(self.done, self._n_steps), self._n_steps))
+            self._progress(SuiteProgress(bundle, doing, min(self.done, self._n_steps - 1), self._n_steps))
         self.done += 1
 
 
-def steps_of_a_bundle(settings: SuiteSettings) -> int:
-    """Return how many steps one bundle takes: its starts, those of its `MeasureJob`, and judging it."""
-    return settings.n_starts + _MEASURE_STEPS + 1
+class Measurer:
+    """Runs the processes of all bundles.
 
-
-def measure_row(row: Row, images: BenchmarkImages, settings: SuiteSettings, maps_file: Path, steps: Steps) -> list[str]:
-    """Run all processes of one bundle and fill the row; return warnings.
-
-    Raises:
-        VaeEdgeError: the bundle cannot be read or cannot run; the message is the reason.
+    Args:
+        images: what to measure with.
+        settings: how to measure.
+        scratch: an empty folder for the maps.
     """
-    row.manifest = Bundle.open(row.folder, check_files=False).manifest
-    starts = _run_starts(row, images, settings, steps)
 
-    def listen(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            steps.begin(row.name, event["name"])
-        elif event["event"] == "outputs" and event["done"] == 1:
-            steps.begin(row.name, "outputs")
+    def __init__(self, images: BenchmarkImages, settings: SuiteSettings, scratch: Path) -> None:
+        self._images = images
+        self._settings = settings
+        self._scratch = scratch
+        self._begin = time.perf_counter()
 
-    measured = run_worker(
-        MeasureJob(
-            bundle=str(row.folder.resolve()),
-            device=settings.device,
-            threads=settings.threads,
-            images=tuple(str(path.resolve()) for path in images.timing),
-            rules=settings.rules,
-            throughput_s=settings.throughput_s,
-            judged=tuple(str(file.path.resolve()) for file in images.judged),
-            maps_file=str(maps_file),
-        ),
-        settings.worker_timeout_s,
-        listen,
-    )
-    row.outputs = Outputs(
-        np.asarray(measured["scores"], dtype=np.float64),
-        np.load(maps_file, mmap_mode="r", allow_pickle=False),
-        row.manifest.thresholds.image_threshold,
-    )
-    series: dict[str, Any] = {name: measured["series"][name] for name in SERIES}
-    row.samples = {
-        "unit": "ns",
-        "latency": series,
-        "start": [start.first_result_ns for start in starts],
-        "throughput": measured["throughput"],
-    }
-    row.result = describe(
-        row,
-        device=measured["device"],
-        runtime=measured["runtime"],
-        start=_start_record(starts),
-        memory=_memory_record(starts, min(settings.n_memory_images, len(images.timing))),
-        latency=LatencyRecord(**{name: summarize(samples["measured_ns"]) for name, samples in series.items()}),
-        throughput=_throughput_record(measured["throughput"]),
-    )
-    warnings = busy_warnings(row.name, measured["foreign_cores"], measured["stolen_share"])
-    warnings += bundle_warnings(row.result, row.manifest)
-    if images.has_labels:
-        steps.begin(row.name, "accuracy")
-        try:
-            metrics = judge(images.judged, row.manifest.preparation, row.outputs)
-            row.result = row.result.model_copy(update={"accuracy": metrics})
-        except InputError as error:
-            warnings.append(f"{row.name}: no accuracy: {error}")
-    return warnings
+    def take_outputs(self, row: Row) -> None:
+        """Read the bundle's manifest and take its outputs for the judged images.
 
+        It also leaves in the cache what the runtime compiles for this device, so that the rounds start warm.
 
-def _run_starts(row: Row, images: BenchmarkImages, settings: SuiteSettings, steps: Steps) -> list[WorkerResult]:
-    job = StartJob(
-        bundle=str(row.folder.resolve()),
-        device=settings.device,
-        threads=settings.threads,
-        images=tuple(str(path.resolve()) for path in images.timing[: settings.n_memory_images]),
-    )
-    starts = []
-    for number in range(settings.n_starts):
-        steps.begin(row.name, f"start {number + 1} of {settings.n_starts}")
-        starts.append(run_worker(job, settings.worker_timeout_s))
-    return starts
+        Raises:
+            VaeEdgeError: the bundle cannot be read or cannot run; the message is the reason.
+        """
+        row.manifest = Bundle.open(row.folder, check_files=False).manifest
+        maps_file = self._scratch / f"{len(list(self._scratch.iterdir()))}.npy"
+        files = tuple(str(file.path.resolve()) for file in self._images.judged)
+        job = OutputsJob(**{**self._opening(row), "images": files}, maps_file=str(maps_file))
+        found = run_worker(job, self._settings.worker_timeout_s)
+        row.outputs = Outputs(
+            np.asarray(found["scores"], dtype=np.float64),
+            np.load(maps_file, mmap_mode="r", allow_pickle=False),
+            row.manifest.thresholds,
+        )
 
+    def measure_round(self, row: Row, number: int, listener: Callable[[str], None] = lambda _: None) -> None:
+        """Measure one round, each part in a process of its own, and keep what is complete.
 
-def describe(row: Row, **measured: Any) -> BundleResult:
-    """Return a result with what the manifest says, where it could be read."""
-    if row.manifest is None:
-        return BundleResult(name=row.name, **measured)
-    manifest = row.manifest
-    return BundleResult(
-        name=row.name,
-        target=manifest.target,
-        precision=manifest.precision,
-        height=manifest.preparation.height,
-        width=manifest.preparation.width,
-        run=manifest.provenance.run,
-        run_fingerprint=manifest.provenance.run_fingerprint,
-        size_bytes=Bundle(row.folder, manifest).size_bytes,
-        exported_parity=manifest.parity,
-        **measured,
-    )
+        Args:
+            row: the bundle.
+            number: of the round, from 1.
+            listener: told what is being measured.
+
+        Raises:
+            VaeEdgeError: it could not run.
+        """
+        settings, samples, opening = self._settings, row.samples, self._opening(row)
+        begin_s = time.perf_counter() - self._begin
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "step":
+                listener(event["name"])
+
+        listener("start")
+        job = RoundJob(**opening, **self._start(row), rules=settings.rules, throughput_s=settings.throughput_s)
+        result = self._run(job, listen)
+        samples.rounds[number] = {**result, "begin_s": begin_s}
+        for requests, batch_size in configurations(settings):
+            listener(f"throughput with {requests or 'default'} requests, batch {batch_size}")
+            stream = StreamJob(**opening, requests=requests, batch_size=batch_size, throughput_s=settings.throughput_s)
+            samples.streams.setdefault((requests, batch_size), {})[number] = self._run(stream)
+        for fps in settings.load_fps:
+            listener(f"{fps:g} images/s")
+            samples.loads.setdefault(fps, {})[number] = self._run(LoadJob(**opening, fps=fps, load_s=settings.load_s))
+        if number <= settings.cold_starts and not any(
+            start["open_s"] > _LONG_COLD_START_S for start in samples.cold.values()
+        ):
+            listener("cold start")
+            with tempfile.TemporaryDirectory(prefix="vae-bench-cache-") as empty:
+                cold = self._run(StartJob(**opening, **self._start(row)), cache_folder=Path(empty))
+            samples.cold[number] = cold
+
+    def _run(
+        self, job: Any, listen: Callable[[dict[str, Any]], None] | None = None, cache_folder: Path | None = None
+    ) -> dict[str, Any]:
+        result: WorkerResult = run_worker(job, self._settings.worker_timeout_s, listen, cache_folder=cache_folder)
+        kept = {name: value for name, value in result.items() if name != "error"}
+        return kept if result.first_result_ns is None else {**kept, "first_result_ns": result.first_result_ns}
+
+    def _opening(self, row: Row) -> dict[str, Any]:
+        return {
+            "bundle": str(row.folder.resolve()),
+            "device": self._settings.device,
+            "threads": self._settings.threads,
+            "images": tuple(str(path.resolve()) for path in self._images.timing),
+        }
+
+    def _start(self, row: Row) -> dict[str, Any]:
+        assert row.manifest is not None
+        return {
+            "runtime_module": SUPPORTED[row.manifest.target].backend.partition(":")[0],
+            "n_memory_images": self._settings.n_memory_images,
+        }
 
 
-def _start_record(starts: Sequence[WorkerResult]) -> StartRecord:
-    return StartRecord(
-        n_starts=len(starts),
-        first_result_s=median([start.first_result_ns / 1e9 for start in starts if start.first_result_ns is not None]),
-        import_s=median([start["import_s"] for start in starts]),
-        open_s=median([start["open_s"] for start in starts]),
-        first_predict_s=median([start["first_predict_s"] for start in starts]),
-    )
-
-
-def _memory_record(starts: Sequence[WorkerResult], n_images: int) -> MemoryRecord | None:
-    peaks = [start["peak_resident_bytes"] for start in starts if start["peak_resident_bytes"] is not None]
-    before = [start["before_open_bytes"] for start in starts if start["before_open_bytes"] is not None]
-    if not peaks:
-        return None
-    return MemoryRecord(
-        peak_resident_bytes=max(peaks), before_open_bytes=max(before) if before else None, n_images=n_images
-    )
-
-
-def _throughput_record(counted: dict[str, int]) -> ThroughputRecord:
-    elapsed_s = counted["elapsed_ns"] / 1e9
-    return ThroughputRecord(
-        images_per_s=counted["n_images"] / elapsed_s, n_images=counted["n_images"], elapsed_s=elapsed_s
-    )
+def configurations(settings: SuiteSettings) -> list[tuple[int | None, int]]:
+    """Return the numbers of requests and batch sizes that the throughput is measured with, beside the default."""
+    if not settings.requests and not settings.batch_sizes:
+        return []
+    return list(product(settings.requests or (None,), settings.batch_sizes or (1,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vae_edge.benchmarks.jobs import EVENT_PREFIX, MeasureJob, StartJob, write_job
+from vae_edge.benchmarks.jobs import EVENT_PREFIX, Job, write_job
 from vae_edge.errors import DeviceError
 
 Listener = Callable[[dict[str, Any]], None]
@@ -26,13 +27,16 @@ class WorkerResult(dict[str, Any]):
     """From just before the process was started until its first result was known here; the parent's clock."""
 
 
-def run_worker(job: StartJob | MeasureJob, timeout_s: float, listener: Listener | None = None) -> WorkerResult:
+def run_worker(
+    job: Job, timeout_s: float, listener: Listener | None = None, *, cache_folder: Path | None = None
+) -> WorkerResult:
     """Run a job in a process of its own and wait for its result.
 
     Args:
         job: what to do.
         timeout_s: the process is killed after that long.
         listener: called with every event that the worker tells.
+        cache_folder: where the process keeps what it compiles; None: the user's own cache.
 
     Raises:
         DeviceError: the job failed; the message is the reason in the worker's words, or how its process ended.
@@ -42,7 +46,7 @@ def run_worker(job: StartJob | MeasureJob, timeout_s: float, listener: Listener 
         write_job(job_file, job)
         command = [sys.executable, "-m", "vae_edge.benchmarks.worker", str(job_file), str(result_file)]
         with log_file.open("wb") as log:
-            first_result_ns, timed_out, code = _run(command, log, timeout_s, listener)
+            first_result_ns, timed_out, code = _run(command, log, timeout_s, listener, cache_folder)
         if timed_out:
             raise DeviceError(
                 f"it was not done after {timeout_s:.0f} s and was stopped; allow more time, or a smaller model"
@@ -56,13 +60,22 @@ def run_worker(job: StartJob | MeasureJob, timeout_s: float, listener: Listener 
     return result
 
 
-def _run(command: list[str], log: Any, timeout_s: float, listener: Listener | None) -> tuple[int | None, bool, int]:
+def _run(
+    command: list[str], log: Any, timeout_s: float, listener: Listener | None, cache_folder: Path | None
+) -> tuple[int | None, bool, int]:
     """Run the command; return the first result's time in ns, whether it was killed for time, and its exit status."""
     first_result_ns: int | None = None
     timed_out = threading.Event()
+    environment = None if cache_folder is None else {**os.environ, "VAE_EDGE_CACHE": str(cache_folder)}
     begin = time.perf_counter_ns()
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        errors="replace",
+        env=environment,
     ) as process:
 
         def stop() -> None:

@@ -1,7 +1,7 @@
 """The measured process: does one job for one bundle, so that memory and start are that bundle's own.
 
-Nothing but the standard library is imported before the clock runs, and `start` imports nothing beyond what a device's
-program imports: no metrics, no statistics, no report.
+Nothing but the standard library is imported before the clock runs, and a start imports nothing beyond what a device's
+program imports: no metrics, no statistics, no report. What only the rest of a round needs is imported after it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import json
 import sys
 import time
 import traceback
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.benchmarks.jobs import EVENT_PREFIX, MeasureJob, StartJob, read_job
+from vae_edge.benchmarks.jobs import EVENT_PREFIX, Job, RoundJob, StartJob, read_job
 from vae_edge.errors import VaeEdgeError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Do the job of the file `arguments[0]` and write its result to `arguments[1]`."""
     job = read_job(Path(arguments[0]))
     try:
-        result = run_start(job) if isinstance(job, StartJob) else run_measure(job)
+        result = do(job)
         result["error"] = None
     except VaeEdgeError as error:
         result = {"error": str(error)}
@@ -35,119 +37,63 @@ def main(arguments: list[str]) -> int:
     return 0 if result["error"] is None else 1
 
 
+def do(job: Job) -> dict[str, Any]:
+    """Do a job and return its result."""
+    if isinstance(job, StartJob):
+        return run_start(job)
+    from vae_edge.benchmarks import worker_streams
+
+    return worker_streams.do(job, tell)
+
+
 def run_start(job: StartJob) -> dict[str, Any]:
-    """Open the bundle, give the first verdict, then predict the other images one by one, keeping nothing.
+    """Open the bundle, give the first verdict, predict other images one by one, keeping nothing; then do the round.
 
     Returns:
-        Seconds of the import, of opening and of the first verdict (decoding included); the peak of resident memory in
-        bytes at the end, and what it was before the bundle was opened. None where the system does not tell.
+        Seconds of the imports, of opening and of the first verdict (decoding included); the peak of resident memory in
+        bytes after the predictions, and what it was before the bundle was opened (None where the system does not
+        tell); and the samples of the round, where one was asked for.
     """
     begin = time.perf_counter()
     from vae_edge.detector import Detector
 
     imported = time.perf_counter()
     before_bytes = peak_resident_bytes()
+    with suppress(ImportError):  # Opening the bundle says it better.
+        import_module(job.runtime_module)
+    runtime_imported = time.perf_counter()
     with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
         opened = time.perf_counter()
         detector.predict(job.images[0])
         first = time.perf_counter()
         tell("first_result")
-        for image in job.images[1:]:
+        for image in job.images[1 : job.n_memory_images]:
             detector.predict(image)
-        peak_bytes = peak_resident_bytes()
-    return {
-        "import_s": imported - begin,
-        "open_s": opened - imported,
-        "first_predict_s": first - opened,
-        "peak_resident_bytes": peak_bytes,
-        "before_open_bytes": before_bytes,
-    }
-
-
-def run_measure(job: MeasureJob) -> dict[str, Any]:
-    """Time the bundle, then its throughput, then take its outputs: scores here, maps into the job's file."""
-    from vae_edge.benchmarks.processor_load import CpuClock
-    from vae_edge.detector import Detector
-
-    with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
-        clock = CpuClock()
-        series = _time_all(detector, job)
-        foreign = clock.foreign_cores()
-        stolen = clock.stolen_share()
-        tell("step", name="throughput")
-        throughput = _throughput(detector, job)
-        scores = _take_outputs(detector, job)
-        return {
-            "device": detector.backend.device.name,
-            "device_reason": detector.backend.device.reason,
-            "runtime": detector.backend.version,
-            "series": series,
-            "foreign_cores": foreign,
-            "stolen_share": stolen,
-            "throughput": throughput,
-            "scores": scores,
+        result: dict[str, Any] = {
+            "import_s": imported - begin,
+            "runtime_import_s": runtime_imported - imported,
+            "open_s": opened - runtime_imported,
+            "first_predict_s": first - opened,
+            "peak_resident_bytes": peak_resident_bytes(),
+            "before_open_bytes": before_bytes,
+            **_facts(detector),
         }
+        if isinstance(job, RoundJob):
+            from vae_edge.benchmarks.worker_round import measure_round
+
+            result |= measure_round(detector, job, tell)
+    return result
 
 
-def _time_all(detector: Detector, job: MeasureJob) -> dict[str, Any]:
-    from dataclasses import replace
-
-    from vae_edge.benchmarks.latency import measure
-    from vae_edge.image import prepare, read_image
-
-    preparation = detector.bundle.manifest.preparation
-    decoded = [read_image(path, white_level=preparation.white_level) for path in job.images]
-    feeds = [{"image": prepare(image, preparation)[None]} for image in decoded]
-    # Decoding and resizing are measured for the split only, so they get a tenth of the time.
-    short = replace(job.rules, warmup_s=0.1 * job.rules.warmup_s, min_time_s=0.0, max_time_s=0.1 * job.rules.max_time_s)
-    series: dict[str, Any] = {}
-    tell("step", name="engine")
-    series["engine"] = measure(detector.backend.run, feeds, job.rules)
-    tell("step", name="predict")
-    series["predict"] = measure(detector.predict, decoded, job.rules)
-    tell("step", name="file")
-    series["file"] = measure(detector.predict, job.images, job.rules)
-    tell("step", name="decode and resize")
-    series["decode"] = measure(lambda path: read_image(path, white_level=preparation.white_level), job.images, short)
-    series["resize"] = measure(lambda image: prepare(image, preparation), decoded, short)
-    return {name: samples.as_dict() for name, samples in series.items()}
-
-
-def _throughput(detector: Detector, job: MeasureJob) -> dict[str, Any]:
-    """Count the verdicts of `Detector.stream` over image files, after the first ones have filled the pipeline."""
-    from itertools import cycle
-
-    n_images = 0
-    begin = end = 0
-    stream = detector.stream(cycle(job.images))
-    for position, _ in enumerate(stream):
-        if position == job.rules.fewest_iterations:
-            begin = time.perf_counter_ns()
-            n_images = 0
-            continue
-        n_images += 1
-        end = time.perf_counter_ns()
-        if begin and end - begin >= job.throughput_s * 1e9:
-            break
-    return {"n_images": n_images, "elapsed_ns": end - begin}
-
-
-def _take_outputs(detector: Detector, job: MeasureJob) -> list[float]:
-    import numpy as np
-
-    if not job.judged:
-        return []
-    preparation = detector.bundle.manifest.preparation
-    shape = (len(job.judged), preparation.height, preparation.width)
-    # Written as they come: the maps of a large test set need not fit into a small device's memory.
-    maps = np.lib.format.open_memmap(job.maps_file, mode="w+", dtype=np.float32, shape=shape)
-    scores = []
-    for position, prediction in enumerate(detector.stream(job.judged)):
-        maps[position] = prediction.anomaly_map
-        scores.append(prediction.score)
-        tell("outputs", done=position + 1, total=len(job.judged))
-    maps.flush()
-    return scores
+def _facts(detector: Detector) -> dict[str, Any]:
+    backend = detector.backend
+    return {
+        "device": backend.device.name,
+        "device_reason": backend.device.reason,
+        "runtime": backend.version,
+        "layout": str(backend.layout),
+        "notes": list(backend.notes),
+    }
 
 
 def tell(event: str, **values: object) -> None:

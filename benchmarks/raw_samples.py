@@ -1,0 +1,119 @@
+"""Raw samples of one bundle: what the workers measured, round by round, as it is kept beside the report.
+
+Every figure of speed in a report comes from here, and `vae-bench compare` takes its intervals from here again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vae_edge.benchmarks.jobs import SERIES
+from vae_edge.benchmarks.rounds import LatencyRounds, RateRounds
+from vae_edge.errors import InputError
+
+SAMPLES_VERSION = 2
+"""Version of the samples' layout. History: 1 (no rounds), 2 (by round)."""
+
+MS_PER_NS = 1e-6
+
+RoundResults = dict[int, dict[str, Any]]
+"""What a worker gave back, by the number of the round."""
+
+
+@dataclass
+class RawSamples:
+    """All that was measured of one bundle; durations in nanoseconds where the name ends in _ns."""
+
+    rounds: RoundResults = field(default_factory=dict)
+    """Of `RoundJob`: start, memory, latencies, throughput, conditions."""
+    cold: RoundResults = field(default_factory=dict)
+    """Of `StartJob` with an empty cache of compiled models."""
+    streams: dict[tuple[int | None, int], RoundResults] = field(default_factory=dict)
+    """Of `StreamJob`, by requests and batch size."""
+    loads: dict[float, RoundResults] = field(default_factory=dict)
+    """Of `LoadJob`, by images a second."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the samples as JSON takes them."""
+        return {
+            "samples_version": SAMPLES_VERSION,
+            "rounds": self.rounds,
+            "cold": self.cold,
+            "streams": [
+                {"requests": requests, "batch_size": batch_size, "rounds": rounds}
+                for (requests, batch_size), rounds in self.streams.items()
+            ],
+            "loads": [{"fps": fps, "rounds": rounds} for fps, rounds in self.loads.items()],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> RawSamples:
+        """Take the samples from a file's JSON.
+
+        Raises:
+            InputError: it is not what this version writes.
+        """
+        try:
+            if content["samples_version"] != SAMPLES_VERSION:
+                raise InputError(
+                    f"raw samples of version {content['samples_version']}; this vae-edge reads {SAMPLES_VERSION}: "
+                    "run vae-bench again"
+                )
+            return cls(
+                rounds=_by_number(content["rounds"]),
+                cold=_by_number(content["cold"]),
+                streams={
+                    (stream["requests"], stream["batch_size"]): _by_number(stream["rounds"])
+                    for stream in content["streams"]
+                },
+                loads={load["fps"]: _by_number(load["rounds"]) for load in content["loads"]},
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the raw samples are damaged ({error!r}); run vae-bench again") from error
+
+    def latency(self, series: str) -> LatencyRounds:
+        """Return the durations of one of `SERIES` or `STAGES`, in milliseconds."""
+        return _latency({number: result["series"][series]["measured_ns"] for number, result in self.rounds.items()})
+
+    def latencies(self) -> dict[str, LatencyRounds]:
+        """Return those of every series that is measured for its own sake."""
+        return {series: self.latency(series) for series in SERIES}
+
+    def first_results(self, *, cold: bool = False) -> LatencyRounds | None:
+        """Return the time to the first result of each start, in milliseconds; None: there was none."""
+        starts = self.cold if cold else self.rounds
+        return _latency({number: [result["first_result_ns"]] for number, result in starts.items()}) if starts else None
+
+    def throughput(self) -> RateRounds:
+        """Return images by seconds of the stream as it is opened by default."""
+        return images_by_seconds({number: result["throughput"] for number, result in self.rounds.items()})
+
+    def energy(self) -> RateRounds | None:
+        """Return joules by images; None where no counter could be read."""
+        found = {
+            number: (float(energy["joules"]), float(energy["n_images"]))
+            for number, result in self.rounds.items()
+            if (energy := result["energy"])["joules"] is not None
+        }
+        return RateRounds(found) if found else None
+
+    def load_latency(self, fps: float) -> LatencyRounds:
+        """Return the latencies from when an image was due, in milliseconds."""
+        return _latency({number: result["latencies_ns"] for number, result in self.loads[fps].items()})
+
+
+def images_by_seconds(rounds: Mapping[int, Mapping[str, Any]]) -> RateRounds:
+    """Return what `count_verdicts` counted as a rate."""
+    return RateRounds({n: (float(found["n_images"]), found["elapsed_ns"] / 1e9) for n, found in rounds.items()})
+
+
+def _latency(rounds: Mapping[int, Any]) -> LatencyRounds:
+    return LatencyRounds({n: [value * MS_PER_NS for value in values] for n, values in rounds.items()})
+
+
+def _by_number(rounds: Mapping[str, Any]) -> RoundResults:
+    return {int(number): dict(result) for number, result in rounds.items()}
