@@ -1,4 +1,4 @@
-"""`vae-bench`: measure bundles on this device."""
+"""`vae-bench`: measure bundles on this device, say which one to ship, and compare two benchmarks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vae_edge.benchmarks.choosing import parse_objective, parse_requirement
+from vae_edge.benchmarks.comparing import compare_reports, gate_lines
 from vae_edge.benchmarks.measurement import SuiteProgress
-from vae_edge.benchmarks.report import MARKDOWN_FILE, REPORT_FILE, Report
+from vae_edge.benchmarks.metric_names import metric_help
+from vae_edge.benchmarks.ratios import RATIO_METRICS
+from vae_edge.benchmarks.report import HTML_FILE, MARKDOWN_FILE, REPORT_FILE, Report
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.benchmarks.suite import run_suite
-from vae_edge.benchmarks.terminal import reasons, result_table
+from vae_edge.benchmarks.terminal import reasons, result_table, verdict_lines
 from vae_edge.cli.console import notes_console, print_warning, results_console
+from vae_edge.cli.main import EXIT_INTERRUPTED
 from vae_edge.cli.progress import progress_bar
+from vae_edge.errors import UsageError
+from vae_edge.records import make_record
 
 EXIT_NONE_RAN = 1
+EXIT_GATE = 3
 
-bench_app = typer.Typer(add_completion=False, no_args_is_help=True)
+_REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {metric_help()}."
 
 
-@bench_app.command()
 def bench(
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of bundles.", show_default=False)
@@ -39,85 +46,240 @@ def bench(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write report.json, report.md and the raw samples here.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Write report.html, report.md, report.json and raw samples here.",
+            show_default=False,
+        ),
+    ] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC>=NUMBER", help=_REQUIRE_HELP, show_default=False)
+    ] = None,
+    minimize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC", help="Of the bundles that fit, recommend the one with the least.", show_default=False
+        ),
+    ] = None,
+    maximize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC", help="Of the bundles that fit, recommend the one with the most.", show_default=False
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads for one inference.", show_default=False)
     ] = None,
-    min_time: Annotated[
-        float | None,
-        typer.Option(min=0.0, metavar="S", help="Measure each latency at least that long.", show_default=False),
-    ] = None,
-    iterations: Annotated[
+    rounds: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Samples of each latency; fewer if they take 10 s.", show_default=False),
+        typer.Option(
+            min=1, metavar="N", help="Turns of each bundle, each in a fresh process: 10, quick 5.", show_default=False
+        ),
+    ] = None,
+    round_time: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="S",
+            help="Measure each latency and the throughput so long in each round: 1 s, quick 0.2.",
+            show_default=False,
+        ),
+    ] = None,
+    load_fps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N", help="Measure latency while images come at these rates, such as 30.", show_default=False
+        ),
+    ] = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Until when a verdict is in time; else the time between images.", show_default=False
+        ),
+    ] = None,
+    requests: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Throughput with so many images at the same time.", show_default=False),
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Throughput with these batch sizes.", show_default=False)
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Bundle to compare the others with; else torch in FP32, or the first in FP32.",
+            help="Bundle whose verdicts the others are compared with; else torch in FP32, or the first in FP32.",
             show_default=False,
         ),
     ] = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Measure also a method without a network.")] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Bundle that ratios of speed are to; else the reference.", show_default=False
+        ),
+    ] = None,
+    simple_method: Annotated[
+        bool, typer.Option("--simple-method", help="Measure also a method without a network.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter, for trying things out.")] = False,
 ) -> None:
-    """Measure bundles on this device: speed, memory, start, accuracy, and whether they agree.
+    """Measure bundles on this device and say which one to ship: speed, memory, start, accuracy, and whether they agree.
 
-    Ends with 0 if at least one bundle could run, 1 if none.
+    The bundles take turns for several rounds, so every figure has a 95 % confidence interval.
+
+    Ends with 0 if at least one bundle could run, 1 if none, 3 if none keeps what --require asks for. Ctrl-C ends it
+    with 130 and keeps the rounds that are complete.
     """
-    results, notes = results_console(), notes_console()
+    requirements = tuple(parse_requirement(text) for text in require or ())
+    objective = parse_objective(minimize, maximize)
     settings = make_settings(
         quick=quick,
         device=device,
         threads=threads,
-        min_time_s=min_time,
-        iterations=iterations,
+        rounds=rounds,
+        round_s=round_time,
+        load_fps=load_fps,
+        deadline_ms=deadline_ms,
+        requests=requests,
+        batch_sizes=batch_sizes,
         reference=reference,
-        baselines=baselines,
+        baseline=baseline,
+        simple_method=simple_method,
     )
+    results, notes = results_console(), notes_console()
     if data is None:
         notes.print("No --data: the sample images are timed, and no accuracy is measured.", soft_wrap=True)
     with _progress(notes) as progress:
-        found = run_suite(bundles, data, settings, report_folder=report, progress=progress)
+        found = run_suite(
+            bundles,
+            data,
+            settings,
+            requirements=requirements,
+            objective=objective,
+            report_folder=report,
+            progress=progress,
+        )
     _show(found, results, notes)
     if report is not None:
-        notes.print(f"Written: {report / REPORT_FILE}, {report / MARKDOWN_FILE}", soft_wrap=True)
+        written = ", ".join(str(report / name) for name in (HTML_FILE, MARKDOWN_FILE, REPORT_FILE))
+        notes.print(f"Written: {written}", markup=False, soft_wrap=True)
+    if found.interrupted_because is not None:
+        raise typer.Exit(EXIT_INTERRUPTED)
     if not found.any_ran:
         raise typer.Exit(EXIT_NONE_RAN)
+    if requirements and found.recommendation is not None and found.recommendation.chosen is None:
+        raise typer.Exit(EXIT_GATE)
+
+
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="The report to compare with, or its folder.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The report in question, or its folder.")],
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO",
+            help="End with 3 if a bundle is certainly worse by more than that, such as 1.10.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC",
+            help=f"May be repeated; p50_ms if none is given. Metrics: {', '.join(RATIO_METRICS)}.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_different_machine: Annotated[
+        bool, typer.Option("--allow-different-machine", help="Compare although the machines differ.")
+    ] = False,
+    allow_different_models: Annotated[
+        bool, typer.Option("--allow-different-models", help="Compare although bundles of one name hold other models.")
+    ] = False,
+) -> None:
+    """Compare two benchmarks of the same bundles, from their raw samples: a gate for CI.
+
+    A ratio above 1 is worse, whatever the metric. With --fail-above the gate fails, exit code 3, where the whole 95 %
+    interval of a ratio lies above the limit: the bundle is certainly worse by more than that. Where the interval only
+    reaches across the limit, that is said and does not fail; take more rounds to know. A bundle that ran in OLD and not
+    in NEW fails as well.
+    """
+    found = compare_reports(
+        old,
+        new,
+        metrics=metric or ["p50_ms"],
+        allow_different_machine=allow_different_machine,
+        allow_different_models=allow_different_models,
+    )
+    console = results_console()
+    for line in gate_lines(found, fail_above):
+        console.print(line, markup=False, soft_wrap=True)
+    if fail_above is not None and found.fails(fail_above):
+        raise typer.Exit(EXIT_GATE)
 
 
 def make_settings(
     *,
-    quick: bool,
-    device: str,
-    threads: int | None,
-    min_time_s: float | None,
-    iterations: int | None,
-    reference: str | None,
-    baselines: bool,
+    quick: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    rounds: int | None = None,
+    round_s: float | None = None,
+    load_fps: str | None = None,
+    deadline_ms: float | None = None,
+    requests: str | None = None,
+    batch_sizes: str | None = None,
+    reference: str | None = None,
+    baseline: str | None = None,
+    simple_method: bool = False,
 ) -> SuiteSettings:
-    """Return the settings that the options stand for."""
+    """Return the settings that the options stand for.
+
+    Raises:
+        UsageError: a value makes no sense.
+    """
     settings = SuiteSettings.make_quick() if quick else SuiteSettings()
-    rules = settings.rules
-    if iterations is not None:
-        rules = replace(rules, iterations=iterations)
-    if min_time_s is not None:
-        # Asking for longer than the usual limit moves the limit.
-        rules = replace(rules, min_time_s=min_time_s, max_time_s=max(min_time_s, rules.max_time_s))
-    return settings.model_copy(
-        update={"device": device, "threads": threads, "rules": rules, "reference": reference, "baselines": baselines}
-    )
+    changes = {
+        "device": device,
+        "threads": threads,
+        "rounds": settings.rounds if rounds is None else rounds,
+        "rules": settings.rules if round_s is None else replace(settings.rules, round_s=round_s),
+        "throughput_s": settings.throughput_s if round_s is None else round_s,
+        "load_fps": _numbers("--load-fps", load_fps),
+        "deadline_ms": deadline_ms,
+        "requests": tuple(map(int, _numbers("--requests", requests, whole=True))),
+        "batch_sizes": tuple(map(int, _numbers("--batch-sizes", batch_sizes, whole=True))),
+        "reference": reference,
+        "baseline": baseline,
+        "simple_method": simple_method,
+    }
+    return make_record(SuiteSettings, {**dict(settings), **changes})
+
+
+def _numbers(option: str, text: str | None, *, whole: bool = False) -> tuple[float, ...]:
+    """Read positive numbers that are separated by commas."""
+    found: list[float] = []
+    for word in [] if text is None else text.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf") or (whole and value != int(value)):
+            kind = "whole numbers" if whole else "numbers"
+            raise UsageError(f"{option} is {text!r}; expected {kind} above 0, separated by commas, as {option} 1,4")
+        found.append(value)
+    return tuple(dict.fromkeys(found))
 
 
 def _show(report: Report, results: Console, notes: Console) -> None:
     results.print(result_table(report, results.width))
-    for line in reasons(report):
+    for line in (*reasons(report), "", *verdict_lines(report)):
         results.print(line, markup=False, soft_wrap=True)
-    if any(bundle.latency and not bundle.latency.engine.is_stable for bundle in report.bundles):
+    if any(bundle.latency and not bundle.latency.file.is_stable for bundle in report.bundles):
         results.print("~ not stable: see the warnings")
+    if report.interrupted_because is not None:
+        print_warning(f"not complete: {report.interrupted_because}; what is shown comes from complete rounds")
     for note in (*report.data.notes, *report.reference_notes):
         notes.print(note, markup=False, soft_wrap=True)
     for warning in report.warnings:
@@ -126,14 +288,14 @@ def _show(report: Report, results: Console, notes: Console) -> None:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[SuiteProgress], None]]:
-    """Show what is being measured: a bar on a terminal, else a line for each bundle."""
+    """Show what is being measured: a bar on a terminal, else a line for each round."""
     if not console.is_terminal:
         seen: set[str] = set()
 
         def tell(now: SuiteProgress) -> None:
-            if now.bundle not in seen:
-                seen.add(now.bundle)
-                console.print(f"{now.bundle}: measuring ({now.step} of {now.n_steps} steps done)", soft_wrap=True)
+            if now.doing not in seen:
+                seen.add(now.doing)
+                console.print(f"{now.doing} ({now.step} of {now.n_steps} steps done)", soft_wrap=True)
 
         yield tell
         return

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from vae_edge.benchmarks.estimates import Interval
+
 ABSENT = "-"
 MIB = 1024 * 1024
 
@@ -41,6 +45,13 @@ def relative(difference: float | None, scale: float | None) -> str:
     if difference is None:
         return ABSENT
     return f"{difference:.1e}" + (f" ({difference / scale:.1e})" if scale else "")
+
+
+def with_interval(value: float | None, interval: Interval | None, form: Callable[[float | None], str]) -> str:
+    """Return a value with the ends of its interval, all in one form: `4.56 (4.51 to 4.63)`."""
+    if value is None or interval is None:
+        return form(value)
+    return f"{form(value)} ({form(interval.low)} to {form(interval.high)})"
 
 
 def _significant(value: float | None) -> str:

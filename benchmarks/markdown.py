@@ -1,88 +1,134 @@
-"""The report for a pull request: tables first, then the machine and how it was measured."""
+"""The report for a pull request: the verdict first, then tables with intervals, then why to believe them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from vae_edge.benchmarks.formats import ABSENT, mebibytes, milliseconds, percent, rate, relative, seconds, share
-from vae_edge.benchmarks.latency import WIDE_DRIFT, WIDE_SPREAD, LatencyStatistics
-from vae_edge.benchmarks.report import BundleResult, DataRecord, Report
-from vae_edge.train.metrics import Metrics
-
-_MOST_NAMES = 10
+from vae_edge.benchmarks.formats import ABSENT, mebibytes, milliseconds, percent, rate, seconds, share, with_interval
+from vae_edge.benchmarks.markdown_accuracy import accuracy_section, parity_section
+from vae_edge.benchmarks.markdown_method import machine_section, method_section
+from vae_edge.benchmarks.markdown_tables import bullets, cell, table
+from vae_edge.benchmarks.report import BundleResult, Report
 
 
 def to_markdown(report: Report) -> str:
     """Return the report as GitHub-flavoured Markdown. Every number in it is one of the report's."""
     parts = [
         "# vae-edge benchmark",
-        _summary(report),
+        _verdict(report),
         _warnings(report),
-        "## Speed and size",
-        _speed_table(report),
+        "## Bundles",
+        _bundle_table(report),
         _unable(report),
-        "## Latency in detail",
+        "## Latency",
         _latency_table(report),
+        _stage_table(report),
+        _throughput_table(report),
+        _load_table(report),
+        _start_table(report),
         "## Accuracy",
-        _accuracy_table(report),
-        _per_defect_table(report),
+        accuracy_section(report),
         "## Against the reference",
-        _comparison_table(report),
+        parity_section(report),
         "## Machine",
-        _machine(report),
+        machine_section(report),
         "## How it was measured",
-        _method(report),
+        method_section(report),
+        "## How to reproduce",
+        f"```\n{report.reproduce}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(report: Report) -> str:
+def _verdict(report: Report) -> str:
     ran = sum(bundle.has_run for bundle in report.bundles)
-    machine = report.machine
-    quick = ", quick run" if report.settings.quick else ""
-    return (
-        f"{ran} of {len(report.bundles)} bundles ran on {machine.processor or machine.architecture} "
-        f"({machine.cores_usable} cores), {report.created_utc}, vae-edge {machine.vae_edge}{quick}. "
-        f"Data: {report.data.source}."
+    machine, found = report.machine, report.recommendation
+    place = machine.board or machine.processor or machine.architecture
+    facts = (
+        f"{ran} of {len(report.bundles)} bundles ran on {place} ({machine.cores_usable} cores), {report.created_utc}, "
+        f"vae-edge {machine.vae_edge}{', quick run' if report.settings.quick else ''}. Data: {report.data.source}."
     )
+    lines = [facts]
+    if report.interrupted_because is not None:
+        lines.insert(0, f"**Not complete**: {report.interrupted_because}. What is here comes from complete rounds.")
+    if found is None:
+        return "\n\n".join(lines)
+    verdict = "**No bundle fits.**" if found.chosen is None else f"**Put `{found.chosen}` on this device.**"
+    lines.insert(0, f"{verdict} {cell(found.why)} The rule: {cell(found.rule)}.")
+    others = []
+    for judgement in found.judgements:
+        said = "; ".join((*judgement.reasons, *judgement.caveats))
+        if said:
+            mark = "" if judgement.fits else "does not fit: "
+            others.append(f"{judgement.bundle}: {mark}{said}")
+    return "\n\n".join([*lines, *([bullets(others)] if others else [])])
 
 
 def _warnings(report: Report) -> str:
-    return "\n".join(f"> - {_cell(warning)}" for warning in report.warnings)
+    return "\n".join(f"> - {cell(warning)}" for warning in report.warnings)
 
 
-def _speed_table(report: Report) -> str:
+def _bundle_table(report: Report) -> str:
     header = [
-        "bundle", "device", "engine p50 ms", "p90", "p99", "predict p50 ms", "file to verdict p50 ms", "images/s",
-        "first verdict s", "peak memory MiB", "on disk MiB",
+        "bundle", "file to verdict p50 ms", "p99 ms", "ratio", "images/s", "first verdict s", "memory MiB", "disk MiB",
+        "image AUROC", "flips",
     ]  # fmt: skip
     rows = []
     for bundle in report.bundles:
         if not bundle.has_run:
-            rows.append([bundle.name, "did not run", *[ABSENT] * 8, mebibytes(bundle.size_bytes)])
+            rows.append([bundle.name, "did not run", *[ABSENT] * 5, mebibytes(bundle.size_bytes), *[ABSENT] * 2])
             continue
-        latency = bundle.latency
+        stream = bundle.throughput.default if bundle.throughput else None
+        start = bundle.start.warm if bundle.start else None
+        metrics = bundle.accuracy.metrics if bundle.accuracy else None
         rows.append(
             [
                 bundle.name,
-                bundle.device or ABSENT,
-                *(_with_mark(latency.engine, value) if latency else ABSENT for value in ("p50_ms", "p90_ms", "p99_ms")),
-                _with_mark(latency.predict, "p50_ms") if latency else ABSENT,
-                _with_mark(latency.file, "p50_ms") if latency else ABSENT,
-                rate(bundle.throughput.images_per_s if bundle.throughput else None),
-                seconds(bundle.start.first_result_s if bundle.start else None),
+                _latency(bundle, "p50_ms") + ("" if bundle.latency and bundle.latency.file.is_stable else " ~"),
+                _latency(bundle, "p99_ms"),
+                _ratio(bundle),
+                with_interval(stream.images_per_s, stream.interval, rate) if stream else ABSENT,
+                with_interval(start.first_result_s, start.interval, seconds) if start else ABSENT,
                 mebibytes(bundle.memory.peak_resident_bytes if bundle.memory else None),
                 mebibytes(bundle.size_bytes),
+                with_interval(metrics.image_auroc, bundle.accuracy.intervals.get("image_auroc"), share)
+                if metrics and bundle.accuracy
+                else ABSENT,
+                flips(bundle),
             ]
         )
-    return _table(header, rows) + "\n\n`~`: not stable, see the warnings."
+    legend = "In brackets 95 % confidence intervals; `~`: not stable, see the warnings."
+    if report.baseline is not None:
+        legend += f" The ratio is of the p50 to that of {report.baseline}, paired by round."
+    return f"{table(header, rows)}\n\n{legend}"
+
+
+def flips(bundle: BundleResult) -> str:
+    """Return how many verdicts differ from the reference's, and how many of these without being near the threshold."""
+    if bundle.is_reference:
+        return "ref"
+    found = bundle.comparison
+    if found is None:
+        return ABSENT
+    unexplained = f", {found.unexplained_flips} unexplained" if found.label_flips else ""
+    return f"{found.label_flips}/{found.n_images}{unexplained}"
+
+
+def _latency(bundle: BundleResult, figure: str) -> str:
+    if bundle.latency is None:
+        return ABSENT
+    file = bundle.latency.file
+    return with_interval(getattr(file, figure), file.intervals.get(figure), milliseconds)
+
+
+def _ratio(bundle: BundleResult) -> str:
+    if bundle.is_baseline:
+        return "1"
+    ratio = bundle.ratios.get("p50_ms")
+    return ABSENT if ratio is None else with_interval(ratio.value, ratio.interval, lambda value: f"{value:.2f}")
 
 
 def _unable(report: Report) -> str:
-    lines = [
-        f"- {bundle.name}: {_cell(bundle.not_run_because or '')}" for bundle in report.bundles if not bundle.has_run
-    ]
-    return "Did not run:\n\n" + "\n".join(lines) if lines else ""
+    lines = [f"{bundle.name}: {bundle.not_run_because}" for bundle in report.bundles if not bundle.has_run]
+    return "Did not run:\n\n" + bullets(lines) if lines else ""
 
 
 def _latency_table(report: Report) -> str:
@@ -90,177 +136,85 @@ def _latency_table(report: Report) -> str:
     for bundle in report.bundles:
         if bundle.latency is None:
             continue
-        for what in ("engine", "predict", "file", "decode", "resize"):
-            statistics: LatencyStatistics = getattr(bundle.latency, what)
-            values = [
-                statistics.min_ms, statistics.mean_ms, statistics.p50_ms, statistics.p90_ms, statistics.p95_ms,
-                statistics.p99_ms, statistics.max_ms, statistics.std_ms,
-            ]  # fmt: skip
-            stable = "yes" if statistics.is_stable else "no"
-            rows.append([bundle.name, what, str(statistics.n), *(milliseconds(value) for value in values), stable])
+        for what in ("engine", "predict", "file"):
+            found = getattr(bundle.latency, what)
+            middle = [
+                with_interval(getattr(found, figure), found.intervals.get(figure), milliseconds)
+                for figure in ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms")
+            ]
+            ends = [milliseconds(found.max_ms), milliseconds(found.std_ms), "yes" if found.is_stable else "no"]
+            rows.append([bundle.name, what, str(found.n), milliseconds(found.min_ms), *middle, *ends])
     header = ["bundle", "what", "n", "min ms", "mean", "p50", "p90", "p95", "p99", "max", "std", "stable"]
-    return _table(header, rows) if rows else "No bundle ran."
+    return table(header, rows) if rows else "No bundle ran."
 
 
-def _accuracy_table(report: Report) -> str:
-    judged = _judged(report)
-    if not judged:
-        return f"Not measured: {report.data.no_accuracy_because or 'no bundle ran'}."
-    header = [
-        "bundle", "image AUROC", "image AUPR", "F1", "recall", "false alarms", "pixel AUROC", "AUPRO",
-    ]  # fmt: skip
+def _stage_table(report: Report) -> str:
+    found = [(bundle.name, bundle.stages) for bundle in report.bundles if bundle.stages is not None]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(stage.name for _, record in found for stage in record.stages))
+    rows = []
+    for name, record in found:
+        by_name = {stage.name: stage.p50_ms for stage in record.stages}
+        rows.append(
+            [
+                name,
+                *(milliseconds(by_name.get(stage)) for stage in names),
+                milliseconds(record.sum_ms),
+                milliseconds(record.end_to_end_ms),
+            ]
+        )
+    notes = "; ".join(dict.fromkeys(record.note for _, record in found))
+    header = ["bundle", *names, "sum", "end to end"]
+    return f"Where the time goes, medians in ms of each step alone:\n\n{table(header, rows)}\n\n{cell(notes)}."
+
+
+def _throughput_table(report: Report) -> str:
     rows = [
         [
-            name,
-            share(metrics.image_auroc),
-            share(metrics.image_aupr),
-            share(metrics.image_f1),
-            percent(metrics.recall),
-            percent(metrics.false_alarm_rate),
-            share(metrics.pixel_auroc),
-            share(metrics.aupro),
+            bundle.name,
+            "default" if record.requests is None else str(record.requests),
+            str(record.batch_size),
+            record.layout,
+            with_interval(record.images_per_s, record.interval, rate),
         ]
-        for name, metrics in judged
+        for bundle in report.bundles
+        if bundle.throughput is not None and bundle.throughput.sweep
+        for record in (bundle.throughput.default, *bundle.throughput.sweep)
     ]
-    return f"{_test_set(report.data)}\n\n{_table(header, rows)}"
+    return "Throughput:\n\n" + table(["bundle", "requests", "batch", "layout", "images/s"], rows) if rows else ""
 
 
-def _test_set(data: DataRecord) -> str:
-    return (
-        f"{data.n_test_normal} good and {data.n_test_anomalous} defective test images, {data.n_with_mask} with masks. "
-        "F1, recall and false alarms are at each bundle's own threshold, which was fitted on other images."
-    )
+def _load_table(report: Report) -> str:
+    rows = [
+        [
+            bundle.name,
+            f"{record.fps:g}",
+            milliseconds(record.deadline_ms),
+            with_interval(record.missed_share, record.missed_interval, percent),
+            with_interval(record.latency.p50_ms, record.latency.intervals.get("p50_ms"), milliseconds),
+            with_interval(record.latency.p99_ms, record.latency.intervals.get("p99_ms"), milliseconds),
+            "yes" if record.keeps_up else "no",
+        ]
+        for bundle in report.bundles
+        for record in bundle.load
+    ]
+    header = ["bundle", "images/s", "deadline ms", "missed", "p50 ms", "p99 ms", "keeps up"]
+    return "Under load, from when an image was due to its verdict:\n\n" + table(header, rows) if rows else ""
 
 
-def _per_defect_table(report: Report) -> str:
-    judged = _judged(report)
-    defects = sorted({defect for _, metrics in judged for defect in metrics.per_defect})
-    if not defects:
-        return ""
+def _start_table(report: Report) -> str:
     rows = []
-    for defect in defects:
-        counts = [metrics.per_defect[defect].n for _, metrics in judged if defect in metrics.per_defect]
-        cells = []
-        for _, metrics in judged:
-            found = metrics.per_defect.get(defect)
-            cells.append(f"{share(found.image_auroc)} / {share(found.pixel_auroc)}" if found else ABSENT)
-        rows.append([defect, str(counts[0]), *cells])
-    title = "AUROC of each defect class, image / pixel, against all good test images:"
-    return f"{title}\n\n{_table(['defect', 'images', *(name for name, _ in judged)], rows)}"
-
-
-def _judged(report: Report) -> list[tuple[str, Metrics]]:
-    judged = [(bundle.name, bundle.accuracy) for bundle in report.bundles if bundle.accuracy is not None]
-    same_size = len({(record.height, record.width) for record in report.baselines}) == 1
-    for record in report.baselines:
-        name = f"baseline: {record.name}"
-        judged.append((name if same_size else f"{name} {record.height}x{record.width}", record.metrics))
-    return judged
-
-
-def _comparison_table(report: Report) -> str:
-    notes = "\n".join(f"- {note}" for note in report.reference_notes)
-    compared = [bundle for bundle in report.bundles if bundle.comparison is not None]
-    if not compared:
-        return notes
-    header = ["bundle", "reference", "images", "label flips", "largest score difference", "largest map difference",
-              "rank correlation"]  # fmt: skip
-    table = _table(header, [_comparison_row(bundle) for bundle in compared])
-    flipped = [
-        f"- {bundle.name}: {_names(bundle.comparison.flipped_images)}"
-        for bundle in compared
-        if bundle.comparison is not None and bundle.comparison.flipped_images
-    ]
-    legend = (
-        f"On {report.data.n_judged} {report.data.judged}. A flip is an image that one calls anomalous and the other "
-        "does not, each by its own threshold; in brackets the difference as a share of the reference's largest value."
-    )
-    return "\n\n".join([notes, legend, table, *(["Flipped:\n\n" + "\n".join(flipped)] if flipped else [])])
-
-
-def _comparison_row(bundle: BundleResult) -> list[str]:
-    found = bundle.comparison
-    assert found is not None
-    return [
-        bundle.name,
-        found.reference if found.same_run else f"{found.reference} (another training run)",
-        str(found.n_images),
-        str(found.label_flips),
-        relative(found.max_score_difference, found.reference_score_scale),
-        relative(found.max_map_difference, found.reference_map_scale),
-        ABSENT if found.score_rank_correlation is None else f"{found.score_rank_correlation:.6f}",
-    ]
-
-
-def _machine(report: Report) -> str:
-    machine = report.machine
-    load = [value for value in (machine.load_average_start, machine.load_average_end) if value is not None]
-    runtimes = sorted({bundle.runtime for bundle in report.bundles if bundle.runtime})
-    cores = f"{machine.cores_usable} usable" + (
-        f", {machine.cores_physical} physical" if machine.cores_physical else ""
-    )
-    facts = {
-        "board": machine.board,
-        "processor": machine.processor,
-        "cores": cores,
-        "instruction sets": ", ".join(machine.processor_flags),
-        "frequency governor": machine.frequency_governor,
-        "memory": f"{mebibytes(machine.memory_bytes)} MiB" if machine.memory_bytes else None,
-        "GPU": "; ".join(machine.gpus),
-        "system": f"{machine.system}, {machine.architecture}",
-        "Python": machine.python,
-        "runtimes": ", ".join(runtimes),
-        "packages": ", ".join(f"{name} {version}" for name, version in machine.packages.items()),
-        "load average, start and end": ", ".join(map(str, load)),
-    }
-    return _table(["fact", "value"], [[name, value] for name, value in facts.items() if value])
-
-
-def _method(report: Report) -> str:
-    settings, rules, data = report.settings, report.settings.rules, report.data
-    threads = "the runtime's own choice" if settings.threads is None else str(settings.threads)
-    lines = [
-        f"Each bundle in processes of its own; device `{settings.device}`, threads: {threads}.",
-        "Latency: one image at a time, synchronous, host array in to host result out, `time.perf_counter_ns`, "
-        f"{data.n_timing_images} real images ({', '.join(data.timing_image_sizes)}) in rotation. Warm-up of "
-        f"{rules.warmup_s:g} s and {rules.warmup_iterations} iterations; then {rules.iterations} iterations that take "
-        f"at least {rules.min_time_s:g} s, or {rules.max_time_s:g} s, whichever comes first.",
-        "engine: `Backend.run` of a prepared image. predict: `Detector.predict` of a decoded image. file: "
-        "`Detector.predict` of an image file. decode and resize: that step alone.",
-        "Percentiles by nearest rank. Stable: standard deviation below "
-        f"{WIDE_SPREAD:.0%} of the mean, medians of the two halves within {WIDE_DRIFT:.0%}.",
-        f"images/s: `Detector.stream` over image files for {settings.throughput_s:g} s, in a run of its own.",
-        f"First verdict: from before a fresh Python process is created until its verdict on an image file is known; "
-        f"median of {settings.n_starts}. The files are in the system's cache after the first.",
-        "Peak memory: largest resident memory of these processes, which open the bundle and predict "
-        f"{min(settings.n_memory_images, data.n_timing_images)} image files one by one; libraries included, a GPU's "
-        "memory not.",
-    ]
-    lines += [f"Data: {note}." for note in data.notes]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _with_mark(statistics: LatencyStatistics, value: str) -> str:
-    return milliseconds(getattr(statistics, value)) + ("" if statistics.is_stable else " ~")
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(f"`{name}`" for name in names[:_MOST_NAMES]) + more
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: names to the left, numbers to the right."""
-    lines = ["| " + " | ".join(header) + " |"]
-    numeric = [
-        all(row[i][:1].isdigit() or row[i] == ABSENT for row in rows) and any(row[i] != ABSENT for row in rows)
-        for i in range(len(header))
-    ]
-    lines.append("|" + "|".join("---:" if is_number else "---" for is_number in numeric) + "|")
-    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Keep a text in its cell: a line break or a bar would end it."""
-    return " ".join(text.split()).replace("|", "\\|")
+    for bundle in report.bundles:
+        if bundle.start is None:
+            continue
+        for kind, found in (("warm", bundle.start.warm), ("cold", bundle.start.cold)):
+            if found is None:
+                continue
+            parts = (found.process_s, found.import_s, found.runtime_import_s, found.open_s, found.first_predict_s)
+            total = with_interval(found.first_result_s, found.interval, seconds)
+            rows.append([bundle.name, kind, str(found.n_starts), total, *map(seconds, parts)])
+    header = [
+        "bundle", "start", "n", "first verdict s", "process", "import", "import runtime", "load", "first image",
+    ]  # fmt: skip
+    return "Time to the first verdict, medians:\n\n" + table(header, rows) if rows else ""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from vae_edge.benchmarks.estimates import FEW_ROUNDS
 from vae_edge.benchmarks.machine import MachineFacts
+from vae_edge.benchmarks.measured import RoundRecord
 from vae_edge.benchmarks.processor_load import BUSY_CORES, STOLEN_SHARE
 from vae_edge.benchmarks.report import BundleResult
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.decision import too_few_normals
 from vae_edge.manifest import Manifest
+
+SLOWER_CLOCK = 0.05
+"""Change of the spin between rounds from which the clock is said to have drifted."""
+
+_FEW_SAMPLES = 100
+_FEW_NORMALS = 30
 
 
 def machine_warnings(machine: MachineFacts, settings: SuiteSettings) -> list[str]:
@@ -15,6 +25,12 @@ def machine_warnings(machine: MachineFacts, settings: SuiteSettings) -> list[str
     found = []
     if settings.quick:
         found.append("quick run: too short to compare machines or versions by; leave out --quick for that")
+    if settings.rounds < FEW_ROUNDS:
+        few = f"{settings.rounds} round{'s' * (settings.rounds > 1)}"
+        found.append(
+            f"{few} only: {'there are no intervals' if settings.rounds == 1 else 'the intervals are too narrow'}; "
+            f"take {FEW_ROUNDS} or more, better 10"
+        )
     load = machine.load_average_start
     if load is not None and load > 0.5 * machine.cores_usable:
         found.append(
@@ -29,49 +45,98 @@ def machine_warnings(machine: MachineFacts, settings: SuiteSettings) -> list[str
     return found
 
 
-def busy_warnings(name: str, foreign_cores: float | None, stolen_share: float | None) -> list[str]:
-    """Return what disturbed one bundle's latencies.
+def bundle_warnings(result: BundleResult, manifest: Manifest, settings: SuiteSettings) -> list[str]:
+    """Return what speaks against one bundle's numbers."""
+    found = [
+        *_latency_warnings(result),
+        *round_warnings(result.rounds),
+        *_device_warnings(result, settings),
+        *_accuracy_warnings(result),
+    ]
+    if not manifest.verified:
+        found.append(f"its thresholds are not its own ({manifest.not_verified_because or 'not verified'})")
+    few = too_few_normals(manifest.thresholds)
+    if few is not None:
+        found.append(few)
+    return [f"{result.name}: {warning}" for warning in found]
 
-    Args:
-        name: the bundle.
-        foreign_cores: cores that other programs kept busy on average.
-        stolen_share: share of processor time that a virtual machine did not get, 0 to 1.
-    """
+
+def round_warnings(rounds: Sequence[RoundRecord]) -> list[str]:
+    """Return what disturbed the rounds of one bundle: other programs, a virtual machine's host, the clock, heat."""
     found = []
-    if foreign_cores is not None and foreign_cores > BUSY_CORES:
+    busy = [each.foreign_cores for each in rounds if each.foreign_cores is not None and each.foreign_cores > BUSY_CORES]
+    if busy:
         found.append(
-            f"{name}: other programs kept {foreign_cores:.1f} cores busy while latencies were measured; "
+            f"other programs kept up to {max(busy):.1f} cores busy in {len(busy)} of {len(rounds)} rounds; "
             "stop them and measure again"
         )
-    if stolen_share is not None and stolen_share > STOLEN_SHARE:
+    stolen = [
+        each.stolen_share for each in rounds if each.stolen_share is not None and each.stolen_share > STOLEN_SHARE
+    ]
+    if stolen:
         found.append(
-            f"{name}: the virtual machine's host gave {stolen_share:.0%} of the processor time to others; "
-            "measure on a machine of its own"
+            f"the virtual machine's host gave up to {max(stolen):.0%} of the processor time to others in {len(stolen)} "
+            f"of {len(rounds)} rounds; measure on a machine of its own"
         )
+    spins = [min(each.spin_before_ms, each.spin_after_ms) for each in rounds]
+    if spins and max(spins) > (1 + SLOWER_CLOCK) * min(spins):
+        found.append(
+            f"the clock drifted: the same arithmetic took {min(spins):.2f} to {max(spins):.2f} ms in different rounds; "
+            "let the device cool down, fix its clock, and stop what else runs"
+        )
+    throttled = sum(each.n_throttled or 0 for each in rounds)
+    if throttled:
+        found.append(f"the processor slowed down for heat {throttled} times; improve its cooling, or lower its clock")
     return found
 
 
-def bundle_warnings(result: BundleResult, manifest: Manifest) -> list[str]:
-    """Return what speaks against one bundle's numbers."""
-    found: list[str] = []
-    unstable: list[str] = []
-    few_samples: list[str] = []
-    if result.latency is not None:
-        for what in ("engine", "predict", "file"):
-            statistics = getattr(result.latency, what)
-            if statistics.unstable_because:
-                unstable.append(f"{what} ({'; '.join(statistics.unstable_because)})")
-            if statistics.n < 100:
-                few_samples.append(f"{what} ({statistics.n})")
+def _latency_warnings(result: BundleResult) -> list[str]:
+    if result.latency is None:
+        return []
+    found, unstable, few_samples = [], [], []
+    for what in ("engine", "predict", "file"):
+        statistics = getattr(result.latency, what)
+        if statistics.unstable_because:
+            unstable.append(f"{what} ({'; '.join(statistics.unstable_because)})")
+        if statistics.n < _FEW_SAMPLES:
+            few_samples.append(f"{what} ({statistics.n})")
     if unstable:
-        found.append(f"{result.name}: latency not stable: {', '.join(unstable)}; measure longer, on a quiet machine")
+        found.append(f"latency not stable: {', '.join(unstable)}; measure longer, on a quiet machine")
     if few_samples:
-        found.append(f"{result.name}: p99 is the maximum, there are fewer than 100 samples: {', '.join(few_samples)}")
-    if not manifest.verified:
+        found.append(f"p99 is the maximum, there are fewer than {_FEW_SAMPLES} samples: {', '.join(few_samples)}")
+    found += [
+        f"it does not keep up with {load.fps:g} images/s: they pile up, and latencies under that load grow with time"
+        for load in result.load
+        if not load.keeps_up
+    ]
+    return found
+
+
+def _device_warnings(result: BundleResult, settings: SuiteSettings) -> list[str]:
+    found = [f"as it was loaded: {note}" for note in result.notes]
+    asked, used = settings.device.strip().lower(), result.device
+    if used is not None and asked != "auto" and used.partition(":")[0] != asked.partition(":")[0]:
+        found.append(f"it runs on {used} although {asked} was asked for ({result.device_reason})")
+    elif used is not None and result.device_reason is not None and "because:" in result.device_reason:
+        # A runtime that has a faster device and could not start it.
+        found.append(f"it fell back to {used}: {result.device_reason}")
+    return found
+
+
+def _accuracy_warnings(result: BundleResult) -> list[str]:
+    if result.accuracy is None:
+        return []
+    found = []
+    promise = result.accuracy.promise
+    if promise is not None and not promise.is_kept:
         found.append(
-            f"{result.name}: its thresholds are not its own ({manifest.not_verified_because or 'not verified'})"
+            f"it called {promise.n_false_alarms} of {promise.n_normal} good test images anomalous, certainly more "
+            f"({promise.interval.low:.1%} or above) than the {promise.promised_rate:.1%} that it promises; "
+            "re-fit its thresholds on this device: vae-edge verify"
         )
-    few = too_few_normals(manifest.thresholds)
-    if few is not None:
-        found.append(f"{result.name}: {few}")
+    if promise is not None and promise.n_normal < _FEW_NORMALS:
+        found.append(
+            f"{promise.n_normal} good test images are few: the false-alarm rate may be anything up to "
+            f"{promise.interval.high:.0%}"
+        )
     return found

@@ -1,31 +1,23 @@
-"""Measuring a set of bundles, comparing them, and writing down what was found."""
+"""Measuring a set of bundles in rounds, comparing them, and writing down what was found."""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
-from vae_edge.benchmarks.accuracy import BaselineRecord, compare, template_baseline
+from vae_edge.benchmarks.choice_records import Objective, Requirement
+from vae_edge.benchmarks.findings import Findings, make_report
 from vae_edge.benchmarks.images import BenchmarkImages, choose_images
 from vae_edge.benchmarks.machine import machine_facts
-from vae_edge.benchmarks.markdown import to_markdown
-from vae_edge.benchmarks.measurement import Row, Steps, SuiteProgress, describe, measure_row, steps_of_a_bundle
-from vae_edge.benchmarks.processor_load import load_average
-from vae_edge.benchmarks.reference import Candidate, choose_references
-from vae_edge.benchmarks.report import (
-    Report,
-    Samples,
-    check_report_folder,
-    sample_file_name,
-    write_report,
-)
+from vae_edge.benchmarks.measurement import Measurer, Row, Steps, SuiteProgress
+from vae_edge.benchmarks.report import Report
+from vae_edge.benchmarks.report_files import check_report_folder, write_report
 from vae_edge.benchmarks.reservations import machine_warnings
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.bundle import bundles_in
 from vae_edge.errors import InputError, UsageError, VaeEdgeError
-from vae_edge.image import Preparation
 from vae_edge.train.inspection_set import InspectionSet
 
 
@@ -34,62 +26,61 @@ def run_suite(
     data: str | Path | InspectionSet | None = None,
     settings: SuiteSettings | None = None,
     *,
+    requirements: Sequence[Requirement] = (),
+    objective: Objective | None = None,
     report_folder: Path | None = None,
     progress: Callable[[SuiteProgress], None] | None = None,
 ) -> Report:
     """Measure bundles on this machine.
 
-    A bundle that cannot run stays in the report with the reason and keeps none of the others from running.
+    A bundle that cannot run stays in the report with the reason and keeps none of the others from running. Ctrl-C after
+    the first complete round of a bundle ends the measuring; the report is made of what is complete and says so.
 
     Args:
         bundles: bundles, or folders of bundles.
         data: see `vae_edge.benchmarks.images.choose_images`.
         settings: how to measure; None: the defaults.
-        report_folder: where to write report.json, report.md and the raw samples; None: nothing is written.
+        requirements: what the bundle to ship has to keep.
+        objective: what it is to be the best in.
+        report_folder: where to write the reports, the raw samples and the pictures; None: nothing is written.
         progress: called when a step begins.
 
     Raises:
-        InputError: there is no bundle, the data cannot be used, the reference is none of the bundles, or the report's
-            folder holds something else.
+        InputError: there is no bundle, the data cannot be used, the reference or the baseline is none of the bundles,
+            or the report's folder holds something else.
     """
     settings = settings or SuiteSettings()
     if report_folder is not None:
         check_report_folder(report_folder)
     rows = [Row(name, folder) for name, folder in named_bundles(bundles).items()]
-    if settings.reference is not None and settings.reference not in [row.name for row in rows]:
-        raise UsageError(
-            f"the reference {settings.reference!r} is none of the bundles; "
-            f"choose from {', '.join(row.name for row in rows)}"
-        )
+    for what, asked in (("reference", settings.reference), ("baseline", settings.baseline)):
+        if asked is not None and asked not in [row.name for row in rows]:
+            raise UsageError(
+                f"the {what} {asked!r} is none of the bundles; choose from {', '.join(row.name for row in rows)}"
+            )
     machine = machine_facts()
     images = choose_images(data, settings.n_timing_images)
     warnings = machine_warnings(machine, settings)
-    n_steps = steps_of_a_bundle(settings)
-    steps = Steps(len(rows) * n_steps, progress)
+    steps = Steps(len(rows) * (settings.rounds + 2), progress)
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="vae-bench-maps-") as scratch:
-        for position, row in enumerate(rows):
-            maps_file = Path(scratch) / f"{position}.npy"
-            try:
-                warnings += measure_row(row, images, settings, maps_file, steps)
-            except VaeEdgeError as error:
-                row.result = describe(row, not_run_because=str(error))
-                steps.done = (position + 1) * n_steps
-        notes = _compare_rows(rows, images, settings.reference, warnings)
-        baselines = _baselines(rows, images) if settings.baselines else ()
-    _name_samples(rows)
-    report = Report(
-        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=settings,
-        machine=machine.model_copy(update={"load_average_end": load_average()}),
-        data=images.record,
-        reference_notes=notes,
-        bundles=tuple(row.result for row in rows),
-        baselines=baselines,
-        warnings=tuple(warnings),
-    )
+        interrupted = _measure(rows, images, settings, Path(scratch), steps)
+        report, files = make_report(
+            Findings(
+                rows=rows,
+                images=images,
+                settings=settings,
+                machine=machine,
+                warnings=tuple(warnings),
+                interrupted_because=interrupted,
+                elapsed_s=time.perf_counter() - begin,
+                requirements=tuple(requirements),
+                objective=objective,
+            ),
+            steps,
+        )
     if report_folder is not None:
-        samples: dict[str, Samples] = {row.result.samples_file: row.samples for row in rows if row.result.samples_file}
-        write_report(report_folder, report, to_markdown(report), samples)
+        write_report(report_folder, report, files)
     return report
 
 
@@ -113,50 +104,39 @@ def named_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _compare_rows(
-    rows: Sequence[Row], images: BenchmarkImages, asked: str | None, warnings: list[str]
-) -> tuple[str, ...]:
-    """Compare every bundle with its reference; return who is whose reference."""
-    by_name = {row.name: row for row in rows}
-    candidates = [
-        Candidate(row.name, row.manifest.target, row.manifest.precision, row.manifest.provenance.run_fingerprint)
-        for row in rows
-        if row.manifest is not None and row.outputs is not None
-    ]
-    references, notes = choose_references(candidates, asked)
-    names = [file.name for file in images.judged]
-    for name, reference_name in references.items():
-        row, reference = by_name[name], by_name[reference_name]
-        if name == reference_name:
-            row.result = row.result.model_copy(update={"is_reference": True})
-            continue
-        assert row.outputs is not None
-        assert reference.outputs is not None
-        same_run = row.result.run_fingerprint == reference.result.run_fingerprint
-        try:
-            comparison = compare(names, reference_name, reference.outputs, row.outputs, same_run=same_run)
-        except InputError as error:
-            warnings.append(f"{name}: not compared with {reference_name}: {error}")
-            continue
-        row.result = row.result.model_copy(update={"comparison": comparison})
-    return notes
+def order_of_round(rows: Sequence[Row], number: int) -> list[Row]:
+    """Return whose turn it is when in a round: each begins with another bundle."""
+    first = (number - 1) % len(rows)
+    return [*rows[first:], *rows[:first]]
 
 
-def _baselines(rows: Sequence[Row], images: BenchmarkImages) -> tuple[BaselineRecord, ...]:
-    """Measure the baseline once for every size that a model has."""
-    if not images.has_labels:
-        return ()
-    sizes: list[Preparation] = []
-    for row in rows:
-        if row.manifest is not None and row.result.has_run and row.manifest.preparation not in sizes:
-            sizes.append(row.manifest.preparation)
-    found = [template_baseline(images.train, images.judged, preparation) for preparation in sizes]
-    return tuple(record for record in found if record is not None)
-
-
-def _name_samples(rows: Sequence[Row]) -> None:
-    taken: list[str] = []
-    for row in rows:
-        if row.samples:
-            taken.append(sample_file_name(row.name, taken))
-            row.result = row.result.model_copy(update={"samples_file": taken[-1]})
+def _measure(
+    rows: Sequence[Row], images: BenchmarkImages, settings: SuiteSettings, scratch: Path, steps: Steps
+) -> str | None:
+    """Measure all rounds of all bundles; return why it ended before its time, where it did."""
+    measurer = Measurer(images, settings, scratch)
+    number = 0
+    try:
+        for row in rows:
+            steps.begin(row.name, "verdicts")
+            try:
+                measurer.take_outputs(row)
+            except VaeEdgeError as error:
+                row.failure = str(error)
+                steps.done += settings.rounds
+        for number in range(1, settings.rounds + 1):
+            for row in order_of_round(rows, number):
+                if row.failure is not None:
+                    continue
+                doing = f"round {number} of {settings.rounds}"
+                steps.begin(row.name, doing)
+                try:
+                    measurer.measure_round(row, number)
+                except VaeEdgeError as error:
+                    row.failure = str(error)
+                    steps.done += settings.rounds - number
+    except KeyboardInterrupt:
+        if not any(row.has_run for row in rows):
+            raise
+        return f"it was interrupted in round {number} of {settings.rounds}"
+    return None

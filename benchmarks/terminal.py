@@ -6,9 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from vae_edge.benchmarks.accuracy import BaselineRecord
+from vae_edge.benchmarks.accuracy_records import SimpleMethodRecord
+from vae_edge.benchmarks.estimates import Interval
 from vae_edge.benchmarks.formats import ABSENT, mebibytes, milliseconds, rate, seconds, share
-from vae_edge.benchmarks.latency import LatencyStatistics
+from vae_edge.benchmarks.measured import LatencyStatistics
 from vae_edge.benchmarks.report import BundleResult, Report
 
 _LONGEST_NAME = 28
@@ -30,26 +31,43 @@ def reasons(report: Report) -> list[str]:
     return [f"{bundle.name} did not run: {bundle.not_run_because}" for bundle in report.bundles if not bundle.has_run]
 
 
+def verdict_lines(report: Report) -> list[str]:
+    """Return the recommendation: what to ship, why, by which rule, and why not the others."""
+    found = report.recommendation
+    if found is None:
+        return []
+    lines = [f"{'No bundle fits.' if found.chosen is None else f'Put {found.chosen} on this device.'} {found.why}"]
+    lines.append(f"Rule: {found.rule}.")
+    for judgement in found.judgements:
+        if not report.bundle(judgement.bundle).has_run:
+            continue
+        said = "; ".join((*judgement.reasons, *judgement.caveats))
+        if said:
+            lines.append(f"  {judgement.bundle}: {'' if judgement.fits else 'does not fit: '}{said}")
+    return lines
+
+
 def _wide(report: Report) -> Table:
     table = _new_table(report)
     _add_columns(
-        table, "engine\np50 ms", "p99", "predict\np50 ms", "file\np50 ms", "stream\nimg/s", "first\ns",
+        table, "file\np50 ms", "\n±", "p99", "engine\np50 ms", "ratio\nfile", "stream\nimg/s", "first\ns",
         "memory\nMiB", "disk\nMiB", "image\nAUROC", "F1", "pixel\nAUROC", "flips",
     )  # fmt: skip
     for bundle in report.bundles:
         if not bundle.has_run:
-            blanks = [ABSENT] * 6
+            blanks = [ABSENT] * 7
             table.add_row(_name(bundle), "did not run", *blanks, mebibytes(bundle.size_bytes), *[ABSENT] * 4)
             continue
-        latency, metrics = bundle.latency, bundle.accuracy
+        latency, metrics = bundle.latency, bundle.accuracy.metrics if bundle.accuracy else None
         table.add_row(
             _name(bundle),
-            _p(latency.engine if latency else None),
-            _p(latency.engine if latency else None, "p99_ms", mark=False),
-            _p(latency.predict if latency else None),
             _p(latency.file if latency else None),
-            rate(bundle.throughput.images_per_s if bundle.throughput else None),
-            seconds(bundle.start.first_result_s if bundle.start else None),
+            _half_width(latency.file if latency else None),
+            _p(latency.file if latency else None, "p99_ms", mark=False),
+            _p(latency.engine if latency else None),
+            _ratio(bundle),
+            rate(bundle.throughput.default.images_per_s if bundle.throughput else None),
+            seconds(bundle.start.warm.first_result_s if bundle.start else None),
             mebibytes(bundle.memory.peak_resident_bytes if bundle.memory else None),
             mebibytes(bundle.size_bytes),
             share(metrics.image_auroc if metrics else None),
@@ -57,17 +75,16 @@ def _wide(report: Report) -> Table:
             share(metrics.pixel_auroc if metrics else None),
             _flips(bundle),
         )
-    for record in report.baselines:
+    for record in report.simple_methods:
         found = record.metrics
-        blanks = [ABSENT] * 8
-        label = Text(_baseline_name(record), style="dim")
-        table.add_row(label, *blanks, share(found.image_auroc), ABSENT, share(found.pixel_auroc), ABSENT)
+        label = Text(_simple_name(record), style="dim")
+        table.add_row(label, *[ABSENT] * 9, share(found.image_auroc), ABSENT, share(found.pixel_auroc), ABSENT)
     return table
 
 
 def _compact(report: Report) -> Table:
     table = _new_table(report)
-    _add_columns(table, "engine\np50 ms", "p99", "file\np50 ms", "img/s", "MiB", "AUROC", "flips")
+    _add_columns(table, "file\np50 ms", "±", "p99", "img/s", "MiB", "AUROC", "flips")
     for bundle in report.bundles:
         if not bundle.has_run:
             table.add_row(_name(bundle), "did not run", *[ABSENT] * 6)
@@ -75,16 +92,16 @@ def _compact(report: Report) -> Table:
         latency = bundle.latency
         table.add_row(
             _name(bundle),
-            _p(latency.engine if latency else None),
-            _p(latency.engine if latency else None, "p99_ms", mark=False),
             _p(latency.file if latency else None),
-            rate(bundle.throughput.images_per_s if bundle.throughput else None),
+            _half_width(latency.file if latency else None),
+            _p(latency.file if latency else None, "p99_ms", mark=False),
+            rate(bundle.throughput.default.images_per_s if bundle.throughput else None),
             mebibytes(bundle.memory.peak_resident_bytes if bundle.memory else None),
-            share(bundle.accuracy.image_auroc if bundle.accuracy else None),
+            share(bundle.accuracy.metrics.image_auroc if bundle.accuracy else None),
             _flips(bundle),
         )
-    for record in report.baselines:
-        label = Text(_baseline_name(record), style="dim")
+    for record in report.simple_methods:
+        label = Text(_simple_name(record), style="dim")
         table.add_row(label, *[ABSENT] * 5, share(record.metrics.image_auroc), ABSENT)
     return table
 
@@ -92,7 +109,7 @@ def _compact(report: Report) -> Table:
 def _new_table(report: Report) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, header_style="bold", show_edge=False)
     # A name is worth more than the width of a number's column, up to a point.
-    names = [bundle.name for bundle in report.bundles] + [_baseline_name(record) for record in report.baselines]
+    names = [bundle.name for bundle in report.bundles] + [_simple_name(record) for record in report.simple_methods]
     table.add_column("bundle", overflow="fold", min_width=min(max(map(len, names)), _LONGEST_NAME))
     return table
 
@@ -102,8 +119,8 @@ def _add_columns(table: Table, *headers: str) -> None:
         table.add_column(header, justify="right", no_wrap=True)
 
 
-def _baseline_name(record: BaselineRecord) -> str:
-    return f"baseline: {record.name}"
+def _simple_name(record: SimpleMethodRecord) -> str:
+    return f"no network: {record.name}"
 
 
 def _name(bundle: BundleResult) -> Text:
@@ -114,6 +131,21 @@ def _p(statistics: LatencyStatistics | None, value: str = "p50_ms", *, mark: boo
     if statistics is None:
         return ABSENT
     return milliseconds(getattr(statistics, value)) + ("~" if mark and not statistics.is_stable else "")
+
+
+def _half_width(statistics: LatencyStatistics | None) -> str:
+    """Return the larger distance from the median to an end of its interval."""
+    interval: Interval | None = None if statistics is None else statistics.intervals.get("p50_ms")
+    if statistics is None or interval is None:
+        return ABSENT
+    return milliseconds(max(interval.high - statistics.p50_ms, statistics.p50_ms - interval.low))
+
+
+def _ratio(bundle: BundleResult) -> str:
+    if bundle.is_baseline:
+        return "base"
+    ratio = bundle.ratios.get("p50_ms")
+    return ABSENT if ratio is None else f"{ratio.value:.2f}"
 
 
 def _flips(bundle: BundleResult) -> str:

@@ -64,8 +64,9 @@ COMMANDS: dict[str, Command] = {
     "run": Command("vae_edge.cli.run:run", "Inspect images, videos or a camera with a bundle.", decodes_pictures=True),
     "bench": Command(
         "vae_edge.benchmarks.command:bench",
-        "Measure bundles on this device.",
+        "Measure bundles on this device, and say which one to ship.",
         "bench",
+        children=("compare",),
         decodes_pictures=True,
     ),
     "verify": Command(
