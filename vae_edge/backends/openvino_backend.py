@@ -57,7 +57,7 @@ class OpenVinoBackend(Backend):
         core = openvino.Core()
         device = _choose_device(core, options.device)
         try:
-            self._model = _load(core, model, inputs, device.name, options)
+            self._model, self.is_from_cache = _load(core, model, inputs, device.name, options)
             layout = Layout(
                 requests=_requests(options) or self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
                 threads=self._model.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
@@ -157,8 +157,10 @@ class _Request:
         return {name: view.copy() for name, view in self._outputs.items()}
 
 
-def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, options: RuntimeOptions) -> Any:
-    """Take the compiled model from the cache, or compile it and keep it there."""
+def _load(
+    core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, options: RuntimeOptions
+) -> tuple[Any, bool]:
+    """Take the compiled model from the cache, or compile it and keep it there; tell whether it was there."""
     plugin = device.upper()
     settings = _settings(core, model, device, options)
     key = None
@@ -175,7 +177,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
             try:
                 # Mapped, so that the weights are read once; copy-on-write, as OpenVINO shares no read-only memory.
                 blob = np.memmap(kept, dtype=np.uint8, mode="c")
-                return core.import_model(openvino.Tensor(np.asarray(blob), shared_memory=True), plugin, settings)
+                return core.import_model(openvino.Tensor(np.asarray(blob), shared_memory=True), plugin, settings), True
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
     network = core.read_model(model)
@@ -183,7 +185,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
     compiled = core.compile_model(network, plugin, settings)
     if key is not None and "EXPORT_IMPORT" in core.get_property(plugin, "OPTIMIZATION_CAPABILITIES"):
         compiled_cache.keep(key, lambda path: path.write_bytes(_exported(compiled)))
-    return compiled
+    return compiled, False
 
 
 def _exported(compiled: Any) -> bytes:
