@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -123,7 +124,9 @@ def memory(bundle: str, images: list[str], counts: list[int]) -> dict[str, Any]:
     return {"peak_bytes": peaks}
 
 
-TASKS = {task.__name__: task for task in (first, overhead, stream, onnxruntime_throughput, memory)}
+TASKS: dict[str, Callable[..., Any]] = {
+    task.__name__: task for task in (first, overhead, stream, onnxruntime_throughput, memory)
+}
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))) + "\n")
