@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install demo test lint format build clean
+.PHONY: help install demo bench-runtime test lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,6 +22,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: install ## sample data, training, every target, benchmark, report, overlays; into demo/
 	$(BIN)/vae-edge demo --out $(DEMO)
+
+bench-runtime: install ## what the Detector costs on top of the bare runtimes: overhead, throughput, start, memory; into bench/
+	$(BIN)/python -m vae_edge.benchmarks.overhead --environments --out bench
 
 test: install ## all tests that need no GPU, with coverage of lines
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered
@@ -39,4 +42,4 @@ build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets made, .venv too
-	rm -rf $(VENV) build dist demo *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class InOrder(Generic[_Item, _Result]):
         self._end: int | None = None
         """Number of batches, once it is known."""
         self._stopped = False
+        self._workers: list[threading.Thread] = []
 
     def __iter__(self) -> Iterator[_Result]:
         """Give the results; an exception of the source or of `work` is raised in its place in the order."""
@@ -66,6 +69,8 @@ class InOrder(Generic[_Item, _Result]):
             threading.Thread(target=self._run, name=f"{THREAD_PREFIX}-{number}", daemon=True)
             for number in range(self._n_workers)
         ]
+        _running.add(self)
+        self._workers = workers
         for worker in workers:
             worker.start()
         try:
@@ -74,7 +79,7 @@ class InOrder(Generic[_Item, _Result]):
                     raise results
                 yield from results
         finally:
-            self._stop(workers)
+            self.stop()
 
     def _next_results(self) -> list[_Result] | BaseException | None:
         with self._changed:
@@ -126,14 +131,26 @@ class InOrder(Generic[_Item, _Result]):
             if position == self._n_given:
                 self._changed.notify_all()
 
-    def _stop(self, workers: list[threading.Thread]) -> None:
+    def stop(self) -> None:
+        """Let the workers end and wait for them."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         stop = getattr(self._source, "stop", None)
         if callable(stop):
             stop()
-        for worker in workers:
+        for worker in self._workers:
             worker.join(_PATIENCE_S)
-        if any(worker.is_alive() for worker in workers):
+        _running.discard(self)
+        if any(worker.is_alive() for worker in self._workers):
             _log.warning("a thread still waits for the next image of its source and ends when that comes")
+
+
+_running: WeakSet[InOrder[Any, Any]] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what a program has not consumed at its end: a thread inside a runtime then would abort the process."""
+    for running in list(_running):
+        running.stop()

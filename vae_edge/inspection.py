@@ -64,7 +64,7 @@ def inspect_all(
     sinks: Sequence[Sink],
     tally: Tally,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> None:
     """Decide about every picture of a source and give each verdict to every sink, in the sinks' order.
@@ -87,7 +87,7 @@ def inspect_all(
 
 
 def decide(
-    detector: Detector, pictures: Source, batch_size: int
+    detector: Detector, pictures: Source, batch_size: int | None = None
 ) -> Generator[tuple[Picture, Prediction | VaeEdgeError], None, None]:
     """Pair every picture, in order, with its verdict or its error; each picture is decoded once.
 

@@ -105,6 +105,11 @@ class LiveVideo(Source):
         return True
 
     @property
+    def is_live(self) -> bool:
+        """Whether pictures come at their own pace: yes."""
+        return True
+
+    @property
     def n_reconnections(self) -> int:
         """How often the connection broke off and came back, in the newest iteration."""
         return 0 if self._reader is None else self._reader.n_reconnections

@@ -64,6 +64,11 @@ class Source(ABC):
         return False
 
     @property
+    def is_live(self) -> bool:
+        """Whether pictures come at their own pace from a camera or a stream, so that the newest verdict counts most."""
+        return False
+
+    @property
     def n_reconnections(self) -> int:
         """How often a camera or a stream that had broken off was found again."""
         return 0
@@ -169,6 +174,11 @@ class Chain(Source):
         return any(source.has_frames for source in self.sources)
 
     @property
+    def is_live(self) -> bool:
+        """Whether one of them is."""
+        return any(source.is_live for source in self.sources)
+
+    @property
     def n_reconnections(self) -> int:
         """The sum over all of them."""
         return sum(source.n_reconnections for source in self.sources)
@@ -205,6 +215,11 @@ class AtMost(Source):
     def has_frames(self) -> bool:
         """Whether the source has."""
         return self.source.has_frames
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the source is."""
+        return self.source.is_live
 
     @property
     def n_reconnections(self) -> int:

@@ -57,10 +57,11 @@ class OpenVinoBackend(Backend):
         core = openvino.Core()
         device = _choose_device(core, options.device)
         try:
-            self._model = _load(core, model, inputs, device.name, options)
+            self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)
+            compiled = self._loaded.model
             layout = Layout(
-                requests=_requests(options) or self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
-                threads=self._model.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
+                requests=_requests(options) or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
+                threads=compiled.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
                 batch=1,
             )
         except RuntimeError as error:
@@ -77,6 +78,11 @@ class OpenVinoBackend(Backend):
             layout=layout,
             version=f"OpenVINO {version_of(openvino)}",
         )
+
+    @property
+    def is_from_cache(self) -> bool:
+        """Whether the model was compiled by an earlier process."""
+        return self._loaded is not None and self._loaded.blob is not None
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         n_images = feeds[self.inputs[0].name].shape[0]
@@ -119,7 +125,8 @@ class OpenVinoBackend(Backend):
     def _take(self) -> _Request:
         with suppress(IndexError):
             return self._idle.pop()
-        return _Request(self._model, self.outputs)
+        assert self._loaded is not None  # Only `_free` takes it away, and nothing runs then.
+        return _Request(self._loaded, self.outputs)
 
     def _give_back(self, request: _Request) -> Tensors:
         """Wait for a request, copy its outputs and let others have it; one that has failed is left to be freed."""
@@ -130,7 +137,15 @@ class OpenVinoBackend(Backend):
     def _free(self) -> None:
         # The requests first: they refer to the model.
         self._idle.clear()
-        self._model = None
+        self._loaded = None
+
+
+class _Loaded:
+    """A compiled model, with the mapped file of the cache that its weights may be read from as long as it lives."""
+
+    def __init__(self, model: Any, blob: NDArray[np.uint8] | None = None) -> None:
+        self.model = model
+        self.blob = blob  # After the model: Python lets go of attributes in the order they were set.
 
 
 class _Request:
@@ -139,8 +154,9 @@ class _Request:
     `start_async` and `wait` on tensors that are set cost less than `infer` with its dictionaries.
     """
 
-    def __init__(self, model: Any, outputs: tuple[TensorSpec, ...]) -> None:
-        self._request = model.create_infer_request()
+    def __init__(self, loaded: _Loaded, outputs: tuple[TensorSpec, ...]) -> None:
+        self._request = loaded.model.create_infer_request()
+        self._loaded = loaded
         self._outputs = {spec.name: self._request.get_tensor(spec.name).data for spec in outputs}
         self._feeds: list[NDArray[Any]] = []
 
@@ -157,7 +173,7 @@ class _Request:
         return {name: view.copy() for name, view in self._outputs.items()}
 
 
-def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, options: RuntimeOptions) -> Any:
+def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, options: RuntimeOptions) -> _Loaded:
     """Take the compiled model from the cache, or compile it and keep it there."""
     plugin = device.upper()
     settings = _settings(core, model, device, options)
@@ -175,20 +191,21 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
             try:
                 # Mapped, so that the weights are read once; copy-on-write, as OpenVINO shares no read-only memory.
                 blob = np.memmap(kept, dtype=np.uint8, mode="c")
-                return core.import_model(openvino.Tensor(np.asarray(blob), shared_memory=True), plugin, settings)
+                content = openvino.Tensor(np.asarray(blob), shared_memory=True)
+                return _Loaded(core.import_model(content, plugin, settings), blob)
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     compiled = core.compile_model(network, plugin, settings)
     if key is not None and "EXPORT_IMPORT" in core.get_property(plugin, "OPTIMIZATION_CAPABILITIES"):
-        compiled_cache.keep(key, lambda path: path.write_bytes(_exported(compiled)))
-    return compiled
-
-
-def _exported(compiled: Any) -> bytes:
-    stream = compiled.export_model()
-    return stream if isinstance(stream, bytes) else bytes(stream.getvalue())
+        try:
+            blob = compiled.export_model().getbuffer()
+        except RuntimeError as error:
+            _log.warning("the compiled model cannot be kept for the next start: %s", error)
+        else:
+            compiled_cache.keep(key, lambda path: path.write_bytes(blob))
+    return _Loaded(compiled)
 
 
 def _requests(options: RuntimeOptions) -> int | None:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from vae_edge.backends.base import RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.model_file import ModelFileDescription, describe_model_file
 from vae_edge.sinks import trust_warnings
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a bundle runs with here; the fields are those of `--json`."""
+
+    runs_with: str
+    runs_because: str
+    predict: str
+    stream: str
+    notes: tuple[str, ...]
 
 
 def inspect(
@@ -26,6 +38,12 @@ def inspect(
         ),
     ],
     device: Annotated[str, typer.Option(help="Device to open the bundle on.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Processor threads to open it with.", show_default="all usable cores")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Pictures of a stream at the same time.", show_default="the device's best")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Check a bundle's files, show its manifest, and say which runtime and device would run it here.
@@ -35,24 +53,23 @@ def inspect(
     if source.is_file():
         _inspect_file(describe_model_file(source), as_json)
     else:
-        _inspect_bundle(source, device, as_json)
+        _inspect_bundle(source, device, threads, requests, as_json)
 
 
-def _inspect_bundle(folder: Path, device: str, as_json: bool) -> None:
+def _inspect_bundle(folder: Path, device: str, threads: int | None, requests: int | None, as_json: bool) -> None:
     opened = Bundle.open(folder)
-    runs_with, reason = _try_to_open(opened, device)
+    found = _try_to_open(opened, device, threads, requests)
     manifest = opened.manifest
     if as_json:
         content = {
             "bundle": str(folder),
             "size_bytes": opened.size_bytes,
-            "runs_with": runs_with,
-            "runs_because" if runs_with else "does_not_run_because": reason,
+            **({"runs_with": None, "does_not_run_because": found} if isinstance(found, str) else asdict(found)),
             "manifest": manifest.model_dump(mode="json"),
         }
         print(json.dumps(content, indent=2))
         return
-    _print_sections(_sections(opened, runs_with, reason))
+    _print_sections(_sections(opened, found))
     for sentence in trust_warnings(opened):
         print_warning(sentence)
 
@@ -88,24 +105,23 @@ def _print_sections(sections: dict[str, list[tuple[str, str]]]) -> None:
         console.print()
 
 
-def _try_to_open(bundle: Bundle, device: str) -> tuple[str | None, str]:
-    """Return runtime and device, and why that one; or None, and why it cannot be opened here."""
-    manifest = bundle.manifest
+def _try_to_open(bundle: Bundle, device: str, threads: int | None, requests: int | None) -> _Opened | str:
+    """Open the bundle as a program would, for one image and for a stream; return why it cannot be opened here."""
     try:
-        with open_backend(
-            manifest.target,
-            bundle.model_path,
-            manifest.inputs,
-            manifest.outputs,
-            max_batch=manifest.max_batch,
-            options=RuntimeOptions(device=device, rebuild=False),
-        ) as backend:
-            return f"{backend.version} on {backend.device.name}", backend.device.reason
+        with Detector.open(bundle, device=device, threads=threads, requests=requests, rebuild=False) as detector:
+            one, many = detector.backend, detector.stream_backend()
+            return _Opened(
+                runs_with=f"{one.version} on {one.device.name}",
+                runs_because=one.device.reason,
+                predict=str(one.layout),
+                stream=f"{many.layout}; {n_stream_workers(many.layout)} workers",
+                notes=one.notes,
+            )
     except VaeEdgeError as error:
-        return None, str(error)
+        return str(error)
 
 
-def _sections(bundle: Bundle, runs_with: str | None, reason: str) -> dict[str, list[tuple[str, str]]]:
+def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str, str]]]:
     manifest = bundle.manifest
     made_by = f"{manifest.runtime.flavour} {manifest.runtime.version}"
     details = ", ".join(f"{key} {value}" for key, value in manifest.runtime.details.items())
@@ -119,7 +135,7 @@ def _sections(bundle: Bundle, runs_with: str | None, reason: str) -> dict[str, l
         ("preparation", f"resized to {size.height} x {size.width}; 16-bit white is {size.white_level}"),
         ("scoring", manifest.scoring),
         ("files", "; ".join(f"{file.name} {size_text(file.size_bytes)}" for file in manifest.files) + "; unchanged"),
-        ("here it runs with", f"{runs_with} ({reason})" if runs_with else f"nothing: {reason}"),
+        *_rows_here(found),
     ]
     return {
         f"{escape(manifest.name)}  {size_text(bundle.size_bytes)}": model,
@@ -132,6 +148,17 @@ def _sections(bundle: Bundle, runs_with: str | None, reason: str) -> dict[str, l
             ("libraries", ", ".join(f"{k} {v}" for k, v in manifest.provenance.library_versions.items()) or "none"),
         ],
     }
+
+
+def _rows_here(found: _Opened | str) -> list[tuple[str, str]]:
+    if isinstance(found, str):
+        return [("here it runs with", f"nothing: {found}")]
+    rows = [
+        ("here it runs with", f"{found.runs_with} ({found.runs_because})"),
+        ("one image", found.predict),
+        ("a stream", found.stream),
+    ]
+    return rows + [("note", note) for note in found.notes]
 
 
 def _decision_rows(manifest: Manifest) -> list[tuple[str, str]]:

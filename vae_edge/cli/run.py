@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from vae_edge.annotated_video import AnnotatedVideos
+from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import print_error, print_warning
-from vae_edge.cli.progress import progress_bar
+from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
 from vae_edge.errors import UsageError
@@ -56,6 +57,7 @@ _LINES = {"jsonl": (JsonLines, PREDICTIONS_FILE), "csv": (CsvLines, TABLE_FILE)}
 """Formats of the lines: how they are written, and the file's name in --out."""
 
 _FILES, _FRAMES, _WATCHING = "Lines and files", "Videos, cameras and streams", "Watched folders"
+_MODEL = "How the model runs"
 
 
 def run(
@@ -67,9 +69,6 @@ def run(
             help="Images, folders, globs (in quotes), videos, a camera's index, a URL, or - for paths from stdin.",
         ),
     ],
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Pictures for one run of the model.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; by default the runtime decides.")] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False,
     null: Annotated[
         bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
@@ -156,6 +155,53 @@ def run(
         float | None,
         typer.Option(help="End when nothing has arrived for so many seconds.", rich_help_panel=_WATCHING),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.", rich_help_panel=_MODEL)
+    ] = "auto",
+    hint: Annotated[
+        Hint | None,
+        typer.Option(
+            help="Lay the model out for the next verdict or for most verdicts in a second.",
+            show_default="latency for cameras and streams, else throughput",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Processor threads in use.", show_default="all usable cores", rich_help_panel=_MODEL),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures that the model works on at the same time.",
+            show_default="the device's best",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Pictures for one run of the model.", show_default="1", rich_help_panel=_MODEL),
+    ] = None,
+    spinning: Annotated[
+        bool,
+        typer.Option(
+            "--spinning", help="ONNX Runtime: let idle threads wait for work at full load.", rich_help_panel=_MODEL
+        ),
+    ] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache", help="Neither use nor keep what was compiled for this device.", rich_help_panel=_MODEL
+        ),
+    ] = False,
+    no_rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--no-rebuild",
+            help="TensorRT: fail if the engine does not fit this device, instead of building another.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
 ) -> None:
     """Inspect pictures and write one line for each, in order; what cannot be read gets a line with the error.
 
@@ -193,7 +239,21 @@ def run(
             raise UsageError("--video was given, and no source is a video, a camera or a stream; leave it out")
         if max_pictures is not None:
             pictures = AtMost(pictures, max_pictures)
-        with Detector.open(opened, device=device, threads=threads) as detector:
+        if hint is None:
+            hint = Hint.LATENCY if pictures.is_live and requests is None else Hint.THROUGHPUT
+        with step_progress() as progress:
+            detector = Detector.open(
+                opened,
+                device=device,
+                hint=hint,
+                threads=threads,
+                requests=requests,
+                spinning=spinning,
+                cache=not no_cache,
+                rebuild=not no_rebuild,
+                progress=progress,
+            )
+        with detector:
             sinks = _open_sinks(out, formats, overlays or Overlays.ANOMALOUS, overlay_format, video, overwrite)
             n_errors = _inspect(detector, pictures, sinks, batch_size, out)
     if n_errors:
@@ -238,7 +298,7 @@ def _open_sinks(
     return [*sinks, *(_LINES[name][0](out / _LINES[name][1]) for name in formats)]
 
 
-def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size: int, out: Path | None) -> int:
+def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size: int | None, out: Path | None) -> int:
     """Inspect everything and print the summary; return how many pictures got no verdict."""
     tally = Tally()
     # A bar on stderr and lines on the same terminal's stdout would overwrite each other.

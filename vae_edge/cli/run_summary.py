@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
-from vae_edge.detector import Detector
+from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.inspection import Tally
 from vae_edge.pictures import Source
 from vae_edge.sinks import Sink, trust_warnings
@@ -17,7 +17,7 @@ from vae_edge.sinks import Sink, trust_warnings
 def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Sequence[Sink], out: Path | None) -> None:
     """Print it to stderr; `out` is the folder of the results, where they do not go to stdout."""
     manifest = detector.bundle.manifest
-    choice = detector.backend.device
+    backend = detector.stream_backend()
     table = plain_table(headers=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -30,7 +30,8 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
     if pictures.n_reconnections:
         table.add_row("reconnections", str(pictures.n_reconnections))
-    table.add_row("device", escape(f"{choice.name} with {detector.backend.version} ({choice.reason})"))
+    table.add_row("device", escape(f"{backend.device.name} with {backend.version} ({backend.device.reason})"))
+    table.add_row("layout", escape(f"{backend.layout}; {n_stream_workers(backend.layout)} workers"))
     rate = manifest.thresholds.false_alarm_rate
     table.add_row("false alarms", f"at most {rate:.3g} of normal parts, from {manifest.thresholds.n_normals} of them")
     for what, where in (row for sink in sinks for row in sink.summary()):

@@ -11,7 +11,7 @@ from rich.markup import escape
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.cli.progress import progress_bar
+from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate
 from vae_edge.detector import Detector
 from vae_edge.refit import Refit
@@ -31,6 +31,9 @@ def verify(
     ] = DEFAULT_FALSE_ALARM_RATE,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")] = "auto",
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False,
+    no_rebuild: Annotated[
+        bool, typer.Option("--no-rebuild", help="TensorRT: fail if the engine does not fit this device.")
+    ] = False,
 ) -> None:
     """Re-fit a bundle's thresholds on this device and record them in the bundle.
 
@@ -39,7 +42,11 @@ def verify(
     check_rate(false_alarm_rate, "false-alarm rate")
     opened = Bundle.open(bundle)
     files = image_files(data, recursive=recursive)
-    with Detector.open(opened, device=device, hint=Hint.THROUGHPUT) as detector, progress_bar("verifying") as report:
+    with step_progress() as progress:
+        detector = Detector.open(opened, device=device, hint=Hint.THROUGHPUT, rebuild=not no_rebuild, progress=progress)
+    for note in detector.backend.notes:
+        print_warning(note)
+    with detector, progress_bar("verifying") as report:
         refit = detector.refit_thresholds(files, false_alarm_rate, max_images=len(files), progress=report)
     _print_refit(refit)
 

@@ -178,6 +178,19 @@ def test_paths_come_from_standard_input(onnx_bundle: Bundle, tmp_path: Path) -> 
     assert "could not be read" in records(out)[1]["error"]
 
 
+def test_a_path_gets_its_verdict_before_the_next_one_comes(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    with begin(onnx_bundle.folder, "-", stdin=subprocess.PIPE) as run:
+        assert run.stdin is not None
+        assert run.stdout is not None
+        for number in range(3):
+            path = str(write_image(tmp_path / f"{number}.png", dark_image(number)))
+            run.stdin.write(path + "\n")
+            run.stdin.flush()
+            assert json.loads(run.stdout.readline())["source"] == path
+        run.stdin.close()
+        assert run.wait(20) == 0
+
+
 def test_both_formats_hold_the_same(command: Run, onnx_bundle: Bundle, belt: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "broken, or not.png").write_bytes(b"no image")

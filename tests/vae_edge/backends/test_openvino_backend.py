@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny_bundles import dark_image, make_bundle, toy_outputs
+from vae_edge.backends.base import Hint, RuntimeOptions, open_backend
+from vae_edge.bundle import Bundle
+from vae_edge.compiled_cache import entries
+from vae_edge.targets import Target
+
+pytest.importorskip("openvino")
+
+from vae_edge.backends import openvino_backend
+from vae_edge.backends.openvino_backend import OpenVinoBackend
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "toy", Target.OPENVINO)
+
+
+@contextmanager
+def open_it(bundle: Bundle, **options: Any) -> Iterator[OpenVinoBackend]:
+    manifest = bundle.manifest
+    backend = OpenVinoBackend(
+        bundle.model_path,
+        manifest.inputs,
+        manifest.outputs,
+        max_batch=None,
+        options=RuntimeOptions(model_sha256=bundle.model_sha256, **options),
+    )
+    with backend:
+        yield backend
+
+
+def test_the_second_start_takes_the_compiled_model_from_the_cache(bundle: Bundle) -> None:
+    images = np.stack([dark_image(seed) for seed in range(3)])
+    with open_it(bundle) as first:
+        assert not first.is_from_cache
+        expected = first.run({"image": images})
+    with open_it(bundle) as second:
+        assert second.is_from_cache
+        for name, value in second.run({"image": images}).items():
+            np.testing.assert_array_equal(value, expected[name])
+        assert second.layout == first.layout
+    with open_it(bundle, hint=Hint.THROUGHPUT) as other:
+        assert not other.is_from_cache
+
+
+@pytest.mark.parametrize("damage", ["cut", "other bytes"])
+def test_a_damaged_entry_is_compiled_again(bundle: Bundle, damage: str) -> None:
+    with open_it(bundle):
+        pass
+    blob = next(path for path in entries()[0].files if path.suffix == ".bin")
+    content = bytearray(blob.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 0xFF
+    blob.chmod(0o600)
+    blob.write_bytes(content)
+    with open_it(bundle) as backend:
+        assert not backend.is_from_cache
+    with open_it(bundle) as backend:
+        assert backend.is_from_cache
+
+
+def test_a_blob_that_openvino_refuses_is_compiled_again(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "blob").write_bytes(b"no compiled model" * 100)
+    monkeypatch.setattr("vae_edge.compiled_cache.find", lambda key: tmp_path / "blob")
+    with open_it(bundle) as backend:
+        assert not backend.is_from_cache
+    assert "is made again" in caplog.text
+
+
+def test_without_a_hash_nothing_is_kept(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    open_backend(manifest.target, bundle.model_path, manifest.inputs, manifest.outputs).close()
+    assert entries() == []
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+def test_a_batch_is_spread_over_the_requests(bundle: Bundle, requests: int) -> None:
+    images = np.stack([dark_image(seed) for seed in range(11)])
+    maps, scores = toy_outputs(images)
+    with open_it(bundle, hint=Hint.THROUGHPUT, requests=requests) as backend:
+        assert backend.layout.requests == requests
+        for _ in range(5):
+            outputs = backend.run({"image": images})
+            np.testing.assert_allclose(outputs["anomaly_map"], maps, atol=1e-6)
+            np.testing.assert_allclose(outputs["score"], scores, atol=1e-6)
+        assert len(backend._idle) == requests
+
+
+def test_a_failure_in_the_middle_of_a_batch_leaves_the_backend_in_order(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.stack([dark_image(seed) for seed in range(8)])
+    with open_it(bundle, hint=Hint.THROUGHPUT, requests=2) as backend:
+        start = openvino_backend._Request.start
+        started = 0
+
+        def fails_at_the_fifth(request: openvino_backend._Request, feeds: object) -> None:
+            nonlocal started
+            started += 1
+            if started == 5:
+                raise RuntimeError("the fifth")
+            start(request, feeds)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(openvino_backend._Request, "start", fails_at_the_fifth)
+            with pytest.raises(RuntimeError, match="OpenVINO failed on cpu: the fifth"):
+                backend.run({"image": images})
+        np.testing.assert_allclose(backend.run({"image": images})["score"], toy_outputs(images)[1], atol=1e-6)
+
+
+def test_read_only_images_are_taken_too(bundle: Bundle) -> None:
+    image = dark_image(1)[None]
+    image.setflags(write=False)
+    with open_it(bundle) as backend:
+        np.testing.assert_allclose(backend.run({"image": image})["score"], toy_outputs(image)[1], atol=1e-6)
+
+
+def test_threads_are_obeyed_and_shown(bundle: Bundle) -> None:
+    with open_it(bundle, threads=1) as backend:
+        assert (backend.layout.threads, backend.layout.requests, backend.layout.batch) == (1, 1, 1)
+        assert str(backend.layout) == "1 request on 1 thread, batch 1"
+
+
+def test_importing_openvino_tells_nobody() -> None:
+    script = (
+        "import sys, vae_edge.backends.openvino_backend\n"
+        "print([name for name in sys.modules if 'telemetry' in name and 'ovc' not in name])\n"
+        "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True False"]
