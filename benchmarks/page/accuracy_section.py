@@ -115,7 +115,6 @@ def _scores(judged: Judged) -> Markup:
         figure(
             element("span", name, class_="name"),
             score_chart(f"scores-{position}", name, accuracy.scores, accuracy.metrics.threshold),
-            folded("As a table", _score_table(name, accuracy)),
         )
         for position, (name, accuracy) in enumerate(judged)
     ]
@@ -125,19 +124,24 @@ def _scores(judged: Judged) -> Markup:
             "p", "Each bundle's scores are in its own scale. What is to the right of the threshold is called anomalous."
         ),
         element("div", charts, class_="panels"),
+        folded("Scores as a table", _score_table(judged)),
     )
 
 
-def _score_table(name: str, accuracy: AccuracyRecord) -> Markup:
-    scores = accuracy.scores
+def _score_table(judged: Judged) -> Markup:
     rows = [
-        [f"{low:.3g} to {high:.3g}", str(good), str(bad)]
+        [name, f"{low:.3g} to {high:.3g}", str(good), str(bad)]
+        for name, accuracy in judged
         for low, high, good, bad in zip(
-            scores.edges[:-1], scores.edges[1:], scores.normal, scores.anomalous, strict=True
+            accuracy.scores.edges[:-1],
+            accuracy.scores.edges[1:],
+            accuracy.scores.normal,
+            accuracy.scores.anomalous,
+            strict=True,
         )
         if good or bad
     ]
-    return data_table(f"Images by score, {name}", ("score", "good", "defective"), rows)
+    return data_table("Images by score", ("bundle", "score", "good", "defective"), rows, n_names=2)
 
 
 def _defects(judged: Judged) -> Markup | None:

@@ -61,7 +61,7 @@ def _chart(
     picture = drawing(
         _WIDTH,
         _HEIGHT,
-        plot.frame("s since the benchmark began", title),
+        plot.frame("s since the benchmark began", ""),
         lines,
         name=name,
         title=title,

@@ -55,7 +55,11 @@ class PlacedLabel:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float]], widths: Sequence[float], bounds: Box, taken: Sequence[Box] = ()
+    points: Sequence[tuple[float, float]],
+    widths: Sequence[float],
+    bounds: Box,
+    taken: Sequence[Box] = (),
+    lines: Sequence[Box] = (),
 ) -> tuple[PlacedLabel, ...]:
     """Find a place for every name, those in the thickest crowd first.
 
@@ -63,7 +67,8 @@ def place_labels(
         points: x and y of what is named.
         widths: of the names.
         bounds: no name leaves it.
-        taken: what no name may cover, such as markers and error bars.
+        taken: what no name may cover, such as markers.
+        lines: what a name may cross rather than stand far away, such as error bars.
     """
     placed: dict[int, PlacedLabel] = {}
     crowd = {
@@ -73,17 +78,15 @@ def place_labels(
     for i in sorted(crowd, key=lambda i: -crowd[i]):
         x, y = points[i]
         others = [*taken, *(label.box for label in placed.values())]
-        best: tuple[float, PlacedLabel] | None = None
-        for rank, (dx, dy) in enumerate(_TRIES):
-            label = _label(x, y, dx, dy, widths[i])
-            if not bounds.contains(label.box):
-                continue
-            cost = sum(label.box.overlap(box) for box in others) + 0.01 * rank
-            if best is None or cost < best[0]:
-                best = cost, label
-            if cost < 1.0:
-                break
-        placed[i] = best[1] if best else _inside(x, y, widths[i], bounds)
+
+        def cost(rank: int, label: PlacedLabel, others: Sequence[Box] = others) -> float:
+            covered = sum(label.box.overlap(box) for box in others)
+            crossed = sum(label.box.overlap(box) for box in lines)
+            return 50.0 * covered + 0.25 * crossed + 4.0 * rank
+
+        tries = [(rank, _label(x, y, dx, dy, widths[i])) for rank, (dx, dy) in enumerate(_TRIES)]
+        inside = [(cost(rank, label), rank, label) for rank, label in tries if bounds.contains(label.box)]
+        placed[i] = min(inside)[2] if inside else _inside(x, y, widths[i], bounds)
     return tuple(placed[i] for i in range(len(points)))
 
 

@@ -66,7 +66,7 @@ class Plot:
 
     def frame(self, x_title: str, y_title: str) -> Markup:
         """Return grid, ticks and titles of both axes."""
-        parts: list[Markup] = []
+        parts: list[Markup | None] = []
         for tick, label in zip(self.x.ticks, self.x.labels(), strict=True):
             at = self.px(tick)
             parts += [
@@ -84,7 +84,7 @@ class Plot:
             line(self.left, self.top, self.left, self.bottom, class_="axis"),
             text(x_title, self.left + self.width / 2, self.bottom + 34, anchor="middle", class_="axis-title"),
             # Above the axis and level: nobody has to tilt the head, and long titles have room.
-            text(y_title, 2, self.top - 10, class_="axis-title"),
+            text(y_title, 2, self.top - 10, class_="axis-title") if y_title else None,
         ]
         return join(parts)
 

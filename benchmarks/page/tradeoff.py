@@ -61,12 +61,12 @@ def tradeoff_chart(name: str, points: Sequence[TradeoffPoint], cost_title: str, 
     front = pareto_front(points)
     plot = Plot(_cost_axis(points), _quality_axis(points), 58, 40, _WIDTH - 58 - 24, _HEIGHT - 40 - 48)
     at = [(plot.px(point.cost), plot.py(point.quality)) for point in points]
-    bars = [_error_boxes(plot, point) for point in points]
-    taken = [Box(x - 8, y - 8, x + 8, y + 8) for x, y in at] + [box for boxes in bars for box in boxes]
+    markers = [Box(x - 8, y - 8, x + 8, y + 8) for x, y in at]
+    lines = [*_front_boxes(plot, front), *(box for point in points for box in _error_boxes(plot, point))]
     texts = [shortened(point.name, _MOST_LETTERS) for point in points]
     widths = [text_width(label, 12.5) + 6 for label in texts]
     bounds = Box(plot.left + 2, plot.top - 2, plot.right + 20, plot.bottom - 2)
-    labels = place_labels(at, widths, bounds, [*taken, *_front_boxes(plot, front)])
+    labels = place_labels(at, widths, bounds, markers, lines)
     return drawing(
         _WIDTH,
         _HEIGHT,

@@ -35,10 +35,15 @@ def _flags(report: Report) -> Markup:
 def _verdict(report: Report) -> Markup:
     choice = report.recommendation
     if choice is None:
-        return join(
-            element("p", "No bundle ran, so there is nothing to choose from.", class_="headline"),
-            bullets([join(element("strong", bundle.name), ": ", bundle.not_run_because) for bundle in report.bundles]),
+        headline = (
+            "No bundle was recommended." if report.any_ran else "No bundle ran, so there is nothing to choose from."
         )
+        reasons = [
+            join(element("strong", bundle.name, class_="name"), ": ", bundle.not_run_because)
+            for bundle in report.bundles
+            if not bundle.has_run
+        ]
+        return join(element("p", headline, class_="headline"), bullets(reasons))
     return join(
         _headline(report, choice),
         element(
