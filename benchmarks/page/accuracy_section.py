@@ -12,6 +12,7 @@ from vae_edge.benchmarks.page.markup import Child, Markup, element, join
 from vae_edge.benchmarks.page.plot import Look, key
 from vae_edge.benchmarks.page.tables import data_table, exact, figure, folded, part, section, with_interval
 from vae_edge.benchmarks.report import Report
+from vae_edge.train.metrics import DefectMetrics
 
 Judged = Sequence[tuple[str, AccuracyRecord]]
 
@@ -150,26 +151,22 @@ def _defects(judged: Judged) -> Markup | None:
         return None
     rows: list[Sequence[Child]] = []
     for defect in defects:
-        for name, accuracy in judged:
-            found = accuracy.metrics.per_defect.get(defect)
-            if found is not None:
-                rows.append(
-                    [
-                        defect,
-                        name,
-                        str(found.n),
-                        exact(found.recall, percent),
-                        exact(found.image_auroc, share),
-                        exact(found.pixel_auroc, share),
-                    ]
-                )
+        found = [accuracy.metrics.per_defect.get(defect) for _, accuracy in judged]
+        n = next(metrics.n for metrics in found if metrics is not None)
+        rows.append([element("span", defect, class_="name"), str(n), *(_defect_cell(metrics) for metrics in found)])
     table = data_table(
-        "Each defect class against all good test images",
-        ("defect class", "bundle", "images", "recall", "image AUROC", "pixel AUROC"),
+        "Recall at the bundle's own threshold; below it AUROC of images / of pixels against all good test images",
+        ["defect class", "images", *(name for name, _ in judged)],
         rows,
-        n_names=2,
     )
     return part("By defect class", table)
+
+
+def _defect_cell(metrics: DefectMetrics | None) -> Markup:
+    if metrics is None:
+        return exact(None, share)
+    areas = join(exact(metrics.image_auroc, share), " / ", exact(metrics.pixel_auroc, share))
+    return join(exact(metrics.recall, percent), " ", element("span", areas, class_="interval"))
 
 
 def _all_metrics(report: Report, judged: Judged) -> Markup:

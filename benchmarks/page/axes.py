@@ -45,7 +45,12 @@ class Axis:
 
 
 def linear_axis(
-    values: Iterable[float], *, from_zero: bool = False, at_most: float | None = None, n_ticks: int = 5
+    values: Iterable[float],
+    *,
+    from_zero: bool = False,
+    at_most: float | None = None,
+    n_ticks: int = 5,
+    whole: bool = False,
 ) -> Axis:
     """Return a linear axis over the values, ending at round numbers.
 
@@ -54,6 +59,7 @@ def linear_axis(
         from_zero: begin at 0, as bars must.
         at_most: a value that the scale cannot exceed, such as 1 for a share.
         n_ticks: about how many ticks.
+        whole: ticks at whole numbers only, for counts.
     """
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
@@ -63,6 +69,8 @@ def linear_axis(
         margin = abs(high) * 0.1 or 1.0
         high, low = high + margin, low if from_zero else low - margin
     step = _round_step((high - low) / n_ticks)
+    if whole:
+        step = max(math.ceil(step), 1.0)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if at_most is not None and last * step > at_most:
         last = max(first + 1, math.floor(at_most / step + 1e-9))

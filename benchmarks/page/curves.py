@@ -80,7 +80,7 @@ def score_chart(name: str, bundle: str, scores: ScoreHistogram, threshold: float
     ends = [scores.edges[0], scores.edges[-1]] + ([threshold] if threshold is not None else [])
     x = linear_axis(ends, n_ticks=5)
     most = max((*scores.normal, *scores.anomalous, 1))
-    count = linear_axis([0.0, float(most)], n_ticks=3)
+    count = linear_axis([0.0, float(most)], n_ticks=3, whole=True)
     y = Axis(-count.high, count.high, ())
     plot = Plot(x, y, 40, 34, _SCORES_WIDTH - 40 - 14, _SCORES_HEIGHT - 34 - 42)
     parts = [plot.frame("score", "images: good up, defective down")]

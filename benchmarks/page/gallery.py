@@ -53,7 +53,8 @@ def gallery_section(report: Report, images: Mapping[str, bytes], most_bytes: int
     )
     legend = (
         "Each row: the picture, the bundle's anomaly map (black up to half the pixel threshold, brightest from twice "
-        "the threshold), the pixels above the pixel threshold, and where the defect is, as far as that is known."
+        "the threshold), the pixels above the pixel threshold, and where the defect is, as far as that is known. Of a "
+        "bundle that is compared with a reference only what it decides otherwise is shown: it sees nearly the same."
     )
     return section("images", title, element("p", legend), folders, left_out)
 

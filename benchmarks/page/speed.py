@@ -71,11 +71,12 @@ def distribution_section(report: Report, looks: Mapping[str, Look]) -> Markup:
         for what, item in _latencies(latency)
         if item.unstable_because
     ]
+    n = len(LATENCIES) * len(measured)
     return section(
         "latency",
         "How latencies are distributed",
         figure(legend, chart),
-        part("Not stable", bullets(unstable)) if unstable else None,
+        folded(f"Not stable: {len(unstable)} of {n} latencies", bullets(unstable)) if unstable else None,
         folded("All latencies as a table", _latency_table(measured)),
     )
 
@@ -149,7 +150,8 @@ def _stages(report: Report, looks: Mapping[str, Look]) -> Markup:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    plain = text.replace("`", "").rstrip(".")
+    return f"{plain[:1].upper()}{plain[1:]}."
 
 
 def _rest_ms(record: StageRecord) -> float:

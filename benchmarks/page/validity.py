@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vae_edge.benchmarks.estimates import CONFIDENCE
 from vae_edge.benchmarks.formats import ABSENT, mebibytes, milliseconds, percent
 from vae_edge.benchmarks.page.conditions import round_charts
-from vae_edge.benchmarks.page.markup import Child, Markup, element
+from vae_edge.benchmarks.page.markup import Child, Markup, element, join
 from vae_edge.benchmarks.page.plot import Look, named
 from vae_edge.benchmarks.page.tables import bullets, data_table, facts, folded, part, section
 from vae_edge.benchmarks.report import BundleResult, Report
@@ -29,9 +29,30 @@ def validity_section(report: Report, looks: Mapping[str, Look]) -> Markup:
 
 
 def _warnings(report: Report) -> Markup:
-    content = bullets(report.warnings, css="warnings") or element(
-        "p", "None: nothing was noticed that speaks against these numbers."
-    )
+    """Return the warnings: those of the whole first, then each bundle's under its name."""
+    if not report.warnings:
+        content: Child = element("p", "None: nothing was noticed that speaks against these numbers.")
+    else:
+        own = {
+            bundle.name: [
+                warning.removeprefix(f"{bundle.name}: ")
+                for warning in report.warnings
+                if warning.startswith(f"{bundle.name}: ")
+            ]
+            for bundle in report.bundles
+        }
+        of_all = [w for w in report.warnings if not any(w.startswith(f"{name}: ") for name in own)]
+        content = bullets(
+            [
+                *of_all,
+                *(
+                    join(element("strong", name, class_="name"), ": ", bullets(found))
+                    for name, found in own.items()
+                    if found
+                ),
+            ],
+            css="warnings",
+        )
     return part(f"Warnings ({len(report.warnings)})", content, identifier="warnings")
 
 
@@ -105,6 +126,7 @@ def _rounds(report: Report, looks: Mapping[str, Look]) -> Markup:
             f"{milliseconds(item.spin_before_ms)} / {milliseconds(item.spin_after_ms)}",
             ABSENT if item.frequency_mhz is None else f"{item.frequency_mhz:.0f}",
             ABSENT if item.temperature_c is None else f"{item.temperature_c:.0f}",
+            ABSENT if item.n_throttled is None else str(item.n_throttled),
             ABSENT if item.foreign_cores is None else f"{item.foreign_cores:.2f}",
             percent(item.stolen_share),
         ]
@@ -112,7 +134,7 @@ def _rounds(report: Report, looks: Mapping[str, Look]) -> Markup:
         for item in bundle.rounds
     ]
     headers = (
-        "bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C", "foreign cores",
+        "bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C", "throttled", "foreign cores",
         "stolen",
     )  # fmt: skip
     legend = (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from vae_edge.benchmarks.choice_records import Judgement, Recommendation, Requirement
 from vae_edge.benchmarks.formats import mebibytes, milliseconds, percent, share
+from vae_edge.benchmarks.metric_names import METRICS
 from vae_edge.benchmarks.page.markup import Child, Markup, element, join
 from vae_edge.benchmarks.page.tables import bullets, folded, part, section, with_interval
 from vae_edge.benchmarks.report import BundleResult, Report
 
+_OPTIONS = ("--require", "--minimize", "--maximize")
 _SIGNS = {">=": "≥", "<=": "≤"}
 
 
@@ -48,7 +50,11 @@ def _verdict(report: Report) -> Markup:
         _headline(report, choice),
         element(
             "div",
-            [element("div", aside) for aside in (_asked(choice), _sure(choice), _misfits(choice)) if aside],
+            [
+                element("div", aside)
+                for aside in (_asked(report, choice), _sure(report, choice), _misfits(choice))
+                if aside
+            ],
             class_="asides",
         ),
         _others(choice),
@@ -64,12 +70,15 @@ def _headline(report: Report, choice: Recommendation) -> Markup:
             class_="card bad",
         )
     bundle = report.bundle(choice.chosen)
+    # A quick or interrupted run says where to look, not what to ship.
+    is_provisional = report.settings.quick or report.interrupted_because is not None
+    word = "Provisionally: " if is_provisional else "Ship "
     return element(
         "div",
-        element("p", "Ship ", element("strong", choice.chosen, class_="name"), class_="headline"),
+        element("p", word, element("strong", choice.chosen, class_="name"), class_="headline"),
         element("p", choice.why),
         _tiles(bundle),
-        class_="card",
+        class_="card provisional" if is_provisional else "card",
     )
 
 
@@ -95,29 +104,53 @@ def _tiles(bundle: BundleResult) -> Markup:
     return element("dl", items, class_="tiles")
 
 
-def _asked(choice: Recommendation) -> Markup:
-    items: list[Child] = [element("code", _requirement(requirement)) for requirement in choice.requirements]
-    rule = f"The rule: {choice.rule}."
-    default = " Nobody asked for another: --require and --objective do." if choice.is_default_rule else ""
-    return part("What was asked for", element("p", rule, default), bullets(items, css="chips"))
+def _asked(report: Report, choice: Recommendation) -> Markup:
+    bundle = report.bundle(choice.chosen) if choice.chosen is not None else None
+    rule = f"{choice.rule[:1].upper()}{choice.rule[1:]}."
+    how = (
+        join(" To ask for something else: ", [join(element("code", option), " ") for option in _OPTIONS])
+        if choice.is_default_rule
+        else None
+    )
+    return part(
+        "What was asked for",
+        element("p", rule, how),
+        bullets([_requirement(requirement, bundle) for requirement in choice.requirements], css="requirements"),
+    )
 
 
-def _requirement(requirement: Requirement) -> str:
+def _requirement(requirement: Requirement, bundle: BundleResult | None) -> Markup:
+    """Return a limit and, where a bundle was chosen, what was measured of it."""
     sign = _SIGNS.get(requirement.operator, requirement.operator)
-    return f"{requirement.metric} {sign} {requirement.limit:g}"
+    limit = element("code", f"{requirement.metric} {sign} {requirement.limit:g}")
+    metric = METRICS.get(requirement.metric)
+    found = metric.find(bundle) if metric is not None and bundle is not None else None
+    if metric is None or found is None:
+        return limit
+    value, interval = found
+    return element("span", limit, " measured: ", with_interval(value, interval, "{:.4g}".format), title=metric.what)
 
 
-def _sure(choice: Recommendation) -> Markup | None:
+def _sure(report: Report, choice: Recommendation) -> Markup | None:
+    """Return what the measurement's uncertainty leaves open about the chosen bundle."""
     chosen = next((item for item in choice.judgements if item.bundle == choice.chosen), None)
     if chosen is None:
         return None
-    if not chosen.caveats:
-        text = "Every limit is kept by more than the measurement's uncertainty (95 % intervals)."
-        return part("How sure", element("p", text))
+    rivals = [
+        join(element("strong", item.bundle, class_="name"), ": ", caveat)
+        for item in choice.judgements
+        if item.fits and item.bundle != choice.chosen
+        for caveat in item.caveats
+    ]
+    doubts: list[Child] = [*chosen.caveats, *rivals]
+    own = [warning for warning in report.warnings if warning.startswith(f"{choice.chosen}: ")]
     return part(
         "How sure",
-        element("p", "Within the measurement's uncertainty (95 % intervals), so not certain:"),
-        bullets(chosen.caveats, css="caveats"),
+        element("p", "Within the measurement's uncertainty (95 % intervals), so not certain:")
+        if doubts
+        else element("p", "Nothing that was asked for hangs on the measurement's uncertainty (95 % intervals)."),
+        bullets(doubts, css="caveats"),
+        folded(f"Warnings about {choice.chosen} ({len(own)})", bullets(own)) if own else None,
     )
 
 

@@ -33,6 +33,7 @@ def throughput_part(report: Report, looks: Mapping[str, Look]) -> Markup:
     measured = [(bundle, bundle.throughput) for bundle in report.bundles if bundle.throughput]
     if not measured:
         return part("Throughput", element("p", "The throughput was not measured."))
+    has_sweep = any(record.sweep for _, record in measured)
     fastest = [(bundle, record, record.best) for bundle, record in measured]
     axis = linear_axis(
         [_high(stream) for _, record, best in fastest for stream in (record.default, best)], from_zero=True
@@ -49,13 +50,7 @@ def throughput_part(report: Report, looks: Mapping[str, Look]) -> Markup:
             ),
             (
                 with_interval(record.default.images_per_s, record.default.interval, rate),
-                join(
-                    exact(best.images_per_s, rate),
-                    " ",
-                    element("span", _configuration(best), class_="interval wraps"),
-                )
-                if record.sweep
-                else exact(None, rate),
+                *([_fastest(best) if record.sweep else exact(None, rate)] if has_sweep else []),
             ),
         )
         for bundle, record, best in fastest
@@ -65,7 +60,6 @@ def throughput_part(report: Report, looks: Mapping[str, Look]) -> Markup:
         for bundle, record in measured
         for stream in (record.default, *record.sweep)
     ]
-    has_sweep = any(record.sweep for _, record in measured)
     table = data_table(
         "Verdicts in a second by batch size and requests",
         ("bundle", "asked for", "what the runtime made of it", "images/s"),
@@ -75,8 +69,15 @@ def throughput_part(report: Report, looks: Mapping[str, Look]) -> Markup:
     legend = "Verdicts in a second of a stream of files; bar: as opened by default, with its 95 % interval" + (
         "; line: the fastest of the configurations that were tried." if has_sweep else "."
     )
-    chart = strip_table("Throughput", axis, "images/s", ("by default", "fastest"), rows)
+    chart = strip_table(
+        "Throughput", axis, "images/s", ("by default", "fastest") if has_sweep else ("by default",), rows
+    )
     return part("Throughput", figure(legend, chart), folded("Throughput of every configuration", table))
+
+
+def _fastest(best: StreamRecord) -> Markup:
+    configuration = element("span", _configuration(best), class_="interval wraps")
+    return join(exact(best.images_per_s, rate), " ", configuration)
 
 
 def _high(stream: StreamRecord) -> float:

@@ -180,15 +180,26 @@ def test_the_verdict_names_the_bundle_its_reason_what_does_not_fit_and_how_sure_
     assert choice.why in text
     assert "tile-tensorrt-fp16: it did not run: tensorrt is not installed" in text
     assert "its interval goes down to 0.890" in text
+    assert "image_auroc ≥ 0.9 measured: 0.94 0.89 to 0.98" in text
     assert "2 warnings limit" in text
+
+
+def test_bundles_that_may_be_as_good_as_the_recommended_one_are_named() -> None:
+    choice = example_report().recommendation
+    assert choice is not None
+    judgements = [item.model_copy(update={"caveats": ()}) for item in choice.judgements]
+    judgements[0] = judgements[0].model_copy(update={"caveats": ("not certainly worse: the ratio is 1.2",)})
+    close = choice.model_copy(update={"judgements": tuple(judgements)})
+    text = parse(to_html(example_report().model_copy(update={"recommendation": close}))).by_id("verdict").text
+    assert "tile-torch-fp32: not certainly worse: the ratio is 1.2" in text.partition("What fits")[0]
 
 
 def test_quick_and_interrupted_runs_are_flagged_before_the_verdict() -> None:
     settings = example_report().settings.model_copy(update={"quick": True})
     report = example_report().model_copy(update={"settings": settings, "interrupted_because": "Ctrl-C was pressed"})
     text = parse(to_html(report)).by_id("verdict").text
-    assert text.index("Interrupted: Ctrl-C was pressed") < text.index("Ship ")
-    assert text.index("Quick run") < text.index("Ship ")
+    assert text.index("Interrupted: Ctrl-C was pressed") < text.index("Provisionally: ")
+    assert text.index("Quick run") < text.index("Provisionally: ")
 
 
 def test_names_are_escaped_wherever_they_appear() -> None:
