@@ -174,14 +174,14 @@ def _caveats(bundle: BundleResult, requirements: Sequence[Requirement]) -> list[
 
 
 def _close_call(found: Ratio, chosen: str) -> str:
-    interval = "one round only" if found.interval is None else _range(found.interval)
+    interval = "no interval, too few samples or rounds" if found.interval is None else _range(found.interval)
     return f"not certainly worse than {chosen}: the ratio is {found.value:.3g} ({interval})"
 
 
 def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequence[BundleResult]) -> str:
     if chosen is None:
         ran = sum(bundle.has_run for bundle in bundles)
-        return f"No bundle fits: {ran} of {len(bundles)} ran, and none of these keeps to the rule."
+        return f"{ran} of {len(bundles)} bundles ran, and none of these keeps to the rule."
     bundle = next(each for each in bundles if each.name == chosen)
     extreme = "least" if objective.direction == "minimize" else "most"
     value = f"{objective.metric} of {chosen} is {_text(bundle, objective.metric)}"

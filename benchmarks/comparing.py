@@ -28,8 +28,10 @@ class Worsening:
     ratio: Ratio
 
     def verdict(self, limit: float) -> str:
-        """Return `worse`, `uncertain` or `fine`; without an interval the ratio itself decides."""
-        interval = self.ratio.interval or Interval(low=self.ratio.value, high=self.ratio.value)
+        """Return `worse`, `uncertain` or `fine`; without an interval nothing is certain."""
+        interval = self.ratio.interval
+        if interval is None:
+            return "uncertain"
         if interval.low > limit:
             return "worse"
         return "uncertain" if interval.high > limit else "fine"
@@ -105,7 +107,7 @@ def gate_lines(found: ReportComparison, limit: float | None) -> list[str]:
     lines = []
     for each in found.worsenings:
         ratio = each.ratio
-        interval = "no interval, one round" if ratio.interval is None else _range(ratio.interval)
+        interval = "no interval, too few samples or rounds" if ratio.interval is None else _range(ratio.interval)
         line = f"{each.bundle} {each.metric}: {ratio.value:.3f} ({interval})"
         if limit is None:
             meaning = {"worse": "certainly worse", "uncertain": "no certain difference", "fine": "certainly better"}

@@ -33,7 +33,7 @@ class Ratio(Record):
 
     value: float = Field(gt=0)
     interval: Interval | None = None
-    """None with fewer than 2 rounds in pairs."""
+    """None with fewer than 2 rounds, or too few samples beyond the percentile."""
     n_rounds: int = Field(ge=1)
     """Rounds that both bundles finished."""
 

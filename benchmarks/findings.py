@@ -75,7 +75,8 @@ def make_report(findings: Findings, steps: Steps) -> tuple[Report, dict[str, str
             assert row.manifest is not None
             warnings += bundle_warnings(result, row.manifest, settings)
         if row.has_run and row.failure is not None:
-            warnings.append(f"{row.name}: it failed after {len(row.samples.rounds)} rounds: {row.failure}")
+            n = len(row.samples.rounds)
+            warnings.append(f"{row.name}: it failed after {n} round{'s' * (n > 1)}: {row.failure}")
         bundles.append(result)
     examples, pictures = _examples(findings, references, warnings)
     samples_of = {row.name: row.samples for row in rows if row.has_run}

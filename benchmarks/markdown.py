@@ -95,7 +95,10 @@ def _bundle_table(report: Report) -> str:
                 flips(bundle),
             ]
         )
-    legend = "In brackets 95 % confidence intervals; `~`: not stable, see the warnings."
+    legend = (
+        "In brackets 95 % confidence intervals; percentiles with fewer than 10 samples beyond them have none. "
+        "`~`: not stable, see the warnings."
+    )
     if report.baseline is not None:
         legend += f" The ratio is of the p50 to that of {report.baseline}, paired by round."
     return f"{table(header, rows)}\n\n{legend}"

@@ -29,7 +29,8 @@ class LatencyStatistics(Record):
     std_ms: float
     """Standard deviation of the samples (n - 1 in the denominator); 0 for a single one."""
     intervals: dict[str, Interval] = Field(default_factory=dict)
-    """By the figure's name (`LATENCY_FIGURES`); empty with fewer than 2 rounds."""
+    """By the figure's name (`LATENCY_FIGURES`); empty with fewer than 2 rounds, and without the percentiles that fewer
+    than 10 samples lie beyond."""
     round_p50_ms: tuple[float, ...]
     """The median of each round, in order."""
     histogram: Histogram
@@ -153,6 +154,8 @@ class LoadRecord(Record):
     missed_share: float = Field(ge=0, le=1)
     """Share of the images whose verdict came after the deadline."""
     missed_interval: Interval | None = None
+    n_without_verdict: int = Field(default=0, ge=0)
+    """Images that were given up because the detector is far too slow; their latencies are lower bounds."""
     keeps_up: bool
     """Whether the backlog stayed small: when the last image of a round became due, no more than a tenth of the round's
     images (or 4) were without a verdict, in any round."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
 from typing import Any
 
 from numpy.typing import NDArray
@@ -31,19 +30,16 @@ class PacedSource:
         self._n = max(int(duration_s * fps), 1)
         self._stopped = threading.Event()
         self.due_ns: list[int] = []
-        """When each image that was given was due, by `time.perf_counter_ns`."""
+        """When each image is due, by `time.perf_counter_ns`; known once the first one was asked for."""
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Give the images; called from several threads by turns, see `Detector.stream`."""
         begin = time.perf_counter_ns()
-        for number in count():
-            if number == self._n:
-                return
-            due = begin + round(number * self._period_ns)
+        self.due_ns = [begin + round(number * self._period_ns) for number in range(self._n)]
+        for number, due in enumerate(self.due_ns):
             wait_s = (due - time.perf_counter_ns()) / 1e9
             if wait_s > 0 and self._stopped.wait(wait_s):
                 return
-            self.due_ns.append(due)
             yield self._images[number % len(self._images)]
 
     def stop(self) -> None:

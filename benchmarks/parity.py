@@ -79,7 +79,7 @@ def _flips(
             margin=float(after[i]),
             is_explained=bool(abs(after[i] - before[i]) < EXPLAINED_MOVE),
         )
-        for i in np.flatnonzero(reference.verdicts != outputs.verdicts)
+        for i in map(int, np.flatnonzero(reference.verdicts != outputs.verdicts))
     )
 
 

@@ -127,6 +127,12 @@ def _accuracy_warnings(result: BundleResult) -> list[str]:
     if result.accuracy is None:
         return []
     found = []
+    auroc = result.accuracy.intervals.get("image_auroc")
+    if auroc is not None and auroc.low <= 0.5:
+        found.append(
+            f"it may be no better than chance: the interval of its image AUROC goes down to {auroc.low:.3f}; "
+            "test on more images, or train it anew"
+        )
     promise = result.accuracy.promise
     if promise is not None and not promise.is_kept:
         found.append(

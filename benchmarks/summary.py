@@ -147,6 +147,7 @@ def _load(samples: RawSamples, fps: float, deadline_ms: float) -> LoadRecord:
         missed_share=missed.value(),
         # All rounds alike, such as none missed: the resamples are too, and say nothing of how uncertain that is.
         missed_interval=None if interval is None or interval.low == interval.high else interval,
+        n_without_verdict=sum(found["n_without_verdict"] for found in results),
         keeps_up=all(
             found["n_waiting"] <= max(_WAITING_SHARE * len(found["latencies_ns"]), _FEW_WAITING) for found in results
         ),

@@ -19,6 +19,9 @@ Tell = Callable[..., None]
 _FILLING = 16
 """Verdicts that fill the pipeline, at least, before they are counted."""
 
+_PATIENCE = 3.0
+"""Times the duration of a load after which images without a verdict are given up."""
+
 _FILLING_SHARE = 0.1
 """Share of the time that the pipeline is filled for, at least."""
 
@@ -68,7 +71,8 @@ def _run_load(job: LoadJob) -> dict[str, Any]:
 
     Returns:
         `latencies_ns` from when each image was due until its verdict was here, and `n_waiting`: images that were due
-        and had no verdict when the last one became due.
+        and had no verdict when the last one became due. A detector that is far too slow is not waited for:
+        `n_without_verdict` images have the time they had waited when patience ended, so theirs are lower bounds.
     """
     with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
         white_level = detector.bundle.manifest.preparation.white_level
@@ -77,13 +81,19 @@ def _run_load(job: LoadJob) -> dict[str, Any]:
         for _ in detector.stream(frames[:1] * _FILLING):
             pass
         source = PacedSource(frames, job.fps, job.load_s)
-        known_ns = []
+        known_ns: list[int] = []
+        begin = now = time.perf_counter_ns()
         for _ in detector.stream(source):
-            known_ns.append(time.perf_counter_ns())
-        last_due = source.due_ns[-1]
+            now = time.perf_counter_ns()
+            known_ns.append(now)
+            if now - begin > _PATIENCE * job.load_s * 1e9:
+                break
+        due_ns = source.due_ns
+        unknown = len(due_ns) - len(known_ns)
         return {
-            "latencies_ns": [known - due for known, due in zip(known_ns, source.due_ns, strict=True)],
-            "n_waiting": sum(known > last_due for known in known_ns[:-1]),
+            "latencies_ns": [known - due for known, due in zip([*known_ns, *[now] * unknown], due_ns, strict=True)],
+            "n_waiting": sum(known > due_ns[-1] for known in known_ns[:-1]) + unknown,
+            "n_without_verdict": unknown,
             "layout": str(detector.stream_backend().layout),
         }
 

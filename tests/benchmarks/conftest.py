@@ -21,14 +21,21 @@ THRESHOLD = 0.5  # In the toy's scale, where 255 is 1: the faint spot lies below
 MakeBundle = Callable[..., Path]
 
 SHORT_RULES = MeasuringRules(
-    warmup_s=0.01, warmup_iterations=3, iterations=20, min_time_s=0.0, max_time_s=1.0, fewest_iterations=5
+    warmup_s=0.01, warmup_iterations=3, round_s=1.0, most_iterations=20, fewest_iterations=5, longest_s=1.0
 )
 
 
 @pytest.fixture(scope="session")
 def short_settings() -> SuiteSettings:
     return SuiteSettings(
-        rules=SHORT_RULES, throughput_s=0.1, n_starts=1, n_memory_images=4, n_timing_images=4, worker_timeout_s=120.0
+        rounds=2,
+        rules=SHORT_RULES,
+        throughput_s=0.05,
+        load_s=0.1,
+        cold_starts=1,
+        n_memory_images=4,
+        n_timing_images=4,
+        worker_timeout_s=120.0,
     )
 
 

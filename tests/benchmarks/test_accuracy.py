@@ -1,82 +1,136 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from vae_edge.benchmarks.accuracy import Outputs, compare, rank_correlation
-from vae_edge.benchmarks.reference import Candidate, choose_references
-from vae_edge.errors import InputError
-from vae_edge.targets import Precision, Target
+from tests.benchmarks.conftest import MakeBundle
+from vae_edge.benchmarks.accuracy import Outputs, judge
+from vae_edge.benchmarks.accuracy_intervals import area_under_roc, image_intervals, pixel_intervals
+from vae_edge.benchmarks.examples import LONGEST_SIDE, Seen, draw_examples
+from vae_edge.benchmarks.statistics import binomial_interval
+from vae_edge.bundle import Bundle
+from vae_edge.image import decode_image
+from vae_edge.manifest import Thresholds
+from vae_edge.train.inspection_set import open_inspection_set
+from vae_edge.train.metrics import aupro, image_auroc, pixel_auroc
 
 
-def outputs(scores: list[float], threshold: float = 0.5, size: int = 2) -> Outputs:
+def drawn_scores(seed: int, n: int = 60, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(n) < n // 2
+    return labels, np.random.default_rng(seed).normal(size=n) + shift * labels
+
+
+def test_the_interval_of_an_auroc_covers_the_truth_as_often_as_promised() -> None:
+    # P(x + 1 > y) of two standard normal values is Phi(1 / sqrt(2)).
+    truth = 0.7602
+    covered = 0
+    for seed in range(60):
+        labels, scores = drawn_scores(seed)
+        covered += image_intervals(labels, scores, 0.5)["image_auroc"].contains(truth)
+    assert covered / 60 >= 0.88
+
+
+def test_intervals_surround_their_metrics_and_the_exact_ones_are_binomial() -> None:
+    labels, scores = drawn_scores(1)
+    found = image_intervals(labels, scores, 0.5)
+    auroc = image_auroc(labels, scores)
+    assert auroc is not None
+    assert found["image_auroc"].contains(auroc)
+    assert found["recall"] == binomial_interval(int((scores[labels] > 0.5).sum()), 30)
+    assert found["false_alarm_rate"] == binomial_interval(int((scores[~labels] > 0.5).sum()), 30)
+
+
+def test_a_perfect_separation_is_not_certain_to_be_perfect() -> None:
+    labels, scores = drawn_scores(2, shift=100.0)
+    found = image_intervals(labels, scores, 50.0)
+    assert found["image_auroc"].high == 1.0
+    # 30 pairs in order by chance: the AUROC that allows that once in 40 times.
+    assert found["image_auroc"].low == pytest.approx(0.025 ** (1 / 30))
+    assert "image_f1" not in found
+    assert "image_aupr" not in found
+
+
+def test_one_class_has_only_the_rates_that_exist() -> None:
+    found = image_intervals(np.zeros(5, bool), np.arange(5.0), 3.5)
+    assert set(found) == {"false_alarm_rate"}
+
+
+def test_areas_of_counts_are_those_of_the_scores() -> None:
+    labels, scores = drawn_scores(3)
+    scores = np.round(scores, 1)
+    values, places = np.unique(scores, return_inverse=True)
+    counts = [np.bincount(places[chosen], minlength=values.size)[None].astype(float) for chosen in (labels, ~labels)]
+    assert area_under_roc(*counts)[0] == pytest.approx(image_auroc(labels, scores))
+
+
+def test_pixel_intervals_surround_the_exact_metrics() -> None:
+    rng = np.random.default_rng(4)
+    masks = np.zeros((20, 32, 32), bool)
+    masks[:10, 4:12, 4:12] = True
+    masks[:5, 20:23, 20:23] = True
+    strength = rng.uniform(0.5, 2.5, (20, 1, 1))
+    maps = (rng.gamma(1, 1, masks.shape) + strength * masks).astype(np.float32)
+    found = pixel_intervals(np.arange(20) < 10, masks, maps)
+    pixel, overlap = pixel_auroc(masks, maps), aupro(masks, maps)
+    assert pixel is not None
+    assert overlap is not None
+    assert found["pixel_auroc"].contains(pixel)
+    assert found["aupro"].contains(overlap)
+    assert found["aupro"].high - found["aupro"].low > 0.01
+    assert pixel_intervals(np.zeros(20, bool), np.zeros_like(masks), maps) == {}
+
+
+def outputs_of(folder: Path, scores: list[float], threshold: float, thresholds: Thresholds) -> Outputs:
     values = np.asarray(scores, dtype=np.float64)
-    maps = np.broadcast_to(values[:, None, None], (len(scores), size, size)).astype(np.float32)
-    return Outputs(values, maps, threshold)
+    maps = np.broadcast_to(values[:, None, None], (len(scores), 32, 32)).astype(np.float32)
+    return Outputs(values, maps, thresholds.model_copy(update={"image_threshold": threshold}))
 
 
-def test_rank_correlation_agrees_with_scipy_with_and_without_ties() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(0)
-    for values in (rng.normal(size=(2, 50)), rng.integers(0, 5, (2, 50))):
-        assert rank_correlation(*values) == pytest.approx(stats.spearmanr(*values).statistic)
+def test_a_broken_promise_is_told_from_bad_luck(make_bundle: MakeBundle, inspection_folder: Path) -> None:
+    files = open_inspection_set(inspection_folder).test
+    manifest = Bundle.open(make_bundle("promise")).manifest
+    kept = [1.0 if file.is_anomalous else 0.0 for file in files]
+    for scores, n_false_alarms, is_kept in ((kept, 0, True), ([1.0] * len(files), 4, False)):
+        outputs = outputs_of(inspection_folder, scores, 0.5, manifest.thresholds)
+        promise = judge(files, manifest.preparation, outputs).promise
+        assert promise is not None
+        assert promise.promised_rate == 0.01
+        assert (promise.n_false_alarms, promise.n_normal, promise.is_kept) == (n_false_alarms, 4, is_kept)
 
 
-@pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 1.0], [1.0, 2.0])])
-def test_rank_correlation_of_one_value_or_a_constant_is_absent(first: list[float], second: list[float]) -> None:
-    assert rank_correlation(np.array(first), np.array(second)) is None
-
-
-def test_a_flip_is_judged_by_each_bundles_own_threshold() -> None:
-    # Scores twice as large with a threshold twice as large give the same verdicts.
-    same = compare(["a", "b", "c"], "ref", outputs([0.1, 0.4, 0.6]), outputs([0.2, 0.8, 1.2], 1.0), same_run=True)
-    assert same.label_flips == 0
-    assert same.max_score_difference == pytest.approx(0.6)
-    assert same.max_map_difference == pytest.approx(0.6)
-    assert same.reference_map_scale == pytest.approx(0.6)
-    assert same.score_rank_correlation == pytest.approx(1.0)
-    moved = compare(["a", "b", "c"], "ref", outputs([0.1, 0.4, 0.6]), outputs([0.1, 0.4, 0.6], 0.3), same_run=True)
-    assert moved.flipped_images == ("b",)
-
-
-def test_a_score_on_the_threshold_is_normal_as_in_the_detector() -> None:
-    assert outputs([0.5, 0.5000001]).verdicts.tolist() == [False, True]
-
-
-def test_maps_of_another_size_are_not_compared() -> None:
-    found = compare(["a"], "ref", outputs([0.1], size=2), outputs([0.1], size=3), same_run=False)
-    assert found.max_map_difference is None
-    assert found.label_flips == 0
-
-
-def test_outputs_for_other_images_or_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(InputError, match="expected the same number"):
-        compare(["a"], "ref", outputs([0.1]), outputs([0.1, 0.2]), same_run=True)
-    with pytest.raises(InputError, match="not a finite number"):
-        compare(["a"], "ref", outputs([0.1]), outputs([float("nan")]), same_run=True)
-
-
-def candidate(name: str, target: Target, run: str = "a") -> Candidate:
-    return Candidate(name, target, Precision.FP32, run)
-
-
-def test_the_reference_is_torch_wherever_it_stands_and_every_run_has_its_own() -> None:
-    references, notes = choose_references(
-        [
-            candidate("o", Target.ONNX),
-            candidate("t", Target.TORCH),
-            candidate("x", Target.OPENVINO, "b"),
-            candidate("y", Target.ONNX, "b"),
-        ]
+def test_examples_are_small_pictures_of_each_kind_and_of_the_flips(
+    make_bundle: MakeBundle, inspection_folder: Path
+) -> None:
+    files = open_inspection_set(inspection_folder).test
+    manifest = Bundle.open(make_bundle("examples")).manifest
+    scores = [0.2 if file.is_anomalous and file.name.endswith("0.png") else float(file.is_anomalous) for file in files]
+    scores[0] = 0.9
+    reference = outputs_of(inspection_folder, scores, 0.5, manifest.thresholds)
+    moved = outputs_of(inspection_folder, scores, 0.1, manifest.thresholds)
+    examples, pictures = draw_examples(
+        files,
+        [Seen("a", manifest.preparation, reference), Seen("b", manifest.preparation, moved, reference)],
+        n_each=2,
     )
-    assert references == {"o": "t", "t": "t", "x": "x", "y": "x"}
-    assert "FP32 bundle of torch" in notes[0]
-    assert "first FP32 bundle" in notes[1]
-
-
-def test_the_reference_asked_for_is_everyones_or_nobodys() -> None:
-    both = [candidate("o", Target.ONNX), candidate("x", Target.OPENVINO, "b")]
-    assert choose_references(both, "x")[0] == {"o": "x", "x": "x"}
-    references, notes = choose_references(both, "gone")
-    assert references == {}
-    assert "could not run" in notes[0]
+    kinds = [(example.bundle, example.kind) for example in examples]
+    assert kinds == [
+        ("a", "hit"),
+        ("a", "hit"),
+        ("a", "miss"),
+        ("a", "false_alarm"),
+        *[("a", "pass")] * 2,
+        ("b", "flip"),
+    ]
+    flip = examples[-1]
+    assert flip.is_anomalous
+    assert flip.defect == "spot"
+    for example in examples:
+        names = [example.input_file, example.map_file, example.mask_file]
+        names += [example.truth_file] if example.truth_file else []
+        for name in names:
+            picture = decode_image(np.frombuffer(pictures[name], np.uint8), name=name)
+            assert max(picture.shape) <= LONGEST_SIDE
+            assert picture.shape[:2] == (40, 48)
+        assert (example.truth_file is not None) == (example.defect is not None)

@@ -4,30 +4,24 @@ import json
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.benchmarks.conftest import MakeBundle
+from vae_edge.benchmarks.choosing import parse_objective, parse_requirement
 from vae_edge.benchmarks.command import make_settings
-from vae_edge.benchmarks.report import Report, read_report, sample_file_name, write_report
+from vae_edge.benchmarks.report import Report
+from vae_edge.benchmarks.report_files import read_report, sample_file_name, write_report
+from vae_edge.benchmarks.reproducing import command_line
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.benchmarks.terminal import result_table
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
-
-OPTIONS = {
-    "quick": False,
-    "device": "auto",
-    "threads": None,
-    "min_time_s": None,
-    "iterations": None,
-    "reference": None,
-    "baselines": False,
-}
 
 
 @pytest.fixture
@@ -46,12 +40,24 @@ def test_a_benchmark_prints_a_table_and_writes_a_report_over_an_earlier_one(
     (report_folder / "notes.txt").write_text("mine")
     make_bundle("squares-onnx-fp32", folder=tmp_path / "bundles")
     make_bundle("squares-tensorrt-fp32", Target.TENSORRT, folder=tmp_path / "bundles")
-    arguments = ("--data", inspection_folder, "--report", report_folder, "--quick", "--iterations", 10)
+    arguments = (
+        "--data",
+        inspection_folder,
+        "--report",
+        report_folder,
+        "--quick",
+        "--rounds",
+        1,
+        "--round-time",
+        "0.05",
+    )
     code, out, err = command(tmp_path / "bundles", *arguments, program="bench")
     assert code == 0, err
     assert "squares-onnx-fp32" in out
     assert "squares-tensorrt-fp32 did not run: " in out
-    assert "squares-onnx-fp32: measuring" in err
+    assert "round 1 of 1" in err
+    assert "Put squares-onnx-fp32 on this device." in out
+    assert "there are no intervals" in err
     report = read_report(report_folder)
     assert report.settings.quick
     assert any("quick run" in warning for warning in report.warnings)
@@ -89,17 +95,53 @@ def test_a_folder_without_a_bundle_is_refused_in_one_line(command: Run, tmp_path
     assert "is no bundle and holds none" in err
 
 
-def test_a_longer_minimum_moves_the_limit_of_time() -> None:
-    settings = make_settings(**{**OPTIONS, "min_time_s": 30.0, "iterations": 7})  # type: ignore[arg-type] # mixed values
-    assert (settings.rules.min_time_s, settings.rules.max_time_s, settings.rules.iterations) == (30.0, 30.0, 7)
-    assert make_settings(**OPTIONS).rules.iterations == 1024  # type: ignore[arg-type] # mixed values
+def test_options_become_settings_and_the_command_line_that_reproduces_them() -> None:
+    settings = make_settings(
+        rounds=7, round_s=2.0, load_fps="30, 60", requests="1,4", batch_sizes="2", baseline="b", device="cuda:1"
+    )
+    assert (settings.rounds, settings.rules.round_s, settings.throughput_s) == (7, 2.0, 2.0)
+    assert (settings.load_fps, settings.requests, settings.batch_sizes) == ((30.0, 60.0), (1, 4), (2,))
+    assert make_settings() == SuiteSettings()
+    line = command_line(
+        settings, "parts", ["a", "b"], [parse_requirement("p99_ms <= 40")], parse_objective(None, "recall")
+    )
+    assert line == (
+        "vae-bench a b --data parts --report REPORT --device cuda:1 --rounds 7 --round-time 2 --baseline b "
+        "--requests 1,4 --batch-sizes 2 --load-fps 30,60 --require 'p99_ms<=40' --maximize recall"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"load_fps": "0"}, {"load_fps": "fast"}, {"requests": "1.5"}, {"batch_sizes": ""}, {"deadline_ms": -1.0}],
+)
+def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        make_settings(**options)
+
+
+def test_nothing_that_keeps_the_requirements_is_exit_code_3(
+    command: Run, make_bundle: MakeBundle, inspection_folder: Path
+) -> None:
+    arguments = (make_bundle("a"), "--data", inspection_folder, "--quick", "--rounds", 1, "--round-time", "0.02")
+    code, out, _ = command(*arguments, "--require", "p50_ms<=0.000001", program="bench")
+    assert code == 3
+    assert "No bundle fits." in out
+    assert "required is p50_ms <= 1e-06" in out
+
+
+def test_an_unknown_metric_is_wrong_usage_and_lists_the_known_ones(command: Run, tmp_path: Path) -> None:
+    code, _, err = command(tmp_path, "--require", "speed>=3", program="bench")
+    assert code == 2
+    assert "choose from mean_ms" in err
 
 
 def test_a_report_that_is_newer_damaged_or_none_is_refused(report_folder: Path) -> None:
     file = report_folder / "report.json"
     content = json.loads(file.read_text())
     for change, message in (
-        ({"schema_version": 2}, "reads up to 1"),
+        ({"schema_version": 3}, "reads up to 2"),
+        ({"schema_version": 1}, "were not taken in rounds"),
         ({"bundles": 3}, "is damaged: bundles"),
         ({"format": "another"}, "not a benchmark report"),
     ):
@@ -111,7 +153,7 @@ def test_a_report_that_is_newer_damaged_or_none_is_refused(report_folder: Path) 
         read_report(file)
     report = Report.model_validate_json(json.dumps(content))
     with pytest.raises(InputError, match="no earlier benchmark report"):
-        write_report(report_folder, report, "", {})
+        write_report(report_folder, report, {})
 
 
 def test_sample_files_are_plain_names_that_differ() -> None:

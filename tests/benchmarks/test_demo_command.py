@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.benchmarks.demo_command import is_trained
-from vae_edge.benchmarks.report import read_report
+from vae_edge.benchmarks.report_files import read_report
 from vae_edge.bundle import bundles_in
 
 
@@ -22,7 +22,7 @@ def test_the_demo_walks_the_whole_road_and_a_second_one_need_not_train(
         assert f"$ {program} " in err
     ran = [bundle for bundle in read_report(out / "report" / "dial").bundles if bundle.has_run]
     assert {bundle.name for bundle in ran} >= {"dial-onnx-fp32", "dial-openvino-fp32", "dial-torch-fp32"}
-    assert all(bundle.accuracy is not None and bundle.accuracy.image_auroc is not None for bundle in ran)
+    assert all(bundle.accuracy is not None and bundle.accuracy.metrics.image_auroc is not None for bundle in ran)
     lines = (out / "predictions" / "dial" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(list((out / "predictions" / "dial" / "overlays").iterdir())) == 110
     assert not any("error" in json.loads(line) for line in lines)

@@ -1,32 +1,38 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
-from vae_edge.benchmarks.jobs import MeasuringRules
-from vae_edge.benchmarks.latency import measure, median, nearest_rank, summarize
+from vae_edge.benchmarks.latency import median, nearest_rank, summarize
+from vae_edge.benchmarks.measured import LATENCY_FIGURES
+from vae_edge.benchmarks.rounds import LatencyRounds
 from vae_edge.errors import InputError
 
-RULES = MeasuringRules(
-    warmup_s=0.0, warmup_iterations=3, iterations=7, min_time_s=0.0, max_time_s=5.0, fewest_iterations=2
-)
+
+def rounds(*values: list[float]) -> LatencyRounds:
+    return LatencyRounds(dict(enumerate(values, 1)))
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 100, 1024])
-def test_statistics_agree_with_numpy(n: int) -> None:
-    samples = np.random.default_rng(n).integers(1_000_000, 9_000_000, n)
-    found = summarize([int(value) for value in samples])
-    values = samples / 1e6
-    assert found.n == n
-    assert found.mean_ms == pytest.approx(values.mean())
-    assert found.std_ms == pytest.approx(values.std(ddof=1) if n > 1 else 0.0)
+def test_a_summary_holds_every_figure_with_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    samples = rounds(*(list(rng.gamma(4, 1, 200)) for _ in range(6)))
+    found = summarize(samples)
+    values = samples.values()
+    assert (found.n, found.n_rounds) == (1200, 6)
     assert (found.min_ms, found.max_ms) == (values.min(), values.max())
-    for percent, value in ((50, found.p50_ms), (90, found.p90_ms), (95, found.p95_ms), (99, found.p99_ms)):
-        # numpy's name for nearest rank is the inverse of the empirical distribution function.
-        assert value == np.percentile(values, percent, method="inverted_cdf")
+    assert set(found.intervals) == set(LATENCY_FIGURES)
+    for name, interval in found.intervals.items():
+        assert interval.low <= getattr(found, name) <= interval.high
+    assert found.round_p50_ms[0] == np.percentile(samples.rounds[1], 50, method="inverted_cdf")
     assert found.elapsed_s == pytest.approx(values.sum() / 1e3)
+
+
+def test_the_histogram_counts_every_sample_and_ends_before_the_outliers() -> None:
+    found = summarize(rounds([1.0 + 0.001 * i for i in range(999)] + [500.0]))
+    assert sum(found.histogram.counts) == found.n
+    assert len(found.histogram.edges) == len(found.histogram.counts) + 1
+    assert found.histogram.edges[-1] < 3.0
+    assert sum(summarize(rounds([2.0, 2.0])).histogram.counts) == 2
 
 
 def test_a_percentile_is_a_sample_that_was_measured() -> None:
@@ -42,47 +48,16 @@ def test_a_percentile_of_nothing_or_outside_its_range_is_refused(values: list[fl
         nearest_rank(values, percent)
 
 
-def test_steady_samples_are_stable() -> None:
-    assert summarize([1_000_000, 1_010_000] * 50).is_stable
+def test_steady_rounds_are_stable() -> None:
+    assert summarize(rounds(*[[1.0, 1.01] * 20] * 4)).is_stable
 
 
 def test_a_wide_spread_is_unstable_and_says_so() -> None:
-    found = summarize([1_000_000, 2_000_000] * 50)
+    found = summarize(rounds([1.0, 2.0] * 50))
     assert not found.is_stable
     assert found.unstable_because == ("the standard deviation is 34% of the mean",)
 
 
-def test_a_drift_is_unstable_although_the_spread_is_narrow() -> None:
-    found = summarize([1_000_000] * 50 + [1_080_000] * 50)
+def test_a_drift_over_the_rounds_is_unstable_although_the_spread_is_narrow() -> None:
+    found = summarize(rounds([1.0] * 9, [1.0] * 9, [1.04] * 9, [1.08] * 9, [1.08] * 9))
     assert found.unstable_because == ("the second half's median is +8% from the first half's",)
-
-
-def test_inputs_go_round_and_warm_up_is_kept_apart() -> None:
-    seen: list[str] = []
-    samples = measure(seen.append, ["a", "b", "c"], RULES)
-    assert (len(samples.warmup_ns), len(samples.measured_ns)) == (3, 7)
-    assert "".join(seen) == "abcabcabca"
-
-
-def test_a_slow_call_ends_by_time_after_the_fewest_iterations() -> None:
-    rules = MeasuringRules(
-        warmup_s=9.0, warmup_iterations=1000, iterations=1000, min_time_s=9.0, max_time_s=0.05, fewest_iterations=4
-    )
-    samples = measure(time.sleep, [0.02], rules)
-    assert 1 <= len(samples.warmup_ns) <= 3
-    assert len(samples.measured_ns) == 4
-    assert min(samples.measured_ns) >= 20_000_000
-
-
-def test_a_fast_call_is_measured_for_the_time_asked_for() -> None:
-    rules = MeasuringRules(
-        warmup_s=0.0, warmup_iterations=1, iterations=1, min_time_s=0.05, max_time_s=5.0, fewest_iterations=1
-    )
-    assert sum(measure(time.sleep, [0.001], rules).measured_ns) > 30_000_000
-
-
-def test_nothing_to_measure_with_is_refused() -> None:
-    with pytest.raises(InputError, match="at least one image"):
-        measure(str, [], RULES)
-    with pytest.raises(InputError, match="no samples"):
-        summarize([])
