@@ -134,8 +134,8 @@ def _rounds(report: Report, looks: Mapping[str, Look]) -> Markup:
         for item in bundle.rounds
     ]
     headers = (
-        "bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C", "throttled", "foreign cores",
-        "stolen",
+        "bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C",
+        "throttled", "foreign cores", "stolen",
     )  # fmt: skip
     legend = (
         "The bundles take turns, so what changes over the minutes meets all of them. The spin is a fixed piece of "

@@ -141,6 +141,8 @@ def _sure(report: Report, choice: Recommendation) -> Markup | None:
         for item in choice.judgements
         if item.fits and item.bundle != choice.chosen
         for caveat in item.caveats
+        # Of the others only what is said of them beside the chosen one; the rest stands below with their reasons.
+        if choice.chosen is not None and choice.chosen in caveat
     ]
     doubts: list[Child] = [*chosen.caveats, *rivals]
     own = [warning for warning in report.warnings if warning.startswith(f"{choice.chosen}: ")]
