@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vae_edge.benchmarks.page.accuracy_section import accuracy_section
-from vae_edge.benchmarks.page.choices import tradeoff_section
 from vae_edge.benchmarks.page.gallery import gallery_section
 from vae_edge.benchmarks.page.overview import overview_table
 from vae_edge.benchmarks.page.parity import parity_section
@@ -23,6 +22,7 @@ from vae_edge.benchmarks.page.shell import page
 from vae_edge.benchmarks.page.speed import STAGES, distribution_section, stage_section
 from vae_edge.benchmarks.page.strips import patterns
 from vae_edge.benchmarks.page.tables import section
+from vae_edge.benchmarks.page.tradeoff_section import tradeoff_section
 from vae_edge.benchmarks.page.validity import validity_section
 from vae_edge.benchmarks.page.verdict import verdict_section
 from vae_edge.benchmarks.report import Report
