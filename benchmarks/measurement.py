@@ -134,7 +134,8 @@ class Measurer:
         job = RoundJob(**opening, **self._start(row), rules=settings.rules, throughput_s=settings.throughput_s)
         result = self._run(job, listen)
         samples.rounds[number] = {**result, "begin_s": begin_s}
-        for requests, batch_size in configurations(settings):
+        assert row.manifest is not None
+        for requests, batch_size in configurations(settings, row.manifest.max_batch):
             listener(f"throughput with {requests or 'default'} requests, batch {batch_size}")
             stream = StreamJob(**opening, requests=requests, batch_size=batch_size, throughput_s=settings.throughput_s)
             samples.streams.setdefault((requests, batch_size), {})[number] = self._run(stream)
@@ -172,8 +173,12 @@ class Measurer:
         }
 
 
-def configurations(settings: SuiteSettings) -> list[tuple[int | None, int]]:
-    """Return the numbers of requests and batch sizes that the throughput is measured with, beside the default."""
+def configurations(settings: SuiteSettings, max_batch: int | None) -> list[tuple[int | None, int]]:
+    """Return the numbers of requests and batch sizes that the throughput is measured with, beside the default.
+
+    Batches that are larger than the bundle takes are left out.
+    """
     if not settings.requests and not settings.batch_sizes:
         return []
-    return list(product(settings.requests or (None,), settings.batch_sizes or (1,)))
+    batch_sizes = [size for size in settings.batch_sizes or (1,) if max_batch is None or size <= max_batch]
+    return list(product(settings.requests or (None,), batch_sizes))

@@ -115,12 +115,17 @@ def _latency_warnings(result: BundleResult) -> list[str]:
 def _device_warnings(result: BundleResult, settings: SuiteSettings) -> list[str]:
     found = [f"as it was loaded: {note}" for note in result.notes]
     asked, used = settings.device.strip().lower(), result.device
-    if used is not None and asked != "auto" and used.partition(":")[0] != asked.partition(":")[0]:
+    if used is not None and asked != "auto" and _kind(used) != _kind(asked):
         found.append(f"it runs on {used} although {asked} was asked for ({result.device_reason})")
     elif used is not None and result.device_reason is not None and "because:" in result.device_reason:
         # A runtime that has a faster device and could not start it.
         found.append(f"it fell back to {used}: {result.device_reason}")
     return found
+
+
+def _kind(device: str) -> str:
+    """Return `cuda` of `cuda:1`, and `gpu` of `gpu.0`."""
+    return device.partition(":")[0].partition(".")[0]
 
 
 def _accuracy_warnings(result: BundleResult) -> list[str]:

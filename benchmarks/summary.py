@@ -43,7 +43,7 @@ def measured_fields(samples: RawSamples, settings: SuiteSettings) -> dict[str, A
         **{name: latest[name] for name in ("device", "device_reason", "runtime", "layout")},
         "notes": tuple(dict.fromkeys(note for result in samples.rounds.values() for note in result["notes"])),
         "start": _start(samples),
-        "memory": _memory(samples, min(settings.n_memory_images, settings.n_timing_images)),
+        "memory": _memory(samples, latest["n_memory_images"]),
         "latency": latency,
         "stages": _stages(samples, latency, latest["device"]),
         "throughput": _throughput(samples),

@@ -76,6 +76,7 @@ def run_start(job: StartJob) -> dict[str, Any]:
             "first_predict_s": first - opened,
             "peak_resident_bytes": peak_resident_bytes(),
             "before_open_bytes": before_bytes,
+            "n_memory_images": len(job.images[: job.n_memory_images]),
             **_facts(detector),
         }
         if isinstance(job, RoundJob):

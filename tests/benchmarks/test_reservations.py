@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.conftest import MakeBundle
+from tests.benchmarks.example_report import example_report
+from vae_edge.benchmarks.accuracy_records import PromiseRecord
+from vae_edge.benchmarks.estimates import Interval
+from vae_edge.benchmarks.measured import RoundRecord
+from vae_edge.benchmarks.measurement import configurations
+from vae_edge.benchmarks.reservations import bundle_warnings, machine_warnings, round_warnings
+from vae_edge.benchmarks.settings import SuiteSettings
+from vae_edge.bundle import Bundle
+
+
+def a_round(number: int, **changes: Any) -> RoundRecord:
+    usual: dict[str, Any] = {"begin_s": 0.0, "engine_p50_ms": 5.0, "spin_before_ms": 10.0, "spin_after_ms": 10.1}
+    return RoundRecord(number=number, **{**usual, **changes})
+
+
+def test_quiet_rounds_are_not_warned_of() -> None:
+    assert round_warnings([a_round(1, foreign_cores=0.1, stolen_share=0.0, n_throttled=0), a_round(2)]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"foreign_cores": 1.5}, "up to 1.5 cores busy in 1 of 2 rounds"),
+        ({"stolen_share": 0.2}, "gave up to 20% of the processor time to others in 1 of 2 rounds"),
+        ({"spin_before_ms": 12.0, "spin_after_ms": 12.0}, "the clock drifted: the same arithmetic took 10.00 to 12.00"),
+        ({"n_throttled": 3}, "slowed down for heat 3 times"),
+    ],
+)
+def test_what_disturbs_a_round_is_told(changes: dict[str, Any], warning: str) -> None:
+    (found,) = round_warnings([a_round(1), a_round(2, **changes)])
+    assert warning in found
+
+
+def test_one_slow_spin_beside_a_normal_one_is_no_drift_of_the_clock() -> None:
+    assert round_warnings([a_round(1), a_round(2, spin_after_ms=19.0)]) == []
+
+
+def test_few_rounds_are_warned_of_before_measuring() -> None:
+    machine = example_report().machine
+    assert any(
+        "1 round only: there are no intervals" in each for each in machine_warnings(machine, SuiteSettings(rounds=1))
+    )
+    assert not any("rounds only" in each for each in machine_warnings(machine, SuiteSettings(rounds=5)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "reason", "warning"),
+    [
+        ("auto", "cpu", "the only one found", None),
+        ("gpu", "gpu.0", "asked for", None),
+        ("cuda:1", "cuda:1", "asked for", None),
+        ("cuda", "cpu", "no driver", "it runs on cpu although cuda was asked for"),
+        ("auto", "cpu", "the CPU, because: no driver", "it fell back to cpu"),
+    ],
+)
+def test_a_device_that_is_not_the_one_asked_for_is_told(
+    make_bundle: MakeBundle, asked: str, used: str, reason: str, warning: str | None
+) -> None:
+    manifest = Bundle.open(make_bundle(f"{asked}-{used}-{len(reason)}".replace(":", ""))).manifest
+    result = (
+        example_report()
+        .bundles[0]
+        .model_copy(update={"device": used, "device_reason": reason, "notes": ("its engine was built anew",)})
+    )
+    found = " ".join(bundle_warnings(result, manifest, SuiteSettings(device=asked)))
+    assert "as it was loaded: its engine was built anew" in found
+    assert (warning is None) == ("asked for (" not in found and "fell back" not in found)
+    assert warning is None or warning in found
+
+
+def test_an_accuracy_that_may_be_chance_and_a_broken_promise_are_told(make_bundle: MakeBundle) -> None:
+    manifest = Bundle.open(make_bundle("chance")).manifest
+    result = example_report().bundles[0]
+    assert result.accuracy is not None
+    promise = PromiseRecord(
+        promised_rate=0.01, n_normal=40, n_false_alarms=9, interval=Interval(low=0.1, high=0.4), is_kept=False
+    )
+    accuracy = result.accuracy.model_copy(
+        update={"intervals": {"image_auroc": Interval(low=0.45, high=0.7)}, "promise": promise}
+    )
+    found = " ".join(bundle_warnings(result.model_copy(update={"accuracy": accuracy}), manifest, SuiteSettings()))
+    assert "may be no better than chance" in found
+    assert "called 9 of 40 good test images anomalous, certainly more (10.0% or above) than the 1.0%" in found
+
+
+def test_batches_that_a_bundle_does_not_take_are_left_out() -> None:
+    settings = SuiteSettings(requests=(1, 2), batch_sizes=(1, 8))
+    assert configurations(settings, None) == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    assert configurations(settings, 4) == [(1, 1), (2, 1)]
+    assert configurations(SuiteSettings(batch_sizes=(2,)), None) == [(None, 2)]
+    assert configurations(SuiteSettings(), None) == []
