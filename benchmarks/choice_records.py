@@ -46,7 +46,7 @@ class Judgement(Record):
 class Recommendation(Record):
     """The verdict of the benchmark."""
 
-    chosen: str | None
+    chosen: str | None = None
     """Name of the bundle; None: none fits."""
     rule: str
     """How it was chosen, in words."""

@@ -121,13 +121,17 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> No
 
 
 def test_nothing_that_keeps_the_requirements_is_exit_code_3(
-    command: Run, make_bundle: MakeBundle, inspection_folder: Path
+    command: Run, make_bundle: MakeBundle, inspection_folder: Path, tmp_path: Path
 ) -> None:
-    arguments = (make_bundle("a"), "--data", inspection_folder, "--quick", "--rounds", 1, "--round-time", "0.02")
+    arguments: tuple[object, ...] = (make_bundle("a"), "--data", inspection_folder, "--report", tmp_path / "report")
+    arguments += ("--quick", "--rounds", 1, "--round-time", "0.02")
     code, out, _ = command(*arguments, "--require", "p50_ms<=0.000001", program="bench")
     assert code == 3
     assert "No bundle fits." in out
     assert "required is p50_ms <= 1e-06" in out
+    found = read_report(tmp_path / "report").recommendation
+    assert found is not None
+    assert found.chosen is None
 
 
 def test_an_unknown_metric_is_wrong_usage_and_lists_the_known_ones(command: Run, tmp_path: Path) -> None:
