@@ -11,7 +11,9 @@ from vae_edge.backends.base import Hint, RuntimeOptions
 from vae_edge.bundle import Bundle
 from vae_edge.errors import DeviceError
 
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
+
+import onnxruntime
 
 from vae_edge.backends.onnxruntime_backend import OnnxRuntimeBackend
 
