@@ -37,7 +37,7 @@ COLUMNS = (
     "**peak**: the most memory the process held, over the first images; for benchmark_app over all of it.",
     "**environment**: all files in the site-packages of an environment with that tool only, without pip and without "
     "bytecode. A bare runtime is measured in vae-edge's environment, so it has no size of its own here.",
-    "**benchmark_app** computes in FP32 as the others do; with its default arithmetic OpenVINO takes bfloat16 where the "
+    "**benchmark_app** computes in FP32 like the others; with its default arithmetic OpenVINO takes bfloat16 where the "
     "processor has it, and so does anomalib by default. It compiles the model anew in each process.",
     "**anomalib** has the same weights in a model of its own, exported with its pre-processing and post-processing. By "
     "default: images of any size, device AUTO. Tuned: the CPU plugin, FP32, and exported for the size of these images.",
