@@ -32,6 +32,9 @@ from vae_edge.errors import DeviceError
 METRICS = ("files_per_s", "ready_per_s", "file_p50_ms", "engine_p50_ms", "first_result_s", "peak_bytes")
 """What a round gives, as far as the candidate's tool tells it."""
 
+ISOLATED = "-I"
+"""Neither the working folder nor the user's own packages: an environment is measured with what is in it."""
+
 _SCRIPT = Path(__file__).with_name("measured_process.py").resolve()
 
 
@@ -111,7 +114,7 @@ def _run_script(candidate: Candidate, plan: Plan, *, is_judging: bool) -> dict[s
             "seconds": plan.seconds,
         }
         job_file.write_text(json.dumps(job), encoding="utf-8")
-        command = [str(candidate.environment.python), "-I", str(_SCRIPT), str(job_file), str(result_file)]
+        command = [str(candidate.environment.python), ISOLATED, str(_SCRIPT), str(job_file), str(result_file)]
         watched = watch(command, FIRST_RESULT.__eq__, plan.timeout_s, plan.scratch)
         if not result_file.is_file():
             raise DeviceError("it left no result")
