@@ -4,9 +4,9 @@
 
 The job: `program` (the network and its scoring, a torch program, see `vae_edge.benchmarks.peers.anomalib_model`),
 `size` of the model, `input_size` (of the images if it is to be fixed, or null, which is anomalib's default),
-`image_threshold`, `pixel_threshold`, `files` to fit the normalization to, `out`, `declare_operators`. No anomalib
-release has a VAE, so the network comes as a model of its own; pre-processing, post-processing and export are
-anomalib's.
+`image_threshold`, `pixel_threshold`, `files` to fit the normalization to, `calibration` (image files for INT8 by
+post-training quantization, or none of them for FP32), `out`, `declare_operators`. No anomalib release has a VAE, so the
+network comes as a model of its own; pre-processing, post-processing, quantization and export are anomalib's.
 """
 
 from __future__ import annotations
@@ -30,15 +30,46 @@ def main(arguments: list[str]) -> int:
     model = _make_model(job)
     _fit_post_processor(model, job)
 
-    from anomalib.deploy import ExportType
+    from anomalib.deploy import CompressionType, ExportType
     from anomalib.engine import Engine
 
     out = Path(job["out"])
     size = job["input_size"]
     engine = Engine(default_root_dir=str(out), accelerator="cpu", logger=False)
-    # FP32 weights: what anomalib calls no compression.
-    engine.export(model, ExportType.OPENVINO, export_root=out, input_size=None if size is None else tuple(size))
+    # FP32 weights are what anomalib calls no compression.
+    low = {"compression_type": CompressionType.INT8_PTQ, "datamodule": _Calibration(job["calibration"])}
+    engine.export(
+        model,
+        ExportType.OPENVINO,
+        export_root=out,
+        input_size=None if size is None else tuple(size),
+        **(low if job["calibration"] else {}),
+    )
     return 0
+
+
+class _Calibration:
+    """As much of an anomalib data module as its quantization asks for: images one by one, from 0 to 1."""
+
+    def __init__(self, files: list[str]) -> None:
+        self._files = files
+        self.train_batch_size = 1
+
+    def setup(self, stage: str) -> None:
+        pass
+
+    def val_dataloader(self) -> Any:
+        from torch.utils.data import DataLoader
+
+        return DataLoader(self)  # type: ignore[arg-type]  # it asks for no more than length and items
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        from anomalib.data.utils import read_image
+
+        return {"image": read_image(self._files[position], as_tensor=True)}
 
 
 def _make_model(job: dict[str, Any]) -> Any:

@@ -45,7 +45,13 @@ def save_program(run: RunFolder, path: Path) -> None:
 
 
 def export_with_anomalib(
-    run: RunFolder, environment: Environment, files: Sequence[Path], input_size: tuple[int, int] | None, out: Path
+    run: RunFolder,
+    environment: Environment,
+    files: Sequence[Path],
+    input_size: tuple[int, int] | None,
+    out: Path,
+    *,
+    calibration: Sequence[Path] = (),
 ) -> Path:
     """Let anomalib export a run; what an earlier call left for the same weights is taken as it is.
 
@@ -55,6 +61,7 @@ def export_with_anomalib(
         files: images to fit its normalization to.
         input_size: height and width of all images that it will get; None: any, which is anomalib's default.
         out: folder for it.
+        calibration: images to quantize it to INT8 with; none: it stays in FP32.
 
     Returns:
         The `model.xml`.
@@ -71,6 +78,7 @@ def export_with_anomalib(
         "image_threshold": run.thresholds.image_threshold,
         "pixel_threshold": run.thresholds.pixel_threshold,
         "files": [str(file) for file in files],
+        "calibration": [str(file) for file in calibration],
         "out": str(out),
         "declare_operators": environment.declare_operators,
     }

@@ -32,12 +32,14 @@ from vae_edge.cli.console import notes_console, print_error
 from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.image import read_image
 from vae_edge.targets import Target
+from vae_edge.train.inspection_set import spread
 from vae_edge.train.run_folder import RunFolder
 
 peers_app = typer.Typer(add_completion=False)
 
 _N_FILES = 32
 _N_START = 16
+_N_CALIBRATION = 300
 
 
 @peers_app.command()
@@ -84,11 +86,12 @@ def peers(
         skipped.append(f"trtexec: {trtexec}")
     else:
         candidates += trtexec
-    found = _anomalib(without_anomalib, trained, places / "anomalib", out / "anomalib", images)
-    if isinstance(found, str):
-        skipped.append(f"anomalib: {found}")
+    if without_anomalib:
+        skipped.append("anomalib: left out by --without-anomalib")
+    elif trained is None:
+        skipped.append("anomalib: its model is made from the run's weights; give --run beside --bundles")
     else:
-        candidates += found
+        candidates += _anomalib(trained, places / "anomalib", out / "anomalib", images, skipped)
 
     scratch = out / "caches"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -124,29 +127,35 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _anomalib(
-    without: bool, run: RunFolder | None, place: Path, out: Path, images: BenchmarkImages
-) -> list[Candidate] | str:
-    """Return anomalib's candidates, or why there are none."""
-    if without:
-        return "left out by --without-anomalib"
-    if run is None:
-        return "its model is made from the run's weights; give --run beside --bundles"
+def _anomalib(run: RunFolder, place: Path, out: Path, images: BenchmarkImages, skipped: list[str]) -> list[Candidate]:
+    """Return anomalib's candidates; what cannot be had is added to `skipped` with the reason."""
     try:
         environment = make_anomalib(place, _tell)
         _tell("anomalib: exporting the same weights")
         files = [file.path.absolute() for file in images.judged]
-        default = export_with_anomalib(run, environment, files, None, out / "any-size")
-        sizes = {read_image(path).shape[:2] for path in [*files, *images.timing]}
-        fixed = None
+        default = tuned = export_with_anomalib(run, environment, files, None, out / "any-size")
+        sizes = {_size_of(path) for path in [*files, *images.timing]}
+        size = None
         if len(sizes) == 1:
-            height, width = sizes.pop()
-            fixed = export_with_anomalib(run, environment, files, (height, width), out / "fixed-size")
+            size = sizes.pop()
+            tuned = export_with_anomalib(run, environment, files, size, out / "fixed-size")
     except UsageError:
         raise
     except VaeEdgeError as error:
-        return str(error)
-    return anomalib_candidates(environment, default, fixed)
+        skipped.append(f"anomalib: {error}")
+        return []
+    good = [file.path.absolute() for file in spread(images.train, _N_CALIBRATION)]
+    int8 = None
+    try:
+        int8 = export_with_anomalib(run, environment, files, size, out / "int8", calibration=good)
+    except VaeEdgeError as error:
+        skipped.append(f"anomalib, int8: {error}")
+    return anomalib_candidates(environment, default, tuned, int8)
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    height, width, _ = read_image(path).shape
+    return height, width
 
 
 def _facts(

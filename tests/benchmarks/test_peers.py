@@ -143,11 +143,12 @@ def test_trtexec_is_not_present_where_it_is_not(onnx_bundle: Bundle, monkeypatch
     assert found[0].shape == (1, SIZE, SIZE, 3)
 
 
-def test_anomalib_is_measured_as_it_comes_and_tuned() -> None:
-    first, second = anomalib_candidates(HERE, Path("any.xml"), Path("fixed.xml"))
+def test_anomalib_is_measured_as_it_comes_tuned_and_quantized() -> None:
+    first, second, third = anomalib_candidates(HERE, Path("any.xml"), Path("fixed.xml"), Path("int8.xml"))
     assert (first.model, first.options["arguments"]) == (Path("any.xml"), {})
     assert (second.model, second.options["arguments"]["device"]) == (Path("fixed.xml"), "CPU")
-    assert anomalib_candidates(HERE, Path("any.xml"), None)[1].model == Path("any.xml")
+    assert third.model == Path("int8.xml")
+    assert len(anomalib_candidates(HERE, Path("any.xml"), Path("any.xml"), None)) == 2
 
 
 def test_bundles_of_two_runs_are_refused(tmp_path: Path, onnx_bundle: Bundle) -> None:
