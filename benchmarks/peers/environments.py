@@ -79,7 +79,8 @@ def make_own(folder: Path, extra: str, tell: Tell) -> Environment:
     root = checkout()
     sources = source_fingerprint(root)
     name = f"vae-edge[{extra}]"
-    wanted = {"requirements": [name], "constraints": _constraints_hash(root)}
+    # What is required of others may have changed with the project's file: then all is made anew.
+    wanted = {"requirements": [name], "project": _hash(root / "pyproject.toml"), "constraints": _constraints_hash(root)}
     found = _read_marker(folder)
     if found is not None and all(found.get(key) == value for key, value in wanted.items()):
         if found["sources"] == sources:
@@ -115,7 +116,10 @@ def make_anomalib(folder: Path, tell: Tell) -> Environment:
         tell(f"anomalib: making the environment {folder}; 2 GB or more, some minutes")
         _make_empty(folder)
         _install(folder, [*_constraints(root), ANOMALIB])
-        found = {**wanted, "versions": _versions(folder), "declare_operators": _must_declare(folder)}
+        found = {**wanted, "versions": _versions(folder)}
+        _write_marker(folder, found)
+    if "declare_operators" not in found:
+        found["declare_operators"] = _must_declare(folder)
         _write_marker(folder, found)
     return _describe("anomalib", folder, found)
 
@@ -187,7 +191,11 @@ def _constraints(root: Path) -> list[str]:
 
 def _constraints_hash(root: Path) -> str:
     file = root / "constraints.txt"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return _hash(file) if file.is_file() else ""
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:

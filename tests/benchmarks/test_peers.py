@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, spotted_image, write_image
-from vae_edge.benchmarks.peers import measured_process
+from vae_edge.benchmarks.peers import environments, measured_process
 from vae_edge.benchmarks.peers.candidates import (
     Candidate,
     anomalib_candidates,
@@ -173,6 +174,39 @@ def test_the_sources_have_one_fingerprint_until_they_change(tmp_path: Path) -> N
     assert source_fingerprint(tmp_path) == before
     (tmp_path / "train/new.py").write_text("a = 1\n")
     assert source_fingerprint(tmp_path) != before
+
+
+def test_an_environment_is_made_once_and_gets_a_changed_package_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[Sequence[str]] = []
+    made: list[Path] = []
+
+    def make_empty(folder: Path) -> None:
+        made.append(folder)
+        (folder / "bin").mkdir(parents=True)
+        (folder / "Scripts").mkdir()
+        environments.python_of(folder).touch()
+
+    monkeypatch.setattr(environments, "_make_empty", make_empty)
+    monkeypatch.setattr(environments, "_install", lambda folder, arguments: installed.append(arguments))
+    monkeypatch.setattr(environments, "_versions", lambda folder: {"openvino": "1.0"})
+    place, told = tmp_path / "place", list[str]()
+    assert environments.make_own(place, "openvino", told.append).versions == {"openvino": "1.0"}
+    assert environments.make_own(place, "openvino", told.append).name == "vae-edge[openvino]"
+    assert (len(made), len(installed)) == (1, 1)
+    assert installed[0][-1].startswith("vae-edge[openvino] @ file:")
+    monkeypatch.setattr(environments, "source_fingerprint", lambda root: "another")
+    environments.make_own(place, "openvino", told.append)
+    assert (len(made), len(installed)) == (1, 2)
+    assert "--no-deps" in installed[1]
+    assert [line.split(": ")[1][:6] for line in told] == ["making", "the pa"]
+
+
+def test_a_failed_installation_is_told_by_pips_own_words(tmp_path: Path) -> None:
+    script = "import sys; sys.exit('ERROR: No matching distribution found for anomalib==99')"
+    with pytest.raises(DeviceError, match=r"^ERROR: No matching distribution found for anomalib==99$"):
+        environments._run([sys.executable, "-c", script], 60.0)
 
 
 def test_detector_and_bare_loop_are_measured_in_turn_and_give_the_same_scores(
