@@ -120,20 +120,20 @@ def trtexec_candidates(models: Models) -> list[Candidate] | str:
     return [Candidate("trtexec, fp32", "", None, "trtexec", bundle.model_path, options=options, shape=shape)]
 
 
-def anomalib_candidates(environment: Environment, default: Path, tuned: Path, int8: Path | None) -> list[Candidate]:
-    """Return anomalib's inferencer as it comes, and set up as well as it can be.
+def anomalib_candidates(environment: Environment, default: Path, fixed: Path, int8: Path | None) -> list[Candidate]:
+    """Return anomalib's inferencer as it comes, and set up to compute as the others do.
 
     Args:
         environment: anomalib's.
         default: the model as anomalib exports it by default, for images of any size.
-        tuned: the model exported for the size of the images, where they have one.
+        fixed: the model exported for the size of the images, where they have one.
         int8: the same, quantized by anomalib; None: that failed.
     """
     declare = {"declare_operators": environment.declare_operators}
     on_cpu = {"device": "CPU", "config": {"INFERENCE_PRECISION_HINT": "f32"}}
-    settings: dict[str, tuple[Path, dict[str, Any]]] = {"its defaults": (default, {}), "tuned": (tuned, on_cpu)}
+    settings: dict[str, tuple[Path, dict[str, Any]]] = {"its defaults": (default, {}), "fp32": (fixed, on_cpu)}
     if int8 is not None:
-        settings["tuned, int8"] = (int8, on_cpu)
+        settings["int8"] = (int8, on_cpu)
     return [
         Candidate(
             f"anomalib, {name}", "", environment, "process", model, "anomalib", {**declare, "arguments": arguments}

@@ -133,12 +133,12 @@ def _anomalib(run: RunFolder, place: Path, out: Path, images: BenchmarkImages, s
         environment = make_anomalib(place, _tell)
         _tell("anomalib: exporting the same weights")
         files = [file.path.absolute() for file in images.judged]
-        default = tuned = export_with_anomalib(run, environment, files, None, out / "any-size")
+        default = fixed = export_with_anomalib(run, environment, files, None, out / "any-size")
         sizes = {_size_of(path) for path in [*files, *images.timing]}
         size = None
         if len(sizes) == 1:
             size = sizes.pop()
-            tuned = export_with_anomalib(run, environment, files, size, out / "fixed-size")
+            fixed = export_with_anomalib(run, environment, files, size, out / "fixed-size")
     except UsageError:
         raise
     except VaeEdgeError as error:
@@ -150,7 +150,7 @@ def _anomalib(run: RunFolder, place: Path, out: Path, images: BenchmarkImages, s
         int8 = export_with_anomalib(run, environment, files, size, out / "int8", calibration=good)
     except VaeEdgeError as error:
         skipped.append(f"anomalib, int8: {error}")
-    return anomalib_candidates(environment, default, tuned, int8)
+    return anomalib_candidates(environment, default, fixed, int8)
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -144,11 +144,16 @@ def test_trtexec_is_not_present_where_it_is_not(onnx_bundle: Bundle, monkeypatch
     assert found[0].shape == (1, SIZE, SIZE, 3)
 
 
-def test_anomalib_is_measured_as_it_comes_tuned_and_quantized() -> None:
+def test_anomalib_is_measured_as_it_comes_in_fp32_and_quantized() -> None:
     first, second, third = anomalib_candidates(HERE, Path("any.xml"), Path("fixed.xml"), Path("int8.xml"))
     assert (first.model, first.options["arguments"]) == (Path("any.xml"), {})
     assert (second.model, second.options["arguments"]["device"]) == (Path("fixed.xml"), "CPU")
     assert third.model == Path("int8.xml")
+    assert [each.row for each in (first, second, third)] == [
+        "anomalib, its defaults",
+        "anomalib, fp32",
+        "anomalib, int8",
+    ]
     assert len(anomalib_candidates(HERE, Path("any.xml"), Path("any.xml"), None)) == 2
 
 
