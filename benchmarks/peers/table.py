@@ -41,7 +41,8 @@ COLUMNS = (
     "processor has it, and so does anomalib by default. It compiles the model anew in each process.",
     "**anomalib** has the same weights in a model of its own, exported with its pre-processing and post-processing. By "
     "default: images of any size, device AUTO. fp32 and int8: the CPU plugin, floating-point layers in FP32, exported "
-    "for the size of these images where they have one. int8 is its own post-training quantization, on the good parts of the training images.",
+    "for the size of these images where they have one. int8 is its own post-training quantization, on the good parts "
+    "of the training images.",
     "Each figure is the median over the rounds, and behind it half the distance from the smallest to the largest.",
 )
 
