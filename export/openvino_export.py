@@ -59,7 +59,7 @@ def read_graph(path: Path) -> Any:
     from openvino import passes
 
     try:
-        model = openvino.Core().read_model(path)
+        model = openvino_module.openvino_core().read_model(path)
         # torch's exporter leaves shapes to be computed around every bias: folded, a bias is a plain constant again,
         # which is what quantization corrects.
         manager = passes.Manager()

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.backends.openvino_module import openvino_core
 from vae_edge.errors import InputError
 from vae_edge.export.nncf_calls import QuantizationSettings, quantize_network
 from vae_edge.export.openvino_export import (
-    import_openvino,
     name_plainly,
     network_operations,
     read_graph,
@@ -207,7 +207,7 @@ def _restore(quantized: Any, original: Any) -> None:
 
 def _compiled(model: Any) -> Any:
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    return import_openvino().Core().compile_model(model, "CPU", settings)
+    return openvino_core().compile_model(model, "CPU", settings)
 
 
 def _check_images(images: NDArray[np.uint8], model: Any) -> None:

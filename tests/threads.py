@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from vae_edge.pictures import Picture, Source
+from vae_edge.sources.pictures import Picture, Source
 
 
 class Taking(threading.Thread):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.pictures import Picture, Source
 from vae_edge.prediction import Prediction
-from vae_edge.sinks import Inspected, Sink, record_of
+from vae_edge.sinks.sink import Inspected, Sink, record_of
+from vae_edge.sources.pictures import Picture, Source
 
 _NAMED_ERRORS = 5
 

@@ -68,10 +68,9 @@ def probe_onnxruntime() -> Probe:
 
 def probe_openvino() -> Probe:
     """Compile and run one layer with OpenVINO on the CPU."""
-    from vae_edge.backends.openvino_module import import_openvino, version_of
+    from vae_edge.backends.openvino_module import import_openvino, openvino_core, version_of
 
-    openvino = import_openvino()
-    core = openvino.Core()
+    openvino, core = import_openvino(), openvino_core()
     devices = tuple(device.lower() for device in core.available_devices)
     network = core.read_model(_RELU_ONNX)
     _compare(core.compile_model(network, "CPU")({"x": _X})[0])

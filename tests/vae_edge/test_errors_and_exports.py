@@ -69,7 +69,7 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
         "import vae_edge.benchmarks.worker, vae_edge.benchmarks.command",
         "import vae_edge.export.rebuild, vae_edge.export.command",
         "import vae_edge.train.command, vae_edge.train.run_folder",
-        "import vae_edge.sources, vae_edge.sinks, vae_edge.refit, vae_edge.backends.base, vae_edge.sample",
+        "import vae_edge.sources.opening, vae_edge.sinks.sink, vae_edge.refit, vae_edge.backends.base, vae_edge.sample",
     ],
 )
 def test_what_runs_on_a_device_loads_no_torch_and_no_runtime_on_import(code: str) -> None:

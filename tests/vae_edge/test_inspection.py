@@ -9,8 +9,8 @@ from tests.threads import our_threads
 from tests.tiny_bundles import dark_image, spotted_image, write_image
 from vae_edge import Bundle, Detector, InputError
 from vae_edge.inspection import Tally, decide, inspect_all
-from vae_edge.pictures import Chain, ImageFiles, Picture, Source
-from vae_edge.sinks import Inspected, Sink
+from vae_edge.sinks.sink import Inspected, Sink
+from vae_edge.sources.pictures import Chain, ImageFiles, Picture, Source
 
 
 class Collected(Sink):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vae_edge import compiled_cache
 from vae_edge.backends.base import Backend, DeviceChoice, Hint, Layout, RuntimeOptions, Tensors
-from vae_edge.backends.openvino_module import import_openvino, version_of
+from vae_edge.backends.openvino_module import import_openvino, openvino_core, version_of
 from vae_edge.errors import DeviceError
 from vae_edge.manifest import TensorSpec
 
@@ -54,7 +54,7 @@ class OpenVinoBackend(Backend):
         max_batch: int | None,
         options: RuntimeOptions,
     ) -> None:
-        core = openvino.Core()
+        core = openvino_core()
         device = _choose_device(core, options.device)
         try:
             self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)

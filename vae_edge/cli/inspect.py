@@ -16,7 +16,7 @@ from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.model_file import ModelFileDescription, describe_model_file
-from vae_edge.sinks import trust_warnings
+from vae_edge.sinks.sink import trust_warnings
 
 
 @dataclass(frozen=True)

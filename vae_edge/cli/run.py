@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from vae_edge.annotated_video import AnnotatedVideos
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import print_error, print_warning
@@ -21,11 +20,10 @@ from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
 from vae_edge.errors import UsageError
 from vae_edge.inspection import Tally, inspect_all
-from vae_edge.lines import CsvLines, JsonLines
-from vae_edge.live import LiveOptions
-from vae_edge.overlays import OverlayFolder
-from vae_edge.pictures import AtMost, Source
-from vae_edge.sinks import (
+from vae_edge.sinks.annotated_video import AnnotatedVideos
+from vae_edge.sinks.lines import CsvLines, JsonLines
+from vae_edge.sinks.overlays import OverlayFolder
+from vae_edge.sinks.sink import (
     OVERLAYS_FOLDER,
     PREDICTIONS_FILE,
     TABLE_FILE,
@@ -34,8 +32,10 @@ from vae_edge.sinks import (
     check_no_earlier_run,
     clear_earlier_run,
 )
-from vae_edge.sources import open_sources, open_watch
-from vae_edge.watch import WatchOptions
+from vae_edge.sources.live import LiveOptions
+from vae_edge.sources.opening import open_sources, open_watch
+from vae_edge.sources.pictures import AtMost, Source
+from vae_edge.sources.watch import WatchOptions
 
 
 class Overlays(str, Enum):

@@ -10,8 +10,8 @@ from rich.markup import escape
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.inspection import Tally
-from vae_edge.pictures import Source
-from vae_edge.sinks import Sink, trust_warnings
+from vae_edge.sinks.sink import Sink, trust_warnings
+from vae_edge.sources.pictures import Source
 
 
 def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Sequence[Sink], out: Path | None) -> None:

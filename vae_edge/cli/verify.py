@@ -15,7 +15,7 @@ from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate
 from vae_edge.detector import Detector
 from vae_edge.refit import Refit
-from vae_edge.sources import image_files
+from vae_edge.sources.opening import image_files
 
 _NAMED = 10
 

@@ -145,3 +145,16 @@ def test_importing_openvino_tells_nobody() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "True False"]
+
+
+def test_ctrl_c_is_survived_after_models_were_closed_in_any_order(bundle: Bundle) -> None:
+    script = (
+        "import os, signal\nfrom vae_edge import Detector\n"
+        f"first = Detector.open({str(bundle.folder)!r})\n"
+        f"second = Detector.open({str(bundle.folder)!r}, hint='throughput')\n"
+        "first.close()\nsecond.close()\ndel first, second\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr

@@ -8,9 +8,9 @@ import pytest
 
 from tests.tiny_bundles import dark_image
 from vae_edge import InputError, Prediction
-from vae_edge.annotated_video import AnnotatedVideos
-from vae_edge.pictures import Picture
-from vae_edge.sinks import Inspected
+from vae_edge.sinks.annotated_video import AnnotatedVideos
+from vae_edge.sinks.sink import Inspected
+from vae_edge.sources.pictures import Picture
 
 ANOMALOUS = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5)
 
@@ -119,6 +119,6 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 def test_an_opencv_that_can_write_no_video_is_said_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vae_edge.annotated_video._CODECS", ((".mp4", "????"), (".nothing", "????")))
+    monkeypatch.setattr("vae_edge.sinks.annotated_video._CODECS", ((".mp4", "????"), (".nothing", "????")))
     with pytest.raises(InputError, match="can write no video"):
         AnnotatedVideos(tmp_path)

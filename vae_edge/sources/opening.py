@@ -9,11 +9,11 @@ from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
-from vae_edge.live import LiveOptions, open_video
-from vae_edge.path_lines import PathLines
-from vae_edge.pictures import Chain, ImageFiles, Source
-from vae_edge.video import Video, is_video_file
-from vae_edge.watch import WatchedFolders, WatchOptions
+from vae_edge.sources.live import LiveOptions, open_video
+from vae_edge.sources.path_lines import PathLines
+from vae_edge.sources.pictures import Chain, ImageFiles, Source
+from vae_edge.sources.video import Video, is_video_file
+from vae_edge.sources.watch import WatchedFolders, WatchOptions
 
 STANDARD_INPUT = "-"
 """The word for paths that come as lines of standard input."""

@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.pictures import Picture, Source
-from vae_edge.video import (
+from vae_edge.sources.pictures import Picture, Source
+from vae_edge.sources.video import (
     DEFAULT_TIMEOUT_S,
     Video,
     frame_image,

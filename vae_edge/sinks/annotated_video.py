@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.pictures import Picture
-from vae_edge.sinks import FreeNames, Inspected, Sink, cannot_write
-from vae_edge.video import n_frames_announced, video_name
+from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
+from vae_edge.sources.pictures import Picture
+from vae_edge.sources.video import n_frames_announced, video_name
 
 _CODECS = ((".mp4", "mp4v"), (".avi", "MJPG"))
 """Ending and codec, the one to try first."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.pictures import Picture, Source
+from vae_edge.sources.pictures import Picture, Source
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm"})
 """Endings of the files that are taken for videos, in lower case."""

@@ -7,8 +7,8 @@ import pytest
 
 from tests.tiny_bundles import dark_image, make_bundle
 from vae_edge import Bundle, InputError, Prediction
-from vae_edge.pictures import Picture
-from vae_edge.sinks import check_no_earlier_run, clear_earlier_run, error_record, prediction_record, trust_warnings
+from vae_edge.sinks.sink import check_no_earlier_run, clear_earlier_run, error_record, prediction_record, trust_warnings
+from vae_edge.sources.pictures import Picture
 
 PREDICTION = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5, "piece.png")
 

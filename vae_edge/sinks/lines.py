@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vae_edge.errors import InputError
-from vae_edge.sinks import Inspected, Sink, cannot_write
+from vae_edge.sinks.sink import Inspected, Sink, cannot_write
 
 COLUMNS = (
     "source",

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.pictures import Picture
 from vae_edge.prediction import Prediction
-from vae_edge.sinks import FreeNames, Inspected, Sink, cannot_write
+from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
+from vae_edge.sources.pictures import Picture
 
 OverlayFormat = Literal["jpg", "png"]
 

@@ -10,8 +10,8 @@ import pytest
 from tests.threads import our_threads
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge import InputError
-from vae_edge.pictures import AtMost, Picture
-from vae_edge.sources import image_files, open_sources
+from vae_edge.sources.opening import image_files, open_sources
+from vae_edge.sources.pictures import AtMost, Picture
 
 
 @pytest.fixture

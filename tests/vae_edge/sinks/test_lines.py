@@ -11,9 +11,9 @@ import pytest
 
 from tests.tiny_bundles import dark_image
 from vae_edge import InputError
-from vae_edge.lines import COLUMNS, CsvLines, JsonLines
-from vae_edge.pictures import Picture
-from vae_edge.sinks import Inspected
+from vae_edge.sinks.lines import COLUMNS, CsvLines, JsonLines
+from vae_edge.sinks.sink import Inspected
+from vae_edge.sources.pictures import Picture
 
 
 def inspected(record: dict[str, Any]) -> Inspected:

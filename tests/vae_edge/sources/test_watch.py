@@ -11,8 +11,8 @@ import pytest
 from tests.threads import Taking, our_threads, wait_until
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge import InputError
-from vae_edge.pictures import AtMost, Picture
-from vae_edge.watch import WatchedFolders, WatchOptions
+from vae_edge.sources.pictures import AtMost, Picture
+from vae_edge.sources.watch import WatchedFolders, WatchOptions
 
 QUICK = WatchOptions(poll_s=0.02, settle_s=0.06, patience_s=0.3)
 UNTIL_IDLE = WatchOptions(poll_s=0.02, settle_s=0.06, patience_s=0.3, idle_timeout_s=0.2)
@@ -145,7 +145,7 @@ def test_a_share_whose_empty_place_remains_gives_nothing_twice(folder: Path, tmp
 
 
 def test_names_that_are_gone_are_forgotten_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vae_edge.watch._REMEMBERED", 2)
+    monkeypatch.setattr("vae_edge.sources.watch._REMEMBERED", 2)
     for name in "abcde":
         write_image(folder / f"{name}.png", dark_image(1))
     source = WatchedFolders([folder], options=QUICK)

@@ -11,8 +11,8 @@ import pytest
 from tests.threads import Taking, our_threads
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge import InputError
-from vae_edge.path_lines import PathLines
-from vae_edge.pictures import Picture
+from vae_edge.sources.path_lines import PathLines
+from vae_edge.sources.pictures import Picture
 
 Pipe = tuple[BinaryIO, BinaryIO]
 

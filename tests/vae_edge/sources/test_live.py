@@ -12,9 +12,9 @@ import pytest
 from tests.mjpeg_server import MjpegServer
 from tests.threads import Taking, our_threads, wait_until
 from vae_edge import InputError
-from vae_edge.live import LiveOptions, LiveVideo, open_video
-from vae_edge.pictures import AtMost, Chain
-from vae_edge.video import Video
+from vae_edge.sources.live import LiveOptions, LiveVideo, open_video
+from vae_edge.sources.pictures import AtMost, Chain
+from vae_edge.sources.video import Video
 
 PATIENT = LiveOptions(reconnect_s=20, timeout_s=2)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import is_image_file
-from vae_edge.pictures import FileDecoder, Picture, Source
+from vae_edge.sources.pictures import FileDecoder, Picture, Source
 
 _log = logging.getLogger(__name__)
 

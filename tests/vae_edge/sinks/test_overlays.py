@@ -8,9 +8,9 @@ import pytest
 
 from tests.tiny_bundles import dark_image
 from vae_edge import InputError, Prediction
-from vae_edge.overlays import OverlayFolder
-from vae_edge.pictures import Picture
-from vae_edge.sinks import Inspected
+from vae_edge.sinks.overlays import OverlayFolder
+from vae_edge.sinks.sink import Inspected
+from vae_edge.sources.pictures import Picture
 
 PREDICTION = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5, "piece.png")
 NORMAL = Prediction(0.1, 0.5, 0.25, False, np.zeros((32, 32), dtype=np.float32), 0.5, "piece.png")

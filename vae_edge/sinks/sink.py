@@ -13,8 +13,8 @@ from vae_edge.bundle import Bundle
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
-from vae_edge.pictures import Picture
 from vae_edge.prediction import Prediction
+from vae_edge.sources.pictures import Picture
 
 PREDICTIONS_FILE = "predictions.jsonl"
 TABLE_FILE = "predictions.csv"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vae_edge.errors import InputError
-from vae_edge.pictures import FileDecoder, Picture, Source
+from vae_edge.sources.pictures import FileDecoder, Picture, Source
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_PATH = 1 << 16

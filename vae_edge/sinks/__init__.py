@@ -1,0 +1,1 @@
+"""Where verdicts go: lines, tables, overlays, annotated videos."""
