@@ -39,22 +39,20 @@ def open_onnxruntime(model: str, threads: int) -> Run:
     return lambda image: session.run(None, {"image": image})
 
 
-def best_onnxruntime_throughput(
+def onnxruntime_throughputs(
     model: str, images: Sequence[NDArray[np.uint8]], threads: int, seconds: float
-) -> tuple[float, str]:
-    """Measure images/s of the layouts of threads and sessions that are in use, and return the best and its name."""
+) -> dict[str, float]:
+    """Measure images/s of the layouts of threads and sessions that are in use, by the layout's name."""
     layouts: dict[str, tuple[Callable[[], list[Any]], int]] = {
         "1 session on all threads, 1 caller": (lambda: [_session(model, threads)], 1),
         "1 session on all threads, spinning, 1 caller": (lambda: [_session(model, threads, spinning=True)], 1),
         f"1 session on 1 thread, {threads} callers": (lambda: [_session(model, 1)], threads),
         f"{threads} sessions on 1 thread": (lambda: [_session(model, 1) for _ in range(threads)], threads),
     }
-    rates = {
+    return {
         name: _images_per_s(open_sessions(), images, callers, seconds)
         for name, (open_sessions, callers) in layouts.items()
     }
-    best = max(rates, key=lambda name: rates[name])
-    return rates[best], best
 
 
 def _session(model: str, threads: int, *, spinning: bool = False) -> Any:

@@ -146,6 +146,7 @@ def _throughput(bundle: Bundle, files: Sequence[str], rounds: int, seconds: floa
     """Compare `stream` on prepared images with the engine's own throughput mode, in processes that take turns."""
     theirs = "benchmark_app" if bundle.manifest.target is Target.OPENVINO else "bare sessions"
     ratio = Ratio(f"{bundle.manifest.name}: `stream` / {theirs}", "images/s", goal="at least 0.95")
+    layouts: dict[str, list[float]] = {}
     for _ in range(rounds):
         for side in random.sample(["ours", "theirs"], 2):
             if side == "ours":
@@ -155,8 +156,12 @@ def _throughput(bundle: Bundle, files: Sequence[str], rounds: int, seconds: floa
                 ratio.theirs.append(_benchmark_app(bundle, seconds))
             else:
                 found = _task("onnxruntime_throughput", bundle=str(bundle.folder), images=list(files), seconds=seconds)
-                ratio.theirs.append(found["images_per_s"])
-                ratio.note = f"best: {found['layout']}"
+                for layout, rate in found.items():
+                    layouts.setdefault(layout, []).append(rate)
+    if layouts:
+        # The best over all rounds: the best of each round would be the luckiest of four.
+        best = max(layouts, key=lambda layout: median(layouts[layout]))
+        ratio.theirs, ratio.note = layouts[best], f"best: {best}"
     return ratio
 
 
