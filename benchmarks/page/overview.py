@@ -70,7 +70,7 @@ def _promise(bundle: BundleResult) -> Child:
     return element(
         "span",
         f"promised {promise.promised_rate:.1%}{'' if promise.is_kept else ': not kept'}",
-        class_="interval" if promise.is_kept else "interval bad",
+        class_="interval wraps" if promise.is_kept else "interval wraps bad",
     )
 
 
@@ -78,7 +78,7 @@ def _unexplained(bundle: BundleResult) -> Child:
     comparison = bundle.comparison
     if comparison is None or not comparison.label_flips:
         return None
-    return element("span", f"{comparison.unexplained_flips} not explained", class_="interval")
+    return element("span", f"{comparison.unexplained_flips} not explained", class_="interval wraps")
 
 
 COLUMNS = (
