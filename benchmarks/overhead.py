@@ -32,6 +32,7 @@ from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.cli.console import notes_console
 from vae_edge.errors import DeviceError, InputError, VaeEdgeError
 from vae_edge.image import read_image
+from vae_edge.machine import usable_cores
 from vae_edge.sample import write_sample_set
 from vae_edge.targets import Target
 
@@ -183,7 +184,7 @@ def _start(bundle: Bundle, file: str, rounds: int) -> tuple[Ratio, str]:
     size = bundle.manifest.preparation
     runtime = "openvino" if bundle.manifest.target is Target.OPENVINO else "onnxruntime"
     bare = [sys.executable, bare_runtime.__file__, runtime, str(bundle.model_path), str(size.height), str(size.width)]
-    bare.append(str(machine_facts().cores_usable))
+    bare.append(str(usable_cores()))
     ratio = Ratio(f"{bundle.manifest.name}: first verdict / first result of the bare runtime", "ms")
     arguments = {"bundle": str(bundle.folder), "image": file, "cache": True}
     splits: list[dict[str, Any]] = []

@@ -77,23 +77,15 @@ def overhead(bundle: str, images: list[str], rounds: int, calls: int) -> dict[st
 
 def stream(bundle: str, images: list[str], seconds: float) -> dict[str, Any]:
     """Count the verdicts of `Detector.stream` on images that are prepared already."""
-    from itertools import cycle
-
     from vae_edge import Detector
+    from vae_edge.benchmarks.worker_streams import count_verdicts
     from vae_edge.image import load_prepared
 
     with Detector.open(bundle, hint="throughput") as detector:
         prepared = [load_prepared(path, detector.bundle.manifest.preparation) for path in images]
-        n_images, begin = 0, 0.0
-        for position, _ in enumerate(detector.stream(cycle(prepared))):
-            now = time.perf_counter()
-            if position == 20:
-                n_images, begin = 0, now
-                continue
-            n_images += 1
-            if begin and now - begin >= seconds:
-                break
-        return {"images_per_s": n_images / (now - begin), "layout": str(detector.backend.layout)}
+        counted = count_verdicts(detector, prepared, 1, seconds)
+        images_per_s = 1e9 * counted["n_images"] / counted["elapsed_ns"]
+        return {"images_per_s": images_per_s, "layout": str(detector.backend.layout)}
 
 
 def onnxruntime_throughput(bundle: str, images: list[str], seconds: float) -> dict[str, float]:

@@ -103,6 +103,18 @@ def tell(event: str, **values: object) -> None:
     sys.stdout.flush()
 
 
+def high_water_mark(status: Path) -> int | None:
+    """Return the peak of resident memory, bytes, that Linux gives in a process's status file; None: it gives none.
+
+    Raises:
+        OSError: there is no such file, or the process is gone.
+    """
+    for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def peak_resident_bytes() -> int | None:
     """Return the most physical memory this process has held since it was started, in bytes; None: not known here.
 
@@ -110,12 +122,10 @@ def peak_resident_bytes() -> int | None:
     (see `exec_mmap` in the kernel's fs/exec.c), so a child of a large process starts with the parent's figure. Pages
     of mapped files (libraries, weights) count as long as they are resident; a GPU's own memory does not.
     """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    with suppress(OSError):
+        peak_bytes = high_water_mark(Path("/proc/self/status"))
+        if peak_bytes is not None:
+            return peak_bytes
     try:
         import resource
     except ImportError:

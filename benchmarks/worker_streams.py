@@ -11,7 +11,7 @@ import numpy as np
 
 from vae_edge.benchmarks.jobs import LoadJob, OutputsJob, StartJob, StreamJob
 from vae_edge.benchmarks.pacing import PacedSource
-from vae_edge.detector import Detector
+from vae_edge.detector import Detector, Source
 from vae_edge.image import read_image
 
 Tell = Callable[..., None]
@@ -36,8 +36,8 @@ def do(job: StreamJob | LoadJob | OutputsJob | StartJob, tell: Tell) -> dict[str
     return _take_outputs(job, tell)
 
 
-def count_verdicts(detector: Detector, images: Sequence[str], batch_size: int, duration_s: float) -> dict[str, int]:
-    """Count the verdicts of `Detector.stream` over image files, after the first ones have filled the pipeline.
+def count_verdicts(detector: Detector, images: Sequence[Source], batch_size: int, duration_s: float) -> dict[str, int]:
+    """Count the verdicts of `Detector.stream` over images, after the first ones have filled the pipeline.
 
     Returns:
         `n_images` that came after the first of them to be counted, and `elapsed_ns` between that one and the last.

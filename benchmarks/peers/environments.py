@@ -56,6 +56,11 @@ def python_of(folder: Path) -> Path:
     return folder / "Scripts/python.exe" if sys.platform == "win32" else folder / "bin/python"
 
 
+def packages_of(folder: Path) -> Path:
+    """Return the site-packages of the environment in a folder."""
+    return next(iter(folder.glob("lib/python*/site-packages")), folder / "Lib/site-packages")
+
+
 def checkout() -> Path:
     """Return the checkout that this module is in.
 
@@ -143,8 +148,8 @@ def source_fingerprint(root: Path) -> str:
 
 
 def _describe(name: str, folder: Path, made: dict[str, Any]) -> Environment:
-    packages = next(iter(folder.glob("lib/python*/site-packages")), folder / "Lib/site-packages")
-    return Environment(name, folder, size_of(packages), made["versions"], made.get("declare_operators", False))
+    size_bytes = size_of(packages_of(folder))
+    return Environment(name, folder, size_bytes, made["versions"], made.get("declare_operators", False))
 
 
 def _make_empty(folder: Path) -> None:

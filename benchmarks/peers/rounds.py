@@ -27,6 +27,7 @@ from vae_edge.benchmarks.peers.native_tools import (
     read_trtexec,
     trtexec_command,
 )
+from vae_edge.benchmarks.worker import high_water_mark
 from vae_edge.errors import DeviceError
 
 METRICS = ("files_per_s", "ready_per_s", "file_p50_ms", "engine_p50_ms", "first_result_s", "peak_bytes")
@@ -241,8 +242,7 @@ class _PeakMemory:
     def _watch(self) -> None:
         while not self._stopped.wait(0.1):
             try:
-                for line in self._status.read_text(encoding="ascii", errors="replace").splitlines():
-                    if line.startswith("VmHWM:"):
-                        self.peak_bytes = int(line.split()[1]) * 1024
+                # A process that has just ended has a status without memory: the last look counts.
+                self.peak_bytes = high_water_mark(self._status) or self.peak_bytes
             except OSError:
                 return

@@ -10,9 +10,9 @@ import pytest
 
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, write_image
 from vae_edge.benchmarks import bare_runtime
-from vae_edge.benchmarks.environment_size import size_bytes
 from vae_edge.benchmarks.overhead import Ratio
 from vae_edge.benchmarks.overhead_worker import TASKS
+from vae_edge.benchmarks.peers.environments import size_of
 from vae_edge.bundle import Bundle
 from vae_edge.targets import Target
 
@@ -93,5 +93,5 @@ def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "a").write_bytes(b"12345")
     (tmp_path / "b").write_bytes(b"123")
-    assert size_bytes(tmp_path) == 8
-    assert size_bytes(tmp_path / "none") == 0
+    assert size_of(tmp_path) == 8
+    assert size_of(tmp_path / "none") == 0
