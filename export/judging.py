@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.parity import Outputs
-from vae_edge.export.synthetic_defects import paste_defects
+from vae_edge.train.synthetic_defects import paste_defects
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.progress import StepProgress
 from vae_edge.train.inspection_set import spread

@@ -2,186 +2,326 @@
 
 Every backend runs this graph, so that preparation and scoring cannot drift apart between them. It is deterministic, has
 no data-dependent control flow and a dynamic batch only, and uses nothing that ONNX Runtime, OpenVINO or TensorRT lacks.
+
+    image -> [-1, 1] -> photometric normalization -> tiles -> network -> stitching     `Reconstruction`
+          -> residuals -> smoothing -> normalization -> pooling -> fusion              `Scorer`
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import fusion
 
-from vae_edge.errors import InputError
 from vae_edge.progress import Progress
-from vae_edge.train.network import Vae
-from vae_edge.train.scoring import MAX_POOLED_PIXELS, ScoringMethod, ScoringSettings
+from vae_edge.train.network import LOG_VARIANCE_LIMIT, Vae
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.photometric_normalization import PhotometricNormalization
+from vae_edge.train.residuals import LevelNormalization, ResidualMap
+from vae_edge.train.scoring import (
+    MAX_POOLED_PIXELS,
+    Fusion,
+    Latent,
+    Level,
+    MapSettings,
+    Pooling,
+    Residual,
+    ScoringSettings,
+)
+from vae_edge.train.smoothing import Smoothing
+from vae_edge.train.tiles import Tiles
+from vae_edge.train.tiling import Tiling
 
-_SCALE_FLOOR = 0.3
-"""Share of the median scale that is added to every pixel's: see `fit_scoring_constants`."""
 
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the network, for an image size."""
 
-class ScoringConstants(nn.Module):
-    """What held-out normals say about each pixel: mean and scale of the smoothed residual, float32 [1, H, W] each."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+    tiling: Tiling
+    photometric: Photometric = Photometric.NONE
 
     @classmethod
-    def neutral(cls, height: int, width: int) -> ScoringConstants:
-        """Return constants that change nothing: mean 0, scale 1."""
-        return cls(torch.zeros(1, height, width), torch.ones(1, height, width))
+    def of(cls, vae: Vae) -> Frame:
+        """Return the frame of a network that sees whole images as they are."""
+        return cls(Tiling.whole(*vae.image_size))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.tiling.image_height, self.tiling.image_width
+
+
+@dataclass(frozen=True)
+class ScoringConstants:
+    """What held-out normals say; empty for a scoring that needs none. Made by `fit_scoring_constants`."""
+
+    means: tuple[Tensor, ...] = ()
+    """For each map what is subtracted, float32 [1, 1, H, W] or [1, 1, 1, 1]."""
+    scales: tuple[Tensor, ...] = ()
+    """For each map what it is divided by, of the same shape, above 0."""
+    latent: dict[str, Tensor] = field(default_factory=dict)
+    """Of the latent term: `center` and `unit` (float32 [1]), and for the distance `mean` [1, L] and `whitening`."""
+
+    @classmethod
+    def neutral(cls, settings: ScoringSettings) -> ScoringConstants:
+        """Return constants that change nothing."""
+        one = torch.ones(1, 1, 1, 1)
+        return cls((torch.zeros_like(one),) * len(settings.maps), (one,) * len(settings.maps))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the constants by name, as they are saved."""
-        return {"mean": self.mean.contiguous(), "scale": self.scale.contiguous()}
+        named = {f"mean.{i}": tensor for i, tensor in enumerate(self.means)}
+        named |= {f"scale.{i}": tensor for i, tensor in enumerate(self.scales)}
+        named |= {f"latent.{name}": tensor for name, tensor in self.latent.items()}
+        # A file of tensors holds each of them once.
+        return {name: tensor.clone().contiguous() for name, tensor in named.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ScoringConstants:
-        """Make the constants from saved ones."""
-        return cls(tensors["mean"], tensors["scale"])
+        """Make the constants from saved ones.
+
+        Raises:
+            KeyError: some are missing.
+        """
+        n = sum(name.startswith("mean.") for name in tensors)
+        latent = {name.removeprefix("latent."): t for name, t in tensors.items() if name.startswith("latent.")}
+        return cls(
+            tuple(tensors[f"mean.{i}"] for i in range(n)), tuple(tensors[f"scale.{i}"] for i in range(n)), latent
+        )
+
+
+class Reconstructed(NamedTuple):
+    """What the network makes of a batch."""
+
+    pixels: Tensor
+    """float32 [N, C, H, W], -1 to 1: what it saw."""
+    reconstruction: Tensor
+    """float32 [N, C, H, W], -1 to 1."""
+    latents: Tensor | None
+    """float32 [T * N, L], the latents' mean of each tile; None where no scoring asks for them."""
+    log_variance: Tensor | None
+    """float32 [T * N, L]; None where no scoring asks for it."""
+
+
+class Reconstruction(nn.Module):
+    """From the uint8 image to its reconstruction; the VAE's batch norms are folded into its convolutions.
+
+    Args:
+        vae: trained; it is copied and left as it is. Its size is that of a tile.
+        frame: what stands around it.
+        latent: the latent term, which decides what else is computed.
+    """
+
+    def __init__(self, vae: Vae, frame: Frame, latent: Latent = Latent.NONE) -> None:
+        super().__init__()
+        self.photometric = PhotometricNormalization(frame.photometric, *frame.image_size)
+        self.tiles = Tiles(frame.tiling)
+        encoder, decoder = vae.reconstruction_halves()
+        self.encode, self.decode = fold_batch_norms(encoder), fold_batch_norms(decoder)
+        self.log_variance_head = deepcopy(vae.log_variance_head) if latent is Latent.KL else None
+        self.keeps_latents = latent is not Latent.NONE
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Reconstructed:
+        """Reconstruct uint8 [N, H, W, 3] RGB."""
+        # Cast before the transpose: TensorRT refuses to transpose uint8.
+        return self.of_pixels((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
+
+    def of_pixels(self, pixels: Tensor) -> Reconstructed:
+        """Reconstruct float32 [N, C, H, W], -1 to 1."""
+        pixels = self.photometric(pixels)
+        cut = self.tiles.cut(pixels)
+        log_variance: Tensor | None = None
+        if self.log_variance_head is not None:
+            features = self.encode[:-1](cut)
+            latents = self.encode[-1](features)
+            log_variance = self.log_variance_head(features).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT).flatten(1)
+        else:
+            latents = self.encode(cut)
+        reconstruction = self.tiles.stitch(self.decode(latents))
+        return Reconstructed(pixels, reconstruction, latents.flatten(1) if self.keeps_latents else None, log_variance)
+
+
+class MapMaker(nn.Module):
+    """One map before its normalization by held-out normals: residual, smoothing, level.
+
+    The residuals of several maps are computed once: see `residuals`.
+    """
+
+    def __init__(self, settings: MapSettings, height: int, width: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.smooth = Smoothing(settings.smoothing_sigma * min(height, width), height, width)
+        self.level = LevelNormalization(settings.level, height, width)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Turn a residual, float32 [N, 1, H, W], into a map of the same shape."""
+        smoothed = self.level(self.smooth(residual))
+        assert isinstance(smoothed, Tensor)
+        return smoothed
+
+
+class Scorer(nn.Module):
+    """From pixels and reconstruction to the map and the score.
+
+    Args:
+        settings: the composition.
+        constants: from `fit_scoring_constants`, or neutral ones.
+        frame: the image's size and tiles.
+    """
+
+    latent_center: Tensor
+    latent_unit: Tensor
+    latent_mean: Tensor
+    latent_whitening: Tensor
+
+    def __init__(self, settings: ScoringSettings, constants: ScoringConstants, frame: Frame) -> None:
+        super().__init__()
+        if len(constants.means) != len(settings.maps) or len(constants.scales) != len(settings.maps):
+            raise KeyError(f"constants of {len(constants.means)} maps for a scoring of {len(settings.maps)}")
+        height, width = frame.image_size
+        self.settings = settings
+        self.residuals = nn.ModuleDict(
+            {kind: ResidualMap(Residual(kind), height, width) for kind in sorted({m.residual.value for m in settings.maps})}
+        )
+        self.makers = nn.ModuleList(MapMaker(each, height, width) for each in settings.maps)
+        for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
+            self.register_buffer(f"mean_{i}", mean)
+            self.register_buffer(f"scale_{i}", scale)
+        self.is_normalized = [settings.is_fused or each.per_pixel for each in settings.maps]
+        self.tiles = Tiles(frame.tiling)
+        for name, tensor in constants.latent.items():
+            self.register_buffer(f"latent_{name}", tensor)
+        self.eval().requires_grad_(False)
+
+    def forward(self, seen: Reconstructed) -> tuple[Tensor, Tensor]:
+        """Return the anomaly map, float32 [N, H, W], and the score, float32 [N]."""
+        residuals = {kind: compare(seen.pixels, seen.reconstruction) for kind, compare in self.residuals.items()}
+        maps, scores = [], []
+        for i, maker in enumerate(self.makers):
+            assert isinstance(maker, MapMaker)
+            made = maker(residuals[maker.settings.residual.value])
+            if self.is_normalized[i]:
+                made = (made - getattr(self, f"mean_{i}")) / getattr(self, f"scale_{i}")
+            made = made.flatten(1, 2)
+            maps.append(made)
+            scores.append(pool(made, maker.settings))
+        if self.settings.latent is not Latent.NONE:
+            term = (self.latent_term(seen) - self.latent_center) / self.latent_unit
+            maps.append(self.tiles.spread(term).flatten(1, 2))
+            scores.append(term.reshape(self.tiles.tiling.n_tiles, -1).amax(dim=0))
+        return self._fuse(maps), self._fuse(scores)
+
+    def latent_term(self, seen: Reconstructed) -> Tensor:
+        """Return each tile's distance or divergence, float32 [T * N], before it is brought to the maps' scale."""
+        assert seen.latents is not None
+        if self.settings.latent is Latent.KL:
+            assert seen.log_variance is not None
+            return divergence(seen.latents, seen.log_variance)
+        off = (seen.latents - self.latent_mean) @ self.latent_whitening
+        return (off * off).sum(dim=1).sqrt()
+
+    def _fuse(self, parts: list[Tensor]) -> Tensor:
+        fused = parts[0]
+        for part in parts[1:]:
+            fused = torch.maximum(fused, part) if self.settings.fusion is Fusion.MAX else fused + part
+        if len(parts) == 1 or self.settings.fusion is Fusion.MAX:
+            return fused
+        return fused / len(parts)
 
 
 class AnomalyGraph(nn.Module):
     """`image` uint8 [N, H, W, 3] RGB to `anomaly_map` float32 [N, H, W] and `score` float32 [N].
 
-    The VAE's batch norms are folded into its convolutions, so that every runtime gets the same, plain network.
-
     Args:
         vae: trained; it is copied and left as it is.
         settings: the scoring.
-        constants: from `fit_scoring_constants`; used by the `normalized` method only.
+        constants: from `fit_scoring_constants`.
+        frame: what stands around the network; None: nothing, it sees whole images as they are.
     """
 
-    kernel: Tensor
-
-    def __init__(self, vae: Vae, settings: ScoringSettings, constants: ScoringConstants) -> None:
+    def __init__(
+        self, vae: Vae, settings: ScoringSettings, constants: ScoringConstants, frame: Frame | None = None
+    ) -> None:
         super().__init__()
-        self.image_size: tuple[int, int] = vae.image_size
+        frame = frame or Frame.of(vae)
+        self.image_size: tuple[int, int] = frame.image_size
         self.settings = settings
-        self.reconstruct = fold_batch_norms(vae.reconstruction_layers())
-        self.constants = constants
-        height, width = self.image_size
-        self.register_buffer("kernel", gaussian_kernel(settings.smoothing_sigma * min(height, width)))
-        self.n_pooled = min(max(round(settings.top_fraction * height * width), 1), MAX_POOLED_PIXELS)
+        self.frame = frame
+        self.reconstruct = Reconstruction(vae, frame, settings.latent)
+        self.score = Scorer(settings, constants, frame)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole road."""
-        if self.settings.method is ScoringMethod.MSE:
-            difference = self.difference(image)
-            squared = (difference * difference).mean(dim=1)
-            return squared, squared.mean(dim=(1, 2))
-        anomaly_map = (self.smoothed_residual(image) - self.constants.mean) / self.constants.scale
-        largest = torch.topk(anomaly_map.flatten(1), self.n_pooled, dim=1, sorted=False).values
-        return anomaly_map, largest.mean(dim=1)
-
-    def smoothed_residual(self, image: Tensor) -> Tensor:
-        """Return the residual before normalization, float32 [N, H, W], for uint8 [N, H, W, 3]."""
-        return self.smooth(self.difference(image).abs().mean(dim=1, keepdim=True)).flatten(1, 2)
-
-    def difference(self, image: Tensor) -> Tensor:
-        """Return the image, scaled to [-1, 1], less its reconstruction: float32 [N, 3, H, W]."""
-        # Cast before the transpose: TensorRT refuses to transpose uint8.
-        pixels = (image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)
-        reconstruction: Tensor = self.reconstruct(pixels)
-        return pixels - reconstruction
-
-    def smooth(self, values: Tensor) -> Tensor:
-        """Blur [N, 1, H, W] by the Gaussian, in two passes, with the border repeated outwards."""
-        reach = self.kernel.numel() // 2
-        if reach == 0:
-            return values
-        values = functional.pad(values, (reach, reach, reach, reach), mode="replicate")
-        values = functional.conv2d(values, self.kernel.view(1, 1, -1, 1))
-        return functional.conv2d(values, self.kernel.view(1, 1, 1, -1))
+        anomaly_map, score = self.score(self.reconstruct(image))
+        return anomaly_map, score
 
 
-def gaussian_kernel(sigma: float) -> Tensor:
-    """Return a normalized Gaussian, float32 [2 r + 1], cut at r = 3 sigma pixels; [1] for sigma 0."""
-    reach = int(np.ceil(3 * sigma)) if sigma > 0 else 0
-    distance = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (distance / max(sigma, 1e-9)) ** 2)
-    return (weights / weights.sum()).to(torch.float32)
+def pool(values: Tensor, settings: MapSettings) -> Tensor:
+    """Return the score of each map, float32 [N], for float32 [N, H, W]."""
+    if settings.pooling is Pooling.MEAN:
+        return values.mean(dim=(1, 2))
+    if settings.pooling is Pooling.MAX:
+        return values.amax(dim=(1, 2))
+    n = n_pooled(settings.top_fraction, values.shape[1], values.shape[2])
+    return torch.topk(values.flatten(1), n, dim=1, sorted=False).values.mean(dim=1)
 
 
-def fit_scoring_constants(
-    vae: Vae,
-    settings: ScoringSettings,
-    images: NDArray[np.uint8],
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> ScoringConstants:
-    """Measure each pixel's residual over held-out normals.
+def n_pooled(fraction: float, height: int, width: int) -> int:
+    """Return how many pixels a share of a map is: at least 1, at most what TensorRT can pool."""
+    return min(max(round(fraction * height * width), 1), MAX_POOLED_PIXELS)
 
-    The mean and the spread over a few dozen images are noisy, so both are blurred as widely as the residual was, and
-    0.3 of the median scale is added to the scale: a pixel that never moved in a few images must not shout at the first
-    speck of dust. Both numbers are those that did well on three image sets at once.
 
-    Args:
-        vae: trained, in any mode.
-        settings: the scoring.
-        images: uint8 [n, H, W, 3], normal images that the network was not fitted on and that set no threshold.
-        batch_size: images at a time.
-        progress: called with images done and in all.
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the divergence from the standard normal, float32 [n], of latents' mean and log-variance [n, L].
 
-    Raises:
-        InputError: fewer than 2 images.
+    Kingma and Welling 2013, appendix B: -1/2 sum(1 + log variance - mean^2 - variance).
     """
-    height, width = vae.image_size
-    neutral = ScoringConstants.neutral(height, width)
-    if settings.method is ScoringMethod.MSE:
-        return neutral
-    if len(images) < 2:
-        raise InputError(f"the residual is to be normalized by {len(images)} held-out normals; expected at least 2")
-    graph = AnomalyGraph(vae, settings, neutral)
-    total = torch.zeros(height, width, dtype=torch.float64)
-    total_squares = torch.zeros(height, width, dtype=torch.float64)
-    for start in range(0, len(images), batch_size):
-        with torch.inference_mode():
-            residual = graph.smoothed_residual(torch.from_numpy(images[start : start + batch_size])).double()
-        total += residual.sum(dim=0)
-        total_squares += residual.square().sum(dim=0)
-        if progress is not None:
-            progress(min(start + batch_size, len(images)), len(images))
-    kernel = gaussian_kernel(max(settings.smoothing_sigma * min(height, width), 0.5)).double()
-    mean = _blur(total / len(images), kernel)
-    # The mean square of (residual - mean), so that what the blur took from the mean is in the scale.
-    spread = (total_squares - 2 * mean * total) / len(images) + mean.square()
-    scale = _blur(spread.clamp_min(0), kernel).sqrt()
-    scale = (scale + _SCALE_FLOOR * scale.median()).clamp_min(1e-6)
-    return ScoringConstants(mean.float()[None], scale.float()[None])
+    return -0.5 * (1 + log_variance - mean * mean - log_variance.exp()).sum(dim=1)
 
 
 def run_graph(
     graph: AnomalyGraph,
     images: NDArray[np.uint8],
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Run the graph over uint8 [n, H, W, 3]; return the maps, float32 [n, H, W], and the scores, float32 [n]."""
+    """Run the graph over uint8 [n, H, W, 3]; return the maps, float32 [n, H, W], and the scores, float32 [n].
+
+    Args:
+        graph: of the images' size.
+        images: to run over.
+        batch_size: images at a time; None: 16, or fewer where an image is many tiles.
+        progress: called with images done and in all.
+    """
     height, width = graph.image_size
     maps = np.empty((len(images), height, width), dtype=np.float32)
     scores = np.empty(len(images), dtype=np.float32)
-    for start in range(0, len(images), batch_size):
-        stop = min(start + batch_size, len(images))
+    step = batch_size or images_at_a_time(graph.frame)
+    for start in range(0, len(images), step):
+        stop = min(start + step, len(images))
         with torch.inference_mode():
             anomaly_map, score = graph(torch.from_numpy(images[start:stop]))
         maps[start:stop], scores[start:stop] = anomaly_map.numpy(), score.numpy()
         if progress is not None:
             progress(stop, len(images))
     return maps, scores
+
+
+def images_at_a_time(frame: Frame) -> int:
+    """Return how many images make a batch whose activations fit a small machine's memory: 1 to 16."""
+    tiling = frame.tiling
+    pixels = tiling.n_tiles * tiling.tile_height * tiling.tile_width
+    return max(1, min(16, 16 * 256 * 256 // pixels))
 
 
 def fold_batch_norms(layers: nn.Sequential) -> nn.Sequential:
@@ -217,13 +357,3 @@ def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> 
         transpose=isinstance(convolution, nn.ConvTranspose2d),
     )
     return result
-
-
-def _blur(values: Tensor, kernel: Tensor) -> Tensor:
-    reach = min(kernel.numel() // 2, values.shape[0] - 1, values.shape[1] - 1)
-    middle = kernel.numel() // 2
-    kernel = kernel[middle - reach : middle + reach + 1]
-    kernel = kernel / kernel.sum()
-    padded = functional.pad(values[None, None], (reach, reach, reach, reach), mode="replicate")
-    blurred = functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
-    return blurred[0, 0]

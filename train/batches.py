@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vae_edge.train.tiling import Tiling
+
 _DEFAULT_STEPS = 2000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 300
+
+_MOST_CROPS = 4
+"""Windows of an image in an epoch, at most: few enough that one image does not fill a batch."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +33,38 @@ class Plan:
     """Whether the last, smaller batch of an epoch is left out; the order changes, so every image gets its turn."""
     steps_per_epoch: int
     images_per_epoch: int
+    """Images, or windows of images, that an epoch trains on."""
 
 
-def make_plan(n_images: int, largest_batch: int, epochs: int | None) -> Plan:
-    """Cut n images into nearly equal batches of at most `largest_batch`; None epochs: `default_epochs`."""
-    batch_size = even_batch_size(n_images, largest_batch)
+def make_plan(n_images: int, largest_batch: int, epochs: int | None, per_image: int = 1) -> Plan:
+    """Cut the windows of n images into nearly equal batches of at most `largest_batch`.
+
+    Args:
+        n_images: to train on.
+        largest_batch: most windows in a batch.
+        epochs: None: `default_epochs`.
+        per_image: windows of each image in an epoch.
+    """
+    n = n_images * per_image
+    batch_size = even_batch_size(n, largest_batch)
     # A last batch of less than half the size would pull as hard as a whole one.
-    rest = n_images % batch_size
-    drop_last = n_images > batch_size and 0 < rest < batch_size / 2
-    images = n_images - rest if drop_last else n_images
+    rest = n % batch_size
+    drop_last = n > batch_size and 0 < rest < batch_size / 2
+    used = n - rest if drop_last else n
     return Plan(
-        epochs=epochs or default_epochs(n_images, batch_size),
+        epochs=epochs or default_epochs(n, batch_size, per_image),
         batch_size=batch_size,
         drop_last=drop_last,
-        steps_per_epoch=math.ceil(images / batch_size),
-        images_per_epoch=images,
+        steps_per_epoch=math.ceil(used / batch_size),
+        images_per_epoch=used,
     )
 
 
-def default_epochs(n_images: int, batch_size: int) -> int:
-    """Return how many epochs make about 2000 steps, at least 20 and at most 300."""
-    steps = math.ceil(n_images / batch_size)
-    return min(max(math.ceil(_DEFAULT_STEPS / steps), _FEWEST_EPOCHS), _MOST_EPOCHS)
+def default_epochs(n_windows: int, batch_size: int, per_image: int = 1) -> int:
+    """Return how many epochs make about 2000 steps, at most 300, and at least 20 windows of each image."""
+    steps = math.ceil(n_windows / batch_size)
+    fewest = math.ceil(_FEWEST_EPOCHS / per_image)
+    return min(max(math.ceil(_DEFAULT_STEPS / steps), fewest), _MOST_EPOCHS)
 
 
 def even_batch_size(n_images: int, largest: int) -> int:
@@ -60,29 +75,55 @@ def even_batch_size(n_images: int, largest: int) -> int:
     return math.ceil(n_images / math.ceil(n_images / largest))
 
 
-class ImageBatches(Dataset[Tensor]):
-    """Prepared images, uint8 [n, H, W, 3], read in batches; they stay in memory as bytes, a quarter of float32."""
+class Crop(NamedTuple):
+    """A window of one image, of the network's size."""
 
-    def __init__(self, images: NDArray[np.uint8]) -> None:
+    image: int
+    top: int
+    left: int
+
+
+class ImageCrops(Dataset[Tensor]):
+    """Windows of prepared images, uint8 [n, H, W, 3], read in batches; the images stay in memory as bytes.
+
+    Args:
+        images: uint8 [n, H, W, 3].
+        size: height and width of a window.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], size: tuple[int, int]) -> None:
         self.images = torch.from_numpy(images)
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+    def __getitem__(self, crop: Crop) -> Tensor:
+        height, width = self.size
+        return self.images[crop.image, crop.top : crop.top + height, crop.left : crop.left + width]
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """Return a batch at once, which spares stacking single images."""
-        return self.images[torch.as_tensor(indices)]
+    def __getitems__(self, crops: Sequence[Crop]) -> Tensor:
+        """Return a batch at once, which spares stacking single images where they are whole."""
+        if tuple(self.images.shape[1:3]) == self.size:
+            return self.images[torch.tensor([crop.image for crop in crops])]
+        return torch.stack([self[crop] for crop in crops])
 
 
-class EpochSampler(Sampler[int]):
-    """An order of the images that follows from the seed and the epoch; Lightning calls `set_epoch`."""
+class EpochSampler(Sampler[Crop]):
+    """Random windows of every image, in an order that follows from the seed and the epoch; Lightning calls `set_epoch`.
 
-    def __init__(self, n: int, seed: int) -> None:
+    Args:
+        n: images.
+        seed: of the run.
+        per_image: windows of each image in an epoch.
+        room: how far a window may be moved down and to the right: the image's size less the window's.
+    """
+
+    def __init__(self, n: int, seed: int, per_image: int = 1, room: tuple[int, int] = (0, 0)) -> None:
         self.n = n
         self.seed = seed
+        self.per_image = per_image
+        self.room = room
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -90,11 +131,44 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return self.n * self.per_image
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Crop]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        return iter(torch.randperm(self.n, generator=generator).tolist())
+        order = torch.randperm(len(self), generator=generator)
+        down, across = (torch.randint(room + 1, order.shape, generator=generator) for room in self.room)
+        for position, top, left in zip(order.tolist(), down.tolist(), across.tolist(), strict=True):
+            yield Crop(position // self.per_image, top, left)
+
+
+class FixedCrops(Sampler[Crop]):
+    """The same windows of every image each time, spread over its tiles: for the held-out loss.
+
+    Args:
+        n: images.
+        tiling: the tiles that there are.
+        per_image: windows of each image, at most its tiles.
+    """
+
+    def __init__(self, n: int, tiling: Tiling, per_image: int) -> None:
+        places = [(top, left) for top in tiling.rows for left in tiling.columns]
+        self.crops = [
+            # Other tiles of each image, so that a few images show all places.
+            Crop(image, *places[(image + k * len(places) // per_image) % len(places)])
+            for image in range(n)
+            for k in range(per_image)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __iter__(self) -> Iterator[Crop]:
+        return iter(self.crops)
+
+
+def crops_per_image(tiling: Tiling) -> int:
+    """Return how many windows of an image an epoch has: one of a whole image, up to four of one that is cut."""
+    return min(tiling.n_tiles, _MOST_CROPS)
 
 
 def seed_of(*numbers: int) -> int:
@@ -103,12 +177,17 @@ def seed_of(*numbers: int) -> int:
 
 
 def make_loader(
-    images: NDArray[np.uint8], batch_size: int, *, sampler: EpochSampler | None = None, drop_last: bool = False
+    images: NDArray[np.uint8],
+    size: tuple[int, int],
+    batch_size: int,
+    sampler: Sampler[Crop],
+    *,
+    drop_last: bool = False,
 ) -> DataLoader[Tensor]:
-    """Return batches, uint8 [n, H, W, 3], in the sampler's order or else in their own."""
+    """Return batches of windows, uint8 [n, height, width, 3], in the sampler's order."""
     # Without workers: the images are in memory, and copying them to another process costs more than picking them.
     return DataLoader(
-        ImageBatches(images), batch_size, sampler=sampler, shuffle=False, drop_last=drop_last, collate_fn=_as_it_is
+        ImageCrops(images, size), batch_size, sampler=sampler, shuffle=False, drop_last=drop_last, collate_fn=_as_it_is
     )
 
 

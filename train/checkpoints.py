@@ -146,7 +146,7 @@ class RunCheckpoint(Checkpoint):
         if loss < self.best_loss or trainer.global_step < SETTLING_STEPS:
             self.best_loss, self.best_epoch = loss, self.epochs_run
             self.best_weights = {
-                name: value.detach().to("cpu", copy=True) for name, value in pl_module.state_dict().items()
+                name: value.detach().to("cpu", copy=True) for name, value in pl_module.kept.state_dict().items()
             }
         self.ended_by = self._end(trainer)
         now = time.perf_counter()

@@ -19,9 +19,21 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae_edge.errors import InputError
-from vae_edge.train.batches import EpochSampler, Plan, as_pixels, make_loader, make_plan, seed_of
+from vae_edge.train.anomaly_graph import Frame
+from vae_edge.train.augmentation import augmented, even_light
+from vae_edge.train.batches import (
+    EpochSampler,
+    FixedCrops,
+    Plan,
+    as_pixels,
+    crops_per_image,
+    make_loader,
+    make_plan,
+    seed_of,
+)
 from vae_edge.train.checkpoints import (
     LAST_CHECKPOINT,
     SETTLING_STEPS,
@@ -31,42 +43,73 @@ from vae_edge.train.checkpoints import (
     read_state,
 )
 from vae_edge.train.network import Vae, count_flops, count_parameters
+from vae_edge.train.recipe import Recipe, Schedule
 from vae_edge.train.run_records import TrainingOutcome, TrainSettings
 from vae_edge.train.surroundings import interruptible, quiet, repeatable
+from vae_edge.train.tiling import Tiling
 
 StepNotes = Callable[[int, int, str], None]
 """Called with steps done, steps planned and a few words about the losses."""
 
 
 class VaeTraining(LightningModule):
-    """The network with its loss and optimizer; batches are uint8 [N, H, W, 3] and become float on the device."""
+    """The network with its loss and optimizer; batches are uint8 [N, H, W, 3] and become float on the device.
 
-    def __init__(self, vae: Vae, learning_rate: float, seed: int) -> None:
+    Args:
+        vae: to train.
+        recipe: how.
+        seed: of everything random.
+        n_steps: that are planned, for what changes in their course.
+    """
+
+    def __init__(self, vae: Vae, recipe: Recipe, seed: int, n_steps: int) -> None:
         super().__init__()
         self.vae = vae
-        self.learning_rate = learning_rate
+        self.recipe = recipe
         self.seed = seed
+        self.n_steps = n_steps
+        # A part of the module, so that it is in the checkpoint and an interrupted training goes on with it.
+        self.average = (
+            AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging), use_buffers=True)
+            if recipe.averaging
+            else None
+        )
+
+    @property
+    def kept(self) -> Vae:
+        """The network whose weights count: the running average where there is one."""
+        return self.vae if self.average is None else cast(Vae, self.average.module)
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """Return the loss of a batch with random latents."""
         # Here and not once an epoch: in between, a data loader draws a number, at another time after an interruption.
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_index, self.global_rank))
-        pixels = as_pixels(batch)
+        pixels = augmented(as_pixels(batch), self.recipe.augmentation)
         loss = self.vae.loss(self.vae(pixels), pixels)
         values = {"fit_loss": loss.total, "fit_reconstruction": loss.reconstruction, "fit_kl": loss.kl}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
-        return loss.total
+        share = self.recipe.kl_share_at(self.global_step, self.n_steps)
+        return loss.total - (1 - share) * self.vae.kl_weight * loss.kl
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Take the new weights into the average."""
+        if self.average is not None:
+            self.average.update_parameters(self.vae)
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         """Log the loss of held-out normals with z = mean."""
         pixels = as_pixels(batch)
-        loss = self.vae.loss(self.vae(pixels), pixels)
+        loss = self.kept.loss(self.kept(pixels), pixels)
         values = {"held_out_loss": loss.total, "held_out_reconstruction": loss.reconstruction, "held_out_kl": loss.kl}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam with its usual betas."""
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+    def configure_optimizers(self) -> Any:
+        """Return Adam with its usual betas, and the schedule where there is one."""
+        optimizer = torch.optim.Adam(self.vae.parameters(), lr=self.recipe.learning_rate)
+        if self.recipe.schedule is Schedule.CONSTANT:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.recipe.rate_at(step, self.n_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def fit_vae(
@@ -75,6 +118,8 @@ def fit_vae(
     held_out_images: NDArray[np.uint8],
     folder: Path,
     progress: StepNotes | None = None,
+    *,
+    frame: Frame | None = None,
 ) -> tuple[Vae, TrainingOutcome] | None:
     """Train a network, or go on with its training where `folder` holds a checkpoint.
 
@@ -85,6 +130,8 @@ def fit_vae(
             may scale the residual later, but must not set a threshold: a choice made on them flatters their scores.
         folder: gets `checkpoints/` and `logs/`.
         progress: called after each step.
+        frame: what will stand around the network: its light is evened out beforehand, and where images are cut the
+            network sees random windows of them, not only the tiles. None: whole images as they are.
 
     Returns:
         The network with the best weights, in evaluation mode on the CPU, and what happened; None in a process that
@@ -96,14 +143,22 @@ def fit_vae(
         TrainingInterruptedError: Ctrl-C or a termination signal; the message says how to go on.
     """
     path = folder / "checkpoints" / LAST_CHECKPOINT
-    plan = make_plan(len(fit_images), settings.batch_size, settings.epochs)
+    architecture = settings.architecture
+    size = (architecture.height, architecture.width)
+    tiling = frame.tiling if frame is not None else Tiling.whole(*size)
+    per_image = crops_per_image(tiling)
+    plan = make_plan(len(fit_images), settings.batch_size, settings.epochs, per_image)
     keeper = RunCheckpoint(path)
     if path.is_file():
         keeper.load_state_dict(read_state(path))
     if keeper.ended_by is None:
         with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder):
             torch.manual_seed(settings.seed)
-            module = VaeTraining(Vae.from_architecture(settings.architecture), settings.learning_rate, settings.seed)
+            n_steps = plan.epochs * plan.steps_per_epoch
+            module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
+            if frame is not None:
+                fit_images, held_out_images = (even_light(each, frame) for each in (fit_images, held_out_images))
+            room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
             trainer = _trainer(settings, plan, keeper, folder, progress)
             # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.
             cast(Any, module).to(memory_format=torch.channels_last)
@@ -111,19 +166,25 @@ def fit_vae(
                 module,
                 make_loader(
                     fit_images,
+                    size,
                     plan.batch_size,
-                    sampler=EpochSampler(len(fit_images), settings.seed),
+                    EpochSampler(len(fit_images), settings.seed, per_image, room),
                     drop_last=plan.drop_last,
                 ),
-                make_loader(held_out_images, settings.batch_size),
+                make_loader(
+                    held_out_images,
+                    size,
+                    settings.batch_size,
+                    FixedCrops(len(held_out_images), tiling, per_image),
+                ),
                 ckpt_path=path if path.is_file() else None,
             )
             if trainer.global_rank != 0:
                 return None
         # From the file, not from memory: where the training ran in other processes, this one's copy is stale.
         keeper.load_state_dict(read_state(path))
-    weights = {name.removeprefix("vae."): value.contiguous() for name, value in keeper.best_weights.items()}
-    vae = Vae.from_weights(settings.architecture, weights)
+    weights = {name: value.contiguous() for name, value in keeper.best_weights.items()}
+    vae = Vae.from_weights(architecture, weights)
     return vae, TrainingOutcome(
         epochs_run=keeper.epochs_run,
         epochs_planned=plan.epochs,
@@ -135,7 +196,7 @@ def fit_vae(
         seconds=keeper.seconds,
         images_per_s=plan.images_per_epoch * keeper.epochs_run / max(keeper.seconds, 1e-9),
         n_parameters=count_parameters(vae),
-        flops=count_flops(vae),
+        flops=count_flops(vae) * tiling.n_tiles,
     )
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional
 from vae_edge.errors import UsageError
 from vae_edge.train.presets import Architecture, channel_widths, check_image_size, check_max_features, count_stages
 
-_LOG_VARIANCE_LIMIT = 20.0  # exp(20) is far from float32's end; without a limit one bad batch makes the loss infinite.
+LOG_VARIANCE_LIMIT = 20.0
+"""exp(20) is far from float32's end; without a limit one bad batch makes the loss infinite."""
 
 
 class VaeOutput(NamedTuple):
@@ -128,7 +129,7 @@ class Vae(nn.Module):
         features = self.features(x)
         mean: Tensor = self.mean_head(features).flatten(1)
         log_variance: Tensor = self.log_variance_head(features).flatten(1)
-        log_variance = log_variance.clamp(-_LOG_VARIANCE_LIMIT, _LOG_VARIANCE_LIMIT)
+        log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         z = mean
         if self.training:
             z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
@@ -146,9 +147,14 @@ class Vae(nn.Module):
         reconstruction: Tensor = self.decoder(self.mean_head(self.features(x)))
         return reconstruction
 
+    def reconstruction_halves(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """Return the layers of `reconstruct` up to the latents' mean and those after it: the same modules, no copies."""
+        return nn.Sequential(*self.features, self.mean_head), nn.Sequential(*self.decoder)
+
     def reconstruction_layers(self) -> nn.Sequential:
         """Return the layers of `reconstruct` as one chain: the same modules, not copies."""
-        return nn.Sequential(*self.features, self.mean_head, *self.decoder)
+        encoder, decoder = self.reconstruction_halves()
+        return nn.Sequential(*encoder, *decoder)
 
     def loss(self, output: VaeOutput, x: Tensor) -> VaeLoss:
         """Return reconstruction error + kl_weight * divergence.

@@ -39,7 +39,7 @@ from vae_edge.train.run_records import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vae_edge.train.anomaly_graph import AnomalyGraph
+    from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
     from vae_edge.train.network import Vae
 
 SETTINGS_FILE = "training.json"
@@ -123,11 +123,22 @@ class RunFolder:
         Raises:
             BundleError: the weights do not belong to the architecture.
         """
-        from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
+        from vae_edge.train.anomaly_graph import AnomalyGraph
+
+        vae, constants = self.load_vae(), self.load_constants()
+        with self._weights_errors():
+            return AnomalyGraph(vae, self.record.scoring, constants, self.record.frame)
+
+    def load_constants(self) -> ScoringConstants:
+        """Load what held-out normals say about each pixel.
+
+        Raises:
+            BundleError: the file cannot be used.
+        """
+        from vae_edge.train.anomaly_graph import ScoringConstants
 
         with self._weights_errors():
-            constants = ScoringConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
-        return AnomalyGraph(self.load_vae(), self.record.scoring, constants)
+            return ScoringConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
 
     @contextmanager
     def _weights_errors(self) -> Iterator[None]:

@@ -18,8 +18,8 @@ from vae_edge.train.presets import Architecture
 from vae_edge.train.scoring import ScoringSettings
 from vae_edge.train.split import SplitSettings
 
-SCHEMA_VERSION = 1
-"""Version of the layout of a run folder. History: 1 (first)."""
+SCHEMA_VERSION = 2
+"""Version of the layout of a run folder. History: 1 (first), 2 (tiles, evened light, compositions, recipe)."""
 
 Role = Literal["fit", "statistics", "threshold", "test"]
 """What an image was used for: see `vae_edge.train.split.Split`; `test` images have labels and decide nothing."""
@@ -56,14 +56,35 @@ class DataSource(Record):
         )
 
 
+class SizeRequest(Record):
+    """What is asked of the sizes of image and tiles."""
+
+    image: tuple[int, int] | None = None
+    """Height and width; None: chosen by the data's resolution and aspect."""
+    tiles: Literal["auto", "none"] | int = "auto"
+    """Side of the square tiles in pixels; `auto`: chosen; `none`: images are not cut."""
+    overlap: float = Field(default=DEFAULT_OVERLAP, ge=0, le=0.75)
+    """Least share of a tile that its neighbour sees as well."""
+
+
 class TrainSettings(Record):
     """Everything that a training is asked to do; `training.json`."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     source: DataSource
     architecture: Architecture
+    """Its height and width are those of a tile; with `size` they are replaced by what is chosen."""
+    size: SizeRequest | None = None
+    """What is asked of the sizes of image and tiles; None: whole images of the architecture's size."""
+    tiling: Tiling | None = None
+    """The sizes in force; None: not decided yet, or whole images of the architecture's size."""
     white_level: int = Field(default=65535, ge=255, le=65535)
-    scoring: ScoringSettings = ScoringSettings()
+    photometric: Photometric | None = Photometric.NONE
+    """How light and contrast are evened out; None: the data choose."""
+    scoring: ScoringSettings | None = NORMALIZED_SCORING
+    """How a residual becomes a score; None: the data choose."""
+    choose_on_labels: bool = False
+    """Choose by labelled images, half of the test images, which then are not tested on."""
     split: SplitSettings = SplitSettings()
     strict: bool = False
     """Refuse a data set with anything wrong in it."""
@@ -71,7 +92,7 @@ class TrainSettings(Record):
     """None: chosen by the number of images; see `vae_edge.train.batches.default_epochs`."""
     batch_size: int = Field(default=32, ge=1)
     """Largest number of images in a step; for small sets see `vae_edge.train.batches.even_batch_size`."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    recipe: Recipe = Recipe()
     patience: int = Field(default=0, ge=0)
     """Epochs without a better held-out loss after which the training ends; 0: it does not."""
     max_time_minutes: float | None = Field(default=None, gt=0)
@@ -87,7 +108,13 @@ class TrainSettings(Record):
     @property
     def preparation(self) -> Preparation:
         """How an image becomes the network's input."""
-        return Preparation(height=self.architecture.height, width=self.architecture.width, white_level=self.white_level)
+        tiling = self.tiling_in_force
+        return Preparation(height=tiling.image_height, width=tiling.image_width, white_level=self.white_level)
+
+    @property
+    def tiling_in_force(self) -> Tiling:
+        """The sizes of image and tiles."""
+        return self.tiling or Tiling.whole(self.architecture.height, self.architecture.width)
 
     @model_validator(mode="before")
     @classmethod
@@ -163,12 +190,16 @@ class TrainingOutcome(Record):
 class RunRecord(Record):
     """Everything about a run; `model.json`, the last file to be written, marks a run as complete."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: str
     created_utc: str
     architecture: Architecture
     preparation: Preparation
+    tiling: Tiling
+    photometric: Photometric
     scoring: ScoringSettings
+    choice: ChoiceRecord | None = None
+    """How light and scoring were chosen; None: both were given."""
     settings: TrainSettings
     training: TrainingOutcome
     data: DataReport
@@ -177,6 +208,13 @@ class RunRecord(Record):
     files: tuple[FileRecord, ...]
     fingerprint: Sha256
     """Hash over the weights and the scoring constants."""
+
+    @property
+    def frame(self) -> Frame:
+        """What stands around the network. Loads torch."""
+        from vae_edge.train.anomaly_graph import Frame
+
+        return Frame(self.tiling, self.photometric)
 
 
 def split_images(images: tuple[ImageFile, ...], role: Role) -> tuple[SplitImage, ...]:

@@ -25,15 +25,15 @@ _EXPORT_TIMEOUT_S = 1200.0
 class PixelGraph(AnomalyGraph):
     """The anomaly graph behind a pre-processor: float32 [N, 3, H, W] in [-1, 1] instead of uint8 [N, H, W, 3]."""
 
-    def difference(self, image: Tensor) -> Tensor:
-        """Return the image less its reconstruction."""
-        reconstruction: Tensor = self.reconstruct(image)
-        return image - reconstruction
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Run all but the scaling of the image's values."""
+        anomaly_map, score = self.score(self.reconstruct.of_pixels(image))
+        return anomaly_map, score
 
 
 def save_program(run: RunFolder, path: Path) -> None:
     """Write a run's network and scoring as a torch program with a dynamic batch."""
-    graph = PixelGraph(run.load_vae(), run.record.scoring, run.load_graph().constants)
+    graph = PixelGraph(run.load_vae(), run.record.scoring, run.load_constants(), run.record.frame)
     height, width = graph.image_size
     batch = torch.export.Dim("N", min=1, max=4096)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def export_with_anomalib(
         DeviceError: the export failed; the message is the reason.
     """
     model, marker = out / "weights/openvino/model.xml", out / "exported.json"
-    height, width = run.record.architecture.height, run.record.architecture.width
+    height, width = run.record.preparation.height, run.record.preparation.width
     job = {
         "program": str(out / "program.pt2"),
         "size": [height, width],

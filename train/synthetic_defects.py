@@ -1,10 +1,15 @@
-"""Defects pasted on pictures of good parts, to judge a model by where there are no labelled ones.
+"""Defects pasted on pictures of good parts: to choose a scoring by, and to judge a model by, without labelled ones.
 
-Four kinds, of several sizes, shapes and contrasts, some easy and some near the limit of what can be seen: a judge with
-only easy ones would find nothing wrong with a coarse model. `patch` cuts a piece out of another picture and pastes it
-elsewhere (Li et al., "CutPaste", CVPR 2021); `stain` shapes a soft tint by smooth noise (Zavrtanik et al., "DRAEM",
-ICCV 2021); `blob` is a filled irregular shape and `scratch` a bent line. They are no model of real defects, so an AUROC
-on them says nothing about a product: only its change from one precision to another does.
+Six kinds, of sizes from a speck to half the picture and of several contrasts, some easy and some near the limit of what
+can be seen: a judge with only easy ones would find nothing wrong with a coarse model, and one with only small ones would
+choose a scoring that is blind to large faint ones. `patch` cuts a piece out of another picture and pastes it elsewhere
+(Li et al., "CutPaste", CVPR 2021); `stain` shapes a soft tint by smooth noise (Zavrtanik et al., "DRAEM", ICCV 2021);
+`blob` is a filled irregular shape, `scratch` a thin bent line, `smear` a place where the texture is blurred away and
+`grain` one where it is stronger. They are no model of real defects, so an AUROC on them says nothing about a product:
+only how it changes with the scoring or the precision does.
+
+These drawings have nothing in common with those of the sample sets: a scoring chosen by the former is tested on the
+latter.
 """
 
 from __future__ import annotations
@@ -16,9 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("blob", "scratch", "patch", "stain")
+KINDS = ("blob", "scratch", "patch", "stain", "smear", "grain")
 
-_SIZES = (0.05, 0.1, 0.2)
+SIZES = (0.04, 0.1, 0.2, 0.45)
 """Extent of a defect as a share of the image's shorter side."""
 
 _CONTRASTS = (16.0, 32.0, 64.0)
@@ -26,6 +31,9 @@ _CONTRASTS = (16.0, 32.0, 64.0)
 
 _LEAST_CHANGE = 3
 """Of 255 in any channel, from which a pixel belongs to the defect."""
+
+_RETEXTURED_FROM = 0.25
+"""Strength from which a pixel of another texture belongs to the defect."""
 
 _ATTEMPTS = 8
 
@@ -42,6 +50,8 @@ class Pasted:
     """Which image each one is made from."""
     kinds: tuple[str, ...]
     """What each one shows, and which of them it is: `scratch-2`."""
+    strata: tuple[str, ...]
+    """Kind and size of each one, `scratch 0.1`: what an average over defects is to be taken over."""
 
 
 def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) -> Pasted:
@@ -58,19 +68,22 @@ def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) 
     n, height, width, _ = images.shape
     made = np.repeat(images, n_variants, axis=0)
     masks = np.zeros((n * n_variants, height, width), dtype=np.bool_)
-    kinds = []
+    kinds, strata = [], []
     for position in range(n * n_variants):
         source, variant = divmod(position, n_variants)
         digest = hashlib.sha256(f"{seed}:{variant}:".encode() + images[source].tobytes()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        # Every kind meets every size, and every such pair every contrast.
         kind = KINDS[position % len(KINDS)]
-        # Divisors that have nothing in common with the number of kinds, so that every kind meets every size.
-        size = _SIZES[position % len(_SIZES)] * min(height, width)
-        contrast = _CONTRASTS[position // len(_SIZES) % len(_CONTRASTS)]
+        share = SIZES[position // len(KINDS) % len(SIZES)]
+        contrast = _CONTRASTS[position // (len(KINDS) * len(SIZES)) % len(_CONTRASTS)]
+        size = share * min(height, width)
         other = images[(source + 1 + int(random.random() * max(n - 1, 1))) % n]
         made[position], masks[position] = _paste(images[source], other, kind, size, contrast, random)
         kinds.append(f"{kind}-{variant}")
-    return Pasted(made, masks, tuple(position // n_variants for position in range(n * n_variants)), tuple(kinds))
+        strata.append(f"{kind} {share}")
+    sources = tuple(position // n_variants for position in range(n * n_variants))
+    return Pasted(made, masks, sources, tuple(kinds), tuple(strata))
 
 
 def _paste(
@@ -86,10 +99,15 @@ def _paste(
         chosen = "blob" if attempt >= _ATTEMPTS // 2 else kind
         if chosen == "patch":
             result, shape = _cut_and_paste(image, other, size, random)
+        elif chosen in _RETEXTURE:
+            shape = _softened(_blob(image.shape[0], image.shape[1], size, random), max(size / 12, 0.6))
+            result = _RETEXTURE[chosen](image, shape, contrast, random)
         else:
             shape = _DRAW[chosen](image.shape[0], image.shape[1], size, random)
             result = _tint(image, shape, contrast, random)
         changed = np.abs(result.astype(np.int16) - image).max(axis=2) >= _LEAST_CHANGE
+        if chosen in _RETEXTURE and np.count_nonzero(changed & (shape >= _RETEXTURED_FROM)) >= 4:
+            changed = shape >= _RETEXTURED_FROM  # All of the place, not only the pixels that happen to differ.
         if np.count_nonzero(changed) >= 4:
             return np.where(changed[:, :, None], result, image), changed
     raise AssertionError(f"no visible {kind} in {_ATTEMPTS} attempts")
@@ -133,7 +151,8 @@ def _scratch(height: int, width: int, size: float, random: np.random.Generator) 
     middle = start + along / 2 + bend * np.array([-along[1], along[0]])
     t = np.linspace(0, 1, 24)[:, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * (start + along)
-    thickness = 1 + int(random.random() * max(size / 8, 1))
+    # A long one is no wider than a short one.
+    thickness = 1 + int(random.random() * max(min(size, 0.1 * min(height, width)) / 8, 1))
     shape = np.zeros((height, width), dtype=np.float32)
     cv2.polylines(shape, [np.rint(points).astype(np.int32)], False, 1.0, thickness)
     return _softened(shape, 0.5)
@@ -149,6 +168,40 @@ def _stain(height: int, width: int, size: float, random: np.random.Generator) ->
     disc = np.exp(-0.5 * ((columns - x) ** 2 + (rows - y) ** 2) / max(size / 3, 1.5) ** 2)
     return np.asarray(np.clip(disc * (0.6 + 0.8 * noise), 0, 1), dtype=np.float32)
 
+
+def _smear(
+    image: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float, random: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Blur the picture along a direction where the strength is, the wider the larger the contrast."""
+    reach = max(round(min(image.shape[:2]) * contrast / 1000), 2)
+    line = np.zeros((2 * reach + 1, 2 * reach + 1), dtype=np.float32)
+    angle = np.pi * random.random()
+    across, along = reach * np.cos(angle), reach * np.sin(angle)
+    ends = [(round(reach - across), round(reach - along)), (round(reach + across), round(reach + along))]
+    cv2.line(line, ends[0], ends[1], 1.0)
+    blurred = cv2.filter2D(image, cv2.CV_32F, line / line.sum(), borderType=cv2.BORDER_REFLECT_101)
+    return _blended(image, blurred, strength)
+
+
+def _grain(
+    image: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float, random: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Make the texture stronger where the strength is; where there is none, make some."""
+    values = image.astype(np.float32)
+    coarse = np.asarray(cv2.GaussianBlur(values, (0, 0), max(min(image.shape[:2]) / 50, 1.0)), dtype=np.float32)
+    speckle = _softened(random.standard_normal(image.shape[:2]).astype(np.float32), 0.3 + random.random())
+    speckle *= 0.4 * contrast / max(float(speckle.std()), 1e-6)
+    return _blended(image, coarse + (1 + contrast / 48) * (values - coarse) + 0.5 * speckle[:, :, None], strength)
+
+
+def _blended(
+    image: NDArray[np.uint8], changed: NDArray[np.float32], strength: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    mixed = image + strength[:, :, None] * (changed - image)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+_RETEXTURE = {"smear": _smear, "grain": _grain}
 
 _DRAW = {"blob": _blob, "scratch": _scratch, "stain": _stain}
 

@@ -1,0 +1,103 @@
+"""What differs between an image and its reconstruction: see `vae_edge.train.scoring.Residual` for the kinds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vae_edge.train.scoring import LOCAL_SIGMA, SSIM_SIGMA, Level, Residual
+from vae_edge.train.smoothing import Smoothing
+
+# (0.01 L)^2 and (0.03 L)^2 for a range of L = 2 from -1 to 1, as in Wang et al. 2004.
+_SSIM_LUMINANCE, _SSIM_CONTRAST = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+
+_SMALLEST = 1e-6
+"""Added to what is divided by: a perfect reconstruction has no residual."""
+
+
+class ResidualMap(nn.Module):
+    """Compares images and reconstructions.
+
+    Args:
+        kind: what is compared.
+        height: of the image; the window of the structural similarity grows with the shorter side.
+        width: of the image.
+    """
+
+    def __init__(self, kind: Residual, height: int, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.window = Smoothing(SSIM_SIGMA * min(height, width), height, width) if kind is Residual.SSIM else None
+
+    def forward(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
+        """Return float32 [N, 1, H, W], 0 or more, for two float32 [N, C, H, W] of -1 to 1."""
+        if self.window is not None:
+            return self._dissimilarity(self.window, pixels, reconstruction)
+        difference = pixels - reconstruction
+        if self.kind is Residual.L1:
+            return difference.abs().mean(dim=1, keepdim=True)
+        if self.kind is Residual.L2:
+            return (difference * difference).mean(dim=1, keepdim=True)
+        grey = difference.mean(dim=1, keepdim=True)
+        # Forward differences; the last row and column have none.
+        across = functional.pad(grey[..., 1:] - grey[..., :-1], (0, 1, 0, 0))
+        down = functional.pad(grey[..., 1:, :] - grey[..., :-1, :], (0, 0, 0, 1))
+        return (across * across + down * down).sqrt()
+
+    def _dissimilarity(self, window: Smoothing, pixels: Tensor, reconstruction: Tensor) -> Tensor:
+        x, y = pixels.mean(dim=1, keepdim=True), reconstruction.mean(dim=1, keepdim=True)
+        mean_x, mean_y = window(x), window(y)
+        # From the squares of differences, not as differences of squares, which cancel in float32.
+        off_x, off_y = x - mean_x, y - mean_y
+        variances = window(off_x * off_x + off_y * off_y)
+        covariance = window(off_x * off_y)
+        product = mean_x * mean_y
+        squares = mean_x * mean_x + mean_y * mean_y
+        similarity = (2 * product + _SSIM_LUMINANCE) * (2 * covariance + _SSIM_CONTRAST)
+        similarity = similarity / ((squares + _SSIM_LUMINANCE) * (variances + _SSIM_CONTRAST))
+        return (1 - similarity).clamp(min=0)
+
+
+class LevelNormalization(nn.Module):
+    """Divides a smoothed residual by what of it the image, or a pixel's surroundings, have anyway.
+
+    Args:
+        level: by what.
+        height: of the image.
+        width: of the image.
+    """
+
+    def __init__(self, level: Level, height: int, width: int) -> None:
+        super().__init__()
+        self.level = level
+        self.around = Smoothing(LOCAL_SIGMA * min(height, width), height, width) if level is Level.LOCAL else None
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Divide float32 [N, 1, H, W]."""
+        if self.level is Level.NONE:
+            return residual
+        base = residual.mean(dim=(2, 3), keepdim=True)
+        if self.around is not None:
+            base = 0.5 * (base + self.around(residual))
+        return residual / (base + _SMALLEST)
+
+
+def mahalanobis_whitening(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean, float32 [1, L], and W, float32 [L, L], such that |(z - mean) W|^2 is the Mahalanobis distance.
+
+    The covariance is shrunk towards a multiple of the identity by a tenth, since latents may outnumber the normals
+    (Ledoit and Wolf 2004 on why; the share is fixed here).
+
+    Args:
+        latents: float32 [n, L], of normals.
+    """
+    values = latents.double()
+    mean = values.mean(dim=0, keepdim=True)
+    off = values - mean
+    covariance = off.T @ off / max(len(values) - 1, 1)
+    size = covariance.shape[0]
+    level = covariance.diagonal().mean().clamp_min(1e-9)
+    covariance = 0.9 * covariance + 0.1 * level * torch.eye(size, dtype=torch.float64)
+    whitening = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    return mean.float(), whitening.float().contiguous()
