@@ -12,6 +12,7 @@ from vae_edge.benchmarks.accuracy_intervals import image_intervals, pixel_interv
 from vae_edge.benchmarks.accuracy_records import AccuracyRecord, PromiseRecord, ScoreHistogram, SimpleMethodRecord
 from vae_edge.benchmarks.estimates import CurveRecord
 from vae_edge.benchmarks.statistics import binomial_interval
+from vae_edge.decision import promised_rate
 from vae_edge.image import Preparation
 from vae_edge.manifest import Thresholds
 from vae_edge.train.inspection_set import ImageFile
@@ -67,6 +68,7 @@ def judge(files: Sequence[ImageFile], preparation: Preparation, outputs: Outputs
         metrics=metrics,
         intervals=intervals,
         promise=_promise(outputs, labels),
+        threshold_method=outputs.thresholds.method,
         roc=_curve(roc_curve(labels, outputs.scores, _CURVE_POINTS)),
         pixel_roc=_curve(roc_curve(masks.masks[used], maps[used], _CURVE_POINTS)) if pixel else None,
         pro=_curve(pro_curve(masks.masks[used], maps[used], _CURVE_POINTS)) if pixel else None,
@@ -101,11 +103,11 @@ def template_method(
 
 def _promise(outputs: Outputs, labels: NDArray[np.bool_]) -> PromiseRecord | None:
     n_normal = int((~labels).sum())
-    if n_normal == 0:
+    promised = promised_rate(outputs.thresholds)
+    if n_normal == 0 or promised is None:
         return None
     n_false_alarms = int(outputs.verdicts[~labels].sum())
     interval = binomial_interval(n_false_alarms, n_normal)
-    promised = outputs.thresholds.false_alarm_rate
     return PromiseRecord(
         promised_rate=promised,
         n_normal=n_normal,

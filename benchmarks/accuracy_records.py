@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from vae_edge.benchmarks.estimates import CurveRecord, Interval
+from vae_edge.manifest import ThresholdMethod
 from vae_edge.records import FileName, Record
 from vae_edge.train.metrics import Metrics
 
@@ -43,6 +44,8 @@ class AccuracyRecord(Record):
     """By the metric's name: bootstrap over images for image_auroc, image_aupr, image_f1, pixel_auroc and aupro; exact
     binomial for recall and false_alarm_rate."""
     promise: PromiseRecord | None = None
+    """Absent without good test images, and for an F1-optimal threshold, which promises nothing."""
+    threshold_method: ThresholdMethod = ThresholdMethod.SPLIT_CONFORMAL
     roc: CurveRecord | None = None
     """Of the images."""
     pixel_roc: CurveRecord | None = None

@@ -7,6 +7,7 @@ from vae_edge.benchmarks.estimates import Interval
 from vae_edge.benchmarks.formats import ABSENT, percent, relative, share, with_interval
 from vae_edge.benchmarks.markdown_tables import bullets, names, table
 from vae_edge.benchmarks.report import BundleResult, Report
+from vae_edge.manifest import ThresholdMethod
 from vae_edge.train.metrics import Metrics
 
 
@@ -33,17 +34,24 @@ def _cells(metrics: Metrics, intervals: dict[str, Interval], record: AccuracyRec
     def shown(name: str, rate: bool = False) -> str:
         return with_interval(getattr(metrics, name), intervals.get(name), percent if rate else share)
 
-    promise = None if record is None else record.promise
     return [
         shown("image_auroc"),
         shown("image_aupr"),
         shown("image_f1"),
         shown("recall", rate=True),
         shown("false_alarm_rate", rate=True),
-        ABSENT if promise is None else percent(promise.promised_rate) + ("" if promise.is_kept else ", broken"),
+        _promise(record),
         shown("pixel_auroc"),
         shown("aupro"),
     ]
+
+
+def _promise(record: AccuracyRecord | None) -> str:
+    if record is not None and record.threshold_method is ThresholdMethod.F1_OPTIMAL:
+        return "nothing: F1-optimal"
+    if record is None or record.promise is None:
+        return ABSENT
+    return percent(record.promise.promised_rate) + ("" if record.promise.is_kept else ", broken")
 
 
 def _per_defect(judged: list[tuple[str, Metrics]]) -> str:

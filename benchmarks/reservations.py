@@ -11,7 +11,7 @@ from vae_edge.benchmarks.processor_load import BUSY_CORES, STOLEN_SHARE
 from vae_edge.benchmarks.report import BundleResult
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.decision import too_few_normals
-from vae_edge.manifest import Manifest
+from vae_edge.manifest import Manifest, ThresholdMethod
 
 SLOWER_CLOCK = 0.05
 """Change of the spin between rounds from which the clock is said to have drifted."""
@@ -137,6 +137,11 @@ def _accuracy_warnings(result: BundleResult) -> list[str]:
         found.append(
             f"it may be no better than chance: the interval of its image AUROC goes down to {auroc.low:.3f}; "
             "test on more images, or train it anew"
+        )
+    if result.accuracy.threshold_method is ThresholdMethod.F1_OPTIMAL:
+        found.append(
+            "its threshold is F1-optimal on labelled images and promises no false-alarm rate; if these are the same "
+            "images, its figures flatter it"
         )
     promise = result.accuracy.promise
     if promise is not None and not promise.is_kept:

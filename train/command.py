@@ -14,9 +14,10 @@ from rich.progress import TaskID, TextColumn
 
 from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
 from vae_edge.cli.progress import new_bars
-from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, too_few_normals
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, describe_support, too_few_normals
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
+from vae_edge.train.calibration import Calibration
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
 from vae_edge.train.scoring import ScoringMethod
 from vae_edge.train.watcher import Watcher
@@ -71,7 +72,8 @@ def train(
         int, typer.Option(help="Stop after so many epochs without a better held-out loss; 0: do not.")
     ] = 0,
     max_time: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Stop with the first epoch after so many minutes.")
+        float | None,
+        typer.Option(metavar="MINUTES", help="Stop each training with the first epoch after so many minutes."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights on the same machine.")] = 0,
     held_out: Annotated[
@@ -87,6 +89,15 @@ def train(
     false_alarm_rate: Annotated[
         float, typer.Option(help="Share of good parts that may be called anomalous.")
     ] = DEFAULT_FALSE_ALARM_RATE,
+    calibration: Annotated[
+        Calibration,
+        typer.Option(
+            help="What sets the threshold. split: good parts held out from the one training. cross: all good parts, "
+            "each scored by a network trained without it; for few good parts, at the price of --folds more trainings. "
+            "auto: split if enough can be held out for the false-alarm rate, or if --held-out is given; else cross."
+        ),
+    ] = Calibration.AUTO,
+    folds: Annotated[int, typer.Option(help="With cross: into how many parts the good parts are cut.")] = 5,
     scoring: Annotated[ScoringMethod, typer.Option(help="How a residual becomes a score.")] = ScoringMethod.NORMALIZED,
     white_level: Annotated[int, typer.Option(help="16-bit value that means white; 4095 for a 12-bit camera.")] = 65535,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with anything wrong in it.")] = False,
@@ -118,6 +129,10 @@ def train(
         raise UsageError("there is no place for the run; expected --out RUN, such as --out runs/first")
     if (data is None) == (normal is None):
         raise UsageError("expected either --data or --normal; for a first try: --data sample")
+    if calibration is Calibration.CROSS and held_out is not None:
+        raise UsageError(
+            f"--calibration cross holds no good parts out, and --held-out is {held_out}; leave out one of them"
+        )
     architecture = make_architecture(
         preset,
         parse_image_size(image_size),
@@ -150,6 +165,8 @@ def train(
             "max_time_minutes": max_time,
             "seed": seed,
             "false_alarm_rate": false_alarm_rate,
+            "calibration": calibration,
+            "folds": folds,
             "accelerator": accelerator,
             "devices": devices,
             "num_nodes": num_nodes,
@@ -204,8 +221,12 @@ def print_result(run: RunFolder) -> None:
         f"{outcome.epochs_run} epochs ({ended}) in {outcome.seconds:.0f} s, {outcome.images_per_s:.1f} images/s; kept "
         f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
     )
-    table.add_row("threshold", f"score > {thresholds.image_threshold:.6g}, from {thresholds.n_normals} normals")
-    table.add_row("false alarms", f"at most {thresholds.false_alarm_rate:.3g} of good parts like those")
+    table.add_row(
+        "threshold",
+        f"score > {thresholds.image_threshold:.6g}, {thresholds.method} from {thresholds.n_normals} normals",
+    )
+    table.add_row("false alarms", describe_promise(thresholds))
+    table.add_row("smallest rate", describe_support(thresholds))
     rows = (
         ("image AUROC", metrics.image_auroc),
         ("image AUPR", metrics.image_aupr),

@@ -17,11 +17,12 @@ from vae_edge.errors import InputError
 from vae_edge.machine import installed_version, installed_versions
 from vae_edge.manifest import Thresholds
 from vae_edge.progress import Progress
-from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
+from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.data_report import DataReport, check_inspection_set
+from vae_edge.train.graph_fitting import fit_graph
 from vae_edge.train.inspection_set import InspectionSet
 from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.loop import fit_vae
 from vae_edge.train.metrics import Metrics, evaluate
 from vae_edge.train.run_folder import (
     CALIBRATION_FILE,
@@ -52,7 +53,7 @@ from vae_edge.train.run_records import (
     TrainSettings,
     split_images,
 )
-from vae_edge.train.split import Split, split_normals
+from vae_edge.train.split import Fold, Split
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -66,6 +67,8 @@ class _Data:
     images: InspectionSet
     report: DataReport
     split: Split
+    folds: tuple[Fold, ...]
+    """Of cross-conformal calibration; none where the split has its own normals for the threshold."""
 
     def record(self) -> SplitRecord:
         return SplitRecord(
@@ -147,30 +150,28 @@ def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Wa
 def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
     split, preparation = data.split, settings.preparation
     n_fit, n_statistics = len(split.fit), len(split.statistics)
-    images = load_images(
-        (*split.fit, *split.statistics, *split.threshold), preparation, _report(watcher, "reading images")
-    )
+    files = (*split.fit, *split.statistics, *split.threshold)
+    images = load_images(files, preparation, _report(watcher, "reading images"))
     fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
-    fitted = fit_vae(
-        settings, fit_images, statistics_images, out, lambda d, t, n: watcher.progress("training", d, t, n)
-    )
-    if fitted is None:
+    fitted = fit_graph(settings, fit_images, statistics_images, out, watcher)
+    calibration = None
+    if data.folds:
+        # After the deployed network, whose checkpoint is what tells that a run has something to lose.
+        calibration = cross_calibrate(settings, fitted, data.folds, files, images, out, watcher)
+    elif fitted is not None:
+        calibration = _calibrate(settings, fitted.graph, split, images[n_fit + n_statistics :], watcher)
+    if fitted is None or calibration is None:
         # One of several processes that Lightning started to train together; the first one finishes the run.
         raise SystemExit(0)
-    vae, outcome = fitted
-    constants = fit_scoring_constants(
-        vae, settings.scoring, statistics_images, progress=_report(watcher, "measuring normal residuals")
-    )
-    graph = AnomalyGraph(vae, settings.scoring, constants)
-    thresholds, calibration = _calibrate(settings, graph, split, images[n_fit + n_statistics :], watcher)
     del images, fit_images, statistics_images  # Test images, maps and masks need the room.
-    metrics = _evaluate(settings, graph, data.images, thresholds, watcher)
-    write_tensors(out / MODEL_FILE, vae.state_dict())
-    write_tensors(out / SCORING_FILE, constants.tensors())
+    metrics = _evaluate(settings, fitted.graph, data.images, calibration.thresholds, watcher)
+    write_tensors(out / MODEL_FILE, fitted.vae.state_dict())
+    write_tensors(out / SCORING_FILE, fitted.graph.constants.tensors())
     write_record(out / SPLIT_FILE, data.record())
     write_record(out / CALIBRATION_FILE, calibration)
     write_text(out / METRICS_FILE, metrics.to_json() + "\n")
-    write_record(out / RECORD_FILE, _record(settings, data, outcome, out))
+    write_record(out / RECORD_FILE, _record(settings, data, fitted.outcome, out))
+    forget_folds(out)
     forget_replaced(out)
     return RunFolder.open(out, check_files=False)
 
@@ -180,18 +181,21 @@ def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
     checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
     for sentence in report.sentences():
         watcher.say(sentence)
-    data = _Data(checked_set, report, split_normals(checked_set.train, settings.split))
+    data = _Data(checked_set, report, *divide(checked_set.train, settings))
     counts = data.record().counts()
+    set_threshold = counts["threshold"] or f"all {counts['fit'] + counts['statistics']}"
     watcher.say(
         f"of the normal images {counts['fit']} train the network, {counts['statistics']} set the scale of its residual "
-        f"and {counts['threshold']} set the threshold"
+        f"and {set_threshold} set the threshold"
     )
+    if data.folds:
+        watcher.say(announce(settings, len(checked_set.train), len(data.folds)))
     return data
 
 
 def _calibrate(
     settings: TrainSettings, graph: AnomalyGraph, split: Split, images: NDArray[np.uint8], watcher: Watcher
-) -> tuple[Thresholds, CalibrationRecord]:
+) -> CalibrationRecord:
     maps, scores = run_graph(graph, images, progress=_report(watcher, "scoring held-out normals"))
     thresholds = fit_thresholds(
         scores,
@@ -204,7 +208,7 @@ def _calibrate(
         CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
         for image, score in zip(split.threshold, scores, strict=True)
     )
-    return thresholds, CalibrationRecord(scores=named, thresholds=thresholds)
+    return CalibrationRecord(scores=named, thresholds=thresholds)
 
 
 def _evaluate(

@@ -5,7 +5,7 @@ split.json          which image was used for what, with its hash
 checkpoints/ logs/  to go on with the training, and to look at it
 model.safetensors   the network's weights
 scoring.safetensors what held-out normals say about each pixel
-calibration.json    scores of other held-out normals, and the thresholds
+calibration.json    scores of normals by a network that has not seen them, and the thresholds
 metrics.json        what was measured on the test images
 model.json          everything else, and the hashes of these files; written last, so it marks a complete run
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vae_edge.atomic import check_place, new_file, write_text
 from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.records import FileRecord, Record, check_recordable, check_recorded_files, file_record, read_record
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set
 from vae_edge.train.metrics import Metrics
@@ -100,6 +100,13 @@ class RunFolder:
     def thresholds(self) -> Thresholds:
         """The thresholds fitted on the torch model's scores."""
         return self.calibration.thresholds
+
+    @property
+    def calibration_roles(self) -> tuple[Role, ...]:
+        """What the images of `calibration.json` were used for: in a cross-conformal run they train the network too."""
+        if self.thresholds.method is ThresholdMethod.CROSS_CONFORMAL:
+            return ("fit", "statistics")
+        return ("threshold",)
 
     @property
     def fingerprint(self) -> str:
@@ -180,6 +187,19 @@ class RunFolder:
                 f"changed, {missing[0]} for example, in {found.root}. {_MOVED}"
             )
         return [_as_recorded(by_hash[image.sha256], image) for image in wanted]
+
+    def find_calibration_images(self, data_root: str | Path | None = None) -> list[ImageFile]:
+        """Find the normals whose scores set the thresholds, in the order of `calibration.json`.
+
+        Raises:
+            InputError: see `find_images`.
+            BundleError: `calibration.json` and `split.json` are of two runs.
+        """
+        found = {image.sha256: image for image in self.find_images(self.calibration_roles, data_root)}
+        scored = [score.sha256 for score in self.calibration.scores]
+        if sorted(scored) != sorted(found):
+            raise BundleError(f"{self.folder}: {CALIBRATION_FILE} and {SPLIT_FILE} do not belong together; {_ADVICE}")
+        return [found[sha256] for sha256 in scored]
 
 
 _MOVED = "Expected the images that it was trained with: give their folder with --data"

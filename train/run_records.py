@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
 from vae_edge.image import Preparation
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.progress import Progress
 from vae_edge.records import FileRecord, Record, Sha256
+from vae_edge.train.calibration import Calibration
 from vae_edge.train.data_report import DataReport
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
 from vae_edge.train.presets import Architecture
@@ -22,7 +23,8 @@ SCHEMA_VERSION = 2
 """Version of the layout of a run folder. History: 1 (first), 2 (tiles, evened light, compositions, recipe)."""
 
 Role = Literal["fit", "statistics", "threshold", "test"]
-"""What an image was used for: see `vae_edge.train.split.Split`; `test` images have labels and decide nothing."""
+"""What an image was used for: see `vae_edge.train.split.Split`; `test` images have labels and decide nothing. In a run
+with cross-conformal calibration no image has the role `threshold`; see `CalibrationRecord`."""
 
 ROLES: tuple[Role, ...] = ("fit", "statistics", "threshold", "test")
 
@@ -96,10 +98,15 @@ class TrainSettings(Record):
     patience: int = Field(default=0, ge=0)
     """Epochs without a better held-out loss after which the training ends; 0: it does not."""
     max_time_minutes: float | None = Field(default=None, gt=0)
-    """The training ends with the first epoch after this time; interruptions do not count."""
+    """The training ends with the first epoch after this time, each training where there are several; interruptions do
+    not count."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     false_alarm_rate: float = Field(default=DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1)
     pixel_false_positive_rate: float = Field(default=DEFAULT_PIXEL_FALSE_POSITIVE_RATE, gt=0, lt=1)
+    calibration: Calibration = Calibration.AUTO
+    """With a `split.threshold_share`, `auto` means `split`: who gives a share wants one."""
+    folds: int = Field(default=5, ge=2)
+    """Of cross-conformal calibration, which trains so many networks and one more."""
     accelerator: str = "auto"
     devices: str | int = "auto"
     num_nodes: int = Field(default=1, ge=1)
@@ -151,11 +158,16 @@ class SplitRecord(Record):
 
 
 class CalibrationScore(Record):
-    """The score of one held-out normal."""
+    """The score of one normal, from a network that was trained without it."""
 
     name: str
     sha256: Sha256
     score: float
+    fold: int | None = Field(default=None, ge=1)
+    """Cross-conformal: the fold whose network gave the score."""
+    final_score: float | None = None
+    """Cross-conformal: the score by the network that is deployed, which was trained on this image. An exported model's
+    drift is measured against it."""
 
 
 class CalibrationRecord(Record):
@@ -163,6 +175,17 @@ class CalibrationRecord(Record):
 
     scores: tuple[CalibrationScore, ...]
     thresholds: Thresholds
+    final_pixel_threshold: float | None = None
+    """Cross-conformal: the pixel threshold that the deployed network's own maps of the same images would give. The one
+    in `thresholds` is from the maps of the folds' networks."""
+
+    @model_validator(mode="after")
+    def _check_final_scores(self) -> CalibrationRecord:
+        if self.thresholds.method is ThresholdMethod.CROSS_CONFORMAL and (
+            self.final_pixel_threshold is None or any(score.final_score is None for score in self.scores)
+        ):
+            raise ValueError("a cross-conformal calibration lacks scores of the deployed network")
+        return self
 
 
 class TrainingOutcome(Record):

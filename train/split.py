@@ -1,5 +1,8 @@
 """Which good parts train the network, which set the scale of its residual and which set the threshold.
 
+Where the good parts are few, none is kept for the threshold alone: `split_into_folds` cuts them into folds, and each
+fold is scored by a network that was trained on the others.
+
 The roles are disjoint and go by content, never by name or order: an image's rank is a hash of its bytes and the seed.
 The same images give the same split on every machine, and an image added later moves few of the others.
 """
@@ -53,6 +56,18 @@ class Split:
     """Held out from both; set the thresholds, so that the false-alarm rate holds for new images."""
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Good parts that a network scores which was trained on the others, and what the others are for."""
+
+    fit: tuple[ImageFile, ...]
+    """Train the fold's network."""
+    statistics: tuple[ImageFile, ...]
+    """Set the scale of its residual."""
+    held_out: tuple[ImageFile, ...]
+    """Neither: scored by it."""
+
+
 def split_normals(
     images: Sequence[ImageFile], settings: SplitSettings | None = None, group: Callable[[ImageFile], str] | None = None
 ) -> Split:
@@ -68,6 +83,64 @@ def split_normals(
             large to be split; or `group_by` is no regular expression with a group, or does not match a name.
     """
     settings = settings or SplitSettings()
+    ranked = _ranked_groups(images, settings, group)
+    n = len(images)
+    threshold, rest = _take(ranked, n_threshold(n, settings))
+    fit, statistics = _fit_and_statistics(rest, n, settings, n_groups=len(ranked), n_all=n)
+    return Split(fit, statistics, tuple(threshold))
+
+
+def split_into_folds(
+    images: Sequence[ImageFile],
+    n_folds: int,
+    settings: SplitSettings | None = None,
+    group: Callable[[ImageFile], str] | None = None,
+) -> tuple[Split, tuple[Fold, ...]]:
+    """Split good parts for cross-conformal calibration.
+
+    The folds are runs of the same ranks that `split_normals` goes by, of nearly equal numbers of images; a group is
+    never cut. An image added later moves few of the others to another fold.
+
+    Args:
+        images: good parts, in any order.
+        n_folds: folds, 2 or more; there are fewer where there are fewer groups.
+        settings: share of the statistics, seed and grouping; nothing is kept for the threshold. None: the defaults.
+        group: as in `split_normals`.
+
+    Returns:
+        The split for the network that is deployed, with nothing in `threshold`; and the folds, whose `held_out` are
+        disjoint and together all images.
+
+    Raises:
+        InputError: as `split_normals`; or fewer than 2 folds were asked for or can be made.
+    """
+    settings = settings or SplitSettings()
+    if n_folds < 2:
+        raise UsageError(f"the number of folds is {n_folds}; expected 2 or more, such as 5")
+    ranked, n = _ranked_groups(images, settings, group), len(images)
+    whole = Split(*_fit_and_statistics(ranked, n, settings, n_groups=len(ranked), n_all=n), threshold=())
+    parts: list[list[list[ImageFile]]] = [[] for _ in range(min(n_folds, len(ranked)))]
+    n_before = 0
+    for members in ranked:
+        # By the middle of the group, so that a large one goes where most of it belongs.
+        parts[int((n_before + len(members) / 2) * len(parts) / n)].append(members)
+        n_before += len(members)
+    folds = []
+    for k, part in enumerate(parts):
+        if not part:
+            continue  # A large group beside it left nothing for this one.
+        rest = [members for other in (*parts[:k], *parts[k + 1 :]) for members in other]
+        fit, statistics = _fit_and_statistics(
+            rest, sum(map(len, rest)), settings, n_groups=len(ranked), n_all=n, of_folds=True
+        )
+        folds.append(Fold(fit, statistics, tuple(image for members in part for image in members)))
+    return whole, tuple(folds)
+
+
+def _ranked_groups(
+    images: Sequence[ImageFile], settings: SplitSettings, group: Callable[[ImageFile], str] | None
+) -> list[list[ImageFile]]:
+    """Check the images and return their groups in the order of their ranks."""
     defective = [image.name for image in images if image.is_anomalous]
     if defective:
         raise InputError(f"{len(defective)} of the images to split are anomalous ({defective[0]}); expected good parts")
@@ -85,18 +158,28 @@ def split_normals(
             f"the {n} good parts form {len(members)} groups; expected at least 3, better many: choose a finer group"
         )
     ordered = sorted(members, key=lambda key: _rank(key, settings.seed))
-    ranked = [
-        sorted(members[key], key=lambda image: (_rank(image.sha256, settings.seed), image.name)) for key in ordered
-    ]
-    threshold, rest = _take(ranked, n_threshold(n, settings))
-    statistics, rest = _take(rest, n_statistics(n, settings))
+    return [sorted(members[key], key=lambda image: (_rank(image.sha256, settings.seed), image.name)) for key in ordered]
+
+
+def _fit_and_statistics(
+    groups: Sequence[list[ImageFile]],
+    n: int,
+    settings: SplitSettings,
+    *,
+    n_groups: int,
+    n_all: int,
+    of_folds: bool = False,
+) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:
+    """Split groups into those that fit and those that set the statistics, the share of which is of n images."""
+    statistics, rest = _take(groups, n_statistics(n, settings))
     fit = [image for part in rest for image in part]
-    if len(fit) < MIN_FIT_SHARE * n:
+    if len(fit) < MIN_FIT_SHARE * n_all:
+        purpose, advice = (" a fold's network", "more folds, ") if of_folds else ("", "")
         raise InputError(
-            f"of {n} good parts in {len(members)} groups {len(fit)} would be left to train on; expected at least "
-            f"{MIN_FIT_SHARE:.0%}: choose a finer group or smaller shares"
+            f"of {n_all} good parts in {n_groups} groups {len(fit)} would be left to train{purpose} on; expected at "
+            f"least {MIN_FIT_SHARE:.0%}: choose {advice}a finer group or smaller shares"
         )
-    return Split(tuple(fit), tuple(statistics), tuple(threshold))
+    return tuple(fit), tuple(statistics)
 
 
 def n_threshold(n_normals: int, settings: SplitSettings) -> int:

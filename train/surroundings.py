@@ -85,12 +85,12 @@ def interruptible(folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def interrupted(folder: Path) -> str:
-    """Return the sentence for an interrupted run."""
-    path = folder / "checkpoints" / LAST_CHECKPOINT
+def interrupted(folder: Path, *, training: Path | None = None, what: str = "the training") -> str:
+    """Return the sentence for an interrupted run; of several trainings in it, `training` is the folder of the one."""
+    path = (training or folder) / "checkpoints" / LAST_CHECKPOINT
     epochs = int(read_state(path)["epochs_run"]) if path.is_file() else 0
     kept = f"{epochs} epochs are kept" if epochs != 1 else "1 epoch is kept"
-    return f"the training was interrupted, {kept}; to go on: vae-train --resume {folder}"
+    return f"{what} was interrupted, {kept}; to go on: vae-train --resume {folder}"
 
 
 class _Stopped(BaseException):

@@ -1,10 +1,12 @@
-"""From scores to verdicts: conformal p-values and thresholds, from held-out normals alone.
+"""From scores to verdicts: conformal p-values, and thresholds from held-out normals or, if asked for, from labels.
 
 With n scores of normals that the model was not fitted on, the p-value of a new score s is
 (1 + number of those scores >= s) / (n + 1). For a new normal, P(p-value <= rate) <= rate (Vovk, Gammerman and Shafer,
 "Algorithmic Learning in a Random World", 2005; used for outliers by Bates et al., "Testing for outliers with
 conformal p-values", Annals of Statistics 2023). So calling an image anomalous when its p-value is at most the
 false-alarm rate keeps that rate, whatever the distribution of the scores, while new normals are like the held-out ones.
+The rate is an average over draws of the held-out normals: one draw's own rate scatters around it, by about the square
+root of rate / n.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import ThresholdMethod, Thresholds
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 DEFAULT_PIXEL_FALSE_POSITIVE_RATE = 0.001
@@ -85,6 +87,48 @@ def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[
     while k / (values.size + 1) > rate:
         k -= 1
     return float(values[k - 1]), rate
+
+
+def fit_f1_threshold(normal_scores: NDArray[Any], anomalous_scores: NDArray[Any]) -> tuple[float, float]:
+    """Return the image threshold with the largest F1 on labelled images, and the rate that it amounts to.
+
+    F1 = 2 TP / (2 TP + FP + FN) (van Rijsbergen, "Information Retrieval", 1979), anomalous being the positive class.
+    It is measured on the very images that choose the threshold, so new images will mostly do worse, and it goes by the
+    share of anomalous images among them, which on a line is another one. No false-alarm rate is promised.
+
+    The threshold is one of the normals' own scores, and only those are tried. So it cuts between two calibration scores
+    and, exactly, score > threshold when the conformal p-value is at most the rate that is returned. What this leaves
+    out: a threshold above all normals, where every p-value is 1 / (n + 1), and one below all of them.
+
+    Args:
+        normal_scores: float [n], scores of the normals, which are the calibration scores, in any order.
+        anomalous_scores: float [m], scores of the anomalous images, in any order.
+
+    Returns:
+        The threshold t, of several with the same F1 the largest, which has the fewest false alarms; and the rate
+        (1 + number of normals > t) / (n + 1), the smallest that gives the same verdicts.
+
+    Raises:
+        InputError: no scores of either kind, one that is not finite, or no anomalous image scores above any normal.
+    """
+    normals, anomalous = (np.sort(np.asarray(s, dtype=np.float64)) for s in (normal_scores, anomalous_scores))
+    for values, what in ((normals, "normal image"), (anomalous, "anomalous image")):
+        if values.size == 0:
+            raise InputError(f"there is no {what} to fit an F1-optimal threshold on; expected at least 1, better 30")
+        if not np.isfinite(values).all():
+            raise InputError(f"a score of the {what}s is not a finite number; export or train the model again")
+    candidates = np.unique(normals)
+    false_alarms = normals.size - np.searchsorted(normals, candidates, side="right")
+    hits = anomalous.size - np.searchsorted(anomalous, candidates, side="right")
+    # With FN = m - TP the denominator is TP + FP + m.
+    f1 = 2 * hits / (hits + false_alarms + anomalous.size)
+    if not hits.any():
+        raise InputError(
+            f"none of {anomalous.size} anomalous images scores above any of {normals.size} normals, so no threshold "
+            "tells them apart; expected defects that the model sees: check that the two were not interchanged"
+        )
+    best = int(np.flatnonzero(f1 == f1.max())[-1])
+    return float(candidates[best]), (1 + int(false_alarms[best])) / (normals.size + 1)
 
 
 def fit_thresholds(
@@ -174,7 +218,12 @@ class PixelTail:
 
 
 def fit_thresholds_with_tail(
-    scores: Sequence[float] | NDArray[Any], tail: PixelTail, *, false_alarm_rate: float, scored_by: str
+    scores: Sequence[float] | NDArray[Any],
+    tail: PixelTail,
+    *,
+    false_alarm_rate: float,
+    scored_by: str,
+    method: ThresholdMethod = ThresholdMethod.SPLIT_CONFORMAL,
 ) -> Thresholds:
     """Fit both thresholds where the maps were too many to hold; else like `fit_thresholds`.
 
@@ -183,21 +232,77 @@ def fit_thresholds_with_tail(
         tail: has taken in the n anomaly maps.
         false_alarm_rate: share of normal images that may be called anomalous.
         scored_by: what computed the scores, for the record.
+        method: how the normals were held out, for the record: one of the two conformal ones, which differ in that.
 
     Raises:
         InputError: see `fit_image_threshold`.
     """
     image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
     return Thresholds(
+        method=method,
         false_alarm_rate_requested=false_alarm_rate,
         false_alarm_rate=rate,
         image_threshold=image_threshold,
         pixel_threshold=tail.threshold(),
         pixel_false_positive_rate=tail.pixel_false_positive_rate,
         n_normals=len(scores),
-        calibration_scores=tuple(sorted(float(score) for score in scores)),
+        calibration_scores=_ascending(scores),
         scored_by=scored_by,
     )
+
+
+def fit_f1_thresholds_with_tail(
+    scores: Sequence[float] | NDArray[Any],
+    tail: PixelTail,
+    anomalous_scores: Sequence[float] | NDArray[Any],
+    *,
+    scored_by: str,
+) -> Thresholds:
+    """Choose the image threshold by F1 on labelled images; the pixel threshold is that of the normals, as ever.
+
+    Args:
+        scores: float [n], the normals' scores; the p-values of predictions are among these.
+        tail: has taken in the n anomaly maps of the normals.
+        anomalous_scores: float [m], scores of anomalous images.
+        scored_by: what computed the scores, for the record.
+
+    Raises:
+        InputError: see `fit_f1_threshold`.
+    """
+    image_threshold, rate = fit_f1_threshold(np.asarray(scores), np.asarray(anomalous_scores))
+    return Thresholds(
+        method=ThresholdMethod.F1_OPTIMAL,
+        false_alarm_rate_requested=rate,
+        false_alarm_rate=rate,
+        image_threshold=image_threshold,
+        pixel_threshold=tail.threshold(),
+        pixel_false_positive_rate=tail.pixel_false_positive_rate,
+        n_normals=len(scores),
+        calibration_scores=_ascending(scores),
+        scored_by=scored_by,
+    )
+
+
+def promised_rate(thresholds: Thresholds) -> float | None:
+    """Return the share of normal images that a bundle promises to call anomalous at most; F1-optimal: None."""
+    return None if thresholds.method is ThresholdMethod.F1_OPTIMAL else thresholds.false_alarm_rate
+
+
+def describe_promise(thresholds: Thresholds) -> str:
+    """Return in words what the image threshold promises about false alarms, and on what ground."""
+    rate = thresholds.false_alarm_rate
+    if thresholds.method is ThresholdMethod.F1_OPTIMAL:
+        return f"no rate is promised, F1-optimal on labelled images; among its own normals it amounts to {rate:.3g}"
+    promise = f"at most {rate:.3g} of normal parts"
+    if thresholds.method is ThresholdMethod.CROSS_CONFORMAL:
+        return f"{promise}, by cross-conformal calibration: so it is in practice, unproven"
+    return promise
+
+
+def describe_support(thresholds: Thresholds) -> str:
+    """Return in words the smallest false-alarm rate that the normals can support."""
+    n = thresholds.n_normals
+    return f"{smallest_false_alarm_rate(n):.3g} with {n} normals, 1 / ({n} + 1)"
 
 
 def too_few_normals(thresholds: Thresholds) -> str | None:
@@ -209,6 +314,10 @@ def too_few_normals(thresholds: Thresholds) -> str | None:
         f"{normals_needed(thresholds.false_alarm_rate_requested)} held-out normals, there are {thresholds.n_normals}: "
         f"the rate in force is {thresholds.false_alarm_rate:.3g}; add normal images or ask for a higher rate"
     )
+
+
+def _ascending(scores: Sequence[float] | NDArray[Any]) -> tuple[float, ...]:
+    return tuple(sorted(float(score) for score in scores))
 
 
 def check_rate(rate: float, name: str) -> None:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
-from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, conformal_p_value
+from vae_edge.decision import conformal_p_value
 from vae_edge.errors import DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared
 from vae_edge.in_order import InOrder
 from vae_edge.machine import usable_cores
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.prediction import Prediction
 from vae_edge.progress import Progress, StepProgress
 
@@ -275,19 +275,28 @@ class Detector:
     def refit_thresholds(
         self,
         images: Iterable[Source],
-        false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         *,
+        anomalous: Iterable[Source] | None = None,
+        method: ThresholdMethod | Literal["split-conformal", "f1-optimal"] = ThresholdMethod.SPLIT_CONFORMAL,
         max_images: int = MAX_REFIT_IMAGES,
         progress: Progress | None = None,
     ) -> Refit:
         """Fit both thresholds on this device's own scores of normal images, write them into the bundle and use them.
 
+        An image threshold with the method `f1-optimal` is the one with the largest F1 on the normal and the anomalous
+        images together. It promises no false-alarm rate; the one that it amounts to among the normals is recorded, and
+        an image is anomalous, as always, when its p-value is at most that rate. See `fit_f1_threshold`.
+
         Args:
             images: paths or arrays of good parts that the model was not trained on; may be a stream. What cannot be
                 read is left out. A rate of 0.01 needs 99 of them; with fewer, the smallest rate they support is in
                 force, and the result says so.
-            false_alarm_rate: share of normal images that may be called anomalous.
-            max_images: stop after so many, where the source has no end.
+            false_alarm_rate: share of normal images that may be called anomalous; None: 0.01. None with `f1-optimal`.
+            anomalous: paths or arrays of defective parts. `f1-optimal` needs them; with `split-conformal` they decide
+                nothing, and the result says how many of them are found.
+            method: how the image threshold is chosen.
+            max_images: stop after so many of each kind, where the source has no end.
             progress: called after each image with the number done and the number of all.
 
         Returns:
@@ -295,13 +304,23 @@ class Detector:
             the rate needs.
 
         Raises:
-            InputError: no image can be read, the rate is outside (0, 1), or the bundle cannot be written.
+            InputError: no image can be read, or no anomalous one where they were given; the rate is outside (0, 1), or
+                does not go with the method; no anomalous image scores above a normal one; or the bundle cannot be
+                written. The bundle is as it was.
             DeviceError: the runtime failed, or a score is not a finite number. The bundle is as it was.
         """
         # Loaded when it is needed: most programs on a device never do this.
         from vae_edge.refit import refit_thresholds
 
-        refit = refit_thresholds(self, images, false_alarm_rate, max_images=max_images, progress=progress)
+        refit = refit_thresholds(
+            self,
+            images,
+            false_alarm_rate,
+            anomalous=anomalous,
+            method=method,
+            max_images=max_images,
+            progress=progress,
+        )
         self.bundle = refit.bundle
         self._take_thresholds(refit.bundle.manifest.thresholds)
         return refit

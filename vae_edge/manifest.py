@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from itertools import pairwise
 from typing import Literal
 
@@ -25,23 +26,42 @@ class TensorSpec(Record):
     shape: tuple[int | None, ...]
 
 
+class ThresholdMethod(str, Enum):
+    """How an image threshold was chosen, and so what its false-alarm rate is worth."""
+
+    SPLIT_CONFORMAL = "split-conformal"
+    """On scores of normals that the model was not fitted on: the rate holds for new normals like them, proven."""
+    CROSS_CONFORMAL = "cross-conformal"
+    """On scores that each normal got from a model trained without it: more normals, and no proof for the one model that
+    is deployed. See `vae_edge.train.cross_conformal`."""
+    F1_OPTIMAL = "f1-optimal"
+    """Where F1 is largest on labelled images: no rate is promised."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class Thresholds(Record):
-    """How a score becomes a verdict, fitted on held-out normals alone.
+    """How a score becomes a verdict.
 
     An image is anomalous when its conformal p-value among `calibration_scores` is at most `false_alarm_rate`, which is
-    the same as score > `image_threshold`. See `vae_edge.decision` for the formulas.
+    the same as score > `image_threshold`, whatever the method. See `vae_edge.decision` for the formulas.
     """
 
+    method: ThresholdMethod = ThresholdMethod.SPLIT_CONFORMAL
     false_alarm_rate_requested: float = Field(gt=0, lt=1)
+    """Of an F1-optimal threshold, for which nobody asks for a rate, the one in force."""
     false_alarm_rate: float = Field(gt=0, lt=1)
-    """The rate in force: the one requested, or 1 / (n + 1) where n normals cannot support it."""
+    """The rate in force: the one requested, or 1 / (n + 1) where n normals cannot support it. Of an F1-optimal
+    threshold what it amounts to among the calibration scores."""
     image_threshold: float
     pixel_threshold: float
     pixel_false_positive_rate: float = Field(gt=0, lt=1)
     """Share of the held-out normals' pixels above `pixel_threshold`, at most."""
     n_normals: int = Field(ge=1)
     calibration_scores: tuple[float, ...]
-    """Scores of the held-out normals, ascending."""
+    """Scores of the held-out normals, ascending. Cross-conformal: those of the models that had not seen them, moved by
+    as much as this runtime moves the deployed model's scores."""
     scored_by: str
     """What computed the scores: the bundle itself, or the torch reference where the bundle could not run."""
 

@@ -243,6 +243,7 @@ def _manifest_metadata(manifest: Manifest) -> dict[str, str]:
         "image_threshold": repr(manifest.thresholds.image_threshold),
         "pixel_threshold": repr(manifest.thresholds.pixel_threshold),
         "false_alarm_rate": repr(manifest.thresholds.false_alarm_rate),
+        "threshold_method": str(manifest.thresholds.method),
     }
 
 

@@ -1,12 +1,13 @@
 """Re-fitting a bundle's thresholds on the device that will use it.
 
 Another runtime, device or precision moves the scores a little, and the parts of another line a lot. Thresholds from
-this device's own scores of its own normal parts keep the false-alarm rate that they state.
+this device's own scores of its own normal parts keep the false-alarm rate that they state. Where there are defective
+parts too, the image threshold can be the one with the largest F1 on both, which states no rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,14 +17,33 @@ from vae_edge.decision import (
     DEFAULT_FALSE_ALARM_RATE,
     PixelTail,
     check_rate,
+    fit_f1_thresholds_with_tail,
     fit_thresholds_with_tail,
     normals_needed,
     too_few_normals,
 )
 from vae_edge.detector import MAX_REFIT_IMAGES, Detector, Source
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.prediction import Prediction
 from vae_edge.progress import Progress
+
+
+@dataclass(frozen=True)
+class LabelledCounts:
+    """What the new image threshold does on the labelled images that it was fitted on: an upper bound, not a promise."""
+
+    n_normal: int
+    n_anomalous: int
+    n_false_alarms: int
+    """Normal images that it calls anomalous."""
+    n_hits: int
+    """Anomalous images that it calls anomalous."""
+
+    @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN), 0 to 1."""
+        return 2 * self.n_hits / (self.n_hits + self.n_false_alarms + self.n_anomalous)
 
 
 @dataclass(frozen=True)
@@ -34,9 +54,11 @@ class Refit:
     """With the new manifest, which is written."""
     old: Thresholds
     n_images: int
-    """Images that were looked at."""
+    """Images that were looked at, normal and anomalous."""
     unreadable: tuple[VaeEdgeError, ...]
     """The images that were left out, and why."""
+    labelled: LabelledCounts | None = None
+    """Where anomalous images were given."""
 
     @property
     def n_needed(self) -> int:
@@ -52,8 +74,10 @@ class Refit:
 def refit_thresholds(
     detector: Detector,
     images: Iterable[Source],
-    false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+    false_alarm_rate: float | None = None,
     *,
+    anomalous: Iterable[Source] | None = None,
+    method: ThresholdMethod | str = ThresholdMethod.SPLIT_CONFORMAL,
     max_images: int = MAX_REFIT_IMAGES,
     progress: Progress | None = None,
 ) -> Refit:
@@ -61,43 +85,92 @@ def refit_thresholds(
 
     The bundle counts as verified from then on. Memory grows by a thousandth of the maps' pixels, not by the maps.
     """
-    check_rate(false_alarm_rate, "false-alarm rate")
+    by_f1 = _checked_method(method, false_alarm_rate, anomalous is not None) is ThresholdMethod.F1_OPTIMAL
+    rate = DEFAULT_FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
+    check_rate(rate, "false-alarm rate")
     if max_images < 1:
         raise UsageError(f"max_images is {max_images}; expected 1 or more")
     bundle = detector.bundle
     check_place(bundle.folder)  # Not after all images have been run.
     old, size = bundle.manifest.thresholds, bundle.manifest.preparation
-    n_most = min(len(images), max_images) if isinstance(images, Sized) else max_images
+    n_most = _most(images, max_images)
+    n_all = n_most + (0 if anomalous is None else _most(anomalous, max_images))
     tail = PixelTail(n_most * size.height * size.width, old.pixel_false_positive_rate)
-    scores: list[float] = []
     unreadable: list[VaeEdgeError] = []
     n_images = 0
-    for result in detector.stream(_FirstOf(images, n_most), errors="return"):
-        n_images += 1
-        if isinstance(result, DeviceError):
-            # A model that gives a good part no finite score is broken, and must not count as verified.
-            raise result
-        if isinstance(result, VaeEdgeError):
-            unreadable.append(result)
-        else:
-            scores.append(result.score)
-            tail.add(result.anomaly_map)
-        if progress is not None:
-            progress(n_images, n_most)
-    if not scores:
-        first = f": {unreadable[0]}" if unreadable else ""
-        raise InputError(f"none of {n_images} images could be read{first}; the bundle was left as it is")
+
+    def scores_of(source: Iterable[Source], what: str, take: Callable[[Prediction], None] | None) -> list[float]:
+        nonlocal n_images
+        before, n_unreadable = n_images, len(unreadable)
+        scores: list[float] = []
+        for result in detector.stream(_FirstOf(source, _most(source, max_images)), errors="return"):
+            n_images += 1
+            if isinstance(result, DeviceError):
+                # A model that gives an image no finite score is broken, and must not count as verified.
+                raise result
+            if isinstance(result, VaeEdgeError):
+                unreadable.append(result)
+            else:
+                scores.append(result.score)
+                if take is not None:
+                    take(result)
+            if progress is not None:
+                progress(n_images, n_all)
+        if not scores:
+            first = f": {unreadable[n_unreadable]}" if len(unreadable) > n_unreadable else ""
+            raise InputError(f"none of {n_images - before} {what} could be read{first}; the bundle was left as it is")
+        return scores
+
+    scores = scores_of(images, "images", lambda prediction: tail.add(prediction.anomaly_map))
+    defects = None if anomalous is None else scores_of(anomalous, "anomalous images", None)
     backend = detector.stream_backend()
-    thresholds = fit_thresholds_with_tail(
-        scores,
-        tail,
-        false_alarm_rate=false_alarm_rate,
-        scored_by=f"{backend.version} on {backend.device.name}",
-    )
+    scored_by = f"{backend.version} on {backend.device.name}"
+    if by_f1 and defects is not None:
+        thresholds = fit_f1_thresholds_with_tail(scores, tail, defects, scored_by=scored_by)
+    else:
+        thresholds = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by=scored_by)
     changed = bundle.manifest.model_copy(
         update={"thresholds": thresholds, "verified": True, "not_verified_because": None},
     )
-    return Refit(bundle.with_manifest(changed), old, n_images, tuple(unreadable))
+    labelled = None if defects is None else _count(thresholds.image_threshold, scores, defects)
+    return Refit(bundle.with_manifest(changed), old, n_images, tuple(unreadable), labelled)
+
+
+def _checked_method(method: ThresholdMethod | str, rate: float | None, has_anomalous: bool) -> ThresholdMethod:
+    """Return the method.
+
+    Raises:
+        UsageError: it is none, it cannot be done on a device, or what was given does not suit it.
+    """
+    can = (ThresholdMethod.SPLIT_CONFORMAL, ThresholdMethod.F1_OPTIMAL)
+    if method not in [str(each) for each in can]:
+        raise UsageError(
+            f"the method is {str(method)!r}; expected {' or '.join(map(str, can))}: cross-conformal thresholds need "
+            "several trainings (vae-train --calibration cross)"
+        )
+    if method == ThresholdMethod.SPLIT_CONFORMAL:
+        return ThresholdMethod.SPLIT_CONFORMAL
+    if not has_anomalous:
+        raise UsageError("an F1-optimal threshold needs anomalous images beside the normal ones, and none were given")
+    if rate is not None:
+        raise UsageError(
+            f"a false-alarm rate of {rate} and an F1-optimal threshold were asked for; one threshold cannot be both: "
+            "leave out one of them"
+        )
+    return ThresholdMethod.F1_OPTIMAL
+
+
+def _count(threshold: float, normals: list[float], defects: list[float]) -> LabelledCounts:
+    return LabelledCounts(
+        n_normal=len(normals),
+        n_anomalous=len(defects),
+        n_false_alarms=sum(score > threshold for score in normals),
+        n_hits=sum(score > threshold for score in defects),
+    )
+
+
+def _most(images: Iterable[Source], max_images: int) -> int:
+    return min(len(images), max_images) if isinstance(images, Sized) else max_images
 
 
 class _FirstOf:

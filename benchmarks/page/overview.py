@@ -12,6 +12,7 @@ from vae_edge.benchmarks.page.markup import Child, Markup, element, join
 from vae_edge.benchmarks.page.plot import Look, named
 from vae_edge.benchmarks.page.tables import scrolled, with_interval
 from vae_edge.benchmarks.report import BundleResult, Report
+from vae_edge.manifest import ThresholdMethod
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def _ratio_interval(bundle: BundleResult) -> Interval | None:
 
 def _promise(bundle: BundleResult) -> Child:
     promise = bundle.accuracy.promise if bundle.accuracy else None
+    if bundle.accuracy is not None and bundle.accuracy.threshold_method is ThresholdMethod.F1_OPTIMAL:
+        return element("span", "nothing promised: F1-optimal", class_="interval wraps")
     if promise is None:
         return None
     return element(

@@ -12,7 +12,7 @@ from vae_edge.benchmarks.examples import LONGEST_SIDE, Seen, draw_examples
 from vae_edge.benchmarks.statistics import binomial_interval
 from vae_edge.bundle import Bundle
 from vae_edge.image import decode_image
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.train.inspection_set import open_inspection_set
 from vae_edge.train.metrics import aupro, image_auroc, pixel_auroc
 
@@ -98,6 +98,16 @@ def test_a_broken_promise_is_told_from_bad_luck(make_bundle: MakeBundle, inspect
         assert promise is not None
         assert promise.promised_rate == 0.01
         assert (promise.n_false_alarms, promise.n_normal, promise.is_kept) == (n_false_alarms, 4, is_kept)
+
+
+def test_an_f1_optimal_threshold_has_no_promise_to_break(make_bundle: MakeBundle, inspection_folder: Path) -> None:
+    files = open_inspection_set(inspection_folder).test
+    manifest = Bundle.open(make_bundle("by-f1")).manifest
+    by_f1 = manifest.thresholds.model_copy(update={"method": ThresholdMethod.F1_OPTIMAL})
+    record = judge(files, manifest.preparation, outputs_of(inspection_folder, [1.0] * len(files), 0.5, by_f1))
+    assert record.promise is None
+    assert record.threshold_method is ThresholdMethod.F1_OPTIMAL
+    assert record.metrics.false_alarm_rate == 1.0
 
 
 def test_examples_are_small_pictures_of_each_kind_and_of_the_flips(

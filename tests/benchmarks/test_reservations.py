@@ -5,14 +5,17 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.conftest import MakeBundle
-from tests.benchmarks.example_report import example_report
+from tests.benchmarks.example_report import example_pictures, example_report
 from vae_edge.benchmarks.accuracy_records import PromiseRecord
 from vae_edge.benchmarks.estimates import Interval
+from vae_edge.benchmarks.html_report import to_html
+from vae_edge.benchmarks.markdown import to_markdown
 from vae_edge.benchmarks.measured import RoundRecord
 from vae_edge.benchmarks.measurement import configurations
 from vae_edge.benchmarks.reservations import bundle_warnings, machine_warnings, round_warnings
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.bundle import Bundle
+from vae_edge.manifest import ThresholdMethod
 
 
 def a_round(number: int, **changes: Any) -> RoundRecord:
@@ -88,6 +91,21 @@ def test_an_accuracy_that_may_be_chance_and_a_broken_promise_are_told(make_bundl
     found = " ".join(bundle_warnings(result.model_copy(update={"accuracy": accuracy}), manifest, SuiteSettings()))
     assert "may be no better than chance" in found
     assert "called 9 of 40 good test images anomalous, certainly more (10.0% or above) than the 1.0%" in found
+
+
+def test_wherever_a_report_says_what_is_promised_an_f1_optimal_threshold_promises_nothing(
+    make_bundle: MakeBundle,
+) -> None:
+    report = example_report()
+    result = report.bundles[0]
+    assert result.accuracy is not None
+    by_f1 = {"threshold_method": ThresholdMethod.F1_OPTIMAL, "promise": None}
+    changed = result.model_copy(update={"accuracy": result.accuracy.model_copy(update=by_f1)})
+    found = " ".join(bundle_warnings(changed, Bundle.open(make_bundle("by-f1")).manifest, SuiteSettings()))
+    assert "promises no false-alarm rate" in found
+    whole = report.model_copy(update={"bundles": (changed, *report.bundles[1:])})
+    assert "nothing promised: F1-optimal" in to_html(whole, example_pictures())
+    assert "| nothing: F1-optimal |" in to_markdown(whole)
 
 
 def test_batches_that_a_bundle_does_not_take_are_left_out() -> None:

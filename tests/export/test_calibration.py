@@ -22,6 +22,7 @@ from vae_edge.export.judging import JudgingSet, content_hashes, draw_judging_set
 from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.image import read_image
 from vae_edge.sample import SampleSettings, write_sample_set
+from vae_edge.train.calibration import Calibration
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.presets import make_architecture
 from vae_edge.train.run_records import DataSource, TrainSettings
@@ -45,6 +46,7 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference
         batch_size=8,
         learning_rate=2e-3,
         accelerator="cpu",
+        calibration=Calibration.SPLIT,
     )
     run = fit_run(settings, out=tmp_path_factory.mktemp("runs") / "dial")
     return measure_reference(run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda *_: None)

@@ -18,7 +18,19 @@ from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train.command import parse_image_size
 from vae_edge.train.run_folder import RunFolder
 
-TINY = ("--image-size", "32", "--n-features", "4", "--max-features", "8", "--latent-vec-size", "8", "--batch-size", "8")
+SMALL = (
+    "--image-size",
+    "32",
+    "--n-features",
+    "4",
+    "--max-features",
+    "8",
+    "--latent-vec-size",
+    "8",
+    "--batch-size",
+    "8",
+)
+TINY = (*SMALL, "--calibration", "split")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +52,9 @@ def test_a_training_from_start_to_table(data: Path, tmp_path: Path, capsys: pyte
     assert "24 images to train on" in notes
     assert "train the network" in notes
     assert "a false-alarm rate of 0.01 needs at least 99 held-out normals" in notes
-    for word in ("image AUROC", "AUPRO", "recall", "threshold", "defect", "vae-export"):
+    for word in ("image AUROC", "AUPRO", "recall", "threshold", "defect", "vae-export", "split-conformal"):
         assert word in printed.out
+    assert "0.125 with 7 normals, 1 / (7 + 1)" in printed.out
     assert RunFolder.open(out).record.training.epochs_run == 2
 
     assert vae_train("--data", data, "--out", out, *TINY) == 1
@@ -50,6 +63,25 @@ def test_a_training_from_start_to_table(data: Path, tmp_path: Path, capsys: pyte
     assert vae_train(*again, *TINY) == 0
     assert RunFolder.open(out).record.training.epochs_run == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_few_good_parts_are_calibrated_by_folds_which_is_said_beforehand_and_afterwards(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--folds", "3", "--false-alarm-rate", "0.05", "--epochs", "1", "--accelerator", "cpu")
+    assert vae_train("--data", data, "--out", tmp_path / "run", *words, *SMALL) == 0
+    printed = capsys.readouterr()
+    notes, out = " ".join(printed.err.split()), " ".join(printed.out.split())
+    assert "and all 24 set the threshold" in notes
+    assert (
+        "4 trainings follow, because a false-alarm rate of 0.05 needs 19 scores of normals that the network has not "
+        "seen, more than can be held out of 24: one on all good parts, for the network that is deployed, and one for "
+        "each of 3 folds of them, to score the good parts that it has not seen; --calibration split trains once"
+    ) in notes
+    assert "held-out normals, there are" not in notes
+    assert "cross-conformal from 24 normals" in out
+    assert "at most 0.05 of normal parts, by cross-conformal calibration: so it is in practice, unproven" in out
+    assert "0.04 with 24 normals, 1 / (24 + 1)" in out
 
 
 @pytest.mark.slow
@@ -83,6 +115,8 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(data: Pat
         (["--data", "x", "--out", "run", "--false-alarm-rate", "1.5"], "false_alarm_rate is 1.5"),
         (["--data", "x", "--out", "run", "--n-features", "0"], "n_features is 0"),
         (["--data", "x", "--out", "run", "--held-out", "0.9"], "threshold_share is 0.9"),
+        (["--data", "x", "--out", "run", "--calibration", "cross", "--held-out", "0.3"], "holds no good parts out"),
+        (["--data", "x", "--out", "run", "--folds", "1"], "folds is 1"),
         (["--data", "nowhere", "--out", "run"], "nowhere does not exist"),
     ],
 )

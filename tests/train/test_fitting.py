@@ -44,7 +44,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def settings(data: Path, **values: object) -> TrainSettings:
     given = {"source": {"root": str(data)}, "architecture": TINY, "epochs": 3, "batch_size": 8, "accelerator": "cpu"}
-    return make_record(TrainSettings, given | values)
+    return make_record(TrainSettings, given | {"calibration": "split"} | values)
 
 
 def images(n: int, seed: int = 0) -> NDArray[np.uint8]:

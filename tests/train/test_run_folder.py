@@ -14,6 +14,7 @@ import pytest
 from vae_edge.errors import BundleError, InputError
 from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train.anomaly_graph import run_graph
+from vae_edge.train.calibration import Calibration
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.loading import load_images
 from vae_edge.train.presets import Architecture
@@ -32,6 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         architecture=Architecture(n_features=4, latent_vec_size=8, height=32, width=64),
         epochs=1,
         accelerator="cpu",
+        calibration=Calibration.SPLIT,
     )
     fit_run(settings, out=folder / "run")
     return folder

@@ -7,7 +7,7 @@ import pytest
 
 from vae_edge.errors import InputError
 from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.split import Split, SplitSettings, n_statistics, n_threshold, split_normals
+from vae_edge.train.split import Fold, Split, SplitSettings, n_statistics, n_threshold, split_into_folds, split_normals
 
 
 def parts(n: int, per_part: int = 1) -> list[ImageFile]:
@@ -116,3 +116,69 @@ def test_an_anomalous_image_is_refused() -> None:
 def test_a_share_out_of_range_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SplitSettings.model_validate(values)
+
+
+@pytest.mark.parametrize("n_folds", [3, 5, 8])
+@pytest.mark.parametrize("n", [8, 9, 24, 101])
+def test_each_image_is_held_out_in_one_fold_and_trains_in_the_others(n: int, n_folds: int) -> None:
+    images = parts(n)
+    whole, folds = split_into_folds(images, n_folds)
+    assert len(folds) == n_folds
+    assert whole.threshold == ()
+    assert {*whole.fit, *whole.statistics} == set(images)
+    assert sorted(image.name for fold in folds for image in fold.held_out) == sorted(image.name for image in images)
+    for fold in folds:
+        assert abs(len(fold.held_out) - n / n_folds) < 1
+        assert {*fold.fit, *fold.statistics, *fold.held_out} == set(images)
+        assert len(fold.fit) + len(fold.statistics) + len(fold.held_out) == n
+        assert len(fold.statistics) >= 2
+
+
+def groups_of(images: Sequence[ImageFile]) -> set[str]:
+    return {image.name.split("_")[0] for image in images}
+
+
+@pytest.mark.parametrize(("per_part", "n_folds"), [(6, 5), (10, 6), (4, 3)])
+def test_a_fold_never_cuts_a_group(per_part: int, n_folds: int) -> None:
+    images = parts(60, per_part=per_part)
+    _, folds = split_into_folds(images, n_folds, SplitSettings(group_by=r"part(\d+)_"))
+    assert len(folds) == n_folds
+    for fold in folds:
+        of_role = [groups_of(role) for role in (fold.fit, fold.statistics, fold.held_out)]
+        assert sum(map(len, of_role)) == len(set.union(*of_role)) == 60 / per_part
+
+
+def test_there_are_no_more_folds_than_groups_and_an_empty_one_is_left_out() -> None:
+    settings = SplitSettings(group_by=r"part(\d+)_")
+    assert len(split_into_folds(parts(40, per_part=10), 5, settings)[1]) == 4
+    uneven = [replace(image, name=f"part{min(i, 12) % 13}_{i}.png") for i, image in enumerate(parts(24))]
+    folds = split_into_folds(uneven, 12, settings)[1]
+    assert 2 <= len(folds) < 12
+    assert sum(len(fold.held_out) for fold in folds) == 24
+
+
+def test_the_folds_depend_on_neither_order_nor_names_and_an_image_more_moves_few() -> None:
+    def held_out(folds: tuple[Fold, ...]) -> list[list[str]]:
+        return [[image.sha256 for image in fold.held_out] for fold in folds]
+
+    images = parts(60)
+    renamed = [replace(image, name=f"other_{59 - i}.png") for i, image in enumerate(images)]
+    expected = held_out(split_into_folds(images, 5)[1])
+    assert held_out(split_into_folds(images[::-1], 5)[1]) == held_out(split_into_folds(renamed, 5)[1]) == expected
+    assert held_out(split_into_folds(images, 5, SplitSettings(seed=1))[1]) != expected
+    for before, after in zip(expected, held_out(split_into_folds(parts(61), 5)[1]), strict=True):
+        assert len(set(before) - set(after)) <= 2
+
+
+def test_folds_that_would_leave_too_little_to_train_on_are_refused() -> None:
+    with pytest.raises(InputError, match="the number of folds is 1; expected 2 or more"):
+        split_into_folds(parts(20), 1)
+    with pytest.raises(InputError, match="there are 7 images"):
+        split_into_folds(parts(7), 5)
+    with pytest.raises(
+        InputError, match=r"left to train a fold's network on; expected at least 30%: choose more folds"
+    ):
+        split_into_folds(parts(8), 2)
+    one_large = [replace(image, name=f"part{max(i - 37, 0)}_{i}.png") for i, image in enumerate(parts(40))]
+    with pytest.raises(InputError, match=r"of 40 good parts in 3 groups \d+ would be left to train.* on"):
+        split_into_folds(one_large, 3, SplitSettings(group_by=r"part(\d+)_"))

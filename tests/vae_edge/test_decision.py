@@ -5,15 +5,23 @@ import numpy as np
 import pytest
 
 from vae_edge.decision import (
+    PixelTail,
     check_rate,
     conformal_p_value,
+    describe_promise,
+    describe_support,
+    fit_f1_threshold,
+    fit_f1_thresholds_with_tail,
     fit_image_threshold,
     fit_thresholds,
+    fit_thresholds_with_tail,
     normals_needed,
+    promised_rate,
     smallest_false_alarm_rate,
     too_few_normals,
 )
 from vae_edge.errors import InputError
+from vae_edge.manifest import ThresholdMethod, Thresholds
 
 RATES = [0.5, 0.3, 0.29, 0.1, 0.07, 0.05, 1 / 3, 0.33333333333, 0.01, 0.001, 1 / 7, 0.9, 0.999999999999]
 
@@ -139,3 +147,114 @@ def test_maps_that_do_not_fit_the_scores_are_refused() -> None:
         fit_thresholds([1.0], np.zeros((1, 0, 4), np.float32), scored_by="the test")
     with pytest.raises(InputError, match="not finite"):
         fit_thresholds([1.0], np.full((1, 4, 4), np.nan, np.float32), scored_by="the test")
+
+
+def f1_of(threshold: float, normals: np.ndarray, anomalous: np.ndarray) -> float:
+    """Count it anew, from its definition."""
+    hits, alarms = int((anomalous > threshold).sum()), int((normals > threshold).sum())
+    return 2 * hits / (2 * hits + alarms + (anomalous.size - hits))
+
+
+def drawn(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    normals, anomalous = rng.normal(size=rng.integers(1, 40)), rng.normal(1.5, size=rng.integers(1, 40))
+    if kind == "ties":
+        normals, anomalous = np.round(normals), np.round(anomalous)
+    if kind == "float32":
+        normals, anomalous = (values.astype(np.float32).astype(np.float64) for values in (normals, anomalous))
+    if kind == "apart":
+        anomalous = anomalous + 100
+    return normals, np.append(anomalous, normals.max() + 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", ["plain", "ties", "float32", "apart"])
+def test_above_an_f1_optimal_threshold_means_exactly_a_p_value_within_the_rate_it_amounts_to(
+    kind: str, seed: int
+) -> None:
+    normals, anomalous = drawn(kind, seed)
+    threshold, rate = fit_f1_threshold(normals, anomalous)
+    assert 0 < rate < 1
+    ordered = np.sort(normals)
+    near = np.concatenate([normals, anomalous])
+    for score in np.concatenate([near, np.nextafter(near, math.inf), np.nextafter(near, -math.inf), [-99.0, 1e9]]):
+        assert (score > threshold) == (conformal_p_value(float(score), ordered) <= rate)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", ["plain", "ties", "apart"])
+def test_no_other_cut_between_the_normals_has_a_larger_f1(kind: str, seed: int) -> None:
+    normals, anomalous = drawn(kind, seed)
+    threshold, _ = fit_f1_threshold(normals, anomalous)
+    found = {other: f1_of(other, normals, anomalous) for other in map(float, normals)}
+    assert found[threshold] == max(found.values())
+    # Of equally good ones the largest, which has the fewest false alarms.
+    assert threshold == max(other for other, value in found.items() if value == found[threshold])
+
+
+def test_an_f1_optimal_threshold_lies_at_the_largest_normal_where_all_defects_score_above() -> None:
+    assert fit_f1_threshold(np.array([3.0, 1.0, 2.0]), np.array([5.0, 9.0])) == (3.0, 1 / 4)
+    # One odd normal among many is worth a false alarm; two defects would be the price of none.
+    assert fit_f1_threshold(np.array([1.0, 2.0, 8.0]), np.array([5.0, 6.0, 9.0])) == (2.0, 2 / 4)
+
+
+def test_the_rate_that_ties_amount_to_counts_only_the_normals_above() -> None:
+    threshold, rate = fit_f1_threshold(np.array([1.0, 2.0, 2.0, 2.0, 4.0]), np.array([3.0, 3.0, 3.0, 3.0, 2.0]))
+    assert (threshold, rate) == (2.0, 2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("normals", "anomalous", "says"),
+    [
+        ([], [1.0], "there is no normal"),
+        ([1.0], [], "there is no anomalous image"),
+        ([1.0], [math.nan], "a score of the anomalous images is not a finite number"),
+        ([math.inf], [1.0], "a score of the normal images is not a finite number"),
+        ([2.0, 3.0], [1.0, 2.0], "none of 2 anomalous images scores above any of 2 normals"),
+    ],
+)
+def test_scores_that_give_no_f1_optimal_threshold_are_refused(
+    normals: list[float], anomalous: list[float], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        fit_f1_threshold(np.array(normals), np.array(anomalous))
+
+
+def fitted(method: ThresholdMethod) -> Thresholds:
+    tail = PixelTail(99 * 4)
+    tail.add(np.zeros((99, 2, 2), np.float32))
+    if method is ThresholdMethod.F1_OPTIMAL:
+        return fit_f1_thresholds_with_tail(np.arange(99.0), tail, [97.5, 200.0], scored_by="the test")
+    return fit_thresholds_with_tail(np.arange(99.0), tail, false_alarm_rate=0.02, scored_by="the test", method=method)
+
+
+@pytest.mark.parametrize(
+    ("method", "promised", "words"),
+    [
+        (ThresholdMethod.SPLIT_CONFORMAL, 0.02, "at most 0.02 of normal parts"),
+        (ThresholdMethod.CROSS_CONFORMAL, 0.02, "cross-conformal calibration: so it is in practice, unproven"),
+        (ThresholdMethod.F1_OPTIMAL, None, "no rate is promised, F1-optimal on labelled images"),
+    ],
+)
+def test_what_a_threshold_promises_is_said_with_its_ground(
+    method: ThresholdMethod, promised: float | None, words: str
+) -> None:
+    thresholds = fitted(method)
+    assert thresholds.method is method
+    assert promised_rate(thresholds) == promised
+    assert words in describe_promise(thresholds)
+    assert describe_support(thresholds) == "0.01 with 99 normals, 1 / (99 + 1)"
+    assert too_few_normals(thresholds) is None
+
+
+def test_an_f1_optimal_threshold_has_the_normals_calibration_scores_and_pixel_threshold() -> None:
+    thresholds = fitted(ThresholdMethod.F1_OPTIMAL)
+    assert (thresholds.image_threshold, thresholds.false_alarm_rate) == (97.0, 2 / 100)
+    assert thresholds.calibration_scores == tuple(map(float, range(99)))
+    assert thresholds.pixel_threshold == 0.0
+
+
+def test_thresholds_written_before_there_were_methods_are_split_conformal() -> None:
+    content = fitted(ThresholdMethod.SPLIT_CONFORMAL).model_dump(mode="json")
+    assert content.pop("method") == "split-conformal"
+    assert Thresholds.model_validate(content) == fitted(ThresholdMethod.SPLIT_CONFORMAL)

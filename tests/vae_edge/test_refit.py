@@ -5,14 +5,16 @@ import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.tiny_bundles import SIZE, TARGETS, dark_image, make_bundle, toy_outputs, write_image
+from tests.tiny_bundles import SIZE, TARGETS, dark_image, make_bundle, spotted_image, toy_outputs, write_image
 from vae_edge import Bundle, Detector, DeviceError, InputError
 from vae_edge.decision import PixelTail, fit_thresholds
+from vae_edge.manifest import ThresholdMethod
 from vae_edge.targets import Target
 
 SEEDS = range(1000, 1120)
@@ -171,3 +173,73 @@ def test_a_tail_refuses_what_it_cannot_judge() -> None:
         tail.add(np.array([1, np.nan], dtype=np.float32))
     with pytest.raises(InputError, match="at most 4"):
         tail.add(np.zeros(5, dtype=np.float32))
+
+
+def faint(seed: int, level: int) -> NDArray[np.uint8]:
+    """Draw dark noise with a spot as bright as that."""
+    image = dark_image(seed)
+    image[8:16, 8:16] = level
+    return image
+
+
+def test_an_f1_optimal_threshold_is_recorded_as_one_and_p_values_agree_with_it(
+    onnx_bundle: Bundle, normals: list[Path]
+) -> None:
+    # The toy's normals score about 0.2; half of these defects are no brighter than that.
+    defects = [faint(seed, 40 + seed) for seed in range(20)] + [spotted_image(seed) for seed in range(3)]
+    seen: list[tuple[int, int | None]] = []
+    with Detector.open(onnx_bundle) as detector:
+        refit = detector.refit_thresholds(
+            normals,
+            anomalous=[*defects, "missing.png"],
+            method="f1-optimal",
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        predictions = [*detector.stream(normals), *detector.stream(defects)]
+    thresholds = Bundle.open(onnx_bundle.folder).manifest.thresholds
+    assert thresholds.method is ThresholdMethod.F1_OPTIMAL
+    assert refit.warning is None
+    assert refit.labelled is not None
+    assert (refit.labelled.n_normal, refit.labelled.n_anomalous) == (120, 23)
+    verdicts = [prediction.is_anomalous for prediction in predictions]
+    assert (sum(verdicts[:120]), sum(verdicts[120:])) == (refit.labelled.n_false_alarms, refit.labelled.n_hits)
+    assert thresholds.false_alarm_rate == (1 + refit.labelled.n_false_alarms) / 121
+    assert 3 <= refit.labelled.n_hits < 23
+    for prediction in predictions:
+        assert prediction.is_anomalous == (prediction.p_value <= thresholds.false_alarm_rate)
+    assert len(refit.unreadable) == 1
+    assert seen[-1] == (144, 144)
+
+
+def test_defects_decide_nothing_where_the_method_is_conformal(onnx_bundle: Bundle, normals: list[Path]) -> None:
+    with Detector.open(onnx_bundle) as detector:
+        alone = detector.refit_thresholds(normals, 0.05)
+        refit = detector.refit_thresholds(normals, 0.05, anomalous=[spotted_image(0), dark_image(1)])
+    assert refit.bundle.manifest.thresholds == alone.bundle.manifest.thresholds
+    assert alone.labelled is None
+    assert refit.labelled is not None
+    assert (refit.labelled.n_hits, refit.labelled.n_anomalous, refit.labelled.n_false_alarms) == (1, 2, 5)
+    assert refit.labelled.f1 == pytest.approx(2 * 1 / (2 * 1 + 5 + 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"method": "f1-optimal"}, "needs anomalous images beside the normal ones"),
+        ({"method": "f1-optimal", "anomalous": []}, "none of 0 anomalous images could be read"),
+        ({"method": "f1-optimal", "anomalous": ["gone.png"]}, "none of 1 anomalous images could be read: .*gone.png"),
+        (
+            {"method": "f1-optimal", "anomalous": [np.zeros((9, 9), np.uint8)]},
+            "none of 1 anomalous images scores above",
+        ),
+        ({"method": "f1-optimal", "anomalous": ["x.png"], "false_alarm_rate": 0.1}, "one threshold cannot be both"),
+        ({"method": "cross-conformal"}, "need several trainings"),
+        ({"method": "best"}, "the method is 'best'; expected split-conformal or f1-optimal"),
+    ],
+)
+def test_a_refit_that_cannot_be_leaves_the_bundle_as_it_is(
+    onnx_bundle: Bundle, normals: list[Path], values: dict[str, Any], says: str
+) -> None:
+    with Detector.open(onnx_bundle) as detector, pytest.raises(InputError, match=says):
+        detector.refit_thresholds(normals[:5], **values)
+    assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest

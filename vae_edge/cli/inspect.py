@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
@@ -163,13 +164,14 @@ def _rows_here(found: _Opened | str) -> list[tuple[str, str]]:
 
 def _decision_rows(manifest: Manifest) -> list[tuple[str, str]]:
     thresholds = manifest.thresholds
-    rate = f"{thresholds.false_alarm_rate:.3g} of normal images"
+    promise = describe_promise(thresholds)
     if thresholds.false_alarm_rate > thresholds.false_alarm_rate_requested:
-        rate += f" (asked for {thresholds.false_alarm_rate_requested:.3g}: too few normals)"
+        promise += f" (asked for {thresholds.false_alarm_rate_requested:.3g}: too few normals)"
     scores = thresholds.calibration_scores
     return [
-        ("false alarms", f"at most {rate}"),
-        ("image threshold", f"score > {thresholds.image_threshold:.6g}"),
+        ("false alarms", promise),
+        ("smallest rate", describe_support(thresholds)),
+        ("image threshold", f"score > {thresholds.image_threshold:.6g}, {thresholds.method}"),
         (
             "pixel threshold",
             f"map > {thresholds.pixel_threshold:.6g}, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
+from vae_edge.decision import describe_promise
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.inspection import Tally
 from vae_edge.sinks.sink import Sink, trust_warnings
@@ -32,8 +33,8 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         table.add_row("reconnections", str(pictures.n_reconnections))
     table.add_row("device", escape(f"{backend.device.name} with {backend.version} ({backend.device.reason})"))
     table.add_row("layout", escape(f"{backend.layout}; {n_stream_workers(backend.layout)} workers"))
-    rate = manifest.thresholds.false_alarm_rate
-    table.add_row("false alarms", f"at most {rate:.3g} of normal parts, from {manifest.thresholds.n_normals} of them")
+    promise = describe_promise(manifest.thresholds)
+    table.add_row("false alarms", f"{promise}, from {manifest.thresholds.n_normals} normals")
     for what, where in (row for sink in sinks for row in sink.summary()):
         table.add_row(what, escape(where))
     notes_console().print(table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +14,21 @@ from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.cli.progress import progress_bar, step_progress
-from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate, describe_promise, describe_support
 from vae_edge.detector import Detector
+from vae_edge.errors import InputError, UsageError
+from vae_edge.manifest import ThresholdMethod
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
 
 _NAMED = 10
+
+
+class RefitMethod(str, Enum):
+    """The kinds of thresholds that can be fitted on a device; see `ThresholdMethod`."""
+
+    SPLIT_CONFORMAL = "split-conformal"
+    F1_OPTIMAL = "f1-optimal"
 
 
 def verify(
@@ -27,8 +38,24 @@ def verify(
         typer.Option(help="Normal images that the model was not trained on: a folder, files or a glob in quotes."),
     ],
     false_alarm_rate: Annotated[
-        float, typer.Option(help="Share of normal images that may be called anomalous.")
-    ] = DEFAULT_FALSE_ALARM_RATE,
+        float | None,
+        typer.Option(
+            help="Share of normal images that may be called anomalous.", show_default=f"{DEFAULT_FALSE_ALARM_RATE}"
+        ),
+    ] = None,
+    abnormal: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images of defective parts, given like --data: to see how many are found, and for f1-optimal."
+        ),
+    ] = None,
+    method: Annotated[
+        RefitMethod,
+        typer.Option(
+            help="How the image threshold is chosen. split-conformal: it keeps the false-alarm rate. f1-optimal: where "
+            "F1 is largest on the images of --data and --abnormal; it promises no rate."
+        ),
+    ] = RefitMethod.SPLIT_CONFORMAL,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")] = "auto",
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False,
     no_rebuild: Annotated[
@@ -37,18 +64,51 @@ def verify(
 ) -> None:
     """Re-fit a bundle's thresholds on this device and record them in the bundle.
 
-    Every image must show a good part: a defective one among them raises the threshold.
+    Every image of --data must show a good part: a defective one among them raises the threshold.
     """
-    check_rate(false_alarm_rate, "false-alarm rate")
+    if false_alarm_rate is not None:
+        check_rate(false_alarm_rate, "false-alarm rate")
+    _check_method(method, abnormal, false_alarm_rate)
     opened = Bundle.open(bundle)
     files = image_files(data, recursive=recursive)
+    defects = image_files(abnormal, recursive=recursive) if abnormal else None
+    _check_apart(files, defects or [])
     with step_progress() as progress:
         detector = Detector.open(opened, device=device, hint=Hint.THROUGHPUT, rebuild=not no_rebuild, progress=progress)
     for note in detector.backend.notes:
         print_warning(note)
     with detector, progress_bar("verifying") as report:
-        refit = detector.refit_thresholds(files, false_alarm_rate, max_images=len(files), progress=report)
+        refit = detector.refit_thresholds(
+            files,
+            false_alarm_rate,
+            anomalous=defects,
+            method=ThresholdMethod(method.value),
+            max_images=max(len(files), len(defects or [])),
+            progress=report,
+        )
     _print_refit(refit)
+
+
+def _check_method(method: RefitMethod, abnormal: list[str] | None, false_alarm_rate: float | None) -> None:
+    """Refuse, in the words of the options, what `refit_thresholds` would refuse after all images have been found."""
+    if method is not RefitMethod.F1_OPTIMAL:
+        return
+    if not abnormal:
+        raise UsageError("--method f1-optimal needs labelled images; add --abnormal, a folder of defective parts")
+    if false_alarm_rate is not None:
+        raise UsageError(
+            f"--method f1-optimal promises no false-alarm rate, and --false-alarm-rate is {false_alarm_rate}; "
+            "leave out one of them"
+        )
+
+
+def _check_apart(normal: Sequence[Path], abnormal: Sequence[Path]) -> None:
+    both = {path.resolve() for path in normal} & {path.resolve() for path in abnormal}
+    if both:
+        raise InputError(
+            f"{len(both)} images are in both --data and --abnormal ({sorted(both)[0]}, for example); expected good "
+            "parts in the one and defective ones in the other"
+        )
 
 
 def _print_refit(refit: Refit) -> None:
@@ -64,11 +124,26 @@ def _print_refit(refit: Refit) -> None:
         ("normals", old.n_normals, new.n_normals),
     ):
         table.add_row(name, f"{before:.6g}", f"{now:.6g}")
+    table.add_row("method", str(old.method), str(new.method))
     console = results_console()
     console.print(table)
+    console.print(f"False alarms: {describe_promise(new)}.")
+    console.print(f"The smallest rate that can be supported is {describe_support(new)}.")
+    found = refit.labelled
+    if found is not None:
+        console.print(
+            f"Of these images it finds {found.n_hits} of {found.n_anomalous} anomalous ones and calls "
+            f"{found.n_false_alarms} of {found.n_normal} normals anomalous: F1 {found.f1:.3f}. New images will mostly "
+            "do worse than those that set the threshold."
+        )
     above = sum(score > old.image_threshold for score in new.calibration_scores)
     console.print(f"With the thresholds before, {above} of these {new.n_normals} normals would be called anomalous.")
     console.print(escape(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which is verified now."))
+    if old.method is ThresholdMethod.CROSS_CONFORMAL:
+        print_warning(
+            "this model was trained on all good parts that its run had; the thresholds hold for new parts only if "
+            "these pictures are none of them"
+        )
     for error in refit.unreadable[:_NAMED]:
         print_warning(str(error))
     if refit.unreadable:

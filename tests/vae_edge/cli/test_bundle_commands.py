@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_bundles import TARGETS, dark_image, make_bundle, write_image
+from tests.tiny_bundles import TARGETS, dark_image, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
+from vae_edge.manifest import ThresholdMethod
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
@@ -111,6 +112,9 @@ def test_verify_writes_thresholds_that_fit_this_device(command: Run, tmp_path: P
     assert manifest.verified
     assert manifest.thresholds.n_normals == 120
     assert manifest.thresholds.false_alarm_rate == 0.01
+    text = " ".join(out.split())
+    assert "False alarms: at most 0.01 of normal parts." in text
+    assert "The smallest rate that can be supported is 0.00826 with 120 normals, 1 / (120 + 1)." in text
 
 
 def test_verify_says_when_the_normals_are_too_few(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
@@ -118,6 +122,82 @@ def test_verify_says_when_the_normals_are_too_few(command: Run, onnx_bundle: Bun
     code, _, err = command("verify", onnx_bundle.folder, "--data", tmp_path / "normals", "--false-alarm-rate", 0.1)
     assert code == 0
     assert "needs at least 9 held-out normals, there are 1" in err
+
+
+def test_a_threshold_by_f1_is_said_to_promise_no_rate(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    for seed in range(20):
+        write_image(tmp_path / "good" / f"{seed}.png", dark_image(seed))
+        write_image(tmp_path / "bad" / f"{seed}.png", spotted_image(seed))
+    both = ("--data", tmp_path / "good", "--abnormal", tmp_path / "bad")
+    code, out, err = command("verify", onnx_bundle.folder, *both, "--method", "f1-optimal")
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert "no rate is promised, F1-optimal on labelled images; among its own normals it amounts to 0.0476" in text
+    assert "finds 20 of 20 anomalous ones and calls 0 of 20 normals anomalous: F1 1.000" in text
+    assert "0.0476 with 20 normals" in text
+    code, out, err = command("inspect", onnx_bundle.folder)
+    assert (code, err) == (0, "")
+    assert "no rate is promised, F1-optimal" in " ".join(out.split())
+    code, _, err = command("run", onnx_bundle.folder, tmp_path / "bad", "--out", tmp_path / "results")
+    assert code == 0
+    assert "no rate is promised, F1-optimal" in " ".join(err.split())
+
+
+def test_verify_counts_the_defects_that_are_found_by_a_conformal_threshold(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    for seed in range(20):
+        write_image(tmp_path / "good" / f"{seed}.png", dark_image(seed))
+    write_image(tmp_path / "bad.png", spotted_image(0))
+    both = ("--data", tmp_path / "good", "--abnormal", tmp_path / "bad.png")
+    code, out, _ = command("verify", onnx_bundle.folder, *both, "--false-alarm-rate", 0.1)
+    assert code == 0
+    assert "finds 1 of 1 anomalous ones and calls 1 of 20 normals anomalous" in " ".join(out.split())
+    assert "at most 0.1 of normal parts" in out
+
+
+def test_verify_warns_that_a_cross_conformal_model_has_seen_the_runs_parts(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    manifest = onnx_bundle.manifest
+    thresholds = manifest.thresholds.model_copy(update={"method": ThresholdMethod.CROSS_CONFORMAL})
+    onnx_bundle.with_manifest(manifest.model_copy(update={"thresholds": thresholds}))
+    assert "unproven" in command("inspect", onnx_bundle.folder)[1]
+    write_image(tmp_path / "normals" / "0.png", dark_image(0))
+    code, _, err = command("verify", onnx_bundle.folder, "--data", tmp_path / "normals")
+    assert code == 0
+    assert "trained on all good parts that its run had" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "expected_code"),
+    [
+        ([], "add --abnormal", 2),
+        (["--abnormal", "good", "--false-alarm-rate", "0.1"], "promises no false-alarm rate", 2),
+        (["--abnormal", "good"], "1 images are in both --data and --abnormal", 1),
+        (["--abnormal", "nowhere"], "nowhere does not exist", 1),
+        (["--abnormal", "bad"], "none of 1 anomalous images could be read: ", 1),
+    ],
+)
+def test_an_f1_optimal_threshold_needs_good_and_defective_images(
+    command: Run,
+    onnx_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: str,
+    expected_code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "good" / "0.png", dark_image(0))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "0.png").write_bytes(b"bad")
+    code, _, err = command("verify", onnx_bundle.folder, "--data", "good", "--method", "f1-optimal", *arguments)
+    assert code == expected_code
+    assert says in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
 
 
 @pytest.mark.parametrize(
