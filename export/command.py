@@ -18,7 +18,7 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.export.settings import Budget, Estimator, LowPrecisionSettings
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
-from vae_edge.train.scoring import ScoringMethod, ScoringSettings
+from vae_edge.train.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:
     from vae_edge.export.pipeline import ExportResult
@@ -41,8 +41,12 @@ def export(
         float | None, typer.Option(help="Share of normal images that may be called anomalous; default: the run's.")
     ] = None,
     scoring: Annotated[
-        ScoringMethod | None,
-        typer.Option(help="How a residual becomes a score; default: the run's.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="mse|normalized|default|MAPS",
+            help="How a residual becomes a score, as in vae-train --help; default: the run's.",
+            show_default=False,
+        ),
     ] = None,
     calibration_data: Annotated[
         Path | None, typer.Option(help="INT8: normal images to calibrate on; default: those of the training.")
@@ -105,7 +109,7 @@ def export(
         name=name,
         data_root=data,
         false_alarm_rate=false_alarm_rate,
-        scoring=None if scoring is None else ScoringSettings(method=scoring),
+        scoring=None if scoring is None else _given_scoring(scoring),
         skip_missing_runtimes=target.strip() == "all",
         only_supported="all" in (target.strip(), precision.strip()),
         engine=engine,
@@ -205,3 +209,10 @@ def _warn(results: list[ExportResult]) -> None:
     for result in results:
         if result.bundle is not None and (too_few := too_few_normals(result.bundle.manifest.thresholds)):
             warn_once(too_few)
+
+
+def _given_scoring(text: str) -> ScoringSettings:
+    settings = parse_scoring(text)
+    if settings is None:
+        raise UsageError("the scoring is 'auto', which is chosen in training; expected a name or maps, or leave it out")
+    return settings

@@ -14,11 +14,12 @@ from vae_edge.decision import fit_thresholds
 from vae_edge.export.parity import Outputs
 from vae_edge.manifest import Thresholds
 from vae_edge.progress import StepProgress
-from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
+from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.inspection_set import spread
 from vae_edge.train.loading import load_images
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.scoring import ScoringSettings
+from vae_edge.train.scoring_constants import fit_scoring_constants
 
 MAX_TEST_IMAGES = 200
 """Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
@@ -73,9 +74,10 @@ def measure_reference(
             run.load_vae(),
             scoring,
             statistics,
+            frame=run.record.frame,
             progress=lambda done, total: progress("measuring normal residuals", done, total),
         )
-        graph = AnomalyGraph(run.load_vae(), scoring, constants)
+        graph = AnomalyGraph(run.load_vae(), scoring, constants, run.record.frame)
         fingerprint = hashlib.sha256(f"{fingerprint} {scoring.model_dump_json()}".encode()).hexdigest()
     normals = run.find_images(("threshold",), data_root)
     tests = spread(run.find_images(("test",), data_root), MAX_TEST_IMAGES)

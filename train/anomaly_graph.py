@@ -29,7 +29,6 @@ from vae_edge.train.scoring import (
     MAX_POOLED_PIXELS,
     Fusion,
     Latent,
-    Level,
     MapSettings,
     Pooling,
     Residual,
@@ -189,7 +188,10 @@ class Scorer(nn.Module):
         height, width = frame.image_size
         self.settings = settings
         self.residuals = nn.ModuleDict(
-            {kind: ResidualMap(Residual(kind), height, width) for kind in sorted({m.residual.value for m in settings.maps})}
+            {
+                kind: ResidualMap(Residual(kind), height, width)
+                for kind in sorted({m.residual.value for m in settings.maps})
+            }
         )
         self.makers = nn.ModuleList(MapMaker(each, height, width) for each in settings.maps)
         for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):

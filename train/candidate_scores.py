@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -15,7 +13,6 @@ from vae_edge.progress import Progress
 from vae_edge.train.anomaly_graph import (
     MapMaker,
     Reconstruction,
-    images_at_a_time,
     n_pooled,
 )
 from vae_edge.train.residuals import ResidualMap
@@ -23,36 +20,6 @@ from vae_edge.train.scoring import Level, MapSettings, Pooling, Residual
 from vae_edge.train.scoring_constants import PixelStatistics
 
 N_FOLDS = 2
-
-_SIGMAS = (0.004, 0.008, 0.016, 0.04)
-_TOP_FRACTIONS = (0.0005, 0.005, 0.02)
-
-
-def candidate_maps() -> tuple[MapSettings, ...]:
-    """Return every single map that the choice looks at: 4 residuals, 4 widths, 6 normalizations, 5 poolings."""
-    poolings = [(Pooling.MAX, 1.0), (Pooling.MEAN, 1.0), *((Pooling.TOP, share) for share in _TOP_FRACTIONS)]
-    return tuple(
-        MapSettings(
-            residual=residual,
-            smoothing_sigma=sigma,
-            level=level,
-            per_pixel=per_pixel,
-            pooling=pooling,
-            top_fraction=share,
-        )
-        for residual, sigma, level, per_pixel, (pooling, share) in product(
-            Residual, _SIGMAS, Level, (True, False), poolings
-        )
-    )
-
-
-@dataclass(frozen=True)
-class CandidateScores:
-    """The candidates' scores."""
-
-    candidates: tuple[MapSettings, ...]
-    scores: NDArray[np.float64]
-    """float64 [images, candidates]."""
 
 
 class _Base:
@@ -85,7 +52,7 @@ def score_candidates(
     *,
     batch_size: int = 8,
     progress: Progress | None = None,
-) -> CandidateScores:
+) -> NDArray[np.float64]:
     """Score images by every candidate; each image's pixels are normalized by the normals of the other fold alone.
 
     So no image, and no defect pasted on it, is measured by statistics that it is part of itself.
@@ -99,6 +66,9 @@ def score_candidates(
         folds: int64 [m], the fold of each image, that of the normal it was made from.
         batch_size: images at a time.
         progress: called with images done and in all.
+
+    Returns:
+        float64 [m, candidates].
     """
     height, width = image_size
     kinds = list(dict.fromkeys(each.residual for each in candidates))
@@ -134,11 +104,11 @@ def score_candidates(
                 for key, base in bases.items():
                     made = base.maker(residuals[base.residual])
                     wanted = [candidates[column] for column in columns[key]]
-                    scores[np.ix_(chosen, columns[key])] = _pooled(made, constants[key], wanted)
+                    scores[np.ix_(chosen, np.array(columns[key]))] = _pooled(made, constants[key], wanted)
                 done += len(chosen)
                 if progress is not None:
                     progress(done, total)
-    return CandidateScores(tuple(candidates), scores)
+    return scores
 
 
 def _pooled(made: Tensor, constants: tuple[Tensor, Tensor], wanted: Sequence[MapSettings]) -> NDArray[np.float64]:

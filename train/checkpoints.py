@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError  # Only the name of the error that torch raises.
 from typing import Any, Literal
@@ -103,10 +104,12 @@ class RunCheckpoint(Checkpoint):
 
     Args:
         path: where the checkpoint goes.
+        kept: returns the weights that count out of the module that is trained.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Callable[[LightningModule], dict[str, Tensor]]) -> None:
         self.path = path
+        self.kept = kept
         self.best_loss = float("inf")
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -146,7 +149,7 @@ class RunCheckpoint(Checkpoint):
         if loss < self.best_loss or trainer.global_step < SETTLING_STEPS:
             self.best_loss, self.best_epoch = loss, self.epochs_run
             self.best_weights = {
-                name: value.detach().to("cpu", copy=True) for name, value in pl_module.kept.state_dict().items()
+                name: value.detach().to("cpu", copy=True) for name, value in self.kept(pl_module).items()
             }
         self.ended_by = self._end(trainer)
         now = time.perf_counter()

@@ -18,13 +18,17 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, descri
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.calibration import Calibration
-from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture
-from vae_edge.train.scoring import ScoringMethod
+from vae_edge.train.image_size import resolve_size
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture, preset_named
+from vae_edge.train.recipe import Augmentation, Recipe, Schedule
+from vae_edge.train.scoring import AUTO, parse_scoring
+from vae_edge.train.tiling import DEFAULT_OVERLAP
 from vae_edge.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from vae_edge.train.run_folder import RunFolder
-    from vae_edge.train.run_records import TrainSettings
+    from vae_edge.train.run_records import SizeRequest
 
 _ALLOWED_WITH_RESUME = {"resume", "data"}
 
@@ -51,8 +55,25 @@ def train(
         str, typer.Option(help="; ".join(f"{name}: {preset.purpose}" for name, preset in PRESETS.items()) + ".")
     ] = DEFAULT_PRESET,
     image_size: Annotated[
-        str, typer.Option(metavar="SIDE|HxW", help="The size that images are resized to, such as 256 or 256x320.")
-    ] = "256",
+        str | None,
+        typer.Option(
+            metavar="auto|SIDE|HxW",
+            help="The size that images are resized to, such as 256 or 256x320; auto: by the data's resolution and "
+            "aspect.",
+            show_default="auto; reference: 256",
+        ),
+    ] = None,
+    tile_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|none|SIDE",
+            help="Side of the square tiles that an image is cut into, in the model itself; none: it is not cut.",
+            show_default="auto; reference: none",
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float, typer.Option(metavar="SHARE", help="Least share of a tile that its neighbour sees as well.")
+    ] = DEFAULT_OVERLAP,
     n_features: Annotated[
         int | None, typer.Option(help="Channels after the first convolution.", show_default="the preset's")
     ] = None,
@@ -67,7 +88,23 @@ def train(
         int | None, typer.Option(help="Times that each image is seen.", show_default="for about 2000 steps")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Most images in a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Adam's learning rate.", show_default="0.001; reference: 0.0002")
+    ] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(help="How the learning rate moves.", show_default="one-cycle; reference: constant"),
+    ] = None,
+    kl_warmup: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the training over which the KL term grows from nothing.")
+    ] = 0.0,
+    averaging: Annotated[
+        float, typer.Option(metavar="DECAY", help="Keep a running average of the weights, such as 0.999; 0: do not.")
+    ] = 0.0,
+    augment: Annotated[
+        list[Augmentation] | None,
+        typer.Option(help="Change images at random in training; may be given twice.", show_default="none"),
+    ] = None,
     patience: Annotated[
         int, typer.Option(help="Stop after so many epochs without a better held-out loss; 0: do not.")
     ] = 0,
@@ -98,7 +135,29 @@ def train(
         ),
     ] = Calibration.AUTO,
     folds: Annotated[int, typer.Option(help="With cross: into how many parts the good parts are cut.")] = 5,
-    scoring: Annotated[ScoringMethod, typer.Option(help="How a residual becomes a score.")] = ScoringMethod.NORMALIZED,
+    photometric: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|image|local",
+            help="How light and contrast are evened out, in the model itself; auto: chosen like the scoring.",
+        ),
+    ] = AUTO,
+    scoring: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|mse|normalized|default|MAPS",
+            help="How a residual becomes a score; auto: chosen by synthetic defects on held-out good parts. A "
+            "composition of your own: l2/0.016/image+pixel/top0.5%,gradient/0.008/local+pixel/max "
+            "(residual/smoothing/normalization/pooling).",
+        ),
+    ] = AUTO,
+    choose_on_labels: Annotated[
+        bool,
+        typer.Option(
+            "--choose-on-labels",
+            help="Choose light and scoring by half of the labelled test images, which are then not tested on.",
+        ),
+    ] = False,
     white_level: Annotated[int, typer.Option(help="16-bit value that means white; 4095 for a 12-bit camera.")] = 65535,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with anything wrong in it.")] = False,
     resume: Annotated[
@@ -133,14 +192,26 @@ def train(
         raise UsageError(
             f"--calibration cross holds no good parts out, and --held-out is {held_out}; leave out one of them"
         )
+    chosen = preset_named(preset)
+    size = parse_size(
+        image_size or (AUTO if chosen.chooses_size else "256"),
+        tile_size or (AUTO if chosen.chooses_size else "none"),
+        tile_overlap,
+    )
     architecture = make_architecture(
         preset,
-        parse_image_size(image_size),
         n_features=n_features,
         latent_vec_size=latent_vec_size,
         kl_weight=kl_weight,
         max_features=max_features,
     )
+    recipe = {
+        "learning_rate": chosen.recipe.learning_rate if learning_rate is None else learning_rate,
+        "schedule": chosen.recipe.schedule if schedule is None else schedule,
+        "kl_warmup": kl_warmup,
+        "averaging": averaging,
+        "augmentation": tuple(kind for kind in augment or () if kind is not Augmentation.NONE),
+    }
     from vae_edge.train.run_records import TrainSettings
 
     settings = make_record(
@@ -154,13 +225,16 @@ def train(
                 "masks": _text(masks),
             },
             "architecture": architecture,
+            "size": size,
             "white_level": white_level,
-            "scoring": {"method": scoring.value},
+            "photometric": parse_photometric(photometric),
+            "scoring": parse_scoring(scoring),
+            "choose_on_labels": choose_on_labels,
             "split": {"threshold_share": held_out, "group_by": group_by, "seed": seed},
             "strict": strict,
             "epochs": epochs,
             "batch_size": batch_size,
-            "learning_rate": learning_rate,
+            "recipe": make_record(Recipe, recipe),
             "patience": patience,
             "max_time_minutes": max_time,
             "seed": seed,
@@ -173,25 +247,45 @@ def train(
             "precision": precision,
         },
     )
-    _train(settings, out, overwrite)
-
-
-def _train(settings: TrainSettings, out: Path, overwrite: bool) -> None:
-    import torch
-
     from vae_edge.train.fitting import fit_run
-    from vae_edge.train.network import Vae, count_flops, count_parameters
 
     with _TerminalWatcher() as watcher:
-        with torch.device("meta"):  # Its shape is enough to count.
-            vae = Vae.from_architecture(settings.architecture)
-        shape = settings.architecture
-        watcher.say(
-            f"the network has {count_parameters(vae) / 1e6:.3g} M parameters and takes {count_flops(vae) / 1e9:.3g} "
-            f"GFLOP for an image of {shape.height}x{shape.width}"
-        )
         run = fit_run(settings, out=out, overwrite=overwrite, watcher=watcher)
     print_result(run)
+
+
+def parse_size(image_size: str, tile_size: str, overlap: float) -> SizeRequest:
+    """Read what was asked of the sizes of image and tiles.
+
+    Raises:
+        UsageError: a word is neither a size nor one of the others.
+    """
+    from vae_edge.train.run_records import SizeRequest
+
+    image = None if image_size.strip().lower() == AUTO else parse_image_size(image_size)
+    word = tile_size.strip().lower()
+    if word not in (AUTO, "none") and not word.isdigit():
+        raise UsageError(f"the tile size is {tile_size!r}; expected auto, none or a side in pixels such as 64")
+    tiles = int(word) if word.isdigit() else word
+    size: SizeRequest = make_record(SizeRequest, {"image": image, "tiles": tiles, "overlap": overlap})
+    if image is not None:
+        resolve_size(size, image)  # Now, and not after all images have been read.
+    return size
+
+
+def parse_photometric(text: str) -> Photometric | None:
+    """Read how light is to be evened out; None for `auto`.
+
+    Raises:
+        UsageError: it is another word.
+    """
+    word = text.strip().lower()
+    if word == AUTO:
+        return None
+    if word not in [kind.value for kind in Photometric]:
+        known = ", ".join([AUTO, *(kind.value for kind in Photometric)])
+        raise UsageError(f"the photometric normalization is {text!r}; expected one of {known}")
+    return Photometric(word)
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
@@ -202,7 +296,9 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
     if match is None:
-        raise UsageError(f"the image size is {text!r}; expected a side such as 256, or height x width such as 256x320")
+        raise UsageError(
+            f"the image size is {text!r}; expected auto, a side such as 256, or height x width such as 256x320"
+        )
     height = int(match.group(1))
     return height, int(match.group(2) or height)
 
@@ -221,6 +317,10 @@ def print_result(run: RunFolder) -> None:
         f"{outcome.epochs_run} epochs ({ended}) in {outcome.seconds:.0f} s, {outcome.images_per_s:.1f} images/s; kept "
         f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
     )
+    table.add_row("model", f"{record.tiling.describe()}; {record.photometric.describe()}")
+    table.add_row("scoring", escape(record.scoring.describe()))
+    if record.choice is not None:
+        table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")
     table.add_row(
         "threshold",
         f"score > {thresholds.image_threshold:.6g}, {thresholds.method} from {thresholds.n_normals} normals",

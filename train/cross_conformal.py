@@ -123,7 +123,7 @@ def cross_calibrate(
             raise TrainingInterruptedError(interrupted(out, training=folder, what=what)) from None
         return None if fitted is None else fitted.graph
 
-    n_pixels = len(images) * settings.architecture.height * settings.architecture.width
+    n_pixels = len(images) * settings.preparation.height * settings.preparation.width
     tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
     scores = score_out_of_fold(files, images, folds, fit_fold, tail, watcher)
     if deployed is None or scores is None:

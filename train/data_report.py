@@ -17,7 +17,7 @@ then over the images that have masks. With `strict=True` every other kind is an 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,6 +83,11 @@ class DataReport(Record):
     smallest_size: tuple[int, int]
     """Height and width in pixels of the image with the fewest pixels."""
     largest_size: tuple[int, int]
+    typical_size: tuple[int, int]
+    """Height and width of an image to train on with the median area and the median aspect."""
+    aspect_spread: float
+    """Aspect (width by height) that nine of ten images to train on stay below, divided by the one nine stay above: 1
+    where all have the same."""
     train_fingerprint: str
     """`vae_edge.train.inspection_set.fingerprint` of the train images that are used."""
     problems: tuple[Problem, ...] = ()
@@ -168,7 +173,8 @@ def check_inspection_set(
     ]
     _refuse(inspection_set, train, problems, strict)
     cleaned = replace(inspection_set, train=tuple(train), test=tuple(test))
-    return cleaned, _report(cleaned, [size for look in looks.values() if (size := look.size)], problems)
+    sizes = {file: size for file, look in looks.items() if (size := look.size)}
+    return cleaned, _report(cleaned, sizes, problems)
 
 
 def _look_at(file: ImageFile) -> _Look:
@@ -224,10 +230,21 @@ def _refuse(
         )
 
 
-def _report(cleaned: InspectionSet, sizes: Sequence[tuple[int, int]], problems: Sequence[Problem]) -> DataReport:
+def _typical_size(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], float]:
+    """Return the size with the median area and aspect, and the ratio of the aspect's 0.9- and 0.1-quantile."""
+    heights, widths = np.array(sizes, dtype=np.float64).T
+    area = float(np.median(heights * widths))
+    low, aspect, high = (float(value) for value in np.exp(np.quantile(np.log(widths / heights), (0.1, 0.5, 0.9))))
+    return (round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)), high / low
+
+
+def _report(
+    cleaned: InspectionSet, sizes: Mapping[ImageFile, tuple[int, int]], problems: Sequence[Problem]
+) -> DataReport:
     order = list(_HEADINGS)
+    typical_size, aspect_spread = _typical_size([sizes[file] for file in cleaned.train])
     anomalous = [file for file in cleaned.test if file.is_anomalous]
-    by_pixels = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    by_pixels = sorted(sizes.values(), key=lambda size: (size[0] * size[1], size))
     return DataReport(
         root=str(cleaned.root),
         layout=cleaned.layout,
@@ -239,6 +256,8 @@ def _report(cleaned: InspectionSet, sizes: Sequence[tuple[int, int]], problems: 
         defects=dict(sorted(Counter(file.defect for file in anomalous if file.defect is not None).items())),
         smallest_size=by_pixels[0],
         largest_size=by_pixels[-1],
+        typical_size=typical_size,
+        aspect_spread=aspect_spread,
         train_fingerprint=fingerprint(cleaned.train),
         problems=tuple(sorted(problems, key=lambda problem: (order.index(problem.kind), problem.path))),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vae_edge import __version__
@@ -17,13 +19,18 @@ from vae_edge.errors import InputError
 from vae_edge.machine import installed_version, installed_versions
 from vae_edge.manifest import Thresholds
 from vae_edge.progress import Progress
+from vae_edge.records import make_record
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.data_report import DataReport, check_inspection_set
-from vae_edge.train.graph_fitting import fit_graph
-from vae_edge.train.inspection_set import InspectionSet
+from vae_edge.train.graph_fitting import FittedGraph, LabelledImages, fit_graph
+from vae_edge.train.image_size import resolve_size
+from vae_edge.train.inspection_set import ImageFile, InspectionSet
 from vae_edge.train.loading import load_images, load_masks
 from vae_edge.train.metrics import Metrics, evaluate
+from vae_edge.train.network import Vae, count_flops, count_parameters
+from vae_edge.train.photometric_choice import forget_pilots
+from vae_edge.train.presets import Architecture
 from vae_edge.train.run_folder import (
     CALIBRATION_FILE,
     METRICS_FILE,
@@ -49,13 +56,15 @@ from vae_edge.train.run_records import (
     DataSource,
     RunRecord,
     SplitRecord,
-    TrainingOutcome,
     TrainSettings,
     split_images,
 )
-from vae_edge.train.split import Fold, Split
+from vae_edge.train.split import Fold, Split, split_labelled
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
+
+_UNEQUAL_ASPECTS = 1.2
+"""Ratio of aspects from which it is said that pictures are stretched."""
 
 _PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
 
@@ -69,6 +78,8 @@ class _Data:
     split: Split
     folds: tuple[Fold, ...]
     """Of cross-conformal calibration; none where the split has its own normals for the threshold."""
+    choice: tuple[ImageFile, ...] = ()
+    """Labelled images to choose by, which are no test images."""
 
     def record(self) -> SplitRecord:
         return SplitRecord(
@@ -76,6 +87,7 @@ class _Data:
                 *split_images(self.split.fit, "fit"),
                 *split_images(self.split.statistics, "statistics"),
                 *split_images(self.split.threshold, "threshold"),
+                *split_images(self.choice, "choice"),
                 *split_images(self.images.test, "test"),
             )
         )
@@ -105,6 +117,7 @@ def fit_run(
     if _is_first_process():
         check_folder(out, overwrite=overwrite)
     data = _open_data(settings, watcher)
+    settings = _with_sizes(settings, data.report, watcher)
     if _is_first_process():
         claim_folder(out, overwrite=overwrite)
         write_record(out / SPLIT_FILE, data.record())
@@ -153,11 +166,14 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> R
     files = (*split.fit, *split.statistics, *split.threshold)
     images = load_images(files, preparation, _report(watcher, "reading images"))
     fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
-    fitted = fit_graph(settings, fit_images, statistics_images, out, watcher)
+    fitted = fit_graph(
+        settings, fit_images, statistics_images, out, watcher, labelled=_load_labelled(settings, data.choice, watcher)
+    )
     calibration = None
     if data.folds:
         # After the deployed network, whose checkpoint is what tells that a run has something to lose.
-        calibration = cross_calibrate(settings, fitted, data.folds, files, images, out, watcher)
+        chosen = settings if fitted is None else fitted.settings
+        calibration = cross_calibrate(chosen, fitted, data.folds, files, images, out, watcher)
     elif fitted is not None:
         calibration = _calibrate(settings, fitted.graph, split, images[n_fit + n_statistics :], watcher)
     if fitted is None or calibration is None:
@@ -166,12 +182,13 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> R
     del images, fit_images, statistics_images  # Test images, maps and masks need the room.
     metrics = _evaluate(settings, fitted.graph, data.images, calibration.thresholds, watcher)
     write_tensors(out / MODEL_FILE, fitted.vae.state_dict())
-    write_tensors(out / SCORING_FILE, fitted.graph.constants.tensors())
+    write_tensors(out / SCORING_FILE, fitted.constants.tensors())
     write_record(out / SPLIT_FILE, data.record())
     write_record(out / CALIBRATION_FILE, calibration)
     write_text(out / METRICS_FILE, metrics.to_json() + "\n")
-    write_record(out / RECORD_FILE, _record(settings, data, fitted.outcome, out))
+    write_record(out / RECORD_FILE, _record(settings, data, fitted, out))
     forget_folds(out)
+    forget_pilots(out)
     forget_replaced(out)
     return RunFolder.open(out, check_files=False)
 
@@ -181,7 +198,14 @@ def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
     checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
     for sentence in report.sentences():
         watcher.say(sentence)
-    data = _Data(checked_set, report, *divide(checked_set.train, settings))
+    choice: tuple[ImageFile, ...] = ()
+    if settings.choose_on_labels:
+        choice, test = split_labelled(checked_set.test, settings.split.seed)
+        checked_set = replace(checked_set, test=test)
+        watcher.say(
+            f"{len(choice)} of the labelled images choose light and scoring, the other {len(test)} are for the test"
+        )
+    data = _Data(checked_set, report, *divide(checked_set.train, settings), choice)
     counts = data.record().counts()
     set_threshold = counts["threshold"] or f"all {counts['fit'] + counts['statistics']}"
     watcher.say(
@@ -191,6 +215,38 @@ def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
     if data.folds:
         watcher.say(announce(settings, len(checked_set.train), len(data.folds)))
     return data
+
+
+def _with_sizes(settings: TrainSettings, report: DataReport, watcher: Watcher) -> TrainSettings:
+    """Decide the sizes of image and tiles, and say what the network and an image cost."""
+    architecture = settings.architecture
+    if settings.size is not None:
+        tiling = resolve_size(settings.size, report.typical_size)
+        sides = {"height": tiling.tile_height, "width": tiling.tile_width}
+        architecture = make_record(Architecture, architecture.model_dump() | sides)
+        settings = settings.model_copy(update={"tiling": tiling, "architecture": architecture})
+    tiling = settings.tiling_in_force
+    with torch.device("meta"):  # Its shape is enough to count.
+        vae = Vae.from_architecture(architecture)
+    height, width = report.typical_size
+    watcher.say(
+        f"the pictures are typically {height}x{width} (height x width); the model takes {tiling.describe()}; the "
+        f"network has {count_parameters(vae) / 1e6:.3g} M parameters and an image takes "
+        f"{count_flops(vae) * tiling.n_tiles / 1e9:.3g} GFLOP"
+    )
+    if report.aspect_spread > _UNEQUAL_ASPECTS:
+        watcher.say(
+            f"the pictures' aspects differ by a factor of {report.aspect_spread:.1f}; all are stretched to that of "
+            f"{tiling.image_height}x{tiling.image_width}"
+        )
+    return settings
+
+
+def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher: Watcher) -> LabelledImages | None:
+    if not files:
+        return None
+    images = load_images(files, settings.preparation, _report(watcher, "reading labelled images"))
+    return LabelledImages(images, tuple(file.defect for file in files))
 
 
 def _calibrate(
@@ -229,7 +285,7 @@ def _evaluate(
     )
 
 
-def _record(settings: TrainSettings, data: _Data, outcome: TrainingOutcome, out: Path) -> RunRecord:
+def _record(settings: TrainSettings, data: _Data, fitted: FittedGraph, out: Path) -> RunRecord:
     files = describe_files(out)
     versions = {"python": platform.python_version(), "vae-edge": __version__, **installed_versions(_PACKAGES)}
     return RunRecord(
@@ -237,9 +293,12 @@ def _record(settings: TrainSettings, data: _Data, outcome: TrainingOutcome, out:
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         architecture=settings.architecture,
         preparation=settings.preparation,
-        scoring=settings.scoring,
+        tiling=fitted.graph.frame.tiling,
+        photometric=fitted.graph.frame.photometric,
+        scoring=fitted.graph.settings,
+        choice=fitted.choice,
         settings=settings,
-        training=outcome,
+        training=fitted.outcome,
         data=data.report,
         counts=data.record().counts(),
         library_versions=versions,

@@ -1,7 +1,8 @@
-"""From images to the whole model: train a network, measure its residual on other normals, put both into one graph.
+"""From images to the whole model: choose, train a network, measure its residual on other normals, make the graph.
 
 Every training of a run goes through `fit_graph`, those of folds too: a network whose scores stand in for another's must
-have been made in the same way.
+have been made in the same way. What is chosen is chosen once, by the network that is deployed: `FittedGraph.settings`
+holds it, and the folds are fitted with these.
 """
 
 from __future__ import annotations
@@ -12,11 +13,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants
+from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, ScoringConstants
+from vae_edge.train.candidates import CANDIDATES
 from vae_edge.train.loop import fit_vae
 from vae_edge.train.network import Vae
-from vae_edge.train.run_records import TrainingOutcome, TrainSettings
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.photometric_choice import choose_photometric
+from vae_edge.train.run_records import ChoiceRecord, Ranked, TrainingOutcome, TrainSettings
+from vae_edge.train.scoring import DEFAULT_SCORING
+from vae_edge.train.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
+from vae_edge.train.scoring_constants import fit_scoring_constants
 from vae_edge.train.watcher import Watcher
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Labelled images to choose by; they are not tested on."""
+
+    images: NDArray[np.uint8]
+    """uint8 [n, H, W, 3]."""
+    defects: tuple[str | None, ...]
+    """Their classes; None: a normal image."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,12 @@ class FittedGraph:
 
     vae: Vae
     graph: AnomalyGraph
+    constants: ScoringConstants
     outcome: TrainingOutcome
+    settings: TrainSettings
+    """The settings it was fitted with, in which nothing is left to be chosen."""
+    choice: ChoiceRecord | None
+    """What was chosen and why; None: nothing was."""
 
 
 def fit_graph(
@@ -36,16 +58,19 @@ def fit_graph(
     watcher: Watcher,
     *,
     stage: str = "training",
+    labelled: LabelledImages | None = None,
 ) -> FittedGraph | None:
-    """Train a network and fit its scoring, or go on where `folder` holds a checkpoint.
+    """Choose what is left to be chosen, train and fit the scoring, or go on where `folder` holds a checkpoint.
 
     Args:
         settings: what to do.
         fit_images: uint8 [n, H, W, 3], the normals to train on.
-        statistics_images: uint8 [m, H, W, 3], other normals; they choose the epoch and set the scale of the residual.
+        statistics_images: uint8 [m, H, W, 3], other normals; they choose the epoch, the light and the scoring, and set
+            the scale of the residual.
         folder: gets `checkpoints/` and `logs/`.
         watcher: is told how it goes.
         stage: what the training is called there.
+        labelled: to choose by; None: synthetic defects on the `statistics_images`.
 
     Returns:
         The model; None in a process that only helped another one to train.
@@ -53,11 +78,75 @@ def fit_graph(
     Raises:
         InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
     """
-    fitted = fit_vae(settings, fit_images, statistics_images, folder, lambda d, t, n: watcher.progress(stage, d, t, n))
+    light: tuple[Ranked, ...] = ()
+    scorings: tuple[Ranked, ...] = ()
+    because: list[str] = []
+    choice_set = _choice_set(settings, statistics_images, labelled)
+    if settings.photometric is None:
+        if choice_set is None:
+            because.append(_too_few("light is left as it is", len(statistics_images)))
+            photometric = Photometric.NONE
+        else:
+            ranking = choose_photometric(settings, fit_images, statistics_images, choice_set, folder, watcher)
+            photometric, light = ranking.chosen, ranking.records()
+            because.append(ranking.sentence())
+        watcher.say(because[-1])
+        settings = settings.model_copy(update={"photometric": photometric})
+    assert settings.photometric is not None
+    frame = Frame(settings.tiling_in_force, settings.photometric)
+    fitted = fit_vae(
+        settings,
+        fit_images,
+        statistics_images,
+        folder,
+        lambda done, total, note: watcher.progress(stage, done, total, note),
+        frame=frame,
+    )
     if fitted is None:
         return None
     vae, outcome = fitted
+    if settings.scoring is None:
+        if choice_set is None:
+            because.append(_too_few("the default scoring is taken", len(statistics_images)))
+            scoring = DEFAULT_SCORING
+        else:
+            found = rank_scorings(vae, frame, choice_set, progress=watcher.progress_of("comparing scorings"))
+            scoring, scorings = found.chosen, found.records()
+            because.append(found.sentence())
+        watcher.say(because[-1])
+        settings = settings.model_copy(update={"scoring": scoring})
+    assert settings.scoring is not None
     constants = fit_scoring_constants(
-        vae, settings.scoring, statistics_images, progress=watcher.progress_of("measuring normal residuals")
+        vae,
+        settings.scoring,
+        statistics_images,
+        frame=frame,
+        progress=watcher.progress_of("measuring normal residuals"),
     )
-    return FittedGraph(vae, AnomalyGraph(vae, settings.scoring, constants), outcome)
+    choice = None
+    if because:
+        choice = ChoiceRecord(
+            judged_on="nothing" if choice_set is None else choice_set.description,
+            photometric=light,
+            scoring=scorings,
+            n_compositions=len(CANDIDATES) if scorings else 0,
+            because=tuple(because),
+        )
+    graph = AnomalyGraph(vae, settings.scoring, constants, frame)
+    return FittedGraph(vae, graph, constants, outcome, settings, choice)
+
+
+def _choice_set(
+    settings: TrainSettings, statistics_images: NDArray[np.uint8], labelled: LabelledImages | None
+) -> ChoiceSet | None:
+    if settings.scoring is not None and settings.photometric is not None:
+        return None
+    if labelled is not None:
+        return labelled_set(statistics_images, labelled.images, labelled.defects)
+    if len(statistics_images) < FEWEST_NORMALS:
+        return None
+    return paste_on(statistics_images, seed=settings.seed)
+
+
+def _too_few(what: str, n: int) -> str:
+    return f"{what}: {n} held-out normals are too few to choose by; expected {FEWEST_NORMALS} or more"

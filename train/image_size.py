@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from vae_edge.train.presets import SMALLEST_SIDE
 from vae_edge.train.tiling import DEFAULT_OVERLAP, Tiling
+
+if TYPE_CHECKING:
+    from vae_edge.train.run_records import SizeRequest
 
 MOST_PIXELS = 400 * 400
 """An image larger than this is shrunk to it; one that is smaller is not enlarged. A defect that covers a thousandth of
@@ -33,6 +37,23 @@ def choose_image_size(typical: tuple[int, int]) -> tuple[int, int]:
     return _rounded(height * scale), _rounded(width * scale)
 
 
+def resolve_size(request: SizeRequest, typical: tuple[int, int]) -> Tiling:
+    """Return the sizes that a request and the data come to.
+
+    Args:
+        request: what was asked for.
+        typical: height and width of a typical image in pixels; used where no image size was asked for.
+
+    Raises:
+        UsageError: what was asked for does not fit together.
+    """
+    image_size = request.image or choose_image_size(typical)
+    if request.tiles == "none":
+        return Tiling.whole(*image_size)
+    side = None if request.tiles == "auto" else int(request.tiles)
+    return choose_tiling(image_size, side, request.overlap)
+
+
 def choose_tiling(
     image_size: tuple[int, int], tile_side: int | None = None, overlap: float = DEFAULT_OVERLAP
 ) -> Tiling:
@@ -55,9 +76,7 @@ def choose_tiling(
             return Tiling.whole(height, width)
         ideal = shorter / _TILES_ACROSS
         tile_side = min(_TILE_SIDES, key=lambda side: abs(math.log(side / ideal)))
-    return Tiling(
-        image_height=height, image_width=width, tile_height=tile_side, tile_width=tile_side, overlap=overlap
-    )
+    return Tiling(image_height=height, image_width=width, tile_height=tile_side, tile_width=tile_side, overlap=overlap)
 
 
 def _rounded(side: float) -> int:

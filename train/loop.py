@@ -70,7 +70,7 @@ class VaeTraining(LightningModule):
         self.n_steps = n_steps
         # A part of the module, so that it is in the checkpoint and an interrupted training goes on with it.
         self.average = (
-            AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging), use_buffers=True)
+            AveragedModel(vae, multi_avg_fn=cast(Any, get_ema_multi_avg_fn)(recipe.averaging), use_buffers=True)
             if recipe.averaging
             else None
         )
@@ -148,7 +148,7 @@ def fit_vae(
     tiling = frame.tiling if frame is not None else Tiling.whole(*size)
     per_image = crops_per_image(tiling)
     plan = make_plan(len(fit_images), settings.batch_size, settings.epochs, per_image)
-    keeper = RunCheckpoint(path)
+    keeper = RunCheckpoint(path, lambda module: cast(VaeTraining, module).kept.state_dict())
     if path.is_file():
         keeper.load_state_dict(read_state(path))
     if keeper.ended_by is None:

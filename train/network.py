@@ -148,7 +148,7 @@ class Vae(nn.Module):
         return reconstruction
 
     def reconstruction_halves(self) -> tuple[nn.Sequential, nn.Sequential]:
-        """Return the layers of `reconstruct` up to the latents' mean and those after it: the same modules, no copies."""
+        """Return the layers of `reconstruct` up to the latents and those after them: the same modules, no copies."""
         return nn.Sequential(*self.features, self.mean_head), nn.Sequential(*self.decoder)
 
     def reconstruction_layers(self) -> nn.Sequential:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
+from vae_edge.train.recipe import EDGE_RECIPE, REFERENCE_RECIPE, Recipe
 
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096
@@ -45,6 +46,10 @@ class Preset(Record):
     latent_vec_size: int
     max_features: int | None
     purpose: str
+    recipe: Recipe = EDGE_RECIPE
+    """How it is trained, unless told otherwise."""
+    chooses_size: bool = True
+    """Whether image and tiles are as large as the data ask for, unless told otherwise; else whole images of 256."""
 
     def architecture(self, name: str, height: int, width: int) -> Architecture:
         """Return the preset's architecture for images of height x width.
@@ -65,7 +70,12 @@ class Preset(Record):
 
 PRESETS: dict[str, Preset] = {
     "reference": Preset(
-        n_features=64, latent_vec_size=128, max_features=None, purpose="the published network; for a GPU"
+        n_features=64,
+        latent_vec_size=128,
+        max_features=None,
+        purpose="the published network, as published: whole images of 256; for a GPU",
+        recipe=REFERENCE_RECIPE,
+        chooses_size=False,
     ),
     "edge": Preset(n_features=32, latent_vec_size=128, max_features=256, purpose="for a Jetson or a desktop CPU"),
     "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for a small ARM or x86 board"),

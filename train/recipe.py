@@ -1,7 +1,8 @@
 """How a network is trained: everything that costs nothing on the device. Loads no torch.
 
-The reference configuration is trained as published: Adam at a constant 2e-4, whole images, nothing else. The defaults of
-the other presets are those that did better on all image sets at hand: `benchmarks/DETECTION.md` has the measurements.
+The reference configuration is trained as published: Adam at a constant 2e-4, whole images, nothing else. The defaults
+of the other presets are those that did better on all image sets at hand: `benchmarks/DETECTION.md` has the
+measurements.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class ResidualMap(nn.Module):
         # Forward differences; the last row and column have none.
         across = functional.pad(grey[..., 1:] - grey[..., :-1], (0, 1, 0, 0))
         down = functional.pad(grey[..., 1:, :] - grey[..., :-1, :], (0, 0, 0, 1))
-        return (across * across + down * down).sqrt()
+        return torch.sqrt(across * across + down * down)
 
     def _dissimilarity(self, window: Smoothing, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         x, y = pixels.mean(dim=1, keepdim=True), reconstruction.mean(dim=1, keepdim=True)
@@ -56,7 +56,7 @@ class ResidualMap(nn.Module):
         squares = mean_x * mean_x + mean_y * mean_y
         similarity = (2 * product + _SSIM_LUMINANCE) * (2 * covariance + _SSIM_CONTRAST)
         similarity = similarity / ((squares + _SSIM_LUMINANCE) * (variances + _SSIM_CONTRAST))
-        return (1 - similarity).clamp(min=0)
+        return torch.clamp(1 - similarity, min=0)
 
 
 class LevelNormalization(nn.Module):

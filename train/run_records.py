@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,18 +15,25 @@ from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.data_report import DataReport
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
+from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import Architecture
-from vae_edge.train.scoring import ScoringSettings
+from vae_edge.train.recipe import Recipe
+from vae_edge.train.scoring import NORMALIZED_SCORING, ScoringSettings
 from vae_edge.train.split import SplitSettings
+from vae_edge.train.tiling import DEFAULT_OVERLAP, Tiling
+
+if TYPE_CHECKING:
+    from vae_edge.train.anomaly_graph import Frame
 
 SCHEMA_VERSION = 2
 """Version of the layout of a run folder. History: 1 (first), 2 (tiles, evened light, compositions, recipe)."""
 
-Role = Literal["fit", "statistics", "threshold", "test"]
-"""What an image was used for: see `vae_edge.train.split.Split`; `test` images have labels and decide nothing. In a run
-with cross-conformal calibration no image has the role `threshold`; see `CalibrationRecord`."""
+Role = Literal["fit", "statistics", "threshold", "choice", "test"]
+"""What an image was used for: see `vae_edge.train.split.Split`; `test` images have labels and decide nothing, `choice`
+images have labels and chose the scoring. In a run with cross-conformal calibration no image has the role `threshold`;
+see `CalibrationRecord`."""
 
-ROLES: tuple[Role, ...] = ("fit", "statistics", "threshold", "test")
+ROLES: tuple[Role, ...] = ("fit", "statistics", "threshold", "choice", "test")
 
 
 class DataSource(Record):
@@ -208,6 +215,33 @@ class TrainingOutcome(Record):
     n_parameters: int = Field(ge=1)
     flops: int = Field(ge=1)
     """Operations for one image on a device: see `vae_edge.train.network.count_flops`."""
+
+
+class Ranked(Record):
+    """One candidate of a choice and what it reached."""
+
+    name: str
+    auroc: float
+    """Image AUROC, averaged over the strata of defects."""
+    behind: float
+    """How far behind the first one, AUROC."""
+    standard_error: float
+    """Of that difference, over the strata: below about twice this it may be chance."""
+
+
+class ChoiceRecord(Record):
+    """How light and scoring were chosen, and what the others reached."""
+
+    judged_on: str
+    """What the images were, in words."""
+    photometric: tuple[Ranked, ...] = ()
+    """The kinds of evening out light, best first; empty: it was given."""
+    scoring: tuple[Ranked, ...] = ()
+    """The compositions, best first; empty: it was given."""
+    n_compositions: int = 0
+    """Compositions that were compared; the record holds the first ones."""
+    because: tuple[str, ...] = ()
+    """Why the chosen ones are not the first ones, or why nothing was compared."""
 
 
 class RunRecord(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ class PixelStatistics:
     @classmethod
     def empty(cls, height: int, width: int) -> PixelStatistics:
         """Return statistics over no image."""
-        return cls(*(torch.zeros(1, 1, height, width, dtype=torch.float64) for _ in range(2)))
+        size = (1, 1, height, width)
+        return cls(torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64))
 
     def add(self, maps: Tensor) -> None:
         """Take in float32 [N, 1, H, W]."""
@@ -59,9 +61,7 @@ class PixelStatistics:
     def mean_and_scale(self, settings: MapSettings) -> tuple[Tensor, Tensor]:
         """Return what is subtracted and what is divided by, float32 [1, 1, H, W] each."""
         height, width = self.total.shape[2:]
-        # Never wider than the image, which a tiny one could be.
-        sigma = min(max(settings.smoothing_sigma * min(height, width), 0.5), min(height, width) / 4)
-        blur = Smoothing(sigma, height, width).double()
+        blur = Smoothing(max(settings.smoothing_sigma * min(height, width), 0.5), height, width).double()
         mean: Tensor = blur(self.total / self.n)
         # The mean square of (residual - mean), so that what the blur took from the mean is in the scale.
         spread = (self.total_squares - 2 * mean * self.total) / self.n + mean.square()
@@ -82,8 +82,8 @@ def fit_scoring_constants(
     """Measure on normals what each part of a scoring is normalized by.
 
     Per pixel: `PixelStatistics`. Where several parts are fused each is brought to one scale by two quantiles of its own
-    scores, as EfficientAD does with its maps (Batzner et al., WACV 2024): the median becomes 0, the 0.9-quantile 1. Both
-    normalizations are one subtraction and one division in the graph.
+    scores, as EfficientAD does with its maps (Batzner et al., WACV 2024): the median becomes 0, the 0.9-quantile 1.
+    Both normalizations are one subtraction and one division in the graph.
 
     Args:
         vae: trained, in any mode.
@@ -134,20 +134,19 @@ def fit_scoring_constants(
                 terms.append(scorer.latent_term(seen).reshape(frame.tiling.n_tiles, -1).amax(dim=0))
     means, scales = [], []
     for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
-        center, unit = center_and_unit(torch.cat(scores[i]))
+        center, unit = center_and_unit(torch.cat(scores[i]).numpy())
         # ((m - mean) / scale - center) / unit in one step.
         means.append(mean + center * scale)
         scales.append(scale * unit)
     if settings.latent is not Latent.NONE:
-        center, unit = center_and_unit(torch.cat(terms))
+        center, unit = center_and_unit(torch.cat(terms).numpy())
         latent |= {"center": torch.tensor([center]), "unit": torch.tensor([unit])}
     return ScoringConstants(tuple(means), tuple(scales), latent)
 
 
-def center_and_unit(scores: Tensor) -> tuple[float, float]:
-    """Return the median of normals' scores, and the distance from it to their 0.9-quantile, above 0."""
-    values = scores.double()
-    low, high = (float(torch.quantile(values, q)) for q in (_LOW_QUANTILE, _HIGH_QUANTILE))
+def center_and_unit(scores: NDArray[Any]) -> tuple[float, float]:
+    """Return the median of normals' scores, float [n], and the distance from it to their 0.9-quantile, above 0."""
+    low, high = (float(value) for value in np.quantile(scores.astype(np.float64), (_LOW_QUANTILE, _HIGH_QUANTILE)))
     return low, max(high - low, 1e-3 * abs(low), 1e-6)
 
 

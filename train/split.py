@@ -182,6 +182,30 @@ def _fit_and_statistics(
     return tuple(fit), tuple(statistics)
 
 
+def split_labelled(images: Sequence[ImageFile], seed: int = 0) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:
+    """Halve labelled images, each class by itself: one half to choose by, the other to test on.
+
+    Args:
+        images: good and defective parts.
+        seed: another one gives other halves.
+
+    Raises:
+        InputError: one half would have no good or no defective part.
+    """
+    classes: dict[str | None, list[ImageFile]] = defaultdict(list)
+    for image in sorted(images, key=lambda image: _rank(image.sha256, seed)):
+        classes[image.defect].append(image)
+    chosen = {image for members in classes.values() for image in members[: len(members) // 2]}
+    n_good = sum(not image.is_anomalous for image in chosen)
+    if n_good == 0 or n_good == len(chosen):
+        counts = f"{len(classes[None])} good and {len(images) - len(classes[None])} defective"
+        raise InputError(
+            f"there are {counts} labelled images to choose by and to test on; expected at least 2 good ones and 2 of a "
+            "class of defects: add some, or choose without labels"
+        )
+    return tuple(i for i in images if i in chosen), tuple(i for i in images if i not in chosen)
+
+
 def n_threshold(n_normals: int, settings: SplitSettings) -> int:
     """Return how many of n good parts are held out for the thresholds, at least 1."""
     if settings.threshold_share is not None:

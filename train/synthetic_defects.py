@@ -1,12 +1,12 @@
 """Defects pasted on pictures of good parts: to choose a scoring by, and to judge a model by, without labelled ones.
 
 Six kinds, of sizes from a speck to half the picture and of several contrasts, some easy and some near the limit of what
-can be seen: a judge with only easy ones would find nothing wrong with a coarse model, and one with only small ones would
-choose a scoring that is blind to large faint ones. `patch` cuts a piece out of another picture and pastes it elsewhere
-(Li et al., "CutPaste", CVPR 2021); `stain` shapes a soft tint by smooth noise (Zavrtanik et al., "DRAEM", ICCV 2021);
-`blob` is a filled irregular shape, `scratch` a thin bent line, `smear` a place where the texture is blurred away and
-`grain` one where it is stronger. They are no model of real defects, so an AUROC on them says nothing about a product:
-only how it changes with the scoring or the precision does.
+can be seen: a judge with only easy ones would find nothing wrong with a coarse model, and one with only small ones
+would choose a scoring that is blind to large faint ones. `patch` cuts a piece out of another picture and pastes it
+elsewhere (Li et al., "CutPaste", CVPR 2021); `stain` shapes a soft tint by smooth noise (Zavrtanik et al., "DRAEM",
+ICCV 2021); `blob` is a filled irregular shape, `scratch` a thin bent line, `smear` a place where the texture is blurred
+away and `grain` one where it is stronger. They are no model of real defects, so an AUROC on them says nothing about a
+product: only how it changes with the scoring or the precision does.
 
 These drawings have nothing in common with those of the sample sets: a scoring chosen by the former is tested on the
 latter.
@@ -180,7 +180,7 @@ def _smear(
     ends = [(round(reach - across), round(reach - along)), (round(reach + across), round(reach + along))]
     cv2.line(line, ends[0], ends[1], 1.0)
     blurred = cv2.filter2D(image, cv2.CV_32F, line / line.sum(), borderType=cv2.BORDER_REFLECT_101)
-    return _blended(image, blurred, strength)
+    return _blended(image, np.asarray(blurred, dtype=np.float32), strength)
 
 
 def _grain(

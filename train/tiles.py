@@ -1,8 +1,9 @@
-"""Cuts images into the tiles that `vae_edge.train.tiling` describes, and blends them back together, inside the graph."""
+"""Cuts images into the tiles of `vae_edge.train.tiling` and blends them back together, inside the graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Tiles(nn.Module):
         self.register_buffer("weights", shares[:, :, None, None])
 
     def cut(self, images: Tensor) -> Tensor:
-        """Cut float32 [N, C, H, W] into [T * N, C, tile height, tile width]: first one tile of all images, and so on."""
+        """Cut float32 [N, C, H, W] into [T * N, C, tile height, tile width], one tile of all images after the other."""
         if self.tiling.n_tiles == 1:
             return images
         height, width = self.tiling.tile_height, self.tiling.tile_width
@@ -69,7 +70,7 @@ def _joined(pieces: Sequence[Tensor], begins: Sequence[int], dim: int) -> Tensor
     length = pieces[0].shape[dim]
     edges = sorted({*begins, *(begin + length for begin in begins)})
     parts = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         here = [
             piece.narrow(dim, low - begin, high - low)
             for piece, begin in zip(pieces, begins, strict=True)

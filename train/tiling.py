@@ -1,9 +1,9 @@
 """Cutting an image into a fixed grid of overlapping tiles: the sizes. Loads no torch; `vae_edge.train.tiles` cuts.
 
 A network that sees a tile at a time spends its latents on what a small defect changes, is smaller than one for the
-whole image, and is trained on random crops, of which a few images give thousands. Others (anomalib's tiler, SAHI) cut images outside the
-model; here the grid is part of the graph: static slices, one batch of tiles, and a weighted sum whose weights are
-constants.
+whole image, and is trained on random crops, of which a few images give thousands. Others (anomalib's tiler, SAHI) cut
+images outside the model; here the grid is part of the graph: static slices, one batch of tiles, and a weighted sum
+whose weights are constants.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+"""Which way of evening out light to train with: three short trainings, judged like the scoring.
+
+A network has to be trained for one of them, and what a few hundred steps show of their order holds for the whole
+training (`benchmarks/DETECTION.md`). Leaving light as it is stays unless another way is clearly better.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.train.anomaly_graph import Frame
+from vae_edge.train.batches import crops_per_image, make_plan
+from vae_edge.train.loop import fit_vae
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.run_records import Ranked, TrainSettings
+from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
+from vae_edge.train.scoring_choice import ChoiceSet, choose_row, rank, rank_scorings
+from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
+from vae_edge.train.watcher import Watcher
+
+PILOT_STEPS = 300
+_PILOTS = "pilots"
+
+
+@dataclass(frozen=True)
+class PhotometricRanking:
+    """What the ways of evening out light reached."""
+
+    aurocs: NDArray[np.float64]
+    """float64 [kinds, strata]."""
+    kinds: tuple[Photometric, ...]
+
+    @property
+    def chosen(self) -> Photometric:
+        """The best one, or none where it is not clearly better."""
+        return self.kinds[choose_row(self.aurocs, self.kinds.index(Photometric.NONE))]
+
+    def records(self) -> tuple[Ranked, ...]:
+        """Return all, best first."""
+        return rank([str(kind) for kind in self.kinds], self.aurocs)
+
+    def sentence(self) -> str:
+        """Say what was chosen and why."""
+        reached = {kind: float(row.mean()) for kind, row in zip(self.kinds, self.aurocs, strict=True)}
+        others = ", ".join(f"{kind} {reached[kind]:.3f}" for kind in self.kinds if kind is not self.chosen)
+        return f"light: {self.chosen.describe()}, AUROC {reached[self.chosen]:.3f} after a short training ({others})"
+
+
+def choose_photometric(
+    settings: TrainSettings,
+    fit_images: NDArray[np.uint8],
+    statistics_images: NDArray[np.uint8],
+    choice_set: ChoiceSet,
+    folder: Path,
+    watcher: Watcher,
+) -> PhotometricRanking:
+    """Train briefly with each way of evening out light and compare what the networks find.
+
+    Args:
+        settings: of the training that follows.
+        fit_images: uint8 [n, H, W, 3].
+        statistics_images: uint8 [m, H, W, 3].
+        choice_set: what they are judged on.
+        folder: the run's; an interrupted choice goes on from what is in it.
+        watcher: is told how it goes.
+
+    Raises:
+        InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
+    """
+    kinds = tuple(Photometric)
+    scoring: ScoringSettings = settings.scoring or DEFAULT_SCORING
+    rows = []
+    for number, kind in enumerate(kinds, 1):
+        stage = f"trying light {number} of {len(kinds)} ({kind})"
+        frame = Frame(settings.tiling_in_force, kind)
+        pilot = _pilot_folder(folder, kind)
+
+        def report(done: int, total: int, note: str, stage: str = stage) -> None:
+            watcher.progress(stage, done, total, note)
+
+        try:
+            fitted = fit_vae(
+                _pilot_settings(settings, len(fit_images)), fit_images, statistics_images, pilot, report, frame=frame
+            )
+        except TrainingInterruptedError:
+            raise TrainingInterruptedError(interrupted(folder, training=pilot, what=stage)) from None
+        assert fitted is not None  # A pilot trains in one process.
+        ranking = rank_scorings(
+            fitted[0],
+            frame,
+            choice_set,
+            candidates=(scoring,),
+            default=scoring,
+            progress=watcher.progress_of(f"judging light {number} of {len(kinds)}"),
+        )
+        rows.append(ranking.aurocs[0])
+    return PhotometricRanking(np.stack(rows), kinds)
+
+
+def forget_pilots(folder: Path) -> None:
+    """Delete what the short trainings left, once the run is complete."""
+    shutil.rmtree(_pilot_folder(folder, Photometric.NONE).parent, ignore_errors=True)
+
+
+def _pilot_folder(folder: Path, kind: Photometric) -> Path:
+    return folder / "checkpoints" / _PILOTS / kind.value
+
+
+def _pilot_settings(settings: TrainSettings, n_images: int) -> TrainSettings:
+    """Return the settings of a short training: about 300 steps, one process, no logs to keep."""
+    plan = make_plan(n_images, settings.batch_size, 1, crops_per_image(settings.tiling_in_force))
+    full = make_plan(n_images, settings.batch_size, settings.epochs, crops_per_image(settings.tiling_in_force))
+    epochs = min(max(1, round(PILOT_STEPS / plan.steps_per_epoch)), full.epochs)
+    return settings.model_copy(
+        update={"epochs": epochs, "patience": 0, "devices": 1, "num_nodes": 1, "max_time_minutes": None}
+    )

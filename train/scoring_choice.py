@@ -1,0 +1,222 @@
+"""Which composition, and which way of evening out light, finds defects best: decided without labels, or by some.
+
+Held-out normals get synthetic defects (`vae_edge.train.synthetic_defects`); every candidate scores both, and its figure
+is the image AUROC, averaged over kinds and sizes of defects, so that the easy ones do not decide. Such defects are not
+the real ones, and a few dozen images are few: so the default stays unless another candidate is better by more than
+twice the standard error of the difference. That also keeps the choice the same under another random seed, unless the
+data speak clearly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.progress import Progress
+from vae_edge.train.anomaly_graph import Frame, Reconstruction, images_at_a_time
+from vae_edge.train.candidate_scores import N_FOLDS, score_candidates
+from vae_edge.train.candidates import CANDIDATES
+from vae_edge.train.network import Vae
+from vae_edge.train.ranking import auroc
+from vae_edge.train.run_records import Ranked
+from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
+from vae_edge.train.scoring_constants import center_and_unit
+from vae_edge.train.synthetic_defects import KINDS, SIZES, paste_defects
+
+FEWEST_NORMALS = 8
+"""Held-out normals below which nothing is compared: the figures would be chance."""
+
+MOST_NORMALS = 40
+_DEFECTIVE_WANTED = 10 * len(KINDS) * len(SIZES)
+
+_CLEARLY = 2.0
+"""Standard errors by which a candidate has to be better than the default."""
+
+_KEPT = 12
+
+
+@dataclass(frozen=True)
+class ChoiceSet:
+    """Images to choose by."""
+
+    normals: NDArray[np.uint8]
+    """uint8 [n, H, W, 3], normals that the network was not fitted on: what scores are normalized by. Number i is in
+    fold i modulo 2."""
+    images: NDArray[np.uint8]
+    """uint8 [m, H, W, 3], what is scored."""
+    strata: tuple[str | None, ...]
+    """Of each anomalous image the stratum that its result is averaged in; None for a normal one."""
+    folds: NDArray[np.int64]
+    """int64 [m], the fold whose normals an image is made from, and must not be normalized by."""
+    description: str
+    """In words."""
+
+
+@dataclass(frozen=True)
+class ScoringRanking:
+    """What the candidates reached."""
+
+    chosen: ScoringSettings
+    aurocs: NDArray[np.float64]
+    """float64 [candidates, strata]."""
+    candidates: tuple[ScoringSettings, ...]
+    default: int
+    """Index of the candidate that stays unless another is clearly better."""
+
+    @property
+    def best(self) -> float:
+        """The chosen one's figure."""
+        return float(self.aurocs[self.candidates.index(self.chosen)].mean())
+
+    def records(self) -> tuple[Ranked, ...]:
+        """Return the first ones, and the plain ones wherever they are, for the run's record."""
+        names = [str(each) for each in self.candidates]
+        ranked = rank(names, self.aurocs)
+        plain = {names[self.default], str(self.chosen), names[-1], names[-2]}
+        return (*ranked[:_KEPT], *(each for each in ranked[_KEPT:] if each.name in plain))
+
+    def sentence(self) -> str:
+        """Say what was chosen and why."""
+        index = self.candidates.index(self.chosen)
+        default = float(self.aurocs[self.default].mean())
+        if index == self.default:
+            top = self.records()[0]
+            if top.name == str(self.chosen):
+                return f"the default scoring is the best of {len(self.candidates)}: AUROC {default:.3f}"
+            return (
+                f"the default scoring stays: AUROC {default:.3f}, and of {len(self.candidates)} compositions none is "
+                f"clearly better (the first reaches {top.auroc:.3f})"
+            )
+        return f"scoring {self.chosen}: AUROC {self.best:.3f}, the default reaches {default:.3f}"
+
+
+def paste_on(normals: NDArray[np.uint8], *, seed: int) -> ChoiceSet:
+    """Make a set to choose by from held-out normals alone.
+
+    Args:
+        normals: uint8 [n, H, W, 3], 1 or more; at most 40 are used, spread evenly.
+        seed: of the defects.
+    """
+    n = min(len(normals), MOST_NORMALS)
+    normals = normals[[i * len(normals) // n for i in range(n)]]
+    pasted = paste_defects(normals, max(-(-_DEFECTIVE_WANTED // n), 2), seed=seed)
+    own = np.arange(n) % N_FOLDS
+    return ChoiceSet(
+        normals,
+        np.concatenate([normals, pasted.images]),
+        (*(None for _ in range(n)), *pasted.strata),
+        np.concatenate([own, own[list(pasted.sources)]]),
+        f"{n} held-out normals and {len(pasted.images)} synthetic defects on them",
+    )
+
+
+def labelled_set(normals: NDArray[np.uint8], images: NDArray[np.uint8], defects: Sequence[str | None]) -> ChoiceSet:
+    """Make a set to choose by from labelled images; every class of defects counts the same.
+
+    Args:
+        normals: uint8 [n, H, W, 3], held-out normals to normalize by.
+        images: uint8 [m, H, W, 3], labelled images.
+        defects: of each one its class, None for a normal one; both kinds are there.
+    """
+    n_anomalous = sum(defect is not None for defect in defects)
+    return ChoiceSet(
+        normals[:MOST_NORMALS],
+        images,
+        tuple(defects),
+        np.arange(len(images)) % N_FOLDS,
+        f"{len(images) - n_anomalous} normal and {n_anomalous} anomalous labelled images",
+    )
+
+
+def rank_scorings(
+    vae: Vae,
+    frame: Frame,
+    choice_set: ChoiceSet,
+    *,
+    candidates: Sequence[ScoringSettings] = CANDIDATES,
+    default: ScoringSettings = DEFAULT_SCORING,
+    progress: Progress | None = None,
+) -> ScoringRanking:
+    """Score the set by every candidate and choose.
+
+    Args:
+        vae: trained.
+        frame: what stands around it.
+        choice_set: at least 2 normals.
+        candidates: the compositions; `default` among them.
+        default: stays unless another is clearly better.
+        progress: called with images done and in all.
+    """
+    maps = list(dict.fromkeys(each for scoring in candidates for each in scoring.maps))
+    scores = score_candidates(
+        Reconstruction(vae, frame),
+        frame.image_size,
+        maps,
+        choice_set.normals,
+        choice_set.images,
+        choice_set.folds,
+        batch_size=images_at_a_time(frame),
+        progress=progress,
+    )
+    strata = np.array([stratum or "" for stratum in choice_set.strata])
+    is_normal = np.array([stratum is None for stratum in choice_set.strata])
+    units = {each: _in_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
+    names = sorted({stratum for stratum in choice_set.strata if stratum is not None})
+    aurocs = np.empty((len(candidates), len(names)))
+    for row, scoring in enumerate(candidates):
+        fused = np.sum([units[each] for each in scoring.maps], axis=0)
+        normal = np.sort(fused[is_normal])
+        for column, name in enumerate(names):
+            value = auroc(np.sort(fused[(strata == name) & ~is_normal]), normal)
+            assert value is not None
+            aurocs[row, column] = value
+    index = list(candidates).index(default)
+    return ScoringRanking(candidates[choose_row(aurocs, index)], aurocs, tuple(candidates), index)
+
+
+def choose_row(aurocs: NDArray[np.float64], default: int) -> int:
+    """Return the best row, or the default one where the best is not better by two standard errors.
+
+    Args:
+        aurocs: float64 [candidates, strata].
+        default: a row.
+    """
+    best = int(np.argmax(aurocs.mean(axis=1)))
+    gain = aurocs[best] - aurocs[default]
+    return best if gain.mean() > _CLEARLY * standard_error(gain) else default
+
+
+def rank(names: Sequence[str], aurocs: NDArray[np.float64]) -> tuple[Ranked, ...]:
+    """Order candidates by their mean AUROC.
+
+    Args:
+        names: of the candidates.
+        aurocs: float64 [candidates, strata].
+    """
+    means = aurocs.mean(axis=1)
+    order = np.argsort(-means, kind="stable")
+    first = order[0]
+    return tuple(
+        Ranked(
+            name=names[row],
+            auroc=float(means[row]),
+            behind=float(means[first] - means[row]),
+            standard_error=standard_error(aurocs[first] - aurocs[row]),
+        )
+        for row in order
+    )
+
+
+def standard_error(differences: NDArray[np.float64]) -> float:
+    """Return the standard error of a mean over strata; 0 for a single one."""
+    n = len(differences)
+    return float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+
+
+def _in_units(scores: NDArray[np.float64], is_normal: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Bring scores to the scale that fusion brings them to in the graph."""
+    center, unit = center_and_unit(scores[is_normal])
+    return (scores - center) / unit
