@@ -232,7 +232,11 @@ def fitted(method: ThresholdMethod) -> Thresholds:
     ("method", "promised", "words"),
     [
         (ThresholdMethod.SPLIT_CONFORMAL, 0.02, "at most 0.02 of normal parts"),
-        (ThresholdMethod.CROSS_CONFORMAL, 0.02, "cross-conformal calibration: so it is in practice, unproven"),
+        (
+            ThresholdMethod.CROSS_CONFORMAL,
+            0.02,
+            "at most 0.02 of normal parts in practice, by cross-conformal calibration: not proven",
+        ),
         (ThresholdMethod.F1_OPTIMAL, None, "no rate is promised, F1-optimal on labelled images"),
     ],
 )
