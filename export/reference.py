@@ -77,8 +77,8 @@ def measure_reference(
         if not rule.is_split:
             raise InputError(
                 f"the thresholds of the run {run.folder} come from networks of folds, which are gone, by the scoring "
-                f"{run.record.scoring.method}; to score by {scoring.method} train with --scoring {scoring.method}, or "
-                "with --calibration split"
+                f"that it was trained with ({run.record.scoring.describe()}); to score otherwise, train with that "
+                "--scoring, or with --calibration split"
             )
         statistics = load_images(run.find_images(("statistics",), data_root), preparation)
         constants = fit_scoring_constants(
