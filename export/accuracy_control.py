@@ -22,12 +22,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.judging import JudgingSet, check_finite, judge
 from vae_edge.export.parity import Outputs
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import Budget
+from vae_edge.export.threshold_rule import ThresholdRule
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.progress import StepProgress
 from vae_edge.train.anomaly_graph import run_graph
@@ -57,11 +57,13 @@ class Baseline:
     """The trained model's outputs in FP32 for all images that a pass needs."""
 
     normals: NDArray[np.uint8]
-    """uint8 [m, H, W, 3], held-out normals that thresholds are fitted on."""
+    """uint8 [m, H, W, 3], normals that thresholds are fitted on."""
     judging: JudgingSet
     outputs: Outputs
     """For the normals first, then for the judging images."""
     thresholds: Thresholds
+    rule: ThresholdRule
+    """How thresholds follow from outputs for the normals."""
 
     @classmethod
     def measure(cls, reference: Reference, judging: JudgingSet, progress: StepProgress | None = None) -> Baseline:
@@ -77,6 +79,7 @@ class Baseline:
             judging,
             Outputs(np.concatenate([normals.maps, maps]), np.concatenate([normals.scores, scores])),
             reference.thresholds,
+            reference.rule,
         )
 
     @cached_property
@@ -96,13 +99,7 @@ class Baseline:
         """
         m = len(self.normals)
         check_finite(outputs)
-        thresholds = fit_thresholds(
-            outputs.scores[:m],
-            outputs.maps[:m],
-            false_alarm_rate=self.thresholds.false_alarm_rate_requested,
-            pixel_false_positive_rate=self.thresholds.pixel_false_positive_rate,
-            scored_by=scored_by,
-        )
+        thresholds = self.rule.fit(outputs.take(slice(m)), scored_by=scored_by)
         rest = slice(m, None)
         accuracy = judge(self.outputs.take(rest), outputs.take(rest), self.judging, self.thresholds, thresholds)
         return Judgement(thresholds, accuracy)

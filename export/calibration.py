@@ -27,7 +27,7 @@ from vae_edge.train.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Normal images that neither fitted a threshold nor judge the result."""
+    """Normal images that neither fitted a threshold, but in a cross-conformal run, nor judge the result."""
 
     images: NDArray[np.uint8]
     """uint8 [n, H, W, 3], prepared."""
@@ -83,7 +83,9 @@ def draw_calibration_set(
     report = progress or _no_progress
     run = reference.run
     normals = reference.images[: reference.n_normals]
-    held_out = {*content_hashes(normals), *content_hashes(judging.images)}
+    # Of a cross-conformal run all normals fit the thresholds, those that the network was fitted on too.
+    alone = normals if reference.rule.is_split else normals[:0]
+    held_out = {*content_hashes(alone), *content_hashes(judging.images)}
     if data is None:
         source = f"the training images of the run {run.folder.resolve().name}"
         files = tuple(run.find_images(("fit",), data_root))
@@ -104,9 +106,10 @@ def draw_calibration_set(
     _, scores = run_graph(
         reference.graph, images, progress=lambda done, total: report("scoring calibration images", done, total)
     )
-    warnings += check_scores(scores, reference.outputs.scores[: reference.n_normals], source)
+    # By models that had not seen them, in either kind of run: new images are like those.
+    warnings += check_scores(scores, np.array(reference.thresholds.calibration_scores, np.float32), source)
     result = CalibrationSet(images, tuple(pool.names), source, tuple(warnings))
-    check_disjoint(thresholds=normals, calibration=result, judging=judging)
+    check_disjoint(thresholds=alone, calibration=result, judging=judging)
     return result
 
 

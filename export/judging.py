@@ -1,7 +1,9 @@
 """The images that a quantized model is judged on, and the judgement: what its numbers cost in accuracy.
 
 Three sets of images never share one: normals that fit the thresholds, images that calibrate a quantizer, and those that
-judge the result. An image in two of them would flatter the model; `vae_edge.export.calibration` checks that.
+judge the result. An image in two of them would flatter the model; `vae_edge.export.calibration` checks that. A run with
+cross-conformal calibration has too few normals for that: all of them fit the thresholds, and some also calibrate or
+judge. The images that calibrate and those that judge are disjoint even there.
 
 Everything here is a function of its arguments: a judgement keeps nothing from the one before.
 """
@@ -156,7 +158,7 @@ def judge(
         outputs: outputs of the model for the same images.
         judging: the images.
         reference_thresholds: the trained model's.
-        thresholds: the model's own, fitted on its own scores of held-out normals.
+        thresholds: the model's own, fitted on its own scores of normals.
 
     Raises:
         ParityError: an output is not a finite number.

@@ -17,7 +17,7 @@ import vae_edge
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
-from vae_edge.decision import check_rate, fit_thresholds
+from vae_edge.decision import check_rate
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecisionModel, LowPrecisionWriter
 from vae_edge.export.onnx_export import export_onnx, export_program
@@ -273,14 +273,7 @@ class _Exporter:
 
     def _check_single(self, outputs: Outputs, scored_by: str) -> _Trust:
         reference = self.reference
-        normals = outputs.take(slice(reference.n_normals))
-        thresholds = fit_thresholds(
-            normals.scores,
-            normals.maps,
-            false_alarm_rate=reference.thresholds.false_alarm_rate_requested,
-            pixel_false_positive_rate=reference.thresholds.pixel_false_positive_rate,
-            scored_by=scored_by,
-        )
+        thresholds = reference.rule.fit(outputs.take(slice(reference.n_normals)), scored_by=scored_by)
         parity = measure_parity(
             reference.outputs,
             reference.thresholds.image_threshold,
@@ -302,7 +295,7 @@ class _Exporter:
             outputs,
             judgement.thresholds.image_threshold,
             names=(*reference.names[: reference.n_normals], *baseline.judging.names),
-            images=f"{reference.n_normals} held-out normal images and {baseline.judging.description}",
+            images=f"{reference.rule.describe_normals()} and {baseline.judging.description}",
         )
         return _Trust(judgement.thresholds, parity, judgement.accuracy)
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.decision import fit_thresholds
+from vae_edge.errors import InputError
 from vae_edge.export.parity import Outputs
+from vae_edge.export.threshold_rule import ThresholdRule
 from vae_edge.manifest import Thresholds
 from vae_edge.progress import StepProgress
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
@@ -22,7 +23,7 @@ from vae_edge.train.scoring import ScoringSettings
 from vae_edge.train.scoring_constants import fit_scoring_constants
 
 MAX_TEST_IMAGES = 200
-"""Test images that parity is measured on, spread evenly over the test set, beside all held-out normals."""
+"""Test images that parity is measured on, spread evenly over the test set, beside all normals of the thresholds."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class Reference:
     """uint8 [n, H, W, 3]."""
     names: tuple[str, ...]
     n_normals: int
-    """The first so many images are the held-out normals that the thresholds are fitted on."""
+    """The first so many images are the normals that the thresholds are fitted on: held out from the training, or in a
+    cross-conformal run all that there were."""
     outputs: Outputs
+    rule: ThresholdRule
+    """How thresholds follow from a model's outputs for the normals."""
     thresholds: Thresholds
     description: str
     """What the images are, in words."""
@@ -52,7 +56,7 @@ def measure_reference(
     false_alarm_rate: float | None,
     progress: StepProgress,
 ) -> Reference:
-    """Run the trained model over its held-out normals and some test images.
+    """Run the trained model over the normals of its thresholds and some test images.
 
     Args:
         run: the trained model.
@@ -63,12 +67,20 @@ def measure_reference(
         progress: is told of every step.
 
     Raises:
-        InputError: the run's images are not to be found.
+        InputError: the run's images are not to be found; or another scoring was asked for, and the run is
+            cross-conformal.
         BundleError: the weights do not belong to the run.
     """
+    rule = ThresholdRule.of_run(run.calibration, false_alarm_rate)
     graph, fingerprint = run.load_graph(), run.fingerprint
     preparation = run.record.preparation
     if scoring is not None and scoring != run.record.scoring:
+        if not rule.is_split:
+            raise InputError(
+                f"the thresholds of the run {run.folder} come from networks of folds, which are gone, by the scoring "
+                f"that it was trained with ({run.record.scoring.describe()}); to score otherwise, train with that "
+                "--scoring, or with --calibration split"
+            )
         statistics = load_images(run.find_images(("statistics",), data_root), preparation)
         constants = fit_scoring_constants(
             run.load_vae(),
@@ -79,18 +91,13 @@ def measure_reference(
         )
         graph = AnomalyGraph(run.load_vae(), scoring, constants, run.record.frame)
         fingerprint = hashlib.sha256(f"{fingerprint} {scoring.model_dump_json()}".encode()).hexdigest()
-    normals = run.find_images(("threshold",), data_root)
+    normals = run.find_calibration_images(data_root)
     tests = spread(run.find_images(("test",), data_root), MAX_TEST_IMAGES)
     files = (*normals, *tests)
     images = load_images(files, preparation, lambda done, total: progress("reading images", done, total))
     maps, scores = run_graph(graph, images, progress=lambda done, total: progress("scoring with torch", done, total))
-    thresholds = fit_thresholds(
-        scores[: len(normals)],
-        maps[: len(normals)],
-        false_alarm_rate=run.thresholds.false_alarm_rate_requested if false_alarm_rate is None else false_alarm_rate,
-        pixel_false_positive_rate=run.thresholds.pixel_false_positive_rate,
-        scored_by=f"torch {torch.__version__} (the trained model)",
-    )
+    outputs = Outputs(maps, scores)
+    thresholds = rule.fit(outputs.take(slice(len(normals))), scored_by=f"torch {torch.__version__} (the trained model)")
     return Reference(
         run=run,
         graph=graph,
@@ -98,7 +105,8 @@ def measure_reference(
         images=images,
         names=tuple(file.name for file in files),
         n_normals=len(normals),
-        outputs=Outputs(maps, scores),
+        outputs=outputs,
+        rule=rule,
         thresholds=thresholds,
-        description=f"{len(normals)} held-out normal images" + (f" and {len(tests)} test images" if tests else ""),
+        description=rule.describe_normals() + (f" and {len(tests)} test images" if tests else ""),
     )

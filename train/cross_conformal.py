@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.decision import PixelTail, fit_thresholds_with_tail, normals_needed
+from vae_edge.decision import PixelTail, fit_thresholds_with_tail, normals_needed, smallest_false_alarm_rate
 from vae_edge.errors import UsageError
 from vae_edge.machine import installed_version
 from vae_edge.manifest import ThresholdMethod
@@ -76,7 +76,8 @@ def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:
     if settings.calibration is Calibration.AUTO:
         why = (
             f"a false-alarm rate of {settings.false_alarm_rate:.3g} needs {normals_needed(settings.false_alarm_rate)} "
-            f"scores of normals that the network has not seen, more than can be held out of {n_normals}"
+            f"scores of normals that the network has not seen, more than can be held out of {n_normals} (all together "
+            f"support {smallest_false_alarm_rate(n_normals):.3g})"
         )
     return (
         f"{n_folds + 1} trainings follow, because {why}: one on all good parts, for the network that is deployed, and "

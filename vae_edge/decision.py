@@ -295,7 +295,7 @@ def describe_promise(thresholds: Thresholds) -> str:
         return f"no rate is promised, F1-optimal on labelled images; among its own normals it amounts to {rate:.3g}"
     promise = f"at most {rate:.3g} of normal parts"
     if thresholds.method is ThresholdMethod.CROSS_CONFORMAL:
-        return f"{promise}, by cross-conformal calibration: so it is in practice, unproven"
+        return f"{promise} in practice, by cross-conformal calibration: not proven"
     return promise
 
 

@@ -28,7 +28,8 @@ def train_small(folder: Path, data: str, tell: Tell) -> RunFolder:
     except VaeEdgeError:
         tell(f"no --run: training a small model into {folder}")
     words = ["--data", data, "--out", str(folder), "--overwrite", "--preset", "nano", "--image-size", str(IMAGE_SIZE)]
-    words += ["--epochs", str(EPOCHS), "--learning-rate", "0.001", "--batch-size", "16"]
+    # Of the thresholds nothing is measured: one training will do, however few the images.
+    words += ["--epochs", str(EPOCHS), "--learning-rate", "0.001", "--batch-size", "16", "--calibration", "split"]
     if invoke(words, command="train") != 0:
         raise DeviceError("the small model could not be trained; see above, or give a trained one with --run")
     return RunFolder.open(folder)

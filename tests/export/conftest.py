@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vae_edge.manifest import ThresholdMethod
 from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.presets import make_architecture
@@ -20,7 +21,7 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(data: Path, out: Path) -> RunFolder:
+def train(data: Path, out: Path, **values: object) -> RunFolder:
     """Train a real, tiny network for two epochs on the CPU."""
     settings = TrainSettings(
         source=DataSource(root=str(data)),
@@ -30,7 +31,7 @@ def train(data: Path, out: Path) -> RunFolder:
         accelerator="cpu",
         false_alarm_rate=0.1,
     )
-    return fit_run(settings, out=out)
+    return fit_run(settings.model_copy(update=values), out=out)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +46,15 @@ def larger_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     images = SampleSettings(image_size=64, n_train=80, n_test_good=6, n_test_per_defect=1)
     (folder,) = write_sample_set(tmp_path_factory.mktemp("larger-sample"), ["dial"], images)
     return train(folder, tmp_path_factory.mktemp("larger-runs") / "dial")
+
+
+@pytest.fixture(scope="session")
+def cross_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run whose thresholds come from three folds of all 40 good parts; tests leave it as it is."""
+    out = tmp_path_factory.mktemp("cross-runs") / "dial"
+    run = train(sample_data, out, false_alarm_rate=0.05, folds=3)
+    assert run.thresholds.method is ThresholdMethod.CROSS_CONFORMAL
+    return run
 
 
 @pytest.fixture

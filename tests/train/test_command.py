@@ -75,12 +75,13 @@ def test_few_good_parts_are_calibrated_by_folds_which_is_said_beforehand_and_aft
     assert "and all 24 set the threshold" in notes
     assert (
         "4 trainings follow, because a false-alarm rate of 0.05 needs 19 scores of normals that the network has not "
-        "seen, more than can be held out of 24: one on all good parts, for the network that is deployed, and one for "
-        "each of 3 folds of them, to score the good parts that it has not seen; --calibration split trains once"
+        "seen, more than can be held out of 24 (all together support 0.04): one on all good parts, for the network "
+        "that is deployed, and one for each of 3 folds of them, to score the good parts that it has not seen; "
+        "--calibration split trains once"
     ) in notes
     assert "held-out normals, there are" not in notes
     assert "cross-conformal from 24 normals" in out
-    assert "at most 0.05 of normal parts, by cross-conformal calibration: so it is in practice, unproven" in out
+    assert "at most 0.05 of normal parts in practice, by cross-conformal calibration: not proven" in out
     assert "0.04 with 24 normals, 1 / (24 + 1)" in out
 
 

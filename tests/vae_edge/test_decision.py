@@ -198,6 +198,12 @@ def test_an_f1_optimal_threshold_lies_at_the_largest_normal_where_all_defects_sc
     assert fit_f1_threshold(np.array([1.0, 2.0, 8.0]), np.array([5.0, 6.0, 9.0])) == (2.0, 2 / 4)
 
 
+def test_of_two_cuts_with_the_same_f1_the_one_with_fewer_false_alarms_is_taken() -> None:
+    normals, anomalous = np.array([1.0, 4.0, 5.0]), np.array([3.0, 9.0])
+    assert f1_of(1.0, normals, anomalous) == f1_of(5.0, normals, anomalous) == 2 / 3
+    assert fit_f1_threshold(normals, anomalous) == (5.0, 1 / 4)
+
+
 def test_the_rate_that_ties_amount_to_counts_only_the_normals_above() -> None:
     threshold, rate = fit_f1_threshold(np.array([1.0, 2.0, 2.0, 2.0, 4.0]), np.array([3.0, 3.0, 3.0, 3.0, 2.0]))
     assert (threshold, rate) == (2.0, 2 / 6)
@@ -232,7 +238,11 @@ def fitted(method: ThresholdMethod) -> Thresholds:
     ("method", "promised", "words"),
     [
         (ThresholdMethod.SPLIT_CONFORMAL, 0.02, "at most 0.02 of normal parts"),
-        (ThresholdMethod.CROSS_CONFORMAL, 0.02, "cross-conformal calibration: so it is in practice, unproven"),
+        (
+            ThresholdMethod.CROSS_CONFORMAL,
+            0.02,
+            "at most 0.02 of normal parts in practice, by cross-conformal calibration: not proven",
+        ),
         (ThresholdMethod.F1_OPTIMAL, None, "no rate is promised, F1-optimal on labelled images"),
     ],
 )

@@ -162,7 +162,7 @@ def test_verify_warns_that_a_cross_conformal_model_has_seen_the_runs_parts(
     manifest = onnx_bundle.manifest
     thresholds = manifest.thresholds.model_copy(update={"method": ThresholdMethod.CROSS_CONFORMAL})
     onnx_bundle.with_manifest(manifest.model_copy(update={"thresholds": thresholds}))
-    assert "unproven" in command("inspect", onnx_bundle.folder)[1]
+    assert "not proven" in command("inspect", onnx_bundle.folder)[1]
     write_image(tmp_path / "normals" / "0.png", dark_image(0))
     code, _, err = command("verify", onnx_bundle.folder, "--data", tmp_path / "normals")
     assert code == 0
