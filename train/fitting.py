@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from vae_edge.manifest import Thresholds
 from vae_edge.progress import Progress
 from vae_edge.train.anomaly_graph import AnomalyGraph, fit_scoring_constants, run_graph
 from vae_edge.train.data_report import DataReport, check_inspection_set
+from vae_edge.train.grouping import Grouping, few_parts, group_normals, group_test_normals
 from vae_edge.train.inspection_set import InspectionSet
 from vae_edge.train.loading import load_images, load_masks
 from vae_edge.train.loop import fit_vae
@@ -52,7 +54,7 @@ from vae_edge.train.run_records import (
     TrainSettings,
     split_images,
 )
-from vae_edge.train.split import Split, split_normals
+from vae_edge.train.split import GROUP_AUTOMATICALLY, Split, split_normals
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -66,14 +68,15 @@ class _Data:
     images: InspectionSet
     report: DataReport
     split: Split
+    groups: Mapping[str, str]
 
     def record(self) -> SplitRecord:
         return SplitRecord(
             images=(
-                *split_images(self.split.fit, "fit"),
-                *split_images(self.split.statistics, "statistics"),
-                *split_images(self.split.threshold, "threshold"),
-                *split_images(self.images.test, "test"),
+                *split_images(self.split.fit, "fit", self.groups),
+                *split_images(self.split.statistics, "statistics", self.groups),
+                *split_images(self.split.threshold, "threshold", self.groups),
+                *split_images(self.images.test, "test", self.groups),
             )
         )
 
@@ -127,8 +130,9 @@ def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | N
     settings = read_settings(run)
     if data is not None:
         settings = settings.model_copy(update={"source": DataSource(root=data).absolute()})
-    opened = _open_data(settings, watcher)
-    if [(i.sha256, i.role) for i in read_split(run).images] != [(i.sha256, i.role) for i in opened.record().images]:
+    recorded = read_split(run)
+    opened = _open_data(settings, watcher, recorded)
+    if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
         raise InputError(
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
             "same files: put them back, say where they are with --data, or train anew with --out"
@@ -175,18 +179,39 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> R
     return RunFolder.open(out, check_files=False)
 
 
-def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
+def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:
     found = settings.source.open(_report(watcher, "finding images"))
     checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
     for sentence in report.sentences():
         watcher.say(sentence)
-    data = _Data(checked_set, report, split_normals(checked_set.train, settings.split))
+    grouping, groups = _group(settings, checked_set, watcher, recorded)
+    split = split_normals(checked_set.train, settings.split, grouping.part)
+    data = _Data(checked_set, report, split, groups)
     counts = data.record().counts()
     watcher.say(
         f"of the normal images {counts['fit']} train the network, {counts['statistics']} set the scale of its residual "
         f"and {counts['threshold']} set the threshold"
     )
+    few = few_parts(len(split.threshold), grouping.n_parts(split.threshold), settings.false_alarm_rate)
+    if few:
+        watcher.say(few)
     return data
+
+
+def _group(
+    settings: TrainSettings, images: InspectionSet, watcher: Watcher, recorded: SplitRecord | None
+) -> tuple[Grouping, dict[str, str]]:
+    """Return which good parts belong together, and the groups of these and of the good test images for the record."""
+    if recorded is not None and settings.split.group_by == GROUP_AUTOMATICALLY:
+        # Not looked for again: another version of the decoder might see one pixel otherwise.
+        groups = {image.sha256: image.group for image in recorded.images if image.group is not None}
+        return Grouping(groups), groups
+    level = settings.white_level
+    grouping = group_normals(images.train, settings.split, watcher.progress, white_level=level)
+    if grouping.sentence:
+        watcher.say(grouping.sentence)
+    tested = group_test_normals(images.test, settings.split, watcher.progress, white_level=level)
+    return grouping, {**tested.groups, **grouping.groups}
 
 
 def _calibrate(

@@ -35,9 +35,9 @@ TIFF have one right result, JPEG has not quite. So a run that goes on takes its 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ class LookAlikes:
     too_large: int = 0
     """Pictures in the largest group, where the groups were too large, or too few, to be used; else 0."""
 
+    def without_groups(self) -> LookAlikes:
+        """Return the same finding where its groups cannot be used."""
+        largest = max(Counter(self.groups.values()).values(), default=0)
+        return replace(self, groups={}, too_large=max(largest, self.too_large))
+
     def sentence(self) -> str | None:
         """Return what was found, for people; None where all pictures show different parts."""
         alike = f"{self.n_images} good parts look like {self.n_parts} different ones"
@@ -133,10 +138,11 @@ def find_look_alikes(
     for i, image in enumerate(unique):
         members[_root(labels, i)].append(image.sha256)
     largest = max(map(len, members.values()))
-    if largest > 1 and (len(members) < MIN_PARTS or largest > max(MAX_GROUP, MAX_GROUP_SHARE * len(unique))):
-        return LookAlikes(len(images), {}, len(members), too_large=largest)
     groups = {sha256: min(group) for group in members.values() if len(group) > 1 for sha256 in group}
-    return LookAlikes(len(images), groups, len(members))
+    found = LookAlikes(len(images), groups, len(members))
+    if len(members) < MIN_PARTS or largest > max(MAX_GROUP, MAX_GROUP_SHARE * len(unique)):
+        return found.without_groups()
+    return found
 
 
 def find_gap(joins: Sequence[float], n_joins: int) -> float | None:

@@ -63,7 +63,7 @@ def found(images: Sequence[ImageFile]) -> set[frozenset[str]]:
 
 def test_exposures_of_one_part_are_grouped_and_single_pictures_are_not(write: Write) -> None:
     rng = np.random.default_rng(0)
-    pictures = {}
+    pictures: dict[str, Picture] = {}
     for part in range(20):
         drawn = texture(rng)
         pictures |= {f"{part}_{i}": exposure(drawn, rng) for i in range(4 if part < 12 else 1)}
@@ -107,7 +107,7 @@ def test_parts_of_a_rigid_product_are_not_taken_for_one_part(tmp_path: Path, pro
 
 def test_the_frames_of_a_film_belong_to_the_part_they_show(write: Write) -> None:
     rng = np.random.default_rng(3)
-    pictures = {}
+    pictures: dict[str, Picture] = {}
     for part in range(12):
         belt = texture(rng, 96, 140)
         pictures |= {f"{part}_{i}": noisy(belt[:, 3 * i : 3 * i + 96], rng) for i in range(8)}
@@ -137,7 +137,7 @@ def test_too_few_parts_to_keep_them_together_are_said_so(write: Write) -> None:
 def test_parts_on_a_line_have_no_gap_and_a_few_that_are_nearer_have_one() -> None:
     # Squares of lengths that follow an exponential law, as between points drawn at random on a line.
     lengths = -np.log1p(-(np.arange(200) + 0.5) / 200)
-    assert find_gap(0.2 * lengths**2, 200) is None
+    assert find_gap((0.2 * lengths**2).tolist(), 200) is None
     level = find_gap([*np.linspace(0.01, 0.02, 40), *np.linspace(0.5, 3.0, 160)], 200)
     assert level is not None
     assert 0.02 < level < 0.5
