@@ -118,11 +118,13 @@ def train(
         typer.Option(metavar="SHARE", help="Share of the good parts that set the threshold.", show_default="20-30 %"),
     ] = None,
     group_by: Annotated[
-        str | None,
+        str,
         typer.Option(
-            metavar="REGEX", help="Keep images together whose names have an equal first group: 'part(\\d+)_'."
+            metavar="auto|none|REGEX",
+            help="Keep pictures of the same part together: auto finds them by content; an expression such as "
+            "'part(\\d+)_' names the part by its first group in the file name; none does not.",
         ),
-    ] = None,
+    ] = "auto",
     false_alarm_rate: Annotated[
         float, typer.Option(help="Share of good parts that may be called anomalous.")
     ] = DEFAULT_FALSE_ALARM_RATE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from vae_edge.train.presets import SMALLEST_SIDE
+from vae_edge.train.presets import SMALLEST_SIDE, nearest_image_sizes
 from vae_edge.train.tiling import DEFAULT_OVERLAP, Tiling
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def resolve_size(request: SizeRequest, typical: tuple[int, int]) -> Tiling:
     """
     image_size = request.image or choose_image_size(typical)
     if request.tiles == "none":
-        return Tiling.whole(*image_size)
+        # What was asked for has to fit into the network as it is; what is chosen is made to fit.
+        return Tiling.whole(*(request.image or nearest_image_sizes(*image_size)[0]))
     side = None if request.tiles == "auto" else int(request.tiles)
     return choose_tiling(image_size, side, request.overlap)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,6 +149,14 @@ class SplitImage(Record):
     defect: str | None = None
     has_mask: bool = False
     """Whether a mask was used; a mask that could not be used does not count."""
+    group: str | None = None
+    """Equal for pictures of the same part, which calibration and studies keep together; None: it stands alone, or the
+    run was made before groups were recorded."""
+
+    @property
+    def part(self) -> str:
+        """The part that it shows: its group, or its own hash."""
+        return self.group or self.sha256
 
 
 class SplitRecord(Record):
@@ -274,11 +283,18 @@ class RunRecord(Record):
         return Frame(self.tiling, self.photometric)
 
 
-def split_images(images: tuple[ImageFile, ...], role: Role) -> tuple[SplitImage, ...]:
-    """Describe the images of one role."""
+def split_images(
+    images: tuple[ImageFile, ...], role: Role, groups: Mapping[str, str] | None = None
+) -> tuple[SplitImage, ...]:
+    """Describe the images of one role; `groups` leads from a SHA-256 to a group, of those that have one."""
     return tuple(
         SplitImage(
-            name=image.name, sha256=image.sha256, role=role, defect=image.defect, has_mask=image.mask is not None
+            name=image.name,
+            sha256=image.sha256,
+            role=role,
+            defect=image.defect,
+            has_mask=image.mask is not None,
+            group=None if groups is None else groups.get(image.sha256),
         )
         for image in images
     )
