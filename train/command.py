@@ -18,7 +18,7 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, descri
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.calibration import Calibration
-from vae_edge.train.image_size import resolve_size
+from vae_edge.train.image_size import check_request
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture, preset_named
 from vae_edge.train.recipe import Augmentation, Recipe, Schedule
@@ -270,8 +270,7 @@ def parse_size(image_size: str, tile_size: str, overlap: float) -> SizeRequest:
         raise UsageError(f"the tile size is {tile_size!r}; expected auto, none or a side in pixels such as 64")
     tiles = int(word) if word.isdigit() else word
     size: SizeRequest = make_record(SizeRequest, {"image": image, "tiles": tiles, "overlap": overlap})
-    if image is not None:
-        resolve_size(size, image)  # Now, and not after all images have been read.
+    check_request(size)
     return size
 
 

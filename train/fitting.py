@@ -23,6 +23,7 @@ from vae_edge.records import make_record
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.data_report import DataReport, check_inspection_set
+from vae_edge.train.data_traits import look_at
 from vae_edge.train.graph_fitting import FittedGraph, LabelledImages, fit_graph
 from vae_edge.train.grouping import Grouping, few_parts, group_normals, group_test_normals
 from vae_edge.train.image_size import resolve_size
@@ -120,7 +121,7 @@ def fit_run(
     if _is_first_process():
         check_folder(out, overwrite=overwrite)
     data = _open_data(settings, watcher)
-    settings = _with_sizes(settings, data.report, watcher)
+    settings = _with_sizes(settings, data, watcher)
     if _is_first_process():
         claim_folder(out, overwrite=overwrite)
         write_record(out / SPLIT_FILE, data.record())
@@ -246,11 +247,15 @@ def _group(
     return grouping, {**tested.groups, **grouping.groups}
 
 
-def _with_sizes(settings: TrainSettings, report: DataReport, watcher: Watcher) -> TrainSettings:
-    """Decide the sizes of image and tiles, and say what the network and an image cost."""
-    architecture = settings.architecture
+def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> TrainSettings:
+    """Look at the images, decide the sizes of image and tiles, and say what the network and an image cost."""
+    architecture, report = settings.architecture, data.report
+    # The normals that set thresholds are not looked at, here as everywhere.
+    seen = (*data.split.fit, *data.split.statistics)
+    traits = look_at(seen, white_level=settings.white_level, progress=_report(watcher, "looking at images"))
+    settings = settings.model_copy(update={"traits": traits})
     if settings.size is not None:
-        tiling = resolve_size(settings.size, report.typical_size)
+        tiling = resolve_size(settings.size, report.typical_size, is_aligned=traits.is_aligned)
         sides = {"height": tiling.tile_height, "width": tiling.tile_width}
         architecture = make_record(Architecture, architecture.model_dump() | sides)
         settings = settings.model_copy(update={"tiling": tiling, "architecture": architecture})
@@ -262,6 +267,12 @@ def _with_sizes(settings: TrainSettings, report: DataReport, watcher: Watcher) -
         f"the pictures are typically {height}x{width} (height x width); the model takes {tiling.describe()}; the "
         f"network has {count_parameters(vae) / 1e6:.3g} M parameters and an image takes "
         f"{count_flops(vae) * tiling.n_tiles / 1e9:.3g} GFLOP"
+    )
+    where = "at the same place" if traits.is_aligned else "anywhere"
+    light = "is the same" if traits.has_steady_light else "differs"
+    watcher.say(
+        f"what the pictures show lies {where} (alignment {traits.alignment:.2f}), and their light {light} "
+        f"({traits.light_spread:.2f})"
     )
     if report.aspect_spread > _UNEQUAL_ASPECTS:
         watcher.say(

@@ -15,6 +15,7 @@ from vae_edge.progress import Progress
 from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.data_report import DataReport
+from vae_edge.train.data_traits import DataTraits
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import Architecture
@@ -88,6 +89,8 @@ class TrainSettings(Record):
     """What is asked of the sizes of image and tiles; None: whole images of the architecture's size."""
     tiling: Tiling | None = None
     """The sizes in force; None: not decided yet, or whole images of the architecture's size."""
+    traits: DataTraits | None = None
+    """What was seen of the images before anything was decided."""
     white_level: int = Field(default=65535, ge=255, le=65535)
     photometric: Photometric | None = Photometric.NONE
     """How light and contrast are evened out; None: the data choose."""
