@@ -206,7 +206,9 @@ def print_result(run: RunFolder) -> None:
         f"{outcome.epochs_run} epochs ({ended}) in {outcome.seconds:.0f} s, {outcome.images_per_s:.1f} images/s; kept "
         f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
     )
-    table.add_row("threshold", f"score > {thresholds.image_threshold:.6g}, from {thresholds.n_normals} normals")
+    n_parts = len({image.part for image in run.split.of("threshold")})
+    shown = f" of {n_parts} parts" if n_parts < thresholds.n_normals else ""
+    table.add_row("threshold", f"score > {thresholds.image_threshold:.6g}, from {thresholds.n_normals} normals{shown}")
     table.add_row("false alarms", f"at most {thresholds.false_alarm_rate:.3g} of good parts like those")
     rows = (
         ("image AUROC", metrics.image_auroc),
