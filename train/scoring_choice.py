@@ -163,7 +163,7 @@ def rank_scorings(
     )
     strata = np.array([stratum or "" for stratum in choice_set.strata])
     is_normal = np.array([stratum is None for stratum in choice_set.strata])
-    units = {each: _in_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
+    units = {each: candidate_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
     names = sorted({stratum for stratum in choice_set.strata if stratum is not None})
     aurocs = np.empty((len(candidates), len(names)))
     for row, scoring in enumerate(candidates):
@@ -216,7 +216,12 @@ def standard_error(differences: NDArray[np.float64]) -> float:
     return float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
-def _in_units(scores: NDArray[np.float64], is_normal: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Bring scores to the scale that fusion brings them to in the graph."""
+def candidate_units(scores: NDArray[np.float64], is_normal: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Bring scores to the scale that fusion brings them to in the graph.
+
+    Args:
+        scores: float64 [n], of one map.
+        is_normal: bool [n], the images whose quantiles make the scale.
+    """
     center, unit = center_and_unit(scores[is_normal])
     return (scores - center) / unit

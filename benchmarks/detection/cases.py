@@ -1,0 +1,149 @@
+"""What is compared: trainings, and scorings of one trained network. Loads no torch."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from pydantic import Field
+
+from vae_edge.records import Record
+from vae_edge.train.metrics import Metrics
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.presets import PRESETS, make_architecture
+from vae_edge.train.recipe import REFERENCE_RECIPE
+from vae_edge.train.run_records import DataSource, SizeRequest, TrainSettings
+from vae_edge.train.scoring import (
+    MSE_SCORING,
+    NORMALIZED_SCORING,
+    Latent,
+    Level,
+    Pooling,
+    ScoringSettings,
+)
+
+PLAIN_SIDE = 128
+"""Side of the whole images that the plain network sees."""
+
+
+class Training(str, Enum):
+    """The networks that are trained for each image set and seed."""
+
+    AUTO = "auto"
+    """The defaults of vae-train: everything is chosen."""
+    PLAIN = "plain"
+    """The plain VAE: whole images of 128 x 128, the published recipe, light as it is."""
+    WHOLE = "whole"
+    """As chosen, but whole images of 128 x 128 instead of tiles."""
+    OTHER_LIGHT = "other-light"
+    """As chosen, but light left as it is; where that was chosen, normalized by the image's own."""
+    RECIPE = "recipe"
+    """As chosen, but the published recipe: a constant learning rate of 2e-4."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def settings_of(
+    training: Training,
+    data: Path,
+    preset: str,
+    seed: int,
+    *,
+    epochs: int | None,
+    photometric: Photometric = Photometric.NONE,
+    scoring: ScoringSettings | None = None,
+) -> TrainSettings:
+    """Return the settings of one training.
+
+    Args:
+        training: which one.
+        data: the image set.
+        preset: of the network.
+        seed: of everything random, the split of the normals included.
+        epochs: None: the default.
+        photometric: what the automatic run chose; for the others.
+        scoring: what the automatic run chose; for the others.
+    """
+    chosen = PRESETS[preset]
+    auto = TrainSettings(
+        source=DataSource(root=str(data)),
+        architecture=make_architecture(preset),
+        size=SizeRequest(),
+        photometric=None,
+        scoring=None,
+        recipe=chosen.recipe,
+        seed=seed,
+        epochs=epochs,
+    )
+    whole = SizeRequest(image=(PLAIN_SIDE, PLAIN_SIDE), tiles="none")
+    other = Photometric.IMAGE if photometric is Photometric.NONE else Photometric.NONE
+    changes: dict[Training, dict[str, object]] = {
+        Training.AUTO: {},
+        Training.PLAIN: {
+            "size": whole,
+            "recipe": REFERENCE_RECIPE,
+            "photometric": Photometric.NONE,
+            "scoring": NORMALIZED_SCORING,
+        },
+        Training.WHOLE: {"size": whole, "photometric": photometric, "scoring": scoring},
+        Training.OTHER_LIGHT: {"photometric": other, "scoring": scoring},
+        Training.RECIPE: {"recipe": REFERENCE_RECIPE, "photometric": photometric, "scoring": scoring},
+    }
+    return auto.model_copy(update=changes[training])
+
+
+def scorings_of(chosen: ScoringSettings) -> dict[str, ScoringSettings]:
+    """Return the scorings that the automatic run's network is measured with, by name: parts of the chosen one off."""
+
+    def with_maps(**change: object) -> ScoringSettings:
+        maps = tuple(dict.fromkeys(each.model_copy(update=change) for each in chosen.maps))
+        return chosen.model_copy(update={"maps": maps})
+
+    result = {
+        "chosen": chosen,
+        "no smoothing": with_maps(smoothing_sigma=0.0),
+        "no division by the image's own residual": with_maps(level=Level.NONE),
+        "no normalization per pixel": with_maps(per_pixel=False),
+        "mean instead of the largest values": with_maps(pooling=Pooling.MEAN),
+    }
+    if len(chosen.maps) > 1:
+        result |= {f"only {each}": ScoringSettings(maps=(each,)) for each in chosen.maps}
+    result |= {
+        "with the latents' distance": chosen.model_copy(update={"latent": Latent.DISTANCE}),
+        "with the KL term": chosen.model_copy(update={"latent": Latent.KL}),
+        "normalized": NORMALIZED_SCORING,
+        "mse (the plain scoring)": MSE_SCORING,
+    }
+    return result
+
+
+class Row(Record):
+    """One method's figures on one image set with one seed."""
+
+    name: str
+    metrics: Metrics
+
+
+class CaseResult(Record):
+    """Everything measured on one image set with one seed."""
+
+    data: str
+    preset: str
+    seed: int
+    model: str
+    """Image and tile sizes, in words."""
+    n_tiles: int
+    gflop: float = Field(ge=0)
+    n_parameters: int
+    photometric: str
+    scoring: str
+    because: tuple[str, ...]
+    """What the choices said."""
+    training_s: float
+    images_per_s: float
+    """Of training: windows of images."""
+    rows: tuple[Row, ...]
+    hindsight: dict[str, float]
+    """Image AUROC of every composition on the test images, with the same network."""
+    versions: dict[str, str]
