@@ -15,8 +15,9 @@ LAYERS = ("Conv", "ConvTranspose")
 def network_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the nodes of the network in the graph's order: its first convolution to the Tanh that ends the decoder.
 
-    What comes before prepares the image; what comes after is the residual, the smoothing (convolutions as well), the
-    normalization and the pooling, which stay in float32 at every precision.
+    What comes before prepares and cuts the image; what comes after is stitching, the residual, the smoothing, the
+    normalization and the pooling, which stay in float32 at every precision. So does the convolution to the latents'
+    log-variance where a score asks for it: it leads to no reconstruction.
 
     Raises:
         InputError: the graph has no such network.

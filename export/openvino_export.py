@@ -16,6 +16,9 @@ from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import RuntimeRecord
 from vae_edge.targets import Target
 
+CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
+"""Operations that hold nearly all the weights and the work."""
+
 PRECISION_KEY = "precision"
 """Name of the metadata entry that holds the precision: the backend asks it how to compute on a GPU."""
 
@@ -26,7 +29,7 @@ def export_openvino(
     """Convert the ONNX file and write `model.xml` and `model.bin`.
 
     `fp16` stores the network's weights in FP16, which halves the file; what they are computed in is up to the device:
-    CPUs compute such a model in FP32, GPUs in FP16. The scoring's constants (mean, scale, smoothing kernel) stay in
+    CPUs compute such a model in FP32, GPUs in FP16. The scoring's constants (means, scales, smoothing) stay in
     FP32. On an `edge` network of 256 x 256 the scores then moved by 3e-5 of the largest; with the compression of
     OpenVINO's own `save_model`, which takes the constants along and saves 2 % more, by 5e-4.
 
@@ -120,40 +123,50 @@ def _halve_weights(model: Any) -> None:
             reader.replace_source_output(restored.output(0))
 
 
-def residual_operation(model: Any) -> Any:
-    """Return the operation that takes the reconstruction from the image: where the network ends and scoring begins.
+def network_operations(model: Any) -> list[Any]:
+    """Return the network's operations in the graph's order, with the constants that only they read.
 
-    It is the only subtraction of two tensors that both come from the image.
+    They are those of `vae_edge.export.network_graph.network_nodes`: from its first convolutions to the Tanh that ends
+    the decoder, whatever prepares the image, cuts it or compares it. An operation that rounds the input of the first
+    convolution stands before the network.
 
     Raises:
         AssertionError: the graph is not one of this package.
     """
-    found = [
-        op
-        for op in model.get_ordered_ops()
-        if op.get_type_name() == "Subtract" and all(source.get_type_name() != "Constant" for source in sources(op))
-    ]
-    if len(found) != 1:
-        raise AssertionError(f"the graph has {len(found)} operations that could be the residual; expected 1")
-    return found[0]
-
-
-def network_operations(model: Any) -> list[Any]:
-    """Return the operations from the image to the reconstruction, constants included, in the graph's order."""
-    residual = residual_operation(model)
-    reached: dict[str, Any] = {}
-    waiting = sources(residual)
+    ordered = list(model.get_ordered_ops())
+    ends = [op for op in ordered if op.get_type_name() == "Tanh"]
+    if len(ends) != 1:
+        raise AssertionError(f"the graph has {len(ends)} Tanh operations; expected 1, the end of the decoder")
+    needed = {ends[0].get_friendly_name()}
+    waiting = sources(ends[0])
     while waiting:
         op = waiting.pop()
-        if op.get_friendly_name() not in reached:
-            reached[op.get_friendly_name()] = op
+        if op.get_friendly_name() not in needed:
+            needed.add(op.get_friendly_name())
             waiting.extend(sources(op))
-    return [op for op in model.get_ordered_ops() if op.get_friendly_name() in reached]
+    from_image: set[str] = set()
+    network: set[str] = set()
+    for op in ordered:
+        name, before = op.get_friendly_name(), {source.get_friendly_name() for source in sources(op)}
+        if op.get_type_name() == "Parameter" or before & from_image:
+            from_image.add(name)
+        if name in needed and ((op.get_type_name() in CONVOLUTIONS and before & from_image) or before & network):
+            network.add(name)
+    for op in reversed(ordered):
+        # Weights, and what computes them: nothing that the image has a part in.
+        name, readers = op.get_friendly_name(), _readers(op)
+        if readers and name not in from_image and all(reader.get_friendly_name() in network for reader in readers):
+            network.add(name)
+    return [op for op in ordered if op.get_friendly_name() in network]
 
 
 def sources(op: Any) -> list[Any]:
     """Return the operations that an operation takes its inputs from."""
     return [value.get_source_output().get_node() for value in op.inputs()]
+
+
+def _readers(op: Any) -> list[Any]:
+    return [reader.get_node() for value in op.outputs() for reader in value.get_target_inputs()]
 
 
 def name_plainly(model: Any) -> None:

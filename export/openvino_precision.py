@@ -20,6 +20,7 @@ from vae_edge.backends.openvino_module import openvino_core
 from vae_edge.errors import InputError
 from vae_edge.export.nncf_calls import QuantizationSettings, quantize_network
 from vae_edge.export.openvino_export import (
+    CONVOLUTIONS,
     name_plainly,
     network_operations,
     read_graph,
@@ -29,7 +30,6 @@ from vae_edge.export.parity import Outputs
 from vae_edge.export.settings import Estimator
 from vae_edge.progress import Progress
 
-_CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
 _RUNTIME_CONVOLUTIONS = ("Convolution", "Deconvolution")
 
 
@@ -151,8 +151,7 @@ def quantizable_layers(model: Any) -> tuple[str, ...]:
 def count_convolutions(model: Any) -> dict[str, int]:
     """Return how many convolutions the CPU runs in `int8` and how many in `float`, transposed ones included.
 
-    Read from the compiled model, so it counts what runs and not what was asked for. The smoothing's two passes are
-    convolutions too, and always in float.
+    Read from the compiled model, so it counts what runs and not what was asked for.
 
     Args:
         model: an `openvino.Model`, or the path of an IR or ONNX file.
@@ -168,7 +167,7 @@ def count_convolutions(model: Any) -> dict[str, int]:
 def _layer_operations(model: Any) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     for op in network_operations(model):
-        if op.get_type_name() not in _CONVOLUTIONS:
+        if op.get_type_name() not in CONVOLUTIONS:
             continue
         bias = _bias_addition(op)
         # OpenVINO splits ONNX's convolution into one without a bias and an addition that keeps the node's name.

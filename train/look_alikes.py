@@ -28,8 +28,9 @@ the same part that differ by more than parts do, as with shifted pictures of a r
 
 Repeatable on every machine: thumbnails are made of integer sums, products of their small integers are exact in float32
 in whatever order a library adds them, and the rest are single operations that IEEE 754 rounds in one way; only the
-likelihood takes logarithms and powers, whose last bit decides nothing but a tie. What remains is the image decoder: PNG,
-BMP and TIFF have one right result, JPEG has not quite. So a run that goes on takes its groups from its `split.json`.
+likelihood takes logarithms and powers, whose last bit decides nothing but a tie. What remains is the image decoder:
+PNG, BMP and TIFF have one right result, JPEG has not quite. So a run that goes on takes its groups from its
+`split.json`.
 """
 
 from __future__ import annotations

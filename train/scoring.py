@@ -232,8 +232,13 @@ def parse_scoring(text: str) -> ScoringSettings | None:
         return NAMED_SCORINGS[words[0]]
     maps: list[MapSettings] = []
     fusion, latent = Fusion.MEAN, Latent.NONE
+    terms = [word for word in words if word in (Latent.DISTANCE.value, Latent.KL.value)]
+    if len(terms) > 1:
+        raise UsageError(f"the scoring {text!r} has two terms of the latents; expected one or none")
+    if sum(word.startswith("fusion=") for word in words) > 1:
+        raise UsageError(f"the scoring {text!r} says twice how its parts are fused; expected it once")
     for word in words:
-        if word in (Latent.DISTANCE.value, Latent.KL.value):
+        if word in terms:
             latent = Latent(word)
         elif word.startswith("fusion="):
             fusion = _one_of(Fusion, word.removeprefix("fusion="), "fusion", text)
@@ -262,7 +267,13 @@ def _parse_map(word: str, text: str) -> MapSettings:
         values["smoothing_sigma"] = float(sigma)
     except ValueError:
         raise UsageError(f"the smoothing {sigma!r} of the scoring {text!r} is no number; {_EXPECTED}") from None
-    for name in normalization.split("+"):
+    names = normalization.split("+")
+    if names.count("pixel") > 1 or len(names) - names.count("pixel") > 1:
+        raise UsageError(
+            f"the normalization {normalization!r} of the scoring {text!r} names a thing twice; expected one "
+            "of none, image, local, pixel, image+pixel and local+pixel"
+        )
+    for name in names:
         if name == "pixel":
             values["per_pixel"] = True
         else:

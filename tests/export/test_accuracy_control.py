@@ -21,6 +21,7 @@ from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.loading import load_images
 from vae_edge.train.presets import make_architecture
+from vae_edge.train.recipe import Recipe
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.run_records import DataSource, TrainSettings
 
@@ -93,7 +94,7 @@ def run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
         architecture=make_architecture("nano", (32, 32), n_features=8, latent_vec_size=16),
         epochs=40,
         batch_size=8,
-        learning_rate=2e-3,
+        recipe=Recipe(learning_rate=2e-3),
         accelerator="cpu",
         false_alarm_rate=0.1,
     )

@@ -25,6 +25,7 @@ from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.presets import make_architecture
+from vae_edge.train.recipe import Recipe
 from vae_edge.train.run_records import DataSource, TrainSettings
 
 RANDOM = np.random.default_rng(11)
@@ -44,7 +45,7 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference
         architecture=make_architecture("nano", (32, 32), n_features=8, latent_vec_size=16),
         epochs=20,
         batch_size=8,
-        learning_rate=2e-3,
+        recipe=Recipe(learning_rate=2e-3),
         accelerator="cpu",
         calibration=Calibration.SPLIT,
     )

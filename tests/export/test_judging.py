@@ -18,11 +18,11 @@ from vae_edge.export.judging import (
     with_synthetic_defects,
 )
 from vae_edge.export.parity import Outputs
-from vae_edge.train.synthetic_defects import KINDS, paste_defects
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.run_records import DataSource
+from vae_edge.train.synthetic_defects import KINDS, paste_defects
 
 RANDOM = np.random.default_rng(5)
 

@@ -11,14 +11,17 @@ import torch
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
 from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
 from vae_edge.train.network import Vae
-from vae_edge.train.scoring import ScoringSettings
+from vae_edge.train.scoring import parse_scoring
+
+NORMALIZED = "l1/0.05/pixel/top1%"
 
 
-def random_graph(method: str = "normalized") -> AnomalyGraph:
+def random_graph(text: str = NORMALIZED) -> AnomalyGraph:
     torch.manual_seed(0)
     vae = Vae(4, 8, image_size=(32, 48)).eval()
-    constants = ScoringConstants(torch.rand(1, 32, 48), 0.5 + torch.rand(1, 32, 48))
-    settings = ScoringSettings.model_validate({"method": method, "smoothing_sigma": 0.05, "top_fraction": 0.01})
+    constants = ScoringConstants((torch.rand(1, 1, 32, 48),), (0.5 + torch.rand(1, 1, 32, 48),))
+    settings = parse_scoring(text)
+    assert settings is not None
     return AnomalyGraph(vae, settings, constants)
 
 
@@ -29,10 +32,10 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["normalized", "mse"])
+@pytest.mark.parametrize("scoring", [NORMALIZED, "mse"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_onnx_runtime_gives_torchs_map_and_score_at_any_batch(method: str, batch: int, tmp_path: Path) -> None:
-    graph = random_graph(method)
+def test_onnx_runtime_gives_torchs_map_and_score_at_any_batch(scoring: str, batch: int, tmp_path: Path) -> None:
+    graph = random_graph(scoring)
     export_onnx(export_program(graph), tmp_path / "model.onnx", metadata={})
     images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 48, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -75,8 +78,8 @@ def test_nothing_in_the_graph_draws_random_numbers(model_path: Path) -> None:
 
 def test_batch_norms_and_the_log_variance_are_not_exported(model_path: Path) -> None:
     kinds = [node.op_type for node in onnx.load(model_path).graph.node]
-    # Three halvings, the mean's head, and two passes of the smoothing.
-    assert (kinds.count("Conv"), kinds.count("ConvTranspose"), kinds.count("BatchNormalization")) == (6, 4, 0)
+    # Three halvings and the mean's head.
+    assert (kinds.count("Conv"), kinds.count("ConvTranspose"), kinds.count("BatchNormalization")) == (4, 4, 0)
 
 
 def test_a_lone_file_says_what_it_is(model_path: Path) -> None:

@@ -18,17 +18,23 @@ from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.model_file import describe_model_file
 from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
 from vae_edge.train.network import Vae
-from vae_edge.train.scoring import ScoringMethod, ScoringSettings
+from vae_edge.train.scoring import parse_scoring
 
 IMAGES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 
 
-def make_graph(method: ScoringMethod = ScoringMethod.NORMALIZED) -> AnomalyGraph:
+NORMALIZED = "l1/0.05/pixel/top1%"
+
+
+def make_graph(text: str = NORMALIZED) -> AnomalyGraph:
     torch.manual_seed(0)
+    scoring = parse_scoring(text)
+    assert scoring is not None
     # A mean that is large beside the scale: what FP16 would hurt.
-    constants = ScoringConstants(0.5 + 0.1 * torch.rand(1, 32, 32), 0.02 + 0.01 * torch.rand(1, 32, 32))
-    settings = ScoringSettings(method=method, smoothing_sigma=0.05, top_fraction=0.01)
-    return AnomalyGraph(Vae(8, 16, image_size=(32, 32)).eval(), settings, constants)
+    mean, scale = 0.5 + 0.1 * torch.rand(1, 1, 32, 32), 0.02 + 0.01 * torch.rand(1, 1, 32, 32)
+    n = len(scoring.maps)
+    constants = ScoringConstants((mean,) * n, (scale,) * n)
+    return AnomalyGraph(Vae(8, 16, image_size=(32, 32)).eval(), scoring, constants)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,9 @@ def test_fp16_halves_the_weights_and_hardly_moves_the_maps(onnx_path: Path, tmp_
     record = export_openvino(onnx_path, tmp_path / "half.xml", metadata={}, precision="fp16")
     assert record.details == {"weights": "fp16"}
     sizes = {name: (tmp_path / f"{name}.bin").stat().st_size for name in ("full", "half")}
-    constants_bytes = 2 * 32 * 32 * 4
-    assert abs(sizes["half"] - sizes["full"] / 2) < constants_bytes
+    # Mean, scale and the smoothing's two matrices stay as they are.
+    kept_bytes = 4 * 32 * 32 * 4
+    assert sizes["half"] - sizes["full"] / 2 == pytest.approx(kept_bytes / 2, abs=256)
     assert largest_drift(tmp_path / "full.xml") < 1e-5
     assert largest_drift(tmp_path / "half.xml") < 1e-3
 
@@ -72,8 +79,8 @@ def test_the_scorings_constants_stay_in_fp32_which_openvinos_own_compression_doe
         for op in openvino.Core().read_model(tmp_path / "ours.xml").get_ops()
         if op.get_type_name() == "Constant"
     }
-    assert stored["constants.mean"] == stored["constants.scale"] == "f32"
-    assert stored["reconstruct.0.weight/fp16"] == "f16"
+    assert stored["score.mean_0"] == stored["score.scale_0"] == "f32"
+    assert stored["reconstruct.encode.0.weight/fp16"] == "f16"
     assert largest_drift(tmp_path / "ours.xml") < 0.5 * largest_drift(tmp_path / "theirs.xml")
 
 
@@ -104,9 +111,9 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
         export_openvino(tmp_path / "model.onnx", tmp_path / "model.xml", metadata={})
 
 
-@pytest.mark.parametrize("method", ScoringMethod)
-def test_the_network_ends_where_scoring_begins(method: ScoringMethod, tmp_path: Path) -> None:
-    export_onnx(export_program(make_graph(method)), tmp_path / "model.onnx", metadata={})
+@pytest.mark.parametrize("scoring", ["mse", NORMALIZED, "ssim/0.05/local+pixel/max,gradient/0/image/mean"])
+def test_the_network_ends_where_scoring_begins(scoring: str, tmp_path: Path) -> None:
+    export_onnx(export_program(make_graph(scoring)), tmp_path / "model.onnx", metadata={})
     kinds = [op.get_type_name() for op in network_operations(read_graph(tmp_path / "model.onnx"))]
     assert (kinds.count("Convolution"), kinds.count("ConvolutionBackpropData")) == (4, 4)
     assert kinds[-1] == "Tanh"

@@ -17,7 +17,7 @@ from vae_edge.export.settings import Estimator
 from vae_edge.model_file import describe_model_file
 from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
 from vae_edge.train.network import Vae
-from vae_edge.train.scoring import ScoringSettings
+from vae_edge.train.scoring import parse_scoring
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
@@ -49,8 +49,10 @@ def graph() -> AnomalyGraph:
     with torch.no_grad():
         for _ in range(20):
             vae(batch)
-    constants = ScoringConstants(0.3 + 0.1 * torch.rand(1, 32, 32), 0.1 + torch.rand(1, 32, 32))
-    return AnomalyGraph(vae.eval(), ScoringSettings(smoothing_sigma=0.05, top_fraction=0.01), constants)
+    scoring = parse_scoring("l1/0.05/pixel/top1%")
+    assert scoring is not None
+    mean, scale = 0.3 + 0.1 * torch.rand(1, 1, 32, 32), 0.1 + torch.rand(1, 1, 32, 32)
+    return AnomalyGraph(vae.eval(), scoring, ScoringConstants((mean,), (scale,)))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +79,8 @@ def test_layers_are_the_networks_convolutions_named_as_in_onnx(quantizer: OpenVi
 
 
 def test_every_layer_runs_in_int8_transposed_ones_too(quantizer: OpenVinoQuantizer, onnx_path: Path) -> None:
-    # Two more are the smoothing's.
-    assert count_convolutions(onnx_path) == {"int8": 0, "float": 10}
-    assert count_convolutions(quantizer.model()) == {"int8": 8, "float": 2}
+    assert count_convolutions(onnx_path) == {"int8": 0, "float": 8}
+    assert count_convolutions(quantizer.model()) == {"int8": 8, "float": 0}
 
 
 def test_scores_stay_near_the_trained_models(quantizer: OpenVinoQuantizer, graph: AnomalyGraph) -> None:
@@ -95,9 +96,11 @@ def test_scores_stay_near_the_trained_models(quantizer: OpenVinoQuantizer, graph
 def test_nothing_after_the_network_is_quantized(quantizer: OpenVinoQuantizer) -> None:
     model = quantizer.model()
     network = {op.get_friendly_name() for op in network_operations(model)}
-    rounding = {op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "FakeQuantize"}
+    rounding = [op for op in model.get_ops() if op.get_type_name() == "FakeQuantize"]
     assert len(rounding) == len(quantizer.layers)
-    assert rounding <= network
+    for op in rounding:
+        readers = {reader.get_node().get_friendly_name() for reader in op.output(0).get_target_inputs()}
+        assert readers <= network
 
 
 def test_all_layers_in_float_give_the_float_models_outputs(quantizer: OpenVinoQuantizer, graph: AnomalyGraph) -> None:
@@ -135,7 +138,7 @@ def test_a_layer_put_back_is_what_nncf_makes_when_told_to_leave_it(
     for position in range(4):
         result = expected({"image": IMAGES[position : position + 1]})
         np.testing.assert_allclose(outputs.maps[position], result["anomaly_map"][0], atol=1e-4)
-    assert count_convolutions(quantizer.model(frozenset({kept}))) == {"int8": 7, "float": 3}
+    assert count_convolutions(quantizer.model(frozenset({kept}))) == {"int8": 7, "float": 1}
 
 
 def test_variants_do_not_disturb_each_other(quantizer: OpenVinoQuantizer) -> None:

@@ -20,7 +20,7 @@ from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train.anomaly_graph import run_graph
 from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.scoring import ScoringMethod, ScoringSettings
+from vae_edge.train.scoring import MSE_SCORING
 
 RUNNABLE = (Target.ONNX, Target.OPENVINO, Target.TORCH)
 
@@ -158,7 +158,7 @@ def test_a_missing_image_is_named_with_what_to_do(trained_run: RunFolder, sample
 
 
 def test_the_scoring_can_be_chosen_anew_at_export(trained_run: RunFolder, tmp_path: Path) -> None:
-    plain = ExportSettings(targets=(Target.ONNX,), name="plain", scoring=ScoringSettings(method=ScoringMethod.MSE))
+    plain = ExportSettings(targets=(Target.ONNX,), name="plain", scoring=MSE_SCORING)
     own = ExportSettings(targets=(Target.ONNX,))
     (by_mse,) = export_run(trained_run, tmp_path, plain)
     (by_own,) = export_run(trained_run, tmp_path, own)

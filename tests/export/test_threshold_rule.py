@@ -20,7 +20,7 @@ from vae_edge.targets import Precision, Target
 from vae_edge.train.anomaly_graph import run_graph
 from vae_edge.train.loading import load_images
 from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.scoring import ScoringMethod, ScoringSettings
+from vae_edge.train.scoring import MSE_SCORING
 
 ANYTHING_GOES = LowPrecisionSettings(budget=Budget(max_auroc_drop=None, max_flip_rate=None))
 
@@ -166,7 +166,7 @@ def test_a_bundle_that_cannot_run_here_has_the_runs_own_thresholds(cross_run: Ru
 def test_another_scoring_is_refused_where_the_networks_that_scored_are_gone(
     cross_run: RunFolder, tmp_path: Path
 ) -> None:
-    mse = ExportSettings(targets=(Target.TORCH,), scoring=ScoringSettings(method=ScoringMethod.MSE))
+    mse = ExportSettings(targets=(Target.TORCH,), scoring=MSE_SCORING)
     with pytest.raises(InputError, match=r"come from networks of folds.* train with that --scoring"):
         export_run(cross_run, tmp_path / "bundles", mse)
     own = ExportSettings(targets=(Target.TORCH,), scoring=cross_run.record.scoring)

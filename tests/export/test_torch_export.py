@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tests.export.test_onnx_export import random_graph
+from tests.export.test_onnx_export import NORMALIZED, random_graph
 from vae_edge.backends.base import open_backend
 from vae_edge.backends.torch_program import load_program
 from vae_edge.errors import InputError
@@ -18,9 +18,9 @@ from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
 
 
-@pytest.mark.parametrize("method", ["normalized", "mse"])
-def test_a_loaded_program_gives_the_graphs_outputs_to_the_bit(method: str, tmp_path: Path) -> None:
-    graph = random_graph(method)
+@pytest.mark.parametrize("scoring", [NORMALIZED, "mse"])
+def test_a_loaded_program_gives_the_graphs_outputs_to_the_bit(scoring: str, tmp_path: Path) -> None:
+    graph = random_graph(scoring)
     save_program(export_program(graph), tmp_path / "program.json")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
     with (

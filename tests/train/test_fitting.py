@@ -25,6 +25,7 @@ from vae_edge.train.loop import fit_vae
 from vae_edge.train.presets import Architecture
 from vae_edge.train.run_folder import MODEL_FILE, SCORING_FILE, SPLIT_FILE, RunFolder
 from vae_edge.train.run_records import DataSource, Role, TrainSettings
+from vae_edge.train.scoring import MSE_SCORING
 from vae_edge.train.surroundings import TrainingInterruptedError
 from vae_edge.train.watcher import Watcher
 
@@ -191,7 +192,7 @@ def test_images_given_by_folder_need_no_masks_and_no_good_test_images(tmp_path: 
         for i, image in enumerate(images(n, seed=n)):
             cv2.imwrite(str(tmp_path / name / f"{i}.png"), image)
     source = {"normal": str(tmp_path / "good"), "abnormal": str(tmp_path / "bad")}
-    trained = fit_run(settings(tmp_path, source=source, epochs=1, scoring={"method": "mse"}), out=tmp_path / "run")
+    trained = fit_run(settings(tmp_path, source=source, epochs=1, scoring=MSE_SCORING), out=tmp_path / "run")
     assert trained.metrics.per_defect["dent"].n == 3
     assert trained.metrics.per_defect["dent"].recall is not None
     assert trained.metrics.image_auroc is None
@@ -201,7 +202,7 @@ def test_images_given_by_folder_need_no_masks_and_no_good_test_images(tmp_path: 
 
 def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
     # Noise that the network cannot learn, at a rate at which it soon fits the training images instead.
-    asked = settings(tmp_path, epochs=400, patience=2, learning_rate=5e-3)
+    asked = settings(tmp_path, epochs=400, patience=2, recipe={"learning_rate": 5e-3})
     fitted = fit_vae(asked, images(16), images(4, seed=1), tmp_path)
     assert fitted is not None
     outcome = fitted[1]
@@ -218,7 +219,7 @@ def test_training_ends_when_the_time_is_over(tmp_path: Path) -> None:
 
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="smaller learning rate"):
-        fit_vae(settings(tmp_path, learning_rate=1e30), images(8), images(2), tmp_path)
+        fit_vae(settings(tmp_path, recipe={"learning_rate": 1e30}), images(8), images(2), tmp_path)
 
 
 def test_an_accelerator_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_every_epoch_has_its_own_order_that_follows_from_the_seed() -> None:
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
-    assert sorted(first) == sorted(second) == list(range(50))
+    assert sorted(crop.image for crop in first) == sorted(crop.image for crop in second) == list(range(50))
     assert first != second
     sampler.set_epoch(0)
     assert list(sampler) == first

@@ -19,7 +19,8 @@ from vae_edge.train.fitting import fit_run
 from vae_edge.train.loading import load_images
 from vae_edge.train.presets import Architecture
 from vae_edge.train.run_folder import RECORD_FILE, SETTINGS_FILE, RunFolder, claim_folder, forget_replaced
-from vae_edge.train.run_records import DataSource, TrainSettings
+from vae_edge.train.run_records import SCHEMA_VERSION, DataSource, TrainSettings
+from vae_edge.train.scoring import NORMALIZED_SCORING
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_a_run_opens_with_all_its_records(trained: Path) -> None:
     run = RunFolder.open(trained / "run")
     assert run.record.architecture.width == 64
     assert run.record.preparation.height == 32
-    assert run.record.scoring.method == "normalized"
+    assert run.record.scoring == NORMALIZED_SCORING
     assert run.record.data.n_train == 16
     assert "torch" in run.record.library_versions
     assert len(run.thresholds.calibration_scores) == run.record.counts["threshold"]
@@ -95,8 +96,8 @@ def test_weights_of_another_architecture_are_refused(run: Path) -> None:
 
 def test_a_newer_run_asks_for_a_newer_program(run: Path) -> None:
     record = json.loads((run / RECORD_FILE).read_text())
-    (run / RECORD_FILE).write_text(json.dumps(record | {"schema_version": 2}))
-    with pytest.raises(BundleError, match=r"schema 2.*pip install --upgrade vae-edge"):
+    (run / RECORD_FILE).write_text(json.dumps(record | {"schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(BundleError, match=rf"schema {SCHEMA_VERSION + 1}.*pip install --upgrade vae-edge"):
         RunFolder.open(run)
 
 

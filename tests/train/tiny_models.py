@@ -1,0 +1,55 @@
+"""Real networks of a few thousand weights, and pictures for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae_edge.train.network import Vae
+from vae_edge.train.scoring import ScoringSettings, parse_scoring
+
+
+def make_vae(height: int = 32, width: int = 32, *, seed: int = 0) -> Vae:
+    """Return a network whose batch norms have seen something, so that they are not the identity."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = Vae(4, 8, image_size=(height, width)).train()
+        with torch.no_grad():
+            for _ in range(10):
+                vae(torch.rand(8, 3, height, width) * 2 - 1)
+    return vae.eval()
+
+
+def noise(n: int, height: int = 32, width: int = 32, *, seed: int = 0) -> NDArray[np.uint8]:
+    """Draw pictures of noise, uint8 [n, height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def surfaces(n: int, height: int = 32, width: int = 32, *, seed: int = 0, light: float = 0.0) -> NDArray[np.uint8]:
+    """Draw a regular texture with a little noise, uint8 [n, height, width, 3].
+
+    Args:
+        n: pictures.
+        height: of each.
+        width: of each.
+        seed: another one gives other noise and light.
+        light: standard deviation of the brightness from picture to picture, of 255.
+    """
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    texture = 128 + 25 * np.sin(rows / 3) * np.cos(columns / 4)
+    values = texture[None] + random.normal(0, 3, (n, height, width)) + random.normal(0, 1, (n, 1, 1)) * light
+    return np.repeat(np.clip(np.rint(values), 0, 255).astype(np.uint8)[..., None], 3, axis=3)
+
+
+def scoring_of(text: str) -> ScoringSettings:
+    """Read a composition."""
+    scoring = parse_scoring(text)
+    assert scoring is not None
+    return scoring
+
+
+def as_pixels(images: NDArray[np.uint8]) -> torch.Tensor:
+    """Turn pictures into what a network takes, by arithmetic of its own: float32 [n, 3, H, W], -1 to 1."""
+    return torch.from_numpy((images.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2).copy())
