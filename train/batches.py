@@ -16,11 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vae_edge.train.tiling import Tiling
 
-DEFAULT_STEPS = 2000
-"""Steps of a training, unless epochs are given."""
+CONSTANT_STEPS = 2000
+"""Steps of a training at a constant learning rate, unless epochs are given."""
 
-WHOLE_ONE_CYCLE_STEPS = 1000
-"""The same for whole images with a one-cycle schedule: a step is dear, and the schedule gets there sooner."""
+ONE_CYCLE_STEPS = 1500
+"""The same with a one-cycle schedule, which gets there sooner."""
+
+WHOLE_ONE_CYCLE_STEPS = 700
+"""The same for whole images, a step of which is dear."""
 
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 300
 
@@ -42,7 +45,7 @@ class Plan:
 
 
 def make_plan(
-    n_images: int, largest_batch: int, epochs: int | None, per_image: int = 1, *, steps: int = DEFAULT_STEPS
+    n_images: int, largest_batch: int, epochs: int | None, per_image: int = 1, *, steps: int = CONSTANT_STEPS
 ) -> Plan:
     """Cut the windows of n images into nearly equal batches of at most `largest_batch`.
 
@@ -68,7 +71,7 @@ def make_plan(
     )
 
 
-def default_epochs(n_windows: int, batch_size: int, per_image: int = 1, steps: int = DEFAULT_STEPS) -> int:
+def default_epochs(n_windows: int, batch_size: int, per_image: int = 1, steps: int = CONSTANT_STEPS) -> int:
     """Return how many epochs make about so many steps, at most 300, and at least 20 windows of each image."""
     per_epoch = math.ceil(n_windows / batch_size)
     fewest = math.ceil(_FEWEST_EPOCHS / per_image)

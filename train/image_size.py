@@ -15,7 +15,7 @@ MOST_PIXELS = 400 * 400
 """An image that is cut and is larger than this is shrunk to it; one that is smaller is not enlarged. A defect that
 covers a thousandth of the picture then still has 160 pixels."""
 
-MOST_PIXELS_WHOLE = 160 * 160
+MOST_PIXELS_WHOLE = 128 * 128
 """The same for an image that is not cut."""
 
 _MOST_SHRUNK = 4

@@ -25,7 +25,8 @@ from vae_edge.errors import InputError
 from vae_edge.train.anomaly_graph import Frame
 from vae_edge.train.augmentation import augmented, even_light
 from vae_edge.train.batches import (
-    DEFAULT_STEPS,
+    CONSTANT_STEPS,
+    ONE_CYCLE_STEPS,
     WHOLE_ONE_CYCLE_STEPS,
     EpochSampler,
     FixedCrops,
@@ -117,13 +118,15 @@ class VaeTraining(LightningModule):
 def plan_of(settings: TrainSettings, n_images: int) -> Plan:
     """Return how a training on so many images is cut into epochs and steps."""
     tiling = settings.tiling_in_force
-    is_short = tiling.n_tiles == 1 and settings.recipe.schedule is Schedule.ONE_CYCLE
+    steps = CONSTANT_STEPS
+    if settings.recipe.schedule is Schedule.ONE_CYCLE:
+        steps = WHOLE_ONE_CYCLE_STEPS if tiling.n_tiles == 1 else ONE_CYCLE_STEPS
     return make_plan(
         n_images,
         settings.batch_size,
         settings.epochs,
         crops_per_image(tiling),
-        steps=WHOLE_ONE_CYCLE_STEPS if is_short else DEFAULT_STEPS,
+        steps=steps,
     )
 
 

@@ -27,6 +27,9 @@ from vae_edge.train.scoring import (
 PLAIN_SIDE = 128
 """Side of the whole images that the plain network sees."""
 
+PLAIN_EPOCHS = 60
+"""Of the plain network, as long as the plain scoring's earlier figures were measured with."""
+
 TILE_SIDE = 64
 """Side of the tiles where the choice was against tiles."""
 
@@ -96,6 +99,7 @@ def settings_of(
             "photometric": Photometric.NONE,
             "scoring": NORMALIZED_SCORING,
             "precision": SINGLE,
+            "epochs": epochs or PLAIN_EPOCHS,
         },
         Training.OTHER_SIZE: {"size": tiles if is_whole else whole, "photometric": photometric, "scoring": scoring},
         Training.OTHER_LIGHT: {"photometric": other, "scoring": scoring},
