@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help install demo bench-runtime bench-peers test lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-false-alarms test lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,9 @@ bench-runtime: install ## what the Detector costs on top of the bare runtimes: o
 
 bench-peers: install ## the same weights in the bare runtimes and in anomalib, side by side; 2.5 GB and 20 minutes; into bench/peers/
 	$(BIN)/python -m vae_edge.benchmarks.peers --out bench/peers $(PEERS)
+
+bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on fresh normals, over random divisions of its held-out ones
+	$(BIN)/python -m vae_edge.benchmarks.false_alarms $(RUN)
 
 test: install ## all tests that need no GPU, with coverage of lines
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered

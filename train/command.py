@@ -18,7 +18,7 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, descri
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.calibration import Calibration
-from vae_edge.train.image_size import resolve_size
+from vae_edge.train.image_size import check_request
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture, preset_named
 from vae_edge.train.recipe import Augmentation, Recipe, Schedule
@@ -118,11 +118,13 @@ def train(
         typer.Option(metavar="SHARE", help="Share of the good parts that set the threshold.", show_default="20-30 %"),
     ] = None,
     group_by: Annotated[
-        str | None,
+        str,
         typer.Option(
-            metavar="REGEX", help="Keep images together whose names have an equal first group: 'part(\\d+)_'."
+            metavar="auto|none|REGEX",
+            help="Keep pictures of the same part together: auto finds them by content; an expression such as "
+            "'part(\\d+)_' names the part by its first group in the file name; none does not.",
         ),
-    ] = None,
+    ] = "auto",
     false_alarm_rate: Annotated[
         float, typer.Option(help="Share of good parts that may be called anomalous.")
     ] = DEFAULT_FALSE_ALARM_RATE,
@@ -268,8 +270,7 @@ def parse_size(image_size: str, tile_size: str, overlap: float) -> SizeRequest:
         raise UsageError(f"the tile size is {tile_size!r}; expected auto, none or a side in pixels such as 64")
     tiles = int(word) if word.isdigit() else word
     size: SizeRequest = make_record(SizeRequest, {"image": image, "tiles": tiles, "overlap": overlap})
-    if image is not None:
-        resolve_size(size, image)  # Now, and not after all images have been read.
+    check_request(size)
     return size
 
 
@@ -321,9 +322,11 @@ def print_result(run: RunFolder) -> None:
     table.add_row("scoring", escape(record.scoring.describe()))
     if record.choice is not None:
         table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")
+    n_parts = len({image.part for image in run.split.of(*run.calibration_roles)})
+    shown = f" of {n_parts} parts" if n_parts < thresholds.n_normals else ""
     table.add_row(
         "threshold",
-        f"score > {thresholds.image_threshold:.6g}, {thresholds.method} from {thresholds.n_normals} normals",
+        f"score > {thresholds.image_threshold:.6g}, {thresholds.method} from {thresholds.n_normals} normals{shown}",
     )
     table.add_row("false alarms", describe_promise(thresholds))
     table.add_row("smallest rate", describe_support(thresholds))

@@ -47,8 +47,15 @@ FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], AnomalyGraph | N
 that only helps."""
 
 
-def divide(images: Sequence[ImageFile], settings: TrainSettings) -> tuple[Split, tuple[Fold, ...]]:
+def divide(
+    images: Sequence[ImageFile], settings: TrainSettings, group: Callable[[ImageFile], str] | None = None
+) -> tuple[Split, tuple[Fold, ...]]:
     """Split good parts for the calibration that the settings ask for.
+
+    Args:
+        images: good parts.
+        settings: of the training.
+        group: gives equal keys to images that stay together; None: as `settings.split` says.
 
     Returns:
         The split for the network that is deployed, and the folds; no folds where the calibration is `split`.
@@ -63,11 +70,11 @@ def divide(images: Sequence[ImageFile], settings: TrainSettings) -> tuple[Split,
             "out; leave out one of them"
         )
     if settings.calibration is not Calibration.CROSS:
-        split = split_normals(images, settings.split)
+        split = split_normals(images, settings.split, group)
         enough = len(split.threshold) >= normals_needed(settings.false_alarm_rate)
         if enough or settings.calibration is Calibration.SPLIT or share is not None:
             return split, ()
-    return split_into_folds(images, settings.folds, settings.split)
+    return split_into_folds(images, settings.folds, settings.split, group)
 
 
 def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +23,9 @@ from vae_edge.records import make_record
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.data_report import DataReport, check_inspection_set
+from vae_edge.train.data_traits import look_at
 from vae_edge.train.graph_fitting import FittedGraph, LabelledImages, fit_graph
+from vae_edge.train.grouping import Grouping, few_parts, group_normals, group_test_normals
 from vae_edge.train.image_size import resolve_size
 from vae_edge.train.inspection_set import ImageFile, InspectionSet
 from vae_edge.train.loading import load_images, load_masks
@@ -59,7 +61,7 @@ from vae_edge.train.run_records import (
     TrainSettings,
     split_images,
 )
-from vae_edge.train.split import Fold, Split, split_labelled
+from vae_edge.train.split import GROUP_AUTOMATICALLY, Fold, Split, split_labelled
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -78,17 +80,19 @@ class _Data:
     split: Split
     folds: tuple[Fold, ...]
     """Of cross-conformal calibration; none where the split has its own normals for the threshold."""
+    groups: Mapping[str, str]
+    """Which good parts belong together: the group's name by the image's SHA-256."""
     choice: tuple[ImageFile, ...] = ()
     """Labelled images to choose by, which are no test images."""
 
     def record(self) -> SplitRecord:
         return SplitRecord(
             images=(
-                *split_images(self.split.fit, "fit"),
-                *split_images(self.split.statistics, "statistics"),
-                *split_images(self.split.threshold, "threshold"),
-                *split_images(self.choice, "choice"),
-                *split_images(self.images.test, "test"),
+                *split_images(self.split.fit, "fit", self.groups),
+                *split_images(self.split.statistics, "statistics", self.groups),
+                *split_images(self.split.threshold, "threshold", self.groups),
+                *split_images(self.choice, "choice", self.groups),
+                *split_images(self.images.test, "test", self.groups),
             )
         )
 
@@ -117,7 +121,7 @@ def fit_run(
     if _is_first_process():
         check_folder(out, overwrite=overwrite)
     data = _open_data(settings, watcher)
-    settings = _with_sizes(settings, data.report, watcher)
+    settings = _with_sizes(settings, data, watcher)
     if _is_first_process():
         claim_folder(out, overwrite=overwrite)
         write_record(out / SPLIT_FILE, data.record())
@@ -143,8 +147,9 @@ def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | N
     settings = read_settings(run)
     if data is not None:
         settings = settings.model_copy(update={"source": DataSource(root=data).absolute()})
-    opened = _open_data(settings, watcher)
-    if [(i.sha256, i.role) for i in read_split(run).images] != [(i.sha256, i.role) for i in opened.record().images]:
+    recorded = read_split(run)
+    opened = _open_data(settings, watcher, recorded)
+    if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
         raise InputError(
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
             "same files: put them back, say where they are with --data, or train anew with --out"
@@ -193,19 +198,21 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> R
     return RunFolder.open(out, check_files=False)
 
 
-def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
+def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:
     found = settings.source.open(_report(watcher, "finding images"))
     checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
     for sentence in report.sentences():
         watcher.say(sentence)
+    grouping, groups = _group(settings, checked_set, watcher, recorded)
     choice: tuple[ImageFile, ...] = ()
     if settings.choose_on_labels:
-        choice, test = split_labelled(checked_set.test, settings.split.seed)
+        choice, test = split_labelled(checked_set.test, settings.split.seed, lambda i: groups.get(i.sha256, i.sha256))
         checked_set = replace(checked_set, test=test)
         watcher.say(
             f"{len(choice)} of the labelled images choose light and scoring, the other {len(test)} are for the test"
         )
-    data = _Data(checked_set, report, *divide(checked_set.train, settings), choice)
+    split, folds = divide(checked_set.train, settings, grouping.part)
+    data = _Data(checked_set, report, split, folds, groups, choice)
     counts = data.record().counts()
     set_threshold = counts["threshold"] or f"all {counts['fit'] + counts['statistics']}"
     watcher.say(
@@ -214,14 +221,41 @@ def _open_data(settings: TrainSettings, watcher: Watcher) -> _Data:
     )
     if data.folds:
         watcher.say(announce(settings, len(checked_set.train), len(data.folds)))
+    few = few_parts(
+        len(split.threshold) or len(checked_set.train),
+        grouping.n_parts(split.threshold or checked_set.train),
+        settings.false_alarm_rate,
+    )
+    if few:
+        watcher.say(few)
     return data
 
 
-def _with_sizes(settings: TrainSettings, report: DataReport, watcher: Watcher) -> TrainSettings:
-    """Decide the sizes of image and tiles, and say what the network and an image cost."""
-    architecture = settings.architecture
+def _group(
+    settings: TrainSettings, images: InspectionSet, watcher: Watcher, recorded: SplitRecord | None
+) -> tuple[Grouping, dict[str, str]]:
+    """Return which good parts belong together, and the groups of these and of the good test images for the record."""
+    if recorded is not None and settings.split.group_by == GROUP_AUTOMATICALLY:
+        # Not looked for again: another version of the decoder might see one pixel otherwise.
+        groups = {image.sha256: image.group for image in recorded.images if image.group is not None}
+        return Grouping(groups), groups
+    level = settings.white_level
+    grouping = group_normals(images.train, settings.split, watcher.progress, white_level=level)
+    if grouping.sentence:
+        watcher.say(grouping.sentence)
+    tested = group_test_normals(images.test, settings.split, watcher.progress, white_level=level)
+    return grouping, {**tested.groups, **grouping.groups}
+
+
+def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> TrainSettings:
+    """Look at the images, decide the sizes of image and tiles, and say what the network and an image cost."""
+    architecture, report = settings.architecture, data.report
+    # The normals that set thresholds are not looked at, here as everywhere.
+    seen = (*data.split.fit, *data.split.statistics)
+    traits = look_at(seen, white_level=settings.white_level, progress=_report(watcher, "looking at images"))
+    settings = settings.model_copy(update={"traits": traits})
     if settings.size is not None:
-        tiling = resolve_size(settings.size, report.typical_size)
+        tiling = resolve_size(settings.size, report.typical_size, is_aligned=traits.is_aligned)
         sides = {"height": tiling.tile_height, "width": tiling.tile_width}
         architecture = make_record(Architecture, architecture.model_dump() | sides)
         settings = settings.model_copy(update={"tiling": tiling, "architecture": architecture})
@@ -233,6 +267,12 @@ def _with_sizes(settings: TrainSettings, report: DataReport, watcher: Watcher) -
         f"the pictures are typically {height}x{width} (height x width); the model takes {tiling.describe()}; the "
         f"network has {count_parameters(vae) / 1e6:.3g} M parameters and an image takes "
         f"{count_flops(vae) * tiling.n_tiles / 1e9:.3g} GFLOP"
+    )
+    where = "at the same place" if traits.is_aligned else "anywhere"
+    light = "is the same" if traits.has_steady_light else "differs"
+    watcher.say(
+        f"what the pictures show lies {where} (alignment {traits.alignment:.2f}), and their light {light} "
+        f"({traits.light_spread:.2f})"
     )
     if report.aspect_spread > _UNEQUAL_ASPECTS:
         watcher.say(

@@ -83,7 +83,10 @@ def fit_graph(
     because: list[str] = []
     choice_set = _choice_set(settings, statistics_images, labelled)
     if settings.photometric is None:
-        if choice_set is None:
+        if settings.traits is not None and settings.traits.has_steady_light:
+            because.append(f"light is left as it is: it hardly differs ({settings.traits.light_spread:.2f})")
+            photometric = Photometric.NONE
+        elif choice_set is None:
             because.append(_too_few("light is left as it is", len(statistics_images)))
             photometric = Photometric.NONE
         else:

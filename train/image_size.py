@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from vae_edge.train.presets import SMALLEST_SIDE
+from vae_edge.train.presets import SMALLEST_SIDE, nearest_image_sizes
 from vae_edge.train.tiling import DEFAULT_OVERLAP, Tiling
 
 if TYPE_CHECKING:
     from vae_edge.train.run_records import SizeRequest
 
 MOST_PIXELS = 400 * 400
-"""An image larger than this is shrunk to it; one that is smaller is not enlarged. A defect that covers a thousandth of
-the picture then still has 160 pixels."""
+"""An image that is cut and is larger than this is shrunk to it; one that is smaller is not enlarged. A defect that
+covers a thousandth of the picture then still has 160 pixels."""
+
+MOST_PIXELS_WHOLE = 256 * 256
+"""The same for an image that is not cut."""
 
 _STEP = 16
 """Sides are rounded to a multiple of this."""
@@ -24,34 +27,51 @@ _TILES_ACROSS = 4
 """Tiles are to be about so much shorter than the image's shorter side."""
 
 
-def choose_image_size(typical: tuple[int, int]) -> tuple[int, int]:
+def choose_image_size(typical: tuple[int, int], most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
     """Return the model's height and width for images of a typical height and width.
 
-    The aspect is kept, so that a long part is not squeezed; what has more than `MOST_PIXELS` is shrunk.
+    The aspect is kept, so that a long part is not squeezed; what has more pixels is shrunk.
 
     Args:
         typical: height and width in pixels, as `DataReport.typical_size`.
+        most_pixels: of the result, but for rounding.
     """
     height, width = typical
-    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
+    scale = min(1.0, math.sqrt(most_pixels / (height * width)))
     return _rounded(height * scale), _rounded(width * scale)
 
 
-def resolve_size(request: SizeRequest, typical: tuple[int, int]) -> Tiling:
+def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: bool) -> Tiling:
     """Return the sizes that a request and the data come to.
+
+    Where parts lie at the same place in all pictures, the whole picture says what belongs where, and a network that
+    sees all of it finds what is missing or wrong; elsewhere tiles do better (`benchmarks/DETECTION.md`).
 
     Args:
         request: what was asked for.
         typical: height and width of a typical image in pixels; used where no image size was asked for.
+        is_aligned: see `DataTraits`; used where tiles are to be chosen.
 
     Raises:
         UsageError: what was asked for does not fit together.
     """
-    image_size = request.image or choose_image_size(typical)
-    if request.tiles == "none":
-        return Tiling.whole(*image_size)
+    if request.tiles == "none" or (request.tiles == "auto" and is_aligned):
+        # What was asked for has to fit into the network as it is; what is chosen is made to fit.
+        size = request.image or nearest_image_sizes(*choose_image_size(typical, MOST_PIXELS_WHOLE))[0]
+        if request.tiles == "none" or nearest_image_sizes(*size)[0] == size:
+            return Tiling.whole(*size)
     side = None if request.tiles == "auto" else int(request.tiles)
-    return choose_tiling(image_size, side, request.overlap)
+    return choose_tiling(request.image or choose_image_size(typical), side, request.overlap)
+
+
+def check_request(request: SizeRequest) -> None:
+    """Refuse, before any image is read, sizes that do not fit together whatever the images are.
+
+    Raises:
+        UsageError: see `resolve_size`.
+    """
+    if request.image is not None:
+        resolve_size(request, request.image, is_aligned=False)
 
 
 def choose_tiling(

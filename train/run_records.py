@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from vae_edge.progress import Progress
 from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.data_report import DataReport
+from vae_edge.train.data_traits import DataTraits
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import Architecture
@@ -87,6 +89,8 @@ class TrainSettings(Record):
     """What is asked of the sizes of image and tiles; None: whole images of the architecture's size."""
     tiling: Tiling | None = None
     """The sizes in force; None: not decided yet, or whole images of the architecture's size."""
+    traits: DataTraits | None = None
+    """What was seen of the images before anything was decided."""
     white_level: int = Field(default=65535, ge=255, le=65535)
     photometric: Photometric | None = Photometric.NONE
     """How light and contrast are evened out; None: the data choose."""
@@ -148,6 +152,14 @@ class SplitImage(Record):
     defect: str | None = None
     has_mask: bool = False
     """Whether a mask was used; a mask that could not be used does not count."""
+    group: str | None = None
+    """Equal for pictures of the same part, which calibration and studies keep together; None: it stands alone, or the
+    run was made before groups were recorded."""
+
+    @property
+    def part(self) -> str:
+        """The part that it shows: its group, or its own hash."""
+        return self.group or self.sha256
 
 
 class SplitRecord(Record):
@@ -274,11 +286,18 @@ class RunRecord(Record):
         return Frame(self.tiling, self.photometric)
 
 
-def split_images(images: tuple[ImageFile, ...], role: Role) -> tuple[SplitImage, ...]:
-    """Describe the images of one role."""
+def split_images(
+    images: tuple[ImageFile, ...], role: Role, groups: Mapping[str, str] | None = None
+) -> tuple[SplitImage, ...]:
+    """Describe the images of one role; `groups` leads from a SHA-256 to a group, of those that have one."""
     return tuple(
         SplitImage(
-            name=image.name, sha256=image.sha256, role=role, defect=image.defect, has_mask=image.mask is not None
+            name=image.name,
+            sha256=image.sha256,
+            role=role,
+            defect=image.defect,
+            has_mask=image.mask is not None,
+            group=None if groups is None else groups.get(image.sha256),
         )
         for image in images
     )

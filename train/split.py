@@ -5,6 +5,11 @@ fold is scored by a network that was trained on the others.
 
 The roles are disjoint and go by content, never by name or order: an image's rank is a hash of its bytes and the seed.
 The same images give the same split on every machine, and an image added later moves few of the others.
+
+Pictures of the same part stay in one role. The promise of a conformal threshold is then one about parts: not the
+pictures but the groups are exchangeable, so the effective number of held-out normals is nearer to that of their groups
+than to their own, and a false-alarm rate of r needs about 1 / r groups before it can be trusted as much.
+`vae_edge.train.grouping` finds the groups.
 """
 
 from __future__ import annotations
@@ -15,8 +20,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.records import Record
@@ -24,6 +30,9 @@ from vae_edge.train.inspection_set import ImageFile
 
 MIN_NORMALS = 8
 """Fewer good parts than this are refused."""
+
+GROUP_AUTOMATICALLY, GROUP_NOTHING = "auto", "none"
+"""What `SplitSettings.group_by` can be besides an expression."""
 
 MIN_FIT_SHARE = 0.3
 """Of the good parts at least this share trains the network; only images that must stay together lead below it."""
@@ -39,9 +48,16 @@ class SplitSettings(Record):
     """Share that sets the scale of the residual, pixel by pixel. None: 10 %, but at least 40, as long as that is no
     more than 15 %; always 2 at least."""
     seed: int = 0
-    group_by: str | None = None
-    """Regular expression searched in an image's name; images with an equal first group stay in one role, such as
-    several pictures of one part: r"part(\\d+)_"."""
+    group_by: str = GROUP_AUTOMATICALLY
+    """Which images are pictures of the same part, and stay in one role. "auto": those that
+    `vae_edge.train.look_alikes` finds; "none": no two; else a regular expression searched in an image's name, whose
+    first group is the part: r"part(\\d+)_"."""
+
+    @field_validator("group_by", mode="before")
+    @classmethod
+    def _as_before(cls, value: Any) -> Any:
+        # Runs from before there was anything but an expression.
+        return GROUP_NOTHING if value is None else value
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,8 @@ def split_normals(
     Args:
         images: good parts, in any order.
         settings: shares, seed and grouping; None: the defaults.
-        group: gives a key for each image, and equal keys stay together; instead of `settings.group_by`.
+        group: gives a key for each image, and equal keys stay together; instead of `settings.group_by`, whose "auto"
+            this function leaves to its caller: without `group` no two images then belong together.
 
     Raises:
         InputError: an anomalous image is among them; there are fewer than 8 images or 3 groups; the groups are too
@@ -149,7 +166,7 @@ def _ranked_groups(
         raise InputError(
             f"there are {n} images of good parts; expected at least {MIN_NORMALS} (better 500 or more): take more"
         )
-    key_of = group or _key_function(images, settings.group_by)
+    key_of = group or key_function(images, settings.group_by)
     members: dict[str, list[ImageFile]] = defaultdict(list)
     for image in images:
         members[key_of(image)].append(image)
@@ -182,26 +199,37 @@ def _fit_and_statistics(
     return tuple(fit), tuple(statistics)
 
 
-def split_labelled(images: Sequence[ImageFile], seed: int = 0) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:
+def split_labelled(
+    images: Sequence[ImageFile], seed: int = 0, group: Callable[[ImageFile], str] | None = None
+) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:
     """Halve labelled images, each class by itself: one half to choose by, the other to test on.
 
     Args:
         images: good and defective parts.
         seed: another one gives other halves.
+        group: gives equal keys to images that stay together; None: each stands alone.
 
     Raises:
         InputError: one half would have no good or no defective part.
     """
-    classes: dict[str | None, list[ImageFile]] = defaultdict(list)
-    for image in sorted(images, key=lambda image: _rank(image.sha256, seed)):
-        classes[image.defect].append(image)
-    chosen = {image for members in classes.values() for image in members[: len(members) // 2]}
+    classes: dict[str | None, dict[str, list[ImageFile]]] = defaultdict(lambda: defaultdict(list))
+    for image in images:
+        classes[image.defect][image.sha256 if group is None else group(image)].append(image)
+    chosen: set[ImageFile] = set()
+    for groups in classes.values():
+        ordered = [groups[key] for key in sorted(groups, key=lambda key: _rank(key, seed))]
+        # Whole groups up to the half; what is left over is for the test.
+        room = sum(map(len, ordered)) // 2
+        for members in ordered:
+            if len(members) <= room:
+                chosen.update(members)
+                room -= len(members)
     n_good = sum(not image.is_anomalous for image in chosen)
     if n_good == 0 or n_good == len(chosen):
-        counts = f"{len(classes[None])} good and {len(images) - len(classes[None])} defective"
+        n_all_good = sum(not image.is_anomalous for image in images)
         raise InputError(
-            f"there are {counts} labelled images to choose by and to test on; expected at least 2 good ones and 2 of a "
-            "class of defects: add some, or choose without labels"
+            f"there are {n_all_good} good and {len(images) - n_all_good} defective labelled images to choose by and to "
+            "test on; expected at least 2 good ones and 2 of a class of defects: add some, or choose without labels"
         )
     return tuple(i for i in images if i in chosen), tuple(i for i in images if i not in chosen)
 
@@ -234,17 +262,25 @@ def _take(groups: Sequence[list[ImageFile]], wanted: int) -> tuple[list[ImageFil
     return taken, []
 
 
-def _key_function(images: Sequence[ImageFile], pattern: str | None) -> Callable[[ImageFile], str]:
-    if pattern is None:
+def key_function(images: Sequence[ImageFile], pattern: str) -> Callable[[ImageFile], str]:
+    """Return what gives each image the first group of an expression, or its hash where that is "auto" or "none".
+
+    Raises:
+        InputError: it is no regular expression with a group, or does not match a name.
+    """
+    if pattern in (GROUP_AUTOMATICALLY, GROUP_NOTHING):
         return lambda image: image.sha256
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise UsageError(
-            f"the group {pattern!r} is no regular expression ({error}); expected one such as 'part(\\d+)_'"
+            f"the group {pattern!r} is no regular expression ({error}); expected one such as "
+            "'part(\\d+)_', auto or none"
         ) from error
     if expression.groups < 1:
-        raise UsageError(f"the group {pattern!r} has no parentheses; expected one group, such as 'part(\\d+)_'")
+        raise UsageError(
+            f"the group {pattern!r} has no parentheses; expected one group, such as 'part(\\d+)_', auto or none"
+        )
     keys = {}
     for image in images:
         match = expression.search(image.name)

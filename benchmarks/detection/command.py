@@ -51,7 +51,7 @@ def detection(
     epochs: Annotated[int | None, typer.Option(help="Of every training.", show_default="vae-train's")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes at a time.", show_default="one for each core")] = None,
 ) -> None:
-    """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and of the same with one part switched off."""
+    """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and of the same with a part switched off."""
     try:
         cases = _cases(data, out, seeds, preset, trainings, ablate=ablate, epochs=epochs)
         results = _run_all(cases, out, jobs or usable_cores())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.train.exposures import write_exposures
 from vae_edge.atomic import sha256_file
 from vae_edge.errors import BundleError, InputError
 from vae_edge.records import make_record
@@ -23,7 +24,7 @@ from vae_edge.train.fitting import fit_run, resume_run
 from vae_edge.train.loop import fit_vae
 from vae_edge.train.presets import Architecture
 from vae_edge.train.run_folder import MODEL_FILE, SCORING_FILE, SPLIT_FILE, RunFolder
-from vae_edge.train.run_records import DataSource, TrainSettings
+from vae_edge.train.run_records import DataSource, Role, TrainSettings
 from vae_edge.train.scoring import MSE_SCORING
 from vae_edge.train.surroundings import TrainingInterruptedError
 from vae_edge.train.watcher import Watcher
@@ -133,6 +134,42 @@ def test_each_image_is_used_for_one_thing(run: RunFolder) -> None:
     held_out = {image.sha256 for image in run.split.of("threshold")}
     assert {score.sha256 for score in run.calibration.scores} == held_out
     assert run.thresholds.n_normals == counts["threshold"] == len(held_out)
+
+
+def test_pictures_of_the_same_part_are_kept_together_recorded_and_not_looked_for_again(tmp_path: Path) -> None:
+    class Listener(Watcher):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+            self.stages: set[str] = set()
+
+        def say(self, sentence: str) -> None:
+            self.said.append(sentence)
+
+        def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+            self.stages.add(stage)
+            if stage == "training" and done == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    write_exposures(tmp_path / "data" / "train" / "good", 16, 3)
+    write_exposures(tmp_path / "data" / "test" / "good", 12, 2, first_part=16)
+    first, second = Listener(), Watcher()
+    with pytest.raises(TrainingInterruptedError):
+        fit_run(settings(tmp_path / "data"), out=tmp_path / "run", watcher=first)
+    assert any("48 good parts look like 16 different ones" in sentence for sentence in first.said)
+    assert any("show 5 different parts" in sentence for sentence in first.said)
+    assert "comparing pictures" in first.stages
+
+    seen: set[str] = set()
+    second.progress = lambda stage, done, total, note="": seen.add(stage)  # type: ignore[method-assign]
+    split = resume_run(tmp_path / "run", watcher=second).split
+    assert "training" in seen
+    assert "comparing pictures" not in seen
+    normals: tuple[Role, ...] = ("fit", "statistics", "threshold")
+    for images, n in ((split.of(*normals), 16), (split.of("test"), 12)):
+        assert len({image.part for image in images}) == len({image.name.split("_")[0] for image in images}) == n
+        assert all(image.group is not None for image in images)
+    of_role = [{image.part for image in split.of(role)} for role in normals]
+    assert sum(map(len, of_role)) == 16
 
 
 def test_everything_is_measured_where_there_are_labels_and_masks(run: RunFolder) -> None:

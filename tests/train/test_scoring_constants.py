@@ -166,9 +166,7 @@ class TestFusion:
         np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize("fusion", ["mean", "max"])
-    def test_the_fused_map_is_made_of_the_parts_maps(
-        self, vae: Vae, constants: ScoringConstants, fusion: str
-    ) -> None:
+    def test_the_fused_map_is_made_of_the_parts_maps(self, vae: Vae, constants: ScoringConstants, fusion: str) -> None:
         scoring, images = scoring_of(f"{FUSED},fusion={fusion}"), noise(2, H, W, seed=5)
         maps = []
         for each, mean, scale in zip(scoring.maps, constants.means, constants.scales, strict=True):

@@ -80,6 +80,13 @@ def test_images_of_one_group_stay_in_one_role(how: str) -> None:
     assert 90 <= len(split.threshold) < 96
 
 
+def test_settings_from_before_groups_were_found_group_nothing() -> None:
+    assert SplitSettings.model_validate({"group_by": None}).group_by == "none"
+    assert SplitSettings().group_by == "auto"
+    # Groups are found by who calls; left to itself the split takes every image for a part of its own.
+    assert contents(split_normals(parts(60))) == contents(split_normals(parts(60), SplitSettings(group_by="none")))
+
+
 def test_copies_of_one_image_stay_in_one_role() -> None:
     images = parts(40)
     copies = [replace(image, name=f"copy_{image.name}") for image in images]
