@@ -4,7 +4,14 @@ import pytest
 
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
-from vae_edge.train.image_size import MOST_PIXELS, choose_image_size, choose_tiling, resolve_size
+from vae_edge.train.image_size import (
+    MOST_PIXELS,
+    MOST_PIXELS_WHOLE,
+    check_request,
+    choose_image_size,
+    choose_tiling,
+    resolve_size,
+)
 from vae_edge.train.presets import SMALLEST_SIDE, check_image_size
 from vae_edge.train.run_records import SizeRequest
 from vae_edge.train.tiling import Tiling
@@ -62,11 +69,13 @@ def test_an_image_that_would_leave_nothing_in_a_tile_is_not_cut(size: tuple[int,
 
 
 def test_what_was_asked_for_is_taken() -> None:
-    assert resolve_size(SizeRequest(image=(128, 96), tiles="none"), (500, 500)) == Tiling.whole(128, 96)
-    asked = resolve_size(SizeRequest(image=(128, 96), tiles=32, overlap=0.5), (500, 500))
+    assert resolve_size(SizeRequest(image=(128, 96), tiles="none"), (500, 500), is_aligned=False) == Tiling.whole(
+        128, 96
+    )
+    asked = resolve_size(SizeRequest(image=(128, 96), tiles=32, overlap=0.5), (500, 500), is_aligned=True)
     assert (asked.tile_height, asked.tile_width, asked.overlap) == (32, 32, 0.5)
     assert asked.columns == (0, 16, 32, 48, 64)
-    chosen = resolve_size(SizeRequest(), (320, 320))
+    chosen = resolve_size(SizeRequest(), (320, 320), is_aligned=False)
     assert (chosen.image_height, chosen.image_width, chosen.tile_height) == (320, 320, 64)
 
 
@@ -80,7 +89,32 @@ def test_what_was_asked_for_is_taken() -> None:
 )
 def test_what_does_not_fit_together_is_refused_with_the_numbers(request_: SizeRequest, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        resolve_size(request_, (128, 128))
+        resolve_size(request_, (128, 128), is_aligned=False)
+
+
+@pytest.mark.parametrize("typical", SIZES)
+def test_aligned_parts_are_left_whole_at_a_size_that_fits_the_network(typical: tuple[int, int]) -> None:
+    tiling = resolve_size(SizeRequest(), typical, is_aligned=True)
+    assert tiling.n_tiles == 1
+    check_image_size(tiling.image_height, tiling.image_width)
+    for side, given in zip((tiling.image_height, tiling.image_width), typical, strict=True):
+        assert side <= given + STEP / 2
+    assert tiling.image_height * tiling.image_width <= 1.1 * MOST_PIXELS_WHOLE
+
+
+def test_aligned_parts_are_cut_all_the_same_where_the_size_asked_for_does_not_fit_whole() -> None:
+    asked = SizeRequest(image=(144, 144))
+    assert resolve_size(asked, (500, 500), is_aligned=True).n_tiles > 1
+    fits = SizeRequest(image=(128, 128))
+    assert resolve_size(fits, (500, 500), is_aligned=True).n_tiles == 1
+    assert resolve_size(fits, (500, 500), is_aligned=False).n_tiles > 1
+
+
+def test_a_request_that_can_never_fit_is_refused_before_an_image_is_read() -> None:
+    check_request(SizeRequest(image=(128, 128)))
+    check_request(SizeRequest(tiles=64))
+    with pytest.raises(UsageError, match="no larger"):
+        check_request(SizeRequest(image=(64, 64), tiles=128))
 
 
 @pytest.mark.parametrize("values", [{"tiles": "some"}, {"overlap": 0.9}, {"overlap": -0.1}])

@@ -73,7 +73,5 @@ def test_a_recipe_out_of_range_is_refused_with_its_value(values: dict[str, objec
 
 
 def test_a_recipe_survives_json() -> None:
-    recipe = Recipe(
-        learning_rate=3e-4, schedule=Schedule.ONE_CYCLE, averaging=0.99, augmentation=(Augmentation.FLIPS,)
-    )
+    recipe = Recipe(learning_rate=3e-4, schedule=Schedule.ONE_CYCLE, averaging=0.99, augmentation=(Augmentation.FLIPS,))
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe

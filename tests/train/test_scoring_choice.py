@@ -52,7 +52,8 @@ def lit(n: int, seed: int = 0) -> NDArray[np.uint8]:
 def with_speck(images: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
     """A dark speck of a few pixels, which the mean over an image hides behind its light."""
     made = images.copy()
-    for image, (row, column) in zip(made, np.random.default_rng(seed).integers(4, SIZE - 8, (len(images), 2))):
+    places = np.random.default_rng(seed).integers(4, SIZE - 8, (len(images), 2))
+    for image, (row, column) in zip(made, places, strict=True):
         patch = image[row : row + 4, column : column + 4]
         patch[:] = np.clip(patch.astype(int) - 60, 0, 255)
     return made
