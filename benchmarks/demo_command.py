@@ -93,8 +93,8 @@ def is_trained(run: Path, epochs: int) -> bool:
         settings = RunFolder.open(run).record.settings
     except VaeEdgeError:
         return False
-    architecture = settings.architecture
-    return (architecture.preset, architecture.height, settings.epochs) == ("nano", IMAGE_SIZE, epochs)
+    asked = (settings.architecture.preset, settings.preparation.height, settings.epochs)
+    return asked == ("nano", IMAGE_SIZE, epochs)
 
 
 def _best(report: Report) -> str:

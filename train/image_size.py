@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from vae_edge.records import make_record
 from vae_edge.train.presets import SMALLEST_SIDE, nearest_image_sizes
 from vae_edge.train.tiling import DEFAULT_OVERLAP, Tiling
 
@@ -103,7 +104,16 @@ def choose_tiling(
             return Tiling.whole(height, width)
         ideal = shorter / _TILES_ACROSS
         tile_side = min(_TILE_SIDES, key=lambda side: abs(math.log(side / ideal)))
-    return Tiling(image_height=height, image_width=width, tile_height=tile_side, tile_width=tile_side, overlap=overlap)
+    return make_record(
+        Tiling,
+        {
+            "image_height": height,
+            "image_width": width,
+            "tile_height": tile_side,
+            "tile_width": tile_side,
+            "overlap": overlap,
+        },
+    )
 
 
 def _rounded(side: float) -> int:

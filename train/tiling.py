@@ -13,7 +13,7 @@ import math
 from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
-from vae_edge.records import Record
+from vae_edge.records import Record, make_record
 from vae_edge.train.presets import check_image_size
 
 DEFAULT_OVERLAP = 0.25
@@ -50,8 +50,14 @@ class Tiling(Record):
 
     @classmethod
     def whole(cls, height: int, width: int) -> Tiling:
-        """Return the tiling that does not cut."""
-        return cls(image_height=height, image_width=width, tile_height=height, tile_width=width)
+        """Return the tiling that does not cut.
+
+        Raises:
+            UsageError: the size does not fit into the network.
+        """
+        return make_record(
+            cls, {"image_height": height, "image_width": width, "tile_height": height, "tile_width": width}
+        )
 
     @property
     def rows(self) -> tuple[int, ...]:

@@ -72,12 +72,16 @@ def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
     """Make a record from what a user gave.
 
     Raises:
-        InputError: a value is out of range; with its name and the value.
+        InputError: a value is out of range; with its name and the value. Where values do not fit together, it is the
+            record's own sentence.
     """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, UsageError):
+            raise UsageError(str(own)) from error
         place = ".".join(map(str, first["loc"])) or kind.__name__
         raise UsageError(f"{place} is {first['input']!r}: {first['msg'].lower()}") from error
 

@@ -22,7 +22,6 @@ from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.run_records import DataSource
-from vae_edge.train.synthetic_defects import KINDS, paste_defects
 
 RANDOM = np.random.default_rng(5)
 
@@ -177,35 +176,3 @@ def test_synthetic_sets_stay_within_the_number_asked_for() -> None:
     assert len(with_synthetic_defects(textured(1), ["a"]).images) == 33
     with pytest.raises(InputError, match="there is no held-out normal"):
         with_synthetic_defects(textured(1)[:0], [])
-
-
-def test_a_defect_changes_its_mask_alone_and_is_visible_there() -> None:
-    images = textured(6)
-    pasted = paste_defects(images, 6)
-    sources = images[list(pasted.sources)]
-    changed = (pasted.images != sources).any(axis=-1)
-    assert (changed == pasted.masks).all()
-    assert pasted.masks.any(axis=(1, 2)).all()
-    assert pasted.masks.mean() < 0.1
-    assert {kind.split("-")[0] for kind in pasted.kinds} == set(KINDS)
-    strength = np.abs(pasted.images.astype(int) - sources).max(axis=(1, 2, 3))
-    assert strength.min() < 40 < strength.max()
-
-
-@pytest.mark.parametrize("level", [0, 255])
-def test_defects_show_on_black_and_on_white_and_on_a_single_plain_picture(level: int) -> None:
-    pasted = paste_defects(np.full((1, 32, 32, 3), level, dtype=np.uint8), 8)
-    assert pasted.masks.any(axis=(1, 2)).all()
-
-
-def test_a_defect_depends_on_the_picture_and_not_on_its_place_in_the_set() -> None:
-    images = textured(12)
-    alone = paste_defects(images, 1)
-    assert len(set(content_hashes(alone.images))) == 12
-    assert np.array_equal(paste_defects(images, 1).images, alone.images)
-
-
-def test_the_defects_of_a_grey_camera_are_grey() -> None:
-    grey = np.repeat(textured(4)[..., :1], 3, axis=-1)
-    images = paste_defects(grey, 4).images
-    assert (images == images[..., :1]).all()

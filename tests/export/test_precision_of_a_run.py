@@ -43,9 +43,9 @@ def drift(exact: onnx.ModelProto, other: onnx.ModelProto, images: NDArray[np.uin
 
 
 def test_the_layers_are_those_of_the_encoder_and_the_decoder(exported: onnx.ModelProto) -> None:
-    # Three halvings, the latents, and back; not the two passes of the smoothing.
+    # Three halvings, the latents, and back.
     assert len(quantizable_layers(exported)) == 3 + 1 + 1 + 3
-    assert len(nodes_of(exported, "Conv") + nodes_of(exported, "ConvTranspose")) == 8 + 2
+    assert len(nodes_of(exported, "Conv") + nodes_of(exported, "ConvTranspose")) == 8
 
 
 def test_the_rewrite_changes_nothing_but_the_rounding(exported: onnx.ModelProto, images: NDArray[np.uint8]) -> None:

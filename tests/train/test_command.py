@@ -48,7 +48,8 @@ def test_a_training_from_start_to_table(data: Path, tmp_path: Path, capsys: pyte
     assert vae_train("--data", data, "--out", out, "--epochs", "2", "--accelerator", "cpu", *TINY) == 0
     printed = capsys.readouterr()
     notes = " ".join(printed.err.split())
-    assert "parameters and takes" in notes
+    assert "the network has" in notes
+    assert "M parameters and an image takes" in notes
     assert "24 images to train on" in notes
     assert "train the network" in notes
     assert "a false-alarm rate of 0.01 needs at least 99 held-out normals" in notes
@@ -111,8 +112,15 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(data: Pat
         (["--out", "run"], "--data sample"),
         (["--data", "x", "--normal", "y", "--out", "run"], "either --data or --normal"),
         (["--data", "x", "--out", "run", "--preset", "huge"], "'huge'; expected one of"),
-        (["--data", "x", "--out", "run", "--image-size", "100"], "96x96 and 112x112"),
-        (["--data", "x", "--out", "run", "--image-size", "big"], "'big'; expected a side such as 256"),
+        (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "none"], "96x96 and 112x112"),
+        (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "128"], "tiles that are no larger"),
+        (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "50"], "48x48 and 56x56"),
+        (["--data", "x", "--out", "run", "--tile-size", "small"], "'small'; expected auto, none or a side in pixels"),
+        (["--data", "x", "--out", "run", "--tile-overlap", "0.9"], "overlap is 0.9"),
+        (["--data", "x", "--out", "run", "--scoring", "best"], "'best' of the scoring"),
+        (["--data", "x", "--out", "run", "--photometric", "dark"], "'dark'; expected one of auto, none, image, local"),
+        (["--data", "x", "--out", "run", "--averaging", "1"], "averaging is 1.0"),
+        (["--data", "x", "--out", "run", "--image-size", "big"], "'big'; expected auto, a side such as 256"),
         (["--data", "x", "--out", "run", "--false-alarm-rate", "1.5"], "false_alarm_rate is 1.5"),
         (["--data", "x", "--out", "run", "--n-features", "0"], "n_features is 0"),
         (["--data", "x", "--out", "run", "--held-out", "0.9"], "threshold_share is 0.9"),

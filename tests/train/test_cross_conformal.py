@@ -21,7 +21,7 @@ from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import ThresholdMethod
 from vae_edge.records import make_record
 from vae_edge.sample import SampleSettings, write_sample_set
-from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, run_graph
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.cross_conformal import announce, divide, score_out_of_fold
 from vae_edge.train.fitting import fit_run, resume_run
@@ -32,6 +32,7 @@ from vae_edge.train.run_folder import CALIBRATION_FILE, MODEL_FILE, SCORING_FILE
 from vae_edge.train.run_records import CalibrationRecord, TrainSettings
 from vae_edge.train.split import split_into_folds
 from vae_edge.train.surroundings import TrainingInterruptedError
+from vae_edge.train.tiling import Tiling
 from vae_edge.train.watcher import Watcher
 
 TINY = Architecture(n_features=4, latent_vec_size=8, height=32, width=32)
@@ -78,6 +79,8 @@ class MeanImage(nn.Module):
     """The simplest model of good parts: the distance from their mean."""
 
     image_size = (2, 2)
+    # Smaller than a network's image could be.
+    frame = Frame(Tiling.model_construct(image_height=2, image_width=2, tile_height=2, tile_width=2))
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         super().__init__()

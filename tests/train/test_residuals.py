@@ -31,21 +31,22 @@ def residual(kind: Residual, pixels: Tensor, reconstruction: Tensor) -> NDArray[
 
 
 def smoothed(values: Array, sigma: float) -> Array:
-    return np.stack([gaussian_filter(each, sigma, mode="nearest", radius=math.ceil(3 * sigma)) for each in values])
+    reach = math.ceil(3 * sigma)
+    return np.stack([gaussian_filter(each, sigma, mode="nearest", radius=reach) for each in values])
 
 
 def structural_dissimilarity(x: Array, y: Array) -> Array:
-    """1 - SSIM as Wang et al. write it, with variances as differences of squares, in float64."""
+    """1 - SSIM (Wang et al. 2004), in float64, with the variances of what differs from the moving mean."""
     sigma = SSIM_SIGMA * min(H, W)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     mean_x, mean_y = smoothed(x, sigma), smoothed(y, sigma)
-    # About the mean of the pixel's own place, smoothed once more: what a window of moving means measures.
+    # Deviations are from the mean around each pixel, not from that of the window: see the module.
     off_x, off_y = x - mean_x, y - mean_y
     variance_x, variance_y = smoothed(off_x**2, sigma), smoothed(off_y**2, sigma)
     covariance = smoothed(off_x * off_y, sigma)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return np.maximum(1 - luminance * structure, 0)
+    return np.asarray(np.maximum(1 - luminance * structure, 0))
 
 
 def expected(kind: Residual, pixels: Tensor, reconstruction: Tensor) -> Array:
@@ -59,7 +60,7 @@ def expected(kind: Residual, pixels: Tensor, reconstruction: Tensor) -> Array:
     grey = (x - y).mean(axis=1)
     down, across = np.zeros_like(grey), np.zeros_like(grey)
     down[:, :-1], across[:, :, :-1] = np.diff(grey, axis=1), np.diff(grey, axis=2)
-    return np.hypot(down, across)
+    return np.asarray(np.hypot(down, across))
 
 
 @pytest.mark.parametrize("kind", list(Residual))
