@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-false-alarms test lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms test lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,6 +32,9 @@ bench-peers: install ## the same weights in the bare runtimes and in anomalib, s
 
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on fresh normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.false_alarms $(RUN)
+
+bench-detection: install ## how well defects are found, every part switched off in turn, on DATA="DIR ..."; hours; into bench/detection
+	$(BIN)/python -m vae_edge.benchmarks.detection $(DATA) --out bench/detection $(DETECTION)
 
 test: install ## all tests that need no GPU, with coverage of lines
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered

@@ -38,8 +38,8 @@ def test_the_presets_have_the_parameters_that_the_table_says() -> None:
     torch = pytest.importorskip("torch")
     from vae_edge.train.network import Vae, count_flops, count_parameters
 
-    for name, parameters_256, flops_256, parameters_128, flops_128 in rows("Networks"):
-        for side, parameters, flops in ((256, parameters_256, flops_256), (128, parameters_128, flops_128)):
+    for name, *cells in rows("Networks"):
+        for side, parameters, flops in zip((256, 128, 64), cells[::2], cells[1::2], strict=True):
             with torch.device("meta"):
                 vae = Vae.from_architecture(PRESETS[name].architecture(name, side, side))
             assert count_parameters(vae) / 1e6 == pytest.approx(float(parameters.removesuffix(" M")), rel=0.01)

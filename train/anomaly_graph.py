@@ -197,6 +197,7 @@ class Scorer(nn.Module):
         for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
             self.register_buffer(f"mean_{i}", mean)
             self.register_buffer(f"scale_{i}", scale)
+        self.smooth_map = Smoothing(settings.map_sigma * min(height, width), height, width)
         self.is_normalized = [settings.is_fused or each.per_pixel for each in settings.maps]
         self.tiles = Tiles(frame.tiling)
         for name, tensor in constants.latent.items():
@@ -219,7 +220,10 @@ class Scorer(nn.Module):
             term = (self.latent_term(seen) - self.latent_center) / self.latent_unit
             maps.append(self.tiles.spread(term).flatten(1, 2))
             scores.append(term.reshape(self.tiles.tiling.n_tiles, -1).amax(dim=0))
-        return self._fuse(maps), self._fuse(scores)
+        fused = self._fuse(maps)
+        if self.settings.map_sigma:
+            fused = self.smooth_map(fused.unsqueeze(1)).flatten(1, 2)
+        return fused, self._fuse(scores)
 
     def latent_term(self, seen: Reconstructed) -> Tensor:
         """Return each tile's distance or divergence, float32 [T * N], before it is brought to the maps' scale."""

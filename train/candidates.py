@@ -1,6 +1,6 @@
 """The compositions that `--scoring auto` chooses from. Loads no torch.
 
-Ten maps, each good at something, and every fusion of up to three of them. Fusions are what keeps a choice safe: over
+Nine maps, each good at something, and every fusion of up to three of them. Fusions are what keeps a choice safe: over
 the image sets at hand no single map was near the best everywhere, and a fusion of a fine, a middle and a small one was
 (`benchmarks/DETECTION.md`).
 """
@@ -11,6 +11,7 @@ from itertools import combinations
 
 from vae_edge.train.scoring import (
     DEFAULT_SCORING,
+    MAP_SIGMA,
     MSE_SCORING,
     NORMALIZED_SCORING,
     Level,
@@ -42,7 +43,6 @@ CANDIDATE_MAPS: tuple[MapSettings, ...] = (
     _map(Residual.L1, 0.016, Level.IMAGE, 0.005),  # spots of some size
     _map(Residual.L2, 0.016, Level.IMAGE, 0.005),
     _map(Residual.L1, 0.008, Level.IMAGE, 0.0005),  # small spots
-    _map(Residual.L1, 0.008, Level.LOCAL, 0.0005),
     _map(Residual.L1, 0.008, Level.NONE, 0.0005),
     _map(Residual.L2, 0.004, Level.IMAGE, None),  # specks
     _map(Residual.L1, 0.04, Level.IMAGE, 0.02),  # large faint places
@@ -50,7 +50,9 @@ CANDIDATE_MAPS: tuple[MapSettings, ...] = (
 )
 
 FUSED: tuple[ScoringSettings, ...] = tuple(
-    ScoringSettings(maps=maps) for size in range(1, MOST_FUSED + 1) for maps in combinations(CANDIDATE_MAPS, size)
+    ScoringSettings(maps=maps, map_sigma=MAP_SIGMA)
+    for size in range(1, MOST_FUSED + 1)
+    for maps in combinations(CANDIDATE_MAPS, size)
 )
 
 CANDIDATES: tuple[ScoringSettings, ...] = (

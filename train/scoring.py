@@ -9,7 +9,7 @@
 
 and, where there are several, their fusion. As text, which `--scoring` takes:
 
-    l2/0.016/image+pixel/top0.5% , gradient/0.008/local+pixel/top0.5% , latent
+    l2/0.016/image+pixel/top0.5% , gradient/0.008/local+pixel/top0.5% , latent , map=0.025
 """
 
 from __future__ import annotations
@@ -155,6 +155,9 @@ class ScoringSettings(Record):
     maps: tuple[MapSettings, ...] = Field(default=(MapSettings(),), min_length=1, max_length=MAX_MAPS)
     fusion: Fusion = Fusion.MEAN
     latent: Latent = Latent.NONE
+    map_sigma: float = Field(default=0.0, ge=0, le=0.1)
+    """Standard deviation of a Gaussian over the anomaly map, as a share of the image's shorter side; the score is taken
+    before it. A narrow map finds small defects best, a wide one shows best how far a defect reaches."""
 
     @model_validator(mode="after")
     def _differ(self) -> ScoringSettings:
@@ -176,6 +179,7 @@ class ScoringSettings(Record):
         parts = [str(each) for each in self.maps]
         parts += [] if self.latent is Latent.NONE else [self.latent.value]
         parts += [] if self.fusion is Fusion.MEAN else [f"fusion={self.fusion}"]
+        parts += [f"map={self.map_sigma:.6g}"] if self.map_sigma else []
         return ",".join(parts)
 
     def describe(self) -> str:
@@ -185,11 +189,12 @@ class ScoringSettings(Record):
         parts = [each.describe() for each in self.maps]
         if self.latent is not Latent.NONE:
             parts.append("distance of the latents from those of normals" if self.latent is Latent.DISTANCE else "KL")
+        shown = f"; shown smoothed by a Gaussian of {self.map_sigma:.3g}" if self.map_sigma else ""
         if len(parts) == 1:
-            return parts[0]
+            return parts[0] + shown
         numbered = "; ".join(f"({i}) {part}" for i, part in enumerate(parts, 1))
         how = "mean" if self.fusion is Fusion.MEAN else "maximum"
-        return f"{how} of {len(parts)} parts in units of held-out normals: {numbered}"
+        return f"{how} of {len(parts)} parts in units of held-out normals: {numbered}{shown}"
 
 
 MSE_SCORING = ScoringSettings(
@@ -200,12 +205,17 @@ MSE_SCORING = ScoringSettings(
 NORMALIZED_SCORING = ScoringSettings()
 """The absolute residual, smoothed, normalized per pixel; the mean of the largest values."""
 
+MAP_SIGMA = 0.025
+"""Of the anomaly map in all that `auto` chooses from: on every image set at hand pixel AUROC and AUPRO were best, or
+nearly, with 0.02 to 0.03 (`benchmarks/DETECTION.md`)."""
+
 DEFAULT_SCORING = ScoringSettings(
+    map_sigma=MAP_SIGMA,
     maps=(
         MapSettings(residual=Residual.GRADIENT, smoothing_sigma=0.008, level=Level.LOCAL, top_fraction=0.005),
         MapSettings(residual=Residual.L2, smoothing_sigma=0.016, level=Level.IMAGE, top_fraction=0.005),
         MapSettings(residual=Residual.L1, smoothing_sigma=0.008, level=Level.IMAGE, top_fraction=0.0005),
-    )
+    ),
 )
 """Fine lines, spots of some size and small ones, each in units of what normals show: near the best on every image set
 at hand. `auto` leaves it only for what is clearly better on the images it chooses by."""
@@ -231,22 +241,26 @@ def parse_scoring(text: str) -> ScoringSettings | None:
     if len(words) == 1 and words[0] in NAMED_SCORINGS:
         return NAMED_SCORINGS[words[0]]
     maps: list[MapSettings] = []
-    fusion, latent = Fusion.MEAN, Latent.NONE
+    fusion, latent, map_sigma = Fusion.MEAN, Latent.NONE, 0.0
     terms = [word for word in words if word in (Latent.DISTANCE.value, Latent.KL.value)]
     if len(terms) > 1:
         raise UsageError(f"the scoring {text!r} has two terms of the latents; expected one or none")
-    if sum(word.startswith("fusion=") for word in words) > 1:
-        raise UsageError(f"the scoring {text!r} says twice how its parts are fused; expected it once")
+    for start, what in (("fusion=", "how its parts are fused"), ("map=", "how the map is smoothed")):
+        if sum(word.startswith(start) for word in words) > 1:
+            raise UsageError(f"the scoring {text!r} says twice {what}; expected it once")
     for word in words:
         if word in terms:
             latent = Latent(word)
+        elif word.startswith("map="):
+            map_sigma = _number(word.removeprefix("map="), "smoothing of the map", text)
         elif word.startswith("fusion="):
             fusion = _one_of(Fusion, word.removeprefix("fusion="), "fusion", text)
         else:
             maps.append(_parse_map(word, text))
     if not maps:
         raise UsageError(f"the scoring {text!r} has no map; {_EXPECTED}")
-    return make_record(ScoringSettings, {"maps": tuple(maps), "fusion": fusion, "latent": latent})
+    values = {"maps": tuple(maps), "fusion": fusion, "latent": latent, "map_sigma": map_sigma}
+    return make_record(ScoringSettings, values)
 
 
 _EXPECTED = (
@@ -263,10 +277,7 @@ def _parse_map(word: str, text: str) -> MapSettings:
         raise UsageError(f"{word!r} of the scoring {text!r} has {len(parts)} parts between slashes; {_EXPECTED}")
     residual, sigma, normalization, pooling = parts
     values: dict[str, object] = {"residual": _one_of(Residual, residual, "residual", text), "per_pixel": False}
-    try:
-        values["smoothing_sigma"] = float(sigma)
-    except ValueError:
-        raise UsageError(f"the smoothing {sigma!r} of the scoring {text!r} is no number; {_EXPECTED}") from None
+    values["smoothing_sigma"] = _number(sigma, "smoothing", text)
     names = normalization.split("+")
     if names.count("pixel") > 1 or len(names) - names.count("pixel") > 1:
         raise UsageError(
@@ -285,6 +296,13 @@ def _parse_map(word: str, text: str) -> MapSettings:
     else:
         raise UsageError(f"the pooling {pooling!r} of the scoring {text!r} is not known; expected mean, max or top0.5%")
     return make_record(MapSettings, values)
+
+
+def _number(word: str, what: str, text: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"the {what} {word!r} of the scoring {text!r} is no number; {_EXPECTED}") from None
 
 
 _Kind = TypeVar("_Kind", bound=Enum)

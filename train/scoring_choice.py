@@ -3,7 +3,7 @@
 Held-out normals get synthetic defects (`vae_edge.train.synthetic_defects`); every candidate scores both, and its figure
 is the image AUROC, averaged over kinds and sizes of defects, so that the easy ones do not decide. Such defects are not
 the real ones, and a few dozen images are few: so the default stays unless another candidate is better by more than
-twice the standard error of the difference. That also keeps the choice the same under another random seed, unless the
+three standard errors of the difference. That also keeps the choice the same under another random seed, unless the
 data speak clearly.
 """
 
@@ -32,8 +32,11 @@ FEWEST_NORMALS = 8
 MOST_NORMALS = 40
 _DEFECTIVE_WANTED = 10 * len(KINDS) * len(SIZES)
 
-_CLEARLY = 2.0
-"""Standard errors by which a candidate has to be better than the default."""
+CLEARLY = 2.0
+"""Standard errors by which another candidate has to be better than the default."""
+
+CLEARLY_OF_MANY = 3.0
+"""The same where the other is the best of a hundred, some of which look better by chance."""
 
 _KEPT = 12
 
@@ -174,19 +177,21 @@ def rank_scorings(
             assert value is not None
             aurocs[row, column] = value
     index = list(candidates).index(default)
-    return ScoringRanking(candidates[choose_row(aurocs, index)], aurocs, tuple(candidates), index)
+    chosen = candidates[choose_row(aurocs, index, CLEARLY_OF_MANY)]
+    return ScoringRanking(chosen, aurocs, tuple(candidates), index)
 
 
-def choose_row(aurocs: NDArray[np.float64], default: int) -> int:
-    """Return the best row, or the default one where the best is not better by two standard errors.
+def choose_row(aurocs: NDArray[np.float64], default: int, clearly: float = CLEARLY) -> int:
+    """Return the best row, or the default one where the best is not clearly better.
 
     Args:
         aurocs: float64 [candidates, strata].
         default: a row.
+        clearly: standard errors by which the best one has to be better.
     """
     best = int(np.argmax(aurocs.mean(axis=1)))
     gain = aurocs[best] - aurocs[default]
-    return best if gain.mean() > _CLEARLY * standard_error(gain) else default
+    return best if gain.mean() > clearly * standard_error(gain) else default
 
 
 def rank(names: Sequence[str], aurocs: NDArray[np.float64]) -> tuple[Ranked, ...]:

@@ -26,8 +26,13 @@ KINDS = ("blob", "scratch", "patch", "stain", "smear", "grain")
 SIZES = (0.04, 0.1, 0.2, 0.45)
 """Extent of a defect as a share of the image's shorter side."""
 
-_CONTRASTS = (16.0, 32.0, 64.0)
-"""Change of the pixel values, of 255, where a defect is strongest."""
+_CONTRASTS = (0.125, 0.25, 0.5)
+"""Change where a defect is strongest, as a share of the light that comes from that place: what a defect changes is how
+much light comes back, so under half the light it changes the picture by half as much. A defect of a fixed number of
+grey values would be glaring in dark pictures and faint in bright ones."""
+
+_DARKEST = 32.0
+"""Grey value that a darker place counts as: even black shows a defect."""
 
 _LEAST_CHANGE = 3
 """Of 255 in any channel, from which a pixel belongs to the defect."""
@@ -116,12 +121,13 @@ def _paste(
 def _tint(
     image: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float, random: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Make the picture lighter or darker by `contrast` times a strength of 0 to 1, float32 [H, W]."""
+    """Make the picture lighter or darker by `contrast` of its light times a strength of 0 to 1, float32 [H, W]."""
     level = float((image.mean(axis=2) * strength).sum() / max(float(strength.sum()), 1e-6))
     # Away from black and white where the change would be clipped away.
+    change = contrast * max(level, _DARKEST)
     lighter = random.random() < 0.5
-    lighter = (lighter or level < contrast) and level <= 255 - contrast
-    colour = contrast * (0.7 + 0.6 * random.random(3)) * (1 if lighter else -1)
+    lighter = (lighter or level < change) and level <= 255 - change
+    colour = change * (0.7 + 0.6 * random.random(3)) * (1 if lighter else -1)
     if np.ptp(image, axis=2).max() == 0:
         colour[:] = colour.mean()  # A grey camera sees no colour.
     changed = image + strength[:, :, None] * colour
@@ -173,7 +179,7 @@ def _smear(
     image: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float, random: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Blur the picture along a direction where the strength is, the wider the larger the contrast."""
-    reach = max(round(min(image.shape[:2]) * contrast / 1000), 2)
+    reach = max(round(min(image.shape[:2]) * contrast / 8), 2)
     line = np.zeros((2 * reach + 1, 2 * reach + 1), dtype=np.float32)
     angle = np.pi * random.random()
     across, along = reach * np.cos(angle), reach * np.sin(angle)
@@ -190,8 +196,9 @@ def _grain(
     values = image.astype(np.float32)
     coarse = np.asarray(cv2.GaussianBlur(values, (0, 0), max(min(image.shape[:2]) / 50, 1.0)), dtype=np.float32)
     speckle = _softened(random.standard_normal(image.shape[:2]).astype(np.float32), 0.3 + random.random())
-    speckle *= 0.4 * contrast / max(float(speckle.std()), 1e-6)
-    return _blended(image, coarse + (1 + contrast / 48) * (values - coarse) + 0.5 * speckle[:, :, None], strength)
+    level = float((image.mean(axis=2) * strength).sum() / max(float(strength.sum()), 1e-6))
+    speckle *= 0.2 * contrast * max(level, _DARKEST) / max(float(speckle.std()), 1e-6)
+    return _blended(image, coarse + (1 + 2.5 * contrast) * (values - coarse) + speckle[:, :, None], strength)
 
 
 def _blended(
@@ -209,7 +216,7 @@ _DRAW = {"blob": _blob, "scratch": _scratch, "stain": _stain}
 def _cut_and_paste(
     image: NDArray[np.uint8], other: NDArray[np.uint8], size: float, random: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Paste a rectangle of another picture (or of another place of this one), turned by a half."""
+    """Paste a rectangle of another picture (or of another place of this one), turned by a half, in this one's light."""
     height, width = image.shape[:2]
     stretch = 0.6 + 0.8 * random.random()
     rows = min(max(round(size * stretch), 3), height // 2)
@@ -218,7 +225,10 @@ def _cut_and_paste(
     from_column, to_column = (int(random.random() * (width - columns + 1)) for _ in range(2))
     result = image.copy()
     piece = other[from_row : from_row + rows, from_column : from_column + columns]
-    result[to_row : to_row + rows, to_column : to_column + columns] = piece[::-1, ::-1]
+    # Another exposure would give it away, whatever it shows.
+    gain = max(float(image.mean()), 1.0) / max(float(other.mean()), 1.0)
+    lit = np.clip(np.rint(piece[::-1, ::-1] * gain), 0, 255).astype(np.uint8)
+    result[to_row : to_row + rows, to_column : to_column + columns] = lit
     shape = np.zeros((height, width), dtype=np.float32)
     shape[to_row : to_row + rows, to_column : to_column + columns] = 1
     return result, shape

@@ -122,8 +122,10 @@ def scorings_of(chosen: ScoringSettings) -> dict[str, ScoringSettings]:
         "no normalization per pixel": with_maps(per_pixel=False),
         "mean instead of the largest values": with_maps(pooling=Pooling.MEAN),
     }
+    if chosen.map_sigma:
+        result["no smoothing of the map"] = chosen.model_copy(update={"map_sigma": 0.0})
     if len(chosen.maps) > 1:
-        result |= {f"only {each}": ScoringSettings(maps=(each,)) for each in chosen.maps}
+        result |= {f"only {each}": chosen.model_copy(update={"maps": (each,)}) for each in chosen.maps}
     result |= {
         "with the latents' distance": chosen.model_copy(update={"latent": Latent.DISTANCE}),
         "with the KL term": chosen.model_copy(update={"latent": Latent.KL}),
