@@ -75,7 +75,7 @@ def test_every_part_of_the_chosen_scoring_is_switched_off_in_turn() -> None:
     assert all(each.level is Level.NONE for each in off["no division by the image's own residual"].maps)
     assert not any(each.per_pixel for each in off["no normalization per pixel"].maps)
     assert [each for name, each in off.items() if name.startswith("only ")] == [
-        parse_scoring(str(each)) for each in DEFAULT_SCORING.maps
+        DEFAULT_SCORING.model_copy(update={"maps": (each,)}) for each in DEFAULT_SCORING.maps
     ]
     assert off["mse (the plain scoring)"] == MSE_SCORING
 
