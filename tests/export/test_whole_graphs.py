@@ -89,7 +89,7 @@ def vae() -> Vae:
         for step in range(60):
             batch = pixels[..., (left := 8 * (step % 6)) : left + 32]
             optimizer.zero_grad()
-            network.loss(network(batch), batch).total.backward()
+            torch.autograd.backward(network.loss(network(batch), batch).total)
             optimizer.step()
     return network.eval()
 
