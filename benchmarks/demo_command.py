@@ -50,8 +50,8 @@ def demo(
         notes_console().print(f"\n[bold]2/5[/bold] {escape(str(run))} is trained already; delete it to train again")
     else:
         size = ("--preset", "nano", "--image-size", IMAGE_SIZE)
-        # A higher rate and smaller batches than the defaults: the demo has a minute for what may take an hour.
-        pace = ("--epochs", epochs, "--learning-rate", "0.001", "--batch-size", 16)
+        # Smaller batches than the defaults, hence more steps: the demo has a minute for what may take longer.
+        pace = ("--epochs", epochs, "--batch-size", 16)
         _step(
             2, "train on good parts only", "vae-train", "--data", data / name, "--out", run, "--overwrite", *size, *pace
         )

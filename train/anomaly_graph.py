@@ -261,6 +261,11 @@ class AnomalyGraph(nn.Module):
         self.score = Scorer(settings, constants, frame)
         self.eval().requires_grad_(False)
 
+    def describe(self) -> str:
+        """Return what the graph does, in words."""
+        frame = self.frame
+        return f"{frame.tiling.describe()}; {frame.photometric.describe()}; {self.settings.describe()}"
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole road."""
         anomaly_map, score = self.score(self.reconstruct(image))

@@ -16,7 +16,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vae_edge.train.tiling import Tiling
 
-_DEFAULT_STEPS = 2000
+CONSTANT_STEPS = 2000
+"""Steps of a training at a constant learning rate, unless epochs are given."""
+
+ONE_CYCLE_STEPS = 1500
+"""The same with a one-cycle schedule, which gets there sooner."""
+
+WHOLE_ONE_CYCLE_STEPS = 700
+"""The same for whole images, a step of which is dear."""
+
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 300
 
 _MOST_CROPS = 4
@@ -36,7 +44,9 @@ class Plan:
     """Images, or windows of images, that an epoch trains on."""
 
 
-def make_plan(n_images: int, largest_batch: int, epochs: int | None, per_image: int = 1) -> Plan:
+def make_plan(
+    n_images: int, largest_batch: int, epochs: int | None, per_image: int = 1, *, steps: int = CONSTANT_STEPS
+) -> Plan:
     """Cut the windows of n images into nearly equal batches of at most `largest_batch`.
 
     Args:
@@ -44,6 +54,7 @@ def make_plan(n_images: int, largest_batch: int, epochs: int | None, per_image: 
         largest_batch: most windows in a batch.
         epochs: None: `default_epochs`.
         per_image: windows of each image in an epoch.
+        steps: that `default_epochs` makes.
     """
     n = n_images * per_image
     batch_size = even_batch_size(n, largest_batch)
@@ -52,7 +63,7 @@ def make_plan(n_images: int, largest_batch: int, epochs: int | None, per_image: 
     drop_last = n > batch_size and 0 < rest < batch_size / 2
     used = n - rest if drop_last else n
     return Plan(
-        epochs=epochs or default_epochs(n, batch_size, per_image),
+        epochs=epochs or default_epochs(n, batch_size, per_image, steps),
         batch_size=batch_size,
         drop_last=drop_last,
         steps_per_epoch=math.ceil(used / batch_size),
@@ -60,11 +71,11 @@ def make_plan(n_images: int, largest_batch: int, epochs: int | None, per_image: 
     )
 
 
-def default_epochs(n_windows: int, batch_size: int, per_image: int = 1) -> int:
-    """Return how many epochs make about 2000 steps, at most 300, and at least 20 windows of each image."""
-    steps = math.ceil(n_windows / batch_size)
+def default_epochs(n_windows: int, batch_size: int, per_image: int = 1, steps: int = CONSTANT_STEPS) -> int:
+    """Return how many epochs make about so many steps, at most 300, and at least 20 windows of each image."""
+    per_epoch = math.ceil(n_windows / batch_size)
     fewest = math.ceil(_FEWEST_EPOCHS / per_image)
-    return min(max(math.ceil(_DEFAULT_STEPS / steps), fewest), _MOST_EPOCHS)
+    return min(max(math.ceil(steps / per_epoch), fewest), _MOST_EPOCHS)
 
 
 def even_batch_size(n_images: int, largest: int) -> int:

@@ -20,6 +20,7 @@ from vae_edge.records import make_record
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.image_size import check_request
 from vae_edge.train.photometric import Photometric
+from vae_edge.train.precision import resolve_precision
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture, preset_named
 from vae_edge.train.recipe import Augmentation, Recipe, Schedule
 from vae_edge.train.scoring import AUTO, parse_scoring
@@ -172,7 +173,13 @@ def train(
     accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu, mps.")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning's devices: auto, a number, or a list as in 0,1.")] = "auto",
     num_nodes: Annotated[int, typer.Option(help="Machines that train together.")] = 1,
-    precision: Annotated[str, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = "32-true",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Lightning's precision, such as 32-true or bf16-mixed; auto: bf16-mixed where the device has it.",
+            show_default="auto; reference: 32-true",
+        ),
+    ] = None,
 ) -> None:
     """Train a detector on images of good parts, fit its threshold on others, and measure it where there are defects.
 
@@ -246,7 +253,7 @@ def train(
             "accelerator": accelerator,
             "devices": devices,
             "num_nodes": num_nodes,
-            "precision": precision,
+            "precision": resolve_precision(precision or chosen.precision, accelerator),
         },
     )
     from vae_edge.train.fitting import fit_run

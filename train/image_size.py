@@ -16,8 +16,12 @@ MOST_PIXELS = 400 * 400
 """An image that is cut and is larger than this is shrunk to it; one that is smaller is not enlarged. A defect that
 covers a thousandth of the picture then still has 160 pixels."""
 
-MOST_PIXELS_WHOLE = 256 * 256
+MOST_PIXELS_WHOLE = 128 * 128
 """The same for an image that is not cut."""
+
+_MOST_SHRUNK = 4
+"""A picture of more than so many times `MOST_PIXELS_WHOLE` is cut even where parts are aligned: shrunk to one window,
+it would lose its small defects."""
 
 _STEP = 16
 """Sides are rounded to a multiple of this."""
@@ -46,7 +50,8 @@ def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: 
     """Return the sizes that a request and the data come to.
 
     Where parts lie at the same place in all pictures, the whole picture says what belongs where, and a network that
-    sees all of it finds what is missing or wrong; elsewhere tiles do better (`benchmarks/DETECTION.md`).
+    sees all of it finds what is missing or wrong, as long as the picture need not be shrunk much for it. Elsewhere
+    tiles do better (`benchmarks/DETECTION.md`).
 
     Args:
         request: what was asked for.
@@ -56,7 +61,9 @@ def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: 
     Raises:
         UsageError: what was asked for does not fit together.
     """
-    if request.tiles == "none" or (request.tiles == "auto" and is_aligned):
+    height, width = request.image or typical
+    is_small = height * width <= _MOST_SHRUNK * MOST_PIXELS_WHOLE
+    if request.tiles == "none" or (request.tiles == "auto" and is_aligned and is_small):
         # What was asked for has to fit into the network as it is; what is chosen is made to fit.
         size = request.image or nearest_image_sizes(*choose_image_size(typical, MOST_PIXELS_WHOLE))[0]
         if request.tiles == "none" or nearest_image_sizes(*size)[0] == size:

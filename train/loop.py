@@ -25,6 +25,9 @@ from vae_edge.errors import InputError
 from vae_edge.train.anomaly_graph import Frame
 from vae_edge.train.augmentation import augmented, even_light
 from vae_edge.train.batches import (
+    CONSTANT_STEPS,
+    ONE_CYCLE_STEPS,
+    WHOLE_ONE_CYCLE_STEPS,
     EpochSampler,
     FixedCrops,
     Plan,
@@ -112,6 +115,21 @@ class VaeTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def plan_of(settings: TrainSettings, n_images: int) -> Plan:
+    """Return how a training on so many images is cut into epochs and steps."""
+    tiling = settings.tiling_in_force
+    steps = CONSTANT_STEPS
+    if settings.recipe.schedule is Schedule.ONE_CYCLE:
+        steps = WHOLE_ONE_CYCLE_STEPS if tiling.n_tiles == 1 else ONE_CYCLE_STEPS
+    return make_plan(
+        n_images,
+        settings.batch_size,
+        settings.epochs,
+        crops_per_image(tiling),
+        steps=steps,
+    )
+
+
 def fit_vae(
     settings: TrainSettings,
     fit_images: NDArray[np.uint8],
@@ -147,7 +165,7 @@ def fit_vae(
     size = (architecture.height, architecture.width)
     tiling = frame.tiling if frame is not None else Tiling.whole(*size)
     per_image = crops_per_image(tiling)
-    plan = make_plan(len(fit_images), settings.batch_size, settings.epochs, per_image)
+    plan = plan_of(settings, len(fit_images))
     keeper = RunCheckpoint(path, lambda module: cast(VaeTraining, module).kept.state_dict())
     if path.is_file():
         keeper.load_state_dict(read_state(path))

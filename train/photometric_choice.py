@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.train.anomaly_graph import Frame
-from vae_edge.train.batches import crops_per_image, make_plan
-from vae_edge.train.loop import fit_vae
+from vae_edge.train.loop import fit_vae, plan_of
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.run_records import Ranked, TrainSettings
 from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
@@ -113,9 +112,8 @@ def _pilot_folder(folder: Path, kind: Photometric) -> Path:
 
 def _pilot_settings(settings: TrainSettings, n_images: int) -> TrainSettings:
     """Return the settings of a short training: about 300 steps, one process, no logs to keep."""
-    plan = make_plan(n_images, settings.batch_size, 1, crops_per_image(settings.tiling_in_force))
-    full = make_plan(n_images, settings.batch_size, settings.epochs, crops_per_image(settings.tiling_in_force))
-    epochs = min(max(1, round(PILOT_STEPS / plan.steps_per_epoch)), full.epochs)
+    plan = plan_of(settings, n_images)
+    epochs = min(max(1, round(PILOT_STEPS / plan.steps_per_epoch)), plan.epochs)
     return settings.model_copy(
         update={"epochs": epochs, "patience": 0, "devices": 1, "num_nodes": 1, "max_time_minutes": None}
     )

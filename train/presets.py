@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
+from vae_edge.train.precision import AUTO, SINGLE
 from vae_edge.train.recipe import EDGE_RECIPE, REFERENCE_RECIPE, Recipe
 
 SMALLEST_SIDE = 32
@@ -48,6 +49,8 @@ class Preset(Record):
     purpose: str
     recipe: Recipe = EDGE_RECIPE
     """How it is trained, unless told otherwise."""
+    precision: str = AUTO
+    """What is computed in, unless told otherwise: see `vae_edge.train.precision`."""
     chooses_size: bool = True
     """Whether image and tiles are as large as the data ask for, unless told otherwise; else whole images of 256."""
 
@@ -75,6 +78,7 @@ PRESETS: dict[str, Preset] = {
         max_features=None,
         purpose="the published network, as published: whole images of 256; for a GPU",
         recipe=REFERENCE_RECIPE,
+        precision=SINGLE,
         chooses_size=False,
     ),
     "edge": Preset(n_features=32, latent_vec_size=128, max_features=256, purpose="for a Jetson or a desktop CPU"),

@@ -203,7 +203,7 @@ class Manifest(Record):
     """Largest batch the model file accepts; None: any."""
     preparation: Preparation
     scoring: str
-    """The scoring in words, for people."""
+    """Tiles, light and scoring in words, for people."""
     thresholds: Thresholds
     calibration_set: CalibrationSetRecord | None = None
     quantization: QuantizationRecord | None = None

@@ -8,8 +8,10 @@ from pathlib import Path
 from pydantic import Field
 
 from vae_edge.records import Record
+from vae_edge.train.calibration import Calibration
 from vae_edge.train.metrics import Metrics
 from vae_edge.train.photometric import Photometric
+from vae_edge.train.precision import SINGLE, resolve_precision
 from vae_edge.train.presets import PRESETS, make_architecture
 from vae_edge.train.recipe import REFERENCE_RECIPE
 from vae_edge.train.run_records import DataSource, SizeRequest, TrainSettings
@@ -25,6 +27,12 @@ from vae_edge.train.scoring import (
 PLAIN_SIDE = 128
 """Side of the whole images that the plain network sees."""
 
+PLAIN_EPOCHS = 60
+"""Of the plain network, as long as the plain scoring's earlier figures were measured with."""
+
+TILE_SIDE = 64
+"""Side of the tiles where the choice was against tiles."""
+
 
 class Training(str, Enum):
     """The networks that are trained for each image set and seed."""
@@ -33,8 +41,8 @@ class Training(str, Enum):
     """The defaults of vae-train: everything is chosen."""
     PLAIN = "plain"
     """The plain VAE: whole images of 128 x 128, the published recipe, light as it is."""
-    WHOLE = "whole"
-    """As chosen, but whole images of 128 x 128 instead of tiles."""
+    OTHER_SIZE = "other-size"
+    """As chosen, but whole images of 128 x 128 instead of tiles; or tiles where whole images were chosen."""
     OTHER_LIGHT = "other-light"
     """As chosen, but light left as it is; where that was chosen, normalized by the image's own."""
     RECIPE = "recipe"
@@ -53,6 +61,7 @@ def settings_of(
     epochs: int | None,
     photometric: Photometric = Photometric.NONE,
     scoring: ScoringSettings | None = None,
+    is_whole: bool = False,
 ) -> TrainSettings:
     """Return the settings of one training.
 
@@ -64,6 +73,7 @@ def settings_of(
         epochs: None: the default.
         photometric: what the automatic run chose; for the others.
         scoring: what the automatic run chose; for the others.
+        is_whole: whether the automatic run chose whole images; for the others.
     """
     chosen = PRESETS[preset]
     auto = TrainSettings(
@@ -75,7 +85,10 @@ def settings_of(
         recipe=chosen.recipe,
         seed=seed,
         epochs=epochs,
+        calibration=Calibration.SPLIT,
+        precision=resolve_precision(chosen.precision, "auto"),
     )
+    tiles = SizeRequest(tiles=TILE_SIDE)
     whole = SizeRequest(image=(PLAIN_SIDE, PLAIN_SIDE), tiles="none")
     other = Photometric.IMAGE if photometric is Photometric.NONE else Photometric.NONE
     changes: dict[Training, dict[str, object]] = {
@@ -85,8 +98,10 @@ def settings_of(
             "recipe": REFERENCE_RECIPE,
             "photometric": Photometric.NONE,
             "scoring": NORMALIZED_SCORING,
+            "precision": SINGLE,
+            "epochs": epochs or PLAIN_EPOCHS,
         },
-        Training.WHOLE: {"size": whole, "photometric": photometric, "scoring": scoring},
+        Training.OTHER_SIZE: {"size": tiles if is_whole else whole, "photometric": photometric, "scoring": scoring},
         Training.OTHER_LIGHT: {"photometric": other, "scoring": scoring},
         Training.RECIPE: {"recipe": REFERENCE_RECIPE, "photometric": photometric, "scoring": scoring},
     }

@@ -45,6 +45,10 @@ def detection(
         str,
         typer.Option(help=f"What to train, comma-separated: {', '.join(each.value for each in Training)}; or all."),
     ] = "all",
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Of the seeds so many for the other trainings than auto.", show_default="all seeds"),
+    ] = None,
     ablate: Annotated[
         bool, typer.Option("--ablate/--no-ablate", help="Measure parts of the scoring, hindsight and the template.")
     ] = True,
@@ -53,7 +57,7 @@ def detection(
 ) -> None:
     """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and of the same with a part switched off."""
     try:
-        cases = _cases(data, out, seeds, preset, trainings, ablate=ablate, epochs=epochs)
+        cases = _cases(data, out, seeds, preset, trainings, repeats, ablate=ablate, epochs=epochs)
         results = _run_all(cases, out, jobs or usable_cores())
     except VaeEdgeError as error:
         notes_console().print(f"error: {error}", style="red", markup=False)
@@ -64,7 +68,15 @@ def detection(
 
 
 def _cases(
-    data: list[str], out: Path, seeds: str, presets: str, trainings: str, *, ablate: bool, epochs: int | None
+    data: list[str],
+    out: Path,
+    seeds: str,
+    presets: str,
+    trainings: str,
+    repeats: int | None,
+    *,
+    ablate: bool,
+    epochs: int | None,
 ) -> dict[str, Job]:
     words = [word.strip() for word in trainings.split(",")]
     known = [training.value for training in Training]
@@ -78,13 +90,13 @@ def _cases(
         preset_named(preset.strip())
         for text in data:
             folder = resolve_data(text).absolute()
-            for seed in seeds.split(","):
+            for number, seed in enumerate(seeds.split(",")):
                 cases[f"{folder.name}-{preset.strip()}-{seed.strip()}"] = Job(
                     data=str(folder),
                     preset=preset.strip(),
                     seed=int(seed),
                     runs=str((out / "runs").absolute()),
-                    trainings=wanted,
+                    trainings=wanted if repeats is None or number < repeats else (Training.AUTO,),
                     epochs=epochs,
                     ablate=ablate,
                 )

@@ -116,6 +116,7 @@ def run_job(job: Job) -> CaseResult:
             epochs=job.epochs,
             photometric=record.photometric,
             scoring=record.scoring,
+            is_whole=record.tiling.n_tiles == 1,
         )
         run = _run(runs, training, job, settings)
         rows.append(Row(name=f"training {training}", metrics=run.metrics))
