@@ -95,14 +95,17 @@ def test_a_detector_gives_the_runs_scores(
 
 
 def test_the_scoring_is_told_in_words_in_every_manifest(bundles: dict[tuple[Target, Precision], Bundle]) -> None:
-    assert {bundle.manifest.scoring for bundle in bundles.values()} == {SCORING.describe()}
+    assert {bundle.manifest.scoring for bundle in bundles.values()} == {
+        "images of 48x64, cut into 6 tiles of 32x32 (2 x 3); brightness and contrast normalized by the surroundings'; "
+        + SCORING.describe()
+    }
 
 
 def test_another_composition_can_be_chosen_at_export_for_the_same_tiles(run: RunFolder, tmp_path: Path) -> None:
     scoring = scoring_of("l1/0.03/image+pixel/max,gradient/0.02/none/top1%,kl,fusion=max")
     (result,) = export_run(run, tmp_path, ExportSettings(targets=(Target.TORCH,), scoring=scoring))
     assert result.bundle is not None
-    assert result.bundle.manifest.scoring == scoring.describe()
+    assert result.bundle.manifest.scoring.endswith(scoring.describe())
     assert (result.bundle.manifest.preparation.height, result.bundle.manifest.preparation.width) == (48, 64)
     with Detector.open(result.bundle) as detector:
         prediction = detector.predict(run.find_images(("test",))[0].path)
