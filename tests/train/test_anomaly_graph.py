@@ -8,12 +8,16 @@ from torch import nn
 
 from vae_edge.train.anomaly_graph import (
     AnomalyGraph,
+    Frame,
     ScoringConstants,
     fold_batch_norms,
+    images_at_a_time,
     n_pooled,
     run_graph,
 )
 from vae_edge.train.network import Vae
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.photometric_normalization import PhotometricNormalization
 from vae_edge.train.scoring import (
     MAX_POOLED_PIXELS,
     MSE_SCORING,
@@ -21,6 +25,8 @@ from vae_edge.train.scoring import (
     MapSettings,
     ScoringSettings,
 )
+from vae_edge.train.tiles import Tiles
+from vae_edge.train.tiling import Tiling
 
 H, W = 32, 48
 NO_SMOOTHING = ScoringSettings(maps=(MapSettings(smoothing_sigma=0.0, top_fraction=0.01),))
@@ -109,3 +115,48 @@ def test_the_graph_leaves_the_network_as_it_was(vae: Vae) -> None:
     neutral(vae, NORMALIZED_SCORING)
     assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
     assert all(parameter.requires_grad for parameter in vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "expected"),
+    [((32, 48), (32, 48), 16), ((256, 256), (256, 256), 16), ((512, 512), (512, 512), 4), ((400, 400), (64, 64), 4)],
+)
+def test_as_many_images_make_a_batch_as_a_small_machine_holds(
+    size: tuple[int, int], tile: tuple[int, int], expected: int
+) -> None:
+    tiling = Tiling(image_height=size[0], image_width=size[1], tile_height=tile[0], tile_width=tile[1])
+    assert images_at_a_time(Frame(tiling)) == expected
+
+
+class TestTheFrame:
+    TILING = Tiling(image_height=64, image_width=80, tile_height=H, tile_width=W)
+    FRAME = Frame(TILING, Photometric.IMAGE)
+
+    def test_the_network_sees_evened_tiles_and_the_residual_is_between_whole_images(self, vae: Vae) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (2, 64, 80, 3), dtype=np.uint8)
+        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.FRAME)
+        maps, scores = run_graph(graph, images)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = PhotometricNormalization(Photometric.IMAGE, 64, 80)(pixels)
+        tiles = Tiles(self.TILING)
+        with torch.no_grad():
+            parts = [vae.reconstruct(part) for part in tiles.cut(pixels).chunk(self.TILING.n_tiles)]
+        expected = (pixels - tiles.stitch(torch.cat(parts))).square().mean(dim=1)
+        np.testing.assert_allclose(maps, expected.numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(scores, expected.mean(dim=(1, 2)).numpy(), rtol=1e-4)
+
+    def test_an_image_at_the_other_place_of_a_batch_keeps_its_score(self, vae: Vae) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (3, 64, 80, 3), dtype=np.uint8)
+        graph = AnomalyGraph(vae, NORMALIZED_SCORING, ScoringConstants.neutral(NORMALIZED_SCORING), self.FRAME)
+        maps, scores = run_graph(graph, images)
+        turned_maps, turned = run_graph(graph, images[::-1].copy())
+        np.testing.assert_allclose(turned[::-1], scores, rtol=1e-5)
+        np.testing.assert_allclose(turned_maps[::-1], maps, rtol=1e-3, atol=1e-5)
+        assert len(set(scores.tolist())) == 3
+
+    def test_the_graph_says_all_that_it_does(self, vae: Vae) -> None:
+        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.FRAME)
+        assert graph.describe() == (
+            "images of 64x80, cut into 6 tiles of 32x48 (3 x 2); brightness and contrast normalized by the image's "
+            "own; squared residual, averaged over the image"
+        )

@@ -52,6 +52,7 @@ def test_an_image_of_which_an_epoch_shows_several_windows_needs_fewer_epochs() -
     assert make_plan(80, 32, None, 4).steps_per_epoch == 10
     assert make_plan(80, 32, None, 4).epochs == 200
     assert make_plan(80, 32, 7, 4).epochs == 7
+    assert make_plan(80, 32, None, 4, steps=700).epochs == 70
 
 
 def test_every_epoch_has_its_own_windows_that_follow_from_the_seed_and_the_epoch_alone() -> None:

@@ -18,7 +18,6 @@ from vae_edge.atomic import sha256_file
 from vae_edge.errors import BundleError, InputError
 from vae_edge.records import make_record
 from vae_edge.sample import SampleSettings, write_sample_set
-from vae_edge.train.batches import EpochSampler, default_epochs, make_plan
 from vae_edge.train.checkpoints import load_checkpoint, read_state
 from vae_edge.train.fitting import fit_run, resume_run
 from vae_edge.train.loop import fit_vae
@@ -259,32 +258,6 @@ def test_a_checkpoint_that_holds_more_than_plain_values_is_refused(tmp_path: Pat
     torch.save({"state_dict": {}}, path)
     with pytest.raises(BundleError, match="another program"):
         read_state(path)
-
-
-@pytest.mark.parametrize("n", [1, 7, 32, 33, 47, 65, 100, 993, 1000])
-def test_batches_are_nearly_equal_and_none_is_tiny(n: int) -> None:
-    plan = make_plan(n, 32, None)
-    assert plan.batch_size <= 32
-    last = plan.images_per_epoch - (plan.steps_per_epoch - 1) * plan.batch_size
-    assert plan.batch_size / 2 <= last <= plan.batch_size
-    assert plan.images_per_epoch > 0.95 * n
-
-
-def test_small_sets_get_more_epochs() -> None:
-    assert default_epochs(40, 20) == 300
-    assert default_epochs(320, 32) == 200
-    assert default_epochs(1_000_000, 32) == 20
-
-
-def test_every_epoch_has_its_own_order_that_follows_from_the_seed() -> None:
-    sampler = EpochSampler(50, seed=3)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(crop.image for crop in first) == sorted(crop.image for crop in second) == list(range(50))
-    assert first != second
-    sampler.set_epoch(0)
-    assert list(sampler) == first
 
 
 def test_a_wrong_setting_is_refused_with_its_value() -> None:

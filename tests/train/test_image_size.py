@@ -92,7 +92,7 @@ def test_what_does_not_fit_together_is_refused_with_the_numbers(request_: SizeRe
         resolve_size(request_, (128, 128), is_aligned=False)
 
 
-@pytest.mark.parametrize("typical", SIZES)
+@pytest.mark.parametrize("typical", [(64, 64), (100, 100), (128, 128), (200, 320), (256, 256), (128, 500)])
 def test_aligned_parts_are_left_whole_at_a_size_that_fits_the_network(typical: tuple[int, int]) -> None:
     tiling = resolve_size(SizeRequest(), typical, is_aligned=True)
     assert tiling.n_tiles == 1
@@ -100,6 +100,13 @@ def test_aligned_parts_are_left_whole_at_a_size_that_fits_the_network(typical: t
     for side, given in zip((tiling.image_height, tiling.image_width), typical, strict=True):
         assert side <= given + STEP / 2
     assert tiling.image_height * tiling.image_width <= 1.1 * MOST_PIXELS_WHOLE
+
+
+@pytest.mark.parametrize(("typical", "n_tiles"), [((256, 256), 1), ((128, 512), 1), ((272, 272), 36), ((900, 900), 16)])
+def test_a_picture_that_would_have_to_be_shrunk_much_is_cut_even_where_parts_are_aligned(
+    typical: tuple[int, int], n_tiles: int
+) -> None:
+    assert resolve_size(SizeRequest(), typical, is_aligned=True).n_tiles == n_tiles
 
 
 def test_aligned_parts_are_cut_all_the_same_where_the_size_asked_for_does_not_fit_whole() -> None:

@@ -7,7 +7,16 @@ import pytest
 
 from vae_edge.errors import InputError
 from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.split import Fold, Split, SplitSettings, n_statistics, n_threshold, split_into_folds, split_normals
+from vae_edge.train.split import (
+    Fold,
+    Split,
+    SplitSettings,
+    n_statistics,
+    n_threshold,
+    split_into_folds,
+    split_labelled,
+    split_normals,
+)
 
 
 def parts(n: int, per_part: int = 1) -> list[ImageFile]:
@@ -189,3 +198,49 @@ def test_folds_that_would_leave_too_little_to_train_on_are_refused() -> None:
     one_large = [replace(image, name=f"part{max(i - 37, 0)}_{i}.png") for i, image in enumerate(parts(40))]
     with pytest.raises(InputError, match=r"of 40 good parts in 3 groups \d+ would be left to train.* on"):
         split_into_folds(one_large, 3, SplitSettings(group_by=r"part(\d+)_"))
+
+
+def labelled(**counts: int) -> list[ImageFile]:
+    images = []
+    for kind, n in counts.items():
+        for image in parts(n):
+            name = f"{kind}_{image.name}"
+            defect = None if kind == "good" else kind
+            images.append(replace(image, name=name, sha256=hashlib.sha256(name.encode()).hexdigest(), defect=defect))
+    return images
+
+
+class TestHalvesOfLabelledImages:
+    @pytest.mark.parametrize("counts", [{"good": 10, "dent": 6, "rust": 7}, {"good": 2, "dent": 2, "rust": 1}])
+    def test_they_are_disjoint_together_everything_and_hold_half_of_each_class(self, counts: dict[str, int]) -> None:
+        images = labelled(**counts)
+        chosen, tested = split_labelled(images)
+        assert not set(chosen) & set(tested)
+        assert set(chosen) | set(tested) == set(images)
+        for kind, n in counts.items():
+            defect = None if kind == "good" else kind
+            assert sum(image.defect == defect for image in chosen) == n // 2
+            assert sum(image.defect == defect for image in tested) == n - n // 2
+
+    def test_they_depend_on_the_images_and_the_seed_and_not_on_the_order(self) -> None:
+        images = labelled(good=10, dent=6)
+        chosen, _ = split_labelled(images)
+        assert set(split_labelled(images[::-1])[0]) == set(chosen)
+        assert set(split_labelled(images, seed=1)[0]) != set(chosen)
+
+    def test_pictures_of_one_part_stay_in_one_half(self) -> None:
+        images = labelled(good=12, dent=12)
+        for seed in range(5):
+            chosen, tested = split_labelled(images, seed, lambda image: image.name.split("part")[1][0])
+            for group in "0123456789":
+                halves = [
+                    {image.defect for image in half if image.name.split("part")[1][0] == group}
+                    for half in (chosen, tested)
+                ]
+                assert not halves[0] & halves[1]
+
+    @pytest.mark.parametrize("counts", [{"good": 1, "dent": 5}, {"good": 5, "dent": 1}, {"good": 5}, {"dent": 5}])
+    def test_a_half_without_both_kinds_is_refused(self, counts: dict[str, int]) -> None:
+        n_good, n_bad = counts.get("good", 0), counts.get("dent", 0)
+        with pytest.raises(InputError, match=f"there are {n_good} good and {n_bad} defective labelled images"):
+            split_labelled(labelled(**counts))
