@@ -91,7 +91,9 @@ def test_the_record_holds_what_was_chosen_from_what_and_why(run: RunFolder) -> N
     record, choice = run.record, run.record.choice
     assert choice is not None
     assert choice.judged_on == f"{record.counts['statistics']} held-out normals and 240 synthetic defects on them"
-    assert {each.name for each in choice.photometric} == {str(kind) for kind in Photometric}
+    assert {each.name for each in choice.photometric} == {"none", "image"}, (
+        "by the surroundings only where labels judge"
+    )
     names = [each.name for each in choice.scoring]
     assert {str(record.scoring), str(DEFAULT_SCORING)} <= set(names)
     assert choice.n_compositions == len(CANDIDATES)
@@ -114,9 +116,10 @@ def test_the_sizes_in_force_are_recorded_and_the_network_is_a_tiles(run: RunFold
 
 def test_it_is_told_while_it_happens(run: RunFolder, listener: Listener) -> None:
     assert [stage for stage in listener.stages if stage.startswith("trying light")] == [
-        f"trying light {number} of 3 ({kind})" for number, kind in enumerate(Photometric, 1)
+        "trying light 1 of 2 (none)",
+        "trying light 2 of 2 (image)",
     ]
-    order = [listener.stages.index(stage) for stage in ("judging light 3 of 3", "training", "comparing scorings")]
+    order = [listener.stages.index(stage) for stage in ("judging light 2 of 2", "training", "comparing scorings")]
     assert order == sorted(order)
     choice = run.record.choice
     assert choice is not None
@@ -217,7 +220,7 @@ def test_folds_are_trained_with_what_the_deployed_network_chose(data: Path, tmp_
     told = Listener()
     asked = settings(data, calibration="cross", folds=2, epochs=1)
     run = fit_run(asked, out=tmp_path / "run", watcher=told)
-    assert len([stage for stage in told.stages if stage.startswith("trying light")]) == 3
+    assert len([stage for stage in told.stages if stage.startswith("trying light")]) == 2
     assert [stage for stage in told.stages if stage.startswith("training")] == [
         "training",
         "training fold 1 of 2",

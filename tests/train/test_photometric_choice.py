@@ -73,7 +73,7 @@ def specks_on(normals: NDArray[np.uint8]) -> ChoiceSet:
     return ChoiceSet(normals, np.concatenate(images), tuple(labels), np.concatenate(folds), "specks")
 
 
-def settings(seed: int = 0) -> TrainSettings:
+def settings(seed: int = 0, *, labelled: bool = False) -> TrainSettings:
     values = {
         "source": {"root": "nowhere"},
         "architecture": Architecture(n_features=4, latent_vec_size=8, height=32, width=32),
@@ -84,6 +84,7 @@ def settings(seed: int = 0) -> TrainSettings:
         "seed": seed,
         "photometric": None,
         "scoring": None,
+        "choose_on_labels": labelled,
     }
     return make_record(TrainSettings, values)
 
@@ -103,7 +104,8 @@ class Steps(Watcher):
 def test_a_lamp_that_moves_is_evened_out_whatever_the_seed(seed: int, tmp_path: Path) -> None:
     normals = surfaces_under_a_lamp(60, seed, moving=True)
     told = Steps()
-    found = choose_photometric(settings(seed), normals[:40], normals[40:], specks_on(normals[40:]), tmp_path, told)
+    asked = settings(seed, labelled=True)
+    found = choose_photometric(asked, normals[:40], normals[40:], specks_on(normals[40:]), tmp_path, told)
     assert found.chosen is Photometric.LOCAL
     means = dict(zip(found.kinds, found.aurocs.mean(axis=1), strict=True))
     assert means[Photometric.LOCAL] > means[Photometric.NONE] + 0.05
@@ -112,9 +114,16 @@ def test_a_lamp_that_moves_is_evened_out_whatever_the_seed(seed: int, tmp_path: 
     ]
 
 
-def test_what_was_tried_is_not_tried_again_and_is_forgotten_when_told(tmp_path: Path) -> None:
+def test_evening_out_by_the_surroundings_is_tried_only_where_labels_judge(tmp_path: Path) -> None:
     normals = surfaces_under_a_lamp(24, 0, moving=False)
     brief = settings().model_copy(update={"epochs": 1})
+    found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Steps())
+    assert found.kinds == (Photometric.NONE, Photometric.IMAGE)
+
+
+def test_what_was_tried_is_not_tried_again_and_is_forgotten_when_told(tmp_path: Path) -> None:
+    normals = surfaces_under_a_lamp(24, 0, moving=False)
+    brief = settings(labelled=True).model_copy(update={"epochs": 1})
     choice_set = paste_on(normals[16:], seed=0)
     first = choose_photometric(brief, normals[:16], normals[16:], choice_set, tmp_path, Steps())
     again = Steps()
