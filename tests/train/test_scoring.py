@@ -87,6 +87,7 @@ def test_spaces_and_capitals_do_not_matter() -> None:
         ("l1/0/none/mean,l1/0/none/mean", "names a map twice"),
         ("l1/0/none/mean,l1/0.0/none/mean", "names a map twice"),
         ("l1/0/none/mean,fusion=sum", "the fusion 'sum' .* expected one of mean, max"),
+        ("l1/0/none/mean,map=wide", "the smoothing of the map 'wide'"),
         ("l1/0/none/mean,latent,kl", "the scoring .* has two terms of the latents"),
         ("l1/0/none/mean,fusion=max,fusion=mean", "the scoring .* says twice how its parts are fused"),
         (",".join(f"l1/0.0{i}/none/mean" for i in range(1, MAX_MAPS + 2)), "maps is"),
