@@ -1,7 +1,7 @@
 """Which way of evening out light to train with: short trainings, judged like the scoring.
 
 A network has to be trained for each of them, and what a few hundred steps show of their order holds for the whole
-training (`benchmarks/DETECTION.md`). Leaving light as it is stays unless another way is clearly better.
+training (`benchmarks/DETECTION.md`). The best one is taken: none of them costs time on the device.
 
 Evening it out by the surroundings is compared only where labelled images judge. It takes away what is large and faint,
 uneven light on a part for one, and synthetic defects, most of which are not, made it look better than it is: on the
@@ -22,7 +22,7 @@ from vae_edge.train.loop import fit_vae, plan_of
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.run_records import Ranked, TrainSettings
 from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
-from vae_edge.train.scoring_choice import CLEARLY, ChoiceSet, choose_row, rank, rank_scorings
+from vae_edge.train.scoring_choice import ChoiceSet, rank, rank_scorings
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -40,8 +40,8 @@ class PhotometricRanking:
 
     @property
     def chosen(self) -> Photometric:
-        """The best one, or none where it is not clearly better."""
-        return self.kinds[choose_row(self.aurocs, self.kinds.index(Photometric.NONE), CLEARLY)]
+        """The best one."""
+        return self.kinds[int(np.argmax(self.aurocs.mean(axis=1)))]
 
     def records(self) -> tuple[Ranked, ...]:
         """Return all, best first."""

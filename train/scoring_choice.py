@@ -32,11 +32,9 @@ FEWEST_NORMALS = 8
 MOST_NORMALS = 40
 _DEFECTIVE_WANTED = 10 * len(KINDS) * len(SIZES)
 
-CLEARLY = 2.0
-"""Standard errors by which another candidate has to be better than the default."""
-
-CLEARLY_OF_MANY = 3.0
-"""The same where the other is the best of a hundred, some of which look better by chance."""
+CLEARLY = 3.0
+"""Standard errors by which another candidate has to be better than the default: of a hundred, some look better by
+chance."""
 
 _KEPT = 12
 
@@ -177,21 +175,19 @@ def rank_scorings(
             assert value is not None
             aurocs[row, column] = value
     index = list(candidates).index(default)
-    chosen = candidates[choose_row(aurocs, index, CLEARLY_OF_MANY)]
-    return ScoringRanking(chosen, aurocs, tuple(candidates), index)
+    return ScoringRanking(candidates[choose_row(aurocs, index)], aurocs, tuple(candidates), index)
 
 
-def choose_row(aurocs: NDArray[np.float64], default: int, clearly: float = CLEARLY) -> int:
+def choose_row(aurocs: NDArray[np.float64], default: int) -> int:
     """Return the best row, or the default one where the best is not clearly better.
 
     Args:
         aurocs: float64 [candidates, strata].
         default: a row.
-        clearly: standard errors by which the best one has to be better.
     """
     best = int(np.argmax(aurocs.mean(axis=1)))
     gain = aurocs[best] - aurocs[default]
-    return best if gain.mean() > clearly * standard_error(gain) else default
+    return best if gain.mean() > CLEARLY * standard_error(gain) else default
 
 
 def rank(names: Sequence[str], aurocs: NDArray[np.float64]) -> tuple[Ranked, ...]:
