@@ -32,16 +32,18 @@ class PhotometricRanking:
 
     aurocs: NDArray[np.float64]
     """float64 [kinds, strata]."""
+    by_normal: NDArray[np.float64]
+    """float64 [kinds, normals], as in `ScoringRanking`."""
     kinds: tuple[Photometric, ...]
 
     @property
     def chosen(self) -> Photometric:
         """The best one, or none where it is not clearly better."""
-        return self.kinds[choose_row(self.aurocs, self.kinds.index(Photometric.NONE))]
+        return self.kinds[choose_row(self.aurocs, self.by_normal, self.kinds.index(Photometric.NONE))]
 
     def records(self) -> tuple[Ranked, ...]:
         """Return all, best first."""
-        return rank([str(kind) for kind in self.kinds], self.aurocs)
+        return rank([str(kind) for kind in self.kinds], self.aurocs, self.by_normal)
 
     def sentence(self) -> str:
         """Say what was chosen and why."""
@@ -73,7 +75,7 @@ def choose_photometric(
     """
     kinds = tuple(Photometric)
     scoring: ScoringSettings = settings.scoring or DEFAULT_SCORING
-    rows = []
+    rows, by_normal = [], []
     for number, kind in enumerate(kinds, 1):
         stage = f"trying light {number} of {len(kinds)} ({kind})"
         frame = Frame(settings.tiling_in_force, kind)
@@ -98,7 +100,8 @@ def choose_photometric(
             progress=watcher.progress_of(f"judging light {number} of {len(kinds)}"),
         )
         rows.append(ranking.aurocs[0])
-    return PhotometricRanking(np.stack(rows), kinds)
+        by_normal.append(ranking.by_normal[0])
+    return PhotometricRanking(np.stack(rows), np.stack(by_normal), kinds)
 
 
 def forget_pilots(folder: Path) -> None:
