@@ -87,6 +87,7 @@ def measure_reference(
             scoring,
             statistics,
             frame=run.record.frame,
+            fitted=load_images(run.find_images(("fit",), data_root), preparation),
             progress=lambda done, total: progress("measuring normal residuals", done, total),
         )
         graph = AnomalyGraph(run.load_vae(), scoring, constants, run.record.frame)

@@ -28,11 +28,11 @@ class _Base:
     def __init__(self, settings: MapSettings, height: int, width: int) -> None:
         self.residual = settings.residual
         self.maker = MapMaker(settings, height, width).eval()
-        self.statistics = [PixelStatistics.empty(height, width) for _ in range(N_FOLDS)]
+        self.statistics = [PixelStatistics.empty(height, width) for _ in range(N_FOLDS + 1)]
         self.settings = settings
 
     def normals_of_other_folds(self, fold: int) -> tuple[Tensor, Tensor]:
-        """Return mean and scale from the normals that are not in a fold."""
+        """Return mean and scale from the normals that are not in a fold, those of neither among them."""
         merged = PixelStatistics.empty(*self.statistics[0].total.shape[2:])
         for other, gathered in enumerate(self.statistics):
             if other != fold:
@@ -50,6 +50,7 @@ def score_candidates(
     images: NDArray[np.uint8],
     folds: NDArray[np.int64],
     *,
+    fitted: NDArray[np.uint8] | None = None,
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
@@ -64,6 +65,8 @@ def score_candidates(
         normals: uint8 [n, H, W, 3], at least one in each fold; number i is in fold i modulo 2.
         images: uint8 [m, H, W, 3], what is scored.
         folds: int64 [m], the fold of each image, that of the normal it was made from.
+        fitted: uint8 [k, H, W, 3], normals that the network was fitted on, which count in both folds; see
+            `fit_scoring_constants`.
         batch_size: images at a time.
         progress: called with images done and in all.
 
@@ -76,7 +79,9 @@ def score_candidates(
     bases: dict[tuple[Residual, float, Level], _Base] = {}
     for each in candidates:
         bases.setdefault(_base_of(each), _Base(each, height, width))
-    total, done = len(normals) + len(images), 0
+    # The last group is in neither fold, so that it counts in both.
+    groups = [normals[fold::N_FOLDS] for fold in range(N_FOLDS)] + [normals[:0] if fitted is None else fitted]
+    total, done = sum(map(len, groups)) + len(images), 0
     scores = np.empty((len(images), len(candidates)))
     columns: dict[tuple[Residual, float, Level], list[int]] = {}
     for column, each in enumerate(candidates):
@@ -87,11 +92,11 @@ def score_candidates(
         return {kind: compare[kind](seen.pixels, seen.reconstruction) for kind in kinds}
 
     with torch.inference_mode():
-        for fold in range(N_FOLDS):
-            for batch in _batches(normals[fold::N_FOLDS], batch_size):
+        for number, group in enumerate(groups):
+            for batch in _batches(group, batch_size):
                 residuals = residuals_of(batch)
                 for base in bases.values():
-                    base.statistics[fold].add(base.maker(residuals[base.residual]))
+                    base.statistics[number].add(base.maker(residuals[base.residual]))
                 done += len(batch)
                 if progress is not None:
                     progress(done, total)

@@ -113,7 +113,9 @@ def fit_graph(
             because.append(_too_few("the default scoring is taken", len(statistics_images)))
             scoring = DEFAULT_SCORING
         else:
-            found = rank_scorings(vae, frame, choice_set, progress=watcher.progress_of("comparing scorings"))
+            found = rank_scorings(
+                vae, frame, choice_set, fitted=fit_images, progress=watcher.progress_of("comparing scorings")
+            )
             scoring, scorings = found.chosen, found.records()
             because.append(found.sentence())
         watcher.say(because[-1])
@@ -124,6 +126,7 @@ def fit_graph(
         settings.scoring,
         statistics_images,
         frame=frame,
+        fitted=fit_images,
         progress=watcher.progress_of("measuring normal residuals"),
     )
     choice = None

@@ -36,6 +36,8 @@ class PhotometricRanking:
 
     aurocs: NDArray[np.float64]
     """float64 [kinds, strata]."""
+    by_normal: NDArray[np.float64]
+    """float64 [kinds, normals], as in `ScoringRanking`."""
     kinds: tuple[Photometric, ...]
 
     @property
@@ -45,7 +47,7 @@ class PhotometricRanking:
 
     def records(self) -> tuple[Ranked, ...]:
         """Return all, best first."""
-        return rank([str(kind) for kind in self.kinds], self.aurocs)
+        return rank([str(kind) for kind in self.kinds], self.aurocs, self.by_normal)
 
     def sentence(self) -> str:
         """Say what was chosen and why."""
@@ -77,7 +79,7 @@ def choose_photometric(
     """
     kinds = tuple(Photometric) if settings.choose_on_labels else (Photometric.NONE, Photometric.IMAGE)
     scoring: ScoringSettings = settings.scoring or DEFAULT_SCORING
-    rows = []
+    rows, by_normal = [], []
     for number, kind in enumerate(kinds, 1):
         stage = f"trying light {number} of {len(kinds)} ({kind})"
         frame = Frame(settings.tiling_in_force, kind)
@@ -99,10 +101,12 @@ def choose_photometric(
             choice_set,
             candidates=(scoring,),
             default=scoring,
+            fitted=fit_images,
             progress=watcher.progress_of(f"judging light {number} of {len(kinds)}"),
         )
         rows.append(ranking.aurocs[0])
-    return PhotometricRanking(np.stack(rows), kinds)
+        by_normal.append(ranking.by_normal[0])
+    return PhotometricRanking(np.stack(rows), np.stack(by_normal), kinds)
 
 
 def forget_pilots(folder: Path) -> None:

@@ -86,8 +86,8 @@ class LevelNormalization(nn.Module):
 def mahalanobis_whitening(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean, float32 [1, L], and W, float32 [L, L], such that |(z - mean) W|^2 is the Mahalanobis distance.
 
-    The covariance is shrunk towards a multiple of the identity by a tenth, since latents may outnumber the normals
-    (Ledoit and Wolf 2004 on why; the share is fixed here).
+    The covariance is shrunk towards a multiple of the identity by L / (n + L), since latents may outnumber the normals
+    (Ledoit and Wolf 2004 on why; their share is estimated from the data).
 
     Args:
         latents: float32 [n, L], of normals.
@@ -98,6 +98,7 @@ def mahalanobis_whitening(latents: Tensor) -> tuple[Tensor, Tensor]:
     covariance = off.T @ off / max(len(values) - 1, 1)
     size = covariance.shape[0]
     level = covariance.diagonal().mean().clamp_min(1e-9)
-    covariance = 0.9 * covariance + 0.1 * level * torch.eye(size, dtype=torch.float64)
+    share = size / (len(values) + size)
+    covariance = (1 - share) * covariance + share * level * torch.eye(size, dtype=torch.float64)
     whitening = torch.linalg.cholesky(torch.linalg.inv(covariance))
     return mean.float(), whitening.float().contiguous()

@@ -238,7 +238,7 @@ class Ranked(Record):
     behind: float
     """How far behind the first one, AUROC."""
     standard_error: float
-    """Of that difference, over the strata: below about twice this it may be chance."""
+    """Of that difference, over defects and normals: below about three times this it may be chance."""
 
 
 class ChoiceRecord(Record):

@@ -3,8 +3,13 @@
 Held-out normals get synthetic defects (`vae_edge.train.synthetic_defects`); every candidate scores both, and its figure
 is the image AUROC, averaged over kinds and sizes of defects, so that the easy ones do not decide. Such defects are not
 the real ones, and a few dozen images are few: so the default stays unless another candidate is better by more than
-three standard errors of the difference. That also keeps the choice the same under another random seed, unless the
-data speak clearly.
+three standard errors of the difference. That also keeps the choice the same under another random seed, unless the data
+speak clearly.
+
+The error is that of other defects and of other normals. Over defects alone it would be far too small: all of them are
+held against the same few dozen normals, whose chance they share, and with a single class it would be nothing. Three,
+because the best of a hundred and more is held against the default: of sets without any difference (normals in the
+place of defects) the best led by 1.5 such errors at the median and by 2.5 at most.
 """
 
 from __future__ import annotations
@@ -20,10 +25,9 @@ from vae_edge.train.anomaly_graph import Frame, Reconstruction, images_at_a_time
 from vae_edge.train.candidate_scores import N_FOLDS, score_candidates
 from vae_edge.train.candidates import CANDIDATES
 from vae_edge.train.network import Vae
-from vae_edge.train.ranking import auroc
 from vae_edge.train.run_records import Ranked
 from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
-from vae_edge.train.scoring_constants import center_and_unit
+from vae_edge.train.scoring_constants import center_and_unit, some_fitted
 from vae_edge.train.synthetic_defects import KINDS, SIZES, paste_defects
 
 FEWEST_NORMALS = 8
@@ -32,9 +36,8 @@ FEWEST_NORMALS = 8
 MOST_NORMALS = 40
 _DEFECTIVE_WANTED = 10 * len(KINDS) * len(SIZES)
 
-CLEARLY = 3.0
-"""Standard errors by which another candidate has to be better than the default: of a hundred, some look better by
-chance."""
+_CLEARLY = 3.0
+"""Standard errors by which a candidate has to be better than the default."""
 
 _KEPT = 12
 
@@ -63,6 +66,9 @@ class ScoringRanking:
     chosen: ScoringSettings
     aurocs: NDArray[np.float64]
     """float64 [candidates, strata]."""
+    by_normal: NDArray[np.float64]
+    """float64 [candidates, normals]: what share of the anomalous images score above a normal one, averaged over strata;
+    its mean over the normals is the candidate's figure."""
     candidates: tuple[ScoringSettings, ...]
     default: int
     """Index of the candidate that stays unless another is clearly better."""
@@ -75,7 +81,7 @@ class ScoringRanking:
     def records(self) -> tuple[Ranked, ...]:
         """Return the first ones, and the plain ones wherever they are, for the run's record."""
         names = [str(each) for each in self.candidates]
-        ranked = rank(names, self.aurocs)
+        ranked = rank(names, self.aurocs, self.by_normal)
         plain = {names[self.default], str(self.chosen), names[-1], names[-2]}
         return (*ranked[:_KEPT], *(each for each in ranked[_KEPT:] if each.name in plain))
 
@@ -139,6 +145,7 @@ def rank_scorings(
     *,
     candidates: Sequence[ScoringSettings] = CANDIDATES,
     default: ScoringSettings = DEFAULT_SCORING,
+    fitted: NDArray[np.uint8] | None = None,
     progress: Progress | None = None,
 ) -> ScoringRanking:
     """Score the set by every candidate and choose.
@@ -149,6 +156,7 @@ def rank_scorings(
         choice_set: at least 2 normals.
         candidates: the compositions; `default` among them.
         default: stays unless another is clearly better.
+        fitted: uint8 [k, H, W, 3], normals that the network was fitted on; see `fit_scoring_constants`.
         progress: called with images done and in all.
     """
     maps = list(dict.fromkeys(each for scoring in candidates for each in scoring.maps))
@@ -159,6 +167,7 @@ def rank_scorings(
         choice_set.normals,
         choice_set.images,
         choice_set.folds,
+        fitted=None if fitted is None else some_fitted(fitted),
         batch_size=images_at_a_time(frame),
         progress=progress,
     )
@@ -167,52 +176,67 @@ def rank_scorings(
     units = {each: candidate_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
     names = sorted({stratum for stratum in choice_set.strata if stratum is not None})
     aurocs = np.empty((len(candidates), len(names)))
+    by_normal = np.empty((len(candidates), int(is_normal.sum())))
     for row, scoring in enumerate(candidates):
         fused = np.sum([units[each] for each in scoring.maps], axis=0)
-        normal = np.sort(fused[is_normal])
-        for column, name in enumerate(names):
-            value = auroc(np.sort(fused[(strata == name) & ~is_normal]), normal)
-            assert value is not None
-            aurocs[row, column] = value
+        above = np.stack([_share_above(fused[(strata == name) & ~is_normal], fused[is_normal]) for name in names])
+        aurocs[row], by_normal[row] = above.mean(axis=1), above.mean(axis=0)
     index = list(candidates).index(default)
-    return ScoringRanking(candidates[choose_row(aurocs, index)], aurocs, tuple(candidates), index)
+    row = choose_row(aurocs, by_normal, index)
+    return ScoringRanking(candidates[row], aurocs, by_normal, tuple(candidates), index)
 
 
-def choose_row(aurocs: NDArray[np.float64], default: int) -> int:
-    """Return the best row, or the default one where the best is not clearly better.
+def choose_row(aurocs: NDArray[np.float64], by_normal: NDArray[np.float64], default: int) -> int:
+    """Return the best row, or the default one where the best is not better by three standard errors.
 
     Args:
         aurocs: float64 [candidates, strata].
+        by_normal: float64 [candidates, normals], as in `ScoringRanking`.
         default: a row.
     """
     best = int(np.argmax(aurocs.mean(axis=1)))
-    gain = aurocs[best] - aurocs[default]
-    return best if gain.mean() > CLEARLY * standard_error(gain) else default
+    gain = float((aurocs[best] - aurocs[default]).mean())
+    error = _error_of_gain(aurocs, by_normal, best, default)
+    return best if gain > _CLEARLY * error else default
 
 
-def rank(names: Sequence[str], aurocs: NDArray[np.float64]) -> tuple[Ranked, ...]:
+def _error_of_gain(aurocs: NDArray[np.float64], by_normal: NDArray[np.float64], row: int, other: int) -> float:
+    """Return the standard error of the difference of two rows' figures: over defects, and over normals."""
+    over_defects = standard_error(aurocs[row] - aurocs[other])
+    return float(np.hypot(over_defects, standard_error(by_normal[row] - by_normal[other])))
+
+
+def _share_above(anomalous: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of anomalous scores above each normal one, a tie counting half: float64 [normals]."""
+    ordered = np.sort(anomalous)
+    below = np.searchsorted(ordered, normal, "left") + np.searchsorted(ordered, normal, "right")
+    return np.asarray(1 - below / (2 * len(ordered)))
+
+
+def rank(names: Sequence[str], aurocs: NDArray[np.float64], by_normal: NDArray[np.float64]) -> tuple[Ranked, ...]:
     """Order candidates by their mean AUROC.
 
     Args:
         names: of the candidates.
         aurocs: float64 [candidates, strata].
+        by_normal: float64 [candidates, normals], as in `ScoringRanking`.
     """
     means = aurocs.mean(axis=1)
     order = np.argsort(-means, kind="stable")
-    first = order[0]
+    first = int(order[0])
     return tuple(
         Ranked(
             name=names[row],
             auroc=float(means[row]),
             behind=float(means[first] - means[row]),
-            standard_error=standard_error(aurocs[first] - aurocs[row]),
+            standard_error=_error_of_gain(aurocs, by_normal, first, int(row)),
         )
         for row in order
     )
 
 
 def standard_error(differences: NDArray[np.float64]) -> float:
-    """Return the standard error of a mean over strata; 0 for a single one."""
+    """Return the standard error of a mean; 0 for a single value."""
     n = len(differences)
     return float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 

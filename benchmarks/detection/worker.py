@@ -32,7 +32,7 @@ from vae_edge.train.run_folder import RECORD_FILE, SETTINGS_FILE, RunFolder
 from vae_edge.train.run_records import TrainSettings
 from vae_edge.train.scoring import ScoringSettings
 from vae_edge.train.scoring_choice import candidate_units
-from vae_edge.train.scoring_constants import fit_scoring_constants
+from vae_edge.train.scoring_constants import fit_scoring_constants, some_fitted
 from vae_edge.train.template_baseline import TemplateBaseline
 from vae_edge.train.watcher import Watcher
 
@@ -102,12 +102,13 @@ def run_job(job: Job) -> CaseResult:
     hindsight: dict[str, float] = {}
     if job.ablate:
         statistics = load_images(auto.find_images(("statistics",)), record.preparation)
-        rows += _measure_scorings(auto, statistics, test)
-        hindsight = _hindsight(auto, statistics, test)
+        fitted = load_images(auto.find_images(("fit",)), record.preparation)
+        rows += _measure_scorings(auto, statistics, fitted, test)
+        hindsight = _hindsight(auto, statistics, fitted, test)
         rows.append(Row(name="template baseline", metrics=_template(auto, test)))
     for training in job.trainings:
-        if training is Training.AUTO:
-            continue
+        if training is Training.AUTO or (training is Training.OTHER_LIGHT and _has_steady_light(auto)):
+            continue  # Where the light is always the same there is nothing to even out.
         settings = settings_of(
             training,
             Path(job.data),
@@ -141,6 +142,11 @@ def run_job(job: Job) -> CaseResult:
     )
 
 
+def _has_steady_light(run: RunFolder) -> bool:
+    traits = run.record.settings.traits
+    return traits is not None and traits.has_steady_light
+
+
 def _run(runs: Path, training: Training, job: Job, settings: TrainSettings) -> RunFolder:
     folder = runs / f"{Path(job.data).name}-{job.preset}-{job.seed}-{training}"
     if (folder / RECORD_FILE).is_file():
@@ -151,11 +157,13 @@ def _run(runs: Path, training: Training, job: Job, settings: TrainSettings) -> R
     return fit_run(settings, out=folder, watcher=_Notes())
 
 
-def _measure_scorings(run: RunFolder, statistics: NDArray[np.uint8], test: _Test) -> Iterator[Row]:
+def _measure_scorings(
+    run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
+) -> Iterator[Row]:
     vae, frame = run.load_vae(), run.record.frame
     for name, scoring in scorings_of(run.record.scoring).items():
         _note(f"measuring {name}")
-        constants = fit_scoring_constants(vae, scoring, statistics, frame=frame)
+        constants = fit_scoring_constants(vae, scoring, statistics, frame=frame, fitted=fitted)
         scorer = Scorer(scoring, constants, frame)
         maps = np.empty(test.images.shape[:3], dtype=np.float32)
         scores = np.empty(len(test.images), dtype=np.float32)
@@ -176,7 +184,9 @@ def _reconstructed(
         yield start, reconstruct(torch.from_numpy(images[start : start + step]))
 
 
-def _hindsight(run: RunFolder, statistics: NDArray[np.uint8], test: _Test) -> dict[str, float]:
+def _hindsight(
+    run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
+) -> dict[str, float]:
     """Return the image AUROC on the test images of every composition that the choice had."""
     _note("measuring every composition in hindsight")
     maps = list(dict.fromkeys(each for scoring in CANDIDATES for each in scoring.maps))
@@ -189,6 +199,7 @@ def _hindsight(run: RunFolder, statistics: NDArray[np.uint8], test: _Test) -> di
         np.repeat(statistics, 2, axis=0),
         np.concatenate([statistics, test.images]),
         np.zeros(len(statistics) + len(test.images), dtype=np.int64),
+        fitted=some_fitted(fitted),
         batch_size=images_at_a_time(frame),
     )
     is_normal = np.arange(len(scores)) < len(statistics)

@@ -18,7 +18,7 @@ KINDS = tuple(Photometric)
 
 
 def ranking(none: list[float], image: list[float], local: list[float]) -> PhotometricRanking:
-    return PhotometricRanking(np.array([none, image, local]), KINDS)
+    return PhotometricRanking(np.array([none, image, local]), np.full((3, 8), 0.5), KINDS)
 
 
 class TestTheRanking:

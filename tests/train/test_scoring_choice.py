@@ -72,19 +72,30 @@ def speck_set(n: int = 16, seed: int = 0) -> ChoiceSet:
     )
 
 
-class TestChoosingARow:
-    def test_the_best_is_taken_where_it_is_better_by_more_than_three_times_the_error(self) -> None:
-        aurocs = np.array([[0.7, 0.8, 0.75, 0.7], [0.8, 0.91, 0.86, 0.79], [0.6, 0.7, 0.5, 0.7]])
-        assert choose_row(aurocs, 0) == 1
-        assert choose_row(aurocs[[2, 0, 1]], 1) == 2
+SURE = np.full((3, 8), 0.5)
+"""Figures by normals that do not differ."""
 
-    def test_the_default_stays_where_the_best_leads_by_chance(self) -> None:
+
+class TestChoosingARow:
+    def test_the_best_is_taken_where_it_is_better_by_more_than_three_errors(self) -> None:
+        aurocs = np.array([[0.7, 0.8, 0.75, 0.7], [0.8, 0.91, 0.86, 0.79], [0.6, 0.7, 0.5, 0.7]])
+        assert choose_row(aurocs, SURE, 0) == 1
+        assert choose_row(aurocs[[2, 0, 1]], SURE, 1) == 2
+
+    def test_the_default_stays_where_the_best_leads_by_the_chance_of_some_defects(self) -> None:
         aurocs = np.array([[0.7, 0.8, 0.75, 0.7], [0.9, 0.7, 0.85, 0.65]])
         assert aurocs[1].mean() > aurocs[0].mean()
-        assert choose_row(aurocs, 0) == 0
+        assert choose_row(aurocs, SURE[:2], 0) == 0
+
+    @pytest.mark.parametrize("n_strata", [1, 4])
+    def test_the_default_stays_where_the_best_leads_by_the_chance_of_some_normals(self, n_strata: int) -> None:
+        aurocs = np.repeat([[0.7], [0.8]], n_strata, axis=1)
+        by_normal = np.array([[0.7, 0.7, 0.7, 0.7], [0.8, 0.4, 1.0, 1.0]])
+        assert choose_row(aurocs, by_normal, 0) == 0
+        assert choose_row(aurocs, np.array([[0.7, 0.7, 0.7, 0.7], [0.8, 0.81, 0.79, 0.8]]), 0) == 1
 
     def test_a_tie_is_the_defaults(self) -> None:
-        assert choose_row(np.full((3, 5), 0.9), 2) == 2
+        assert choose_row(np.full((3, 5), 0.9), SURE, 2) == 2
 
     @pytest.mark.parametrize("scale", [1.0, 3.0])
     def test_the_error_is_that_of_a_mean(self, scale: float) -> None:
@@ -97,7 +108,7 @@ class TestChoosingARow:
 
 def test_the_ranking_is_by_the_mean_and_says_how_far_the_others_are_behind() -> None:
     aurocs = np.array([[0.5, 0.7], [0.9, 0.9], [0.8, 0.6]])
-    ranked = rank(["a", "b", "c"], aurocs)
+    ranked = rank(["a", "b", "c"], aurocs, SURE)
     assert [each.name for each in ranked] == ["b", "c", "a"]
     assert [each.auroc for each in ranked] == pytest.approx([0.9, 0.7, 0.6])
     assert [each.behind for each in ranked] == pytest.approx([0, 0.2, 0.3])
@@ -199,6 +210,22 @@ class TestRanking:
         np.testing.assert_array_equal(ranking.aurocs[0], ranking.aurocs[1])
         assert ranking.chosen == default
 
+    @pytest.mark.parametrize("n_classes", [24, 1])
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_normals_in_the_place_of_defects_choose_nothing(self, vae: Vae, n_classes: int, seed: int) -> None:
+        """All candidates differ by chance alone, and the best of them leads by a lot."""
+        images = surfaces(40 + 240, SIZE, SIZE, seed=seed, light=20)
+        strata = (*(None for _ in range(40)), *(f"none {i % n_classes}" for i in range(240)))
+        folds = np.concatenate([np.arange(40) % 2, np.arange(240) % 2])
+        ranking = rank_scorings(vae, FRAME, ChoiceSet(images[:40], images, strata, folds, ""))
+        assert ranking.chosen == DEFAULT_SCORING
+        assert ranking.aurocs.mean(axis=1).max() > ranking.aurocs[ranking.default].mean() + 0.02
+
+    def test_the_figures_by_normals_are_those_by_defects_otherwise_added_up(self, vae: Vae) -> None:
+        ranking = rank_scorings(vae, FRAME, speck_set(8), candidates=SMALL, default=SMALL[0])
+        assert ranking.by_normal.shape == (len(SMALL), 8)
+        np.testing.assert_allclose(ranking.by_normal.mean(axis=1), ranking.aurocs.mean(axis=1))
+
     def test_all_candidates_are_compared_and_the_choice_is_the_same_again(self, vae: Vae) -> None:
         choice_set = paste_on(lit(8), seed=0)
         one, other = (rank_scorings(vae, FRAME, choice_set) for _ in range(2))
@@ -229,7 +256,7 @@ class TestRecords:
         """Twenty candidates; the higher its number in `order` the better."""
         names = tuple(scoring_of(f"l1/0.0{i + 10}/pixel/max") for i in range(len(order)))
         aurocs = np.array(order, dtype=np.float64)[:, None] / 100 + np.array([[0.0, 0.01]])
-        return ScoringRanking(chosen or names[0], aurocs, names, 0)
+        return ScoringRanking(chosen or names[0], aurocs, np.full((len(names), 8), 0.5), names, 0)
 
     def test_the_first_twelve_are_recorded_best_first(self) -> None:
         records = self.ranking(list(range(20))[::-1]).records()
