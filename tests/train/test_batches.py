@@ -142,3 +142,14 @@ def test_pixels_are_minus_one_to_one_in_the_graphs_arithmetic() -> None:
     assert pixels.shape == (2, 3, 32, 32)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(pixels, (images.permute(0, 3, 1, 2).double() / 127.5 - 1).float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("room", [7, 64, 288])
+def test_the_border_is_not_left_to_chance(room: int) -> None:
+    crops = list(EpochSampler(4000, 0, 1, (room, 0)))
+    at_border = np.mean([crop.top in (0, room) for crop in crops])
+    assert {crop.left for crop in crops} == {0}
+    expected = (2 * (room // 8) + 2) / (room + 1 + 2 * (room // 8))
+    assert at_border == pytest.approx(expected, abs=0.03)
+    inside = [crop.top for crop in crops if 0 < crop.top < room]
+    assert np.mean(inside) == pytest.approx(room / 2, rel=0.05), "elsewhere all places are drawn alike"

@@ -62,6 +62,26 @@ def test_scores_are_those_of_the_graph_whose_statistics_are_of_the_same_normals(
         np.testing.assert_allclose(found[:, column], run_graph(graph, images)[1], rtol=1e-3, err_msg=str(each))
 
 
+@pytest.mark.parametrize("fold", [0, 1])
+def test_normals_that_the_network_was_fitted_on_count_in_both_folds(vae: Vae, fold: int) -> None:
+    frame, images = FRAMES["whole"], noise(3, seed=7)
+    even, odd, fitted = surfaces(4, light=15), noise(4), surfaces(5, light=5)
+    found = score_candidates(
+        Reconstruction(vae, frame),
+        frame.image_size,
+        CANDIDATES,
+        interleaved(even, odd),
+        images,
+        np.full(3, fold),
+        fitted=fitted,
+    )
+    measured_by = np.concatenate([odd if fold == 0 else even, fitted])
+    for column, each in enumerate(CANDIDATES):
+        alone = ScoringSettings(maps=(each,))
+        graph = AnomalyGraph(vae, alone, fit_scoring_constants(vae, alone, measured_by, frame=frame), frame)
+        np.testing.assert_allclose(found[:, column], run_graph(graph, images)[1], rtol=1e-3, err_msg=str(each))
+
+
 def test_no_image_is_measured_by_the_normals_of_its_own_fold(vae: Vae) -> None:
     frame, images = FRAMES["whole"], noise(6, seed=7)
     folds = np.array([0, 1, 0, 1, 1, 0])

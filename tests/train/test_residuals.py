@@ -130,7 +130,8 @@ class TestTheDistanceOfLatents:
         latents = random.normal(size=(n, 8)) @ random.normal(size=(8, 8)) + 3
         mean, whitening = mahalanobis_whitening(torch.from_numpy(latents.astype(np.float32)))
         covariance = np.cov(latents, rowvar=False)
-        covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / 8 * np.eye(8)
+        share = 8 / (n + 8)
+        covariance = (1 - share) * covariance + share * np.trace(covariance) / 8 * np.eye(8)
         others = random.normal(size=(4, 8)) * 5
         off = others - latents.mean(axis=0)
         expected = np.sqrt(np.einsum("ni,ij,nj->n", off, np.linalg.inv(covariance), off))

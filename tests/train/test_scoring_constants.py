@@ -19,7 +19,7 @@ from vae_edge.train.scoring import (
     ScoringSettings,
     parse_scoring,
 )
-from vae_edge.train.scoring_constants import PixelStatistics, center_and_unit, fit_scoring_constants
+from vae_edge.train.scoring_constants import PixelStatistics, center_and_unit, fit_scoring_constants, some_fitted
 from vae_edge.train.tiling import Tiling
 
 H, W = 32, 48
@@ -145,6 +145,29 @@ def test_progress_reaches_the_end_once_or_with_fusion_twice(vae: Vae) -> None:
     assert calls == [(3, 10), (5, 10), (8, 10), (10, 10)]
 
 
+class TestNormalsThatTheNetworkWasFittedOn:
+    def test_they_count_for_each_pixel_like_the_others(self, vae: Vae) -> None:
+        together = fit_scoring_constants(vae, NORMALIZED_SCORING, IMAGES)
+        apart = fit_scoring_constants(vae, NORMALIZED_SCORING, IMAGES[:9], fitted=IMAGES[9:])
+        torch.testing.assert_close(apart.means, together.means)
+        torch.testing.assert_close(apart.scales, together.scales)
+
+    def test_the_units_of_fused_parts_are_those_of_the_others_alone(self, vae: Vae) -> None:
+        scoring = scoring_of(FUSED)
+        constants = fit_scoring_constants(vae, scoring, IMAGES[:9], fitted=IMAGES[9:])
+        for part in part_scores(vae, scoring, constants, IMAGES[:9], Frame.of(vae)):
+            assert np.quantile(part, (0.5, 0.9)) == pytest.approx([0, 1], abs=2e-3)
+
+    def test_three_hundred_of_them_are_enough(self) -> None:
+        images = np.arange(1000, dtype=np.uint16).astype(np.uint8).reshape(-1, 1, 1, 1)
+        chosen = some_fitted(images)
+        assert len(chosen) == 300
+        np.testing.assert_array_equal(chosen[:4, 0, 0, 0], [0, 3, 6, 10])
+        assert some_fitted(images[:7]) is not None
+        assert len(some_fitted(images[:7])) == 7
+        assert len(some_fitted(images[:0])) == 0
+
+
 class TestFusion:
     """Every part is in units of what normals show: its median is 0 and its 0.9-quantile is 1."""
 
@@ -203,7 +226,8 @@ class TestLatentTerms:
         latents, _ = latents_of(vae, normals)
         covariance = np.cov(latents, rowvar=False)
         size = covariance.shape[0]
-        inverse = np.linalg.inv(0.9 * covariance + 0.1 * np.trace(covariance) / size * np.eye(size))
+        share = size / (len(latents) + size)
+        inverse = np.linalg.inv((1 - share) * covariance + share * np.trace(covariance) / size * np.eye(size))
         off = latents_of(vae, images)[0] - latents.mean(axis=0)
         expected = np.sqrt(np.einsum("ni,ij,nj->n", off, inverse, off))
         with torch.inference_mode():
