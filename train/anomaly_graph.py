@@ -279,7 +279,7 @@ class AnomalyGraph(nn.Module):
 def pool(values: Tensor, settings: MapSettings) -> Tensor:
     """Return the score of each map, float32 [N], for float32 [N, H, W]."""
     if settings.pooling is Pooling.MEAN:
-        return values.mean(dim=(1, 2))
+        return values.mean(dim=2).mean(dim=1)
     if settings.pooling is Pooling.MAX:
         return values.amax(dim=(1, 2))
     n = n_pooled(settings.top_fraction, values.shape[1], values.shape[2])

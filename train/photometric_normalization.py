@@ -37,13 +37,15 @@ class PhotometricNormalization(nn.Module):
         if self.kind is Photometric.NONE:
             return pixels
         grey = pixels.mean(dim=1, keepdim=True)
+        # Means over an axis at a time: ONNX Runtime adds up one number after the other in float32, and over a whole
+        # image that was off by 0.001 of a dark picture's evened brightness.
         if self.around is None:
-            mean = grey.mean(dim=(2, 3), keepdim=True)
+            mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
             off = grey - mean
-            deviation = (off * off).mean(dim=(2, 3), keepdim=True).sqrt()
+            deviation = (off * off).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True).sqrt()
         else:
             mean = self.around(grey)
             off = grey - mean
             around = self.around(off * off).clamp(min=0).sqrt()
-            deviation = 0.5 * (around + around.mean(dim=(2, 3), keepdim=True))
+            deviation = 0.5 * (around + around.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True))
         return ((pixels - mean) / (_SPREAD * deviation + _FLOOR)).clamp(-1.0, 1.0)

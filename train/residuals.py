@@ -77,7 +77,7 @@ class LevelNormalization(nn.Module):
         """Divide float32 [N, 1, H, W]."""
         if self.level is Level.NONE:
             return residual
-        base = residual.mean(dim=(2, 3), keepdim=True)
+        base = residual.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
         if self.around is not None:
             base = 0.5 * (base + self.around(residual))
         return residual / (base + _SMALLEST)
