@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _ALLOWED_WITH_RESUME = {"resume", "data"}
 
+_RANKED = 5
+"""Scorings that are printed; the run's record holds more."""
+
 _LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
 
 
@@ -351,11 +354,40 @@ def print_result(run: RunFolder) -> None:
         if value is not None:
             table.add_row(name, f"{value:.3f}")
     console.print(table)
+    _print_ranking(console, run)
     _print_defects(console, run)
     few = too_few_normals(thresholds)
     if few:
         print_warning(few)
     console.print(escape(f"Next: vae-export {run.folder} --target all --out bundles"))
+
+
+def _print_ranking(console: Console, run: RunFolder) -> None:
+    """Print what was compared and what it reached on the images to choose by."""
+    choice = run.record.choice
+    if choice is None or not (choice.photometric or choice.scoring):
+        return
+    table = plain_table()
+    table.add_column("compared", style="cyan", overflow="fold")
+    table.add_column("AUROC", justify="right")
+    table.add_column("behind the first", justify="right")
+    table.add_column("chosen")
+    scorings = choice.scoring[:_RANKED]
+    chosen = str(run.record.scoring)
+    scorings += tuple(each for each in choice.scoring[_RANKED:] if each.name == chosen)
+    for kind, ranked, name in (
+        ("light", choice.photometric, str(run.record.photometric)),
+        ("scoring", scorings, chosen),
+    ):
+        for each in ranked:
+            table.add_row(
+                escape(f"{kind} {each.name}"),
+                f"{each.auroc:.3f}",
+                f"{each.behind:.3f} ± {each.standard_error:.3f}",
+                "yes" if each.name == name else "",
+            )
+    console.print()
+    console.print(table)
 
 
 def _print_defects(console: Console, run: RunFolder) -> None:

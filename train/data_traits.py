@@ -32,6 +32,11 @@ UNEQUAL_LIGHT = 0.1
 """Spread of light below which evening it out is not tried: the sets with a steady lamp had 0.05 to 0.08."""
 
 
+VERY_UNEQUAL_LIGHT = 0.3
+"""Spread of light from which it is evened out unless leaving it is clearly better. The magnetic tiles, exposed six
+times, have 1.1; the drawn surface under a lamp that flickers a little has 0.12."""
+
+
 class DataTraits(Record):
     """What was measured on thumbnails of normals."""
 

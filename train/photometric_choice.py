@@ -1,7 +1,9 @@
 """Which way of evening out light to train with: short trainings, judged like the scoring.
 
 A network has to be trained for each of them, and what a few hundred steps show of their order holds for the whole
-training (`benchmarks/DETECTION.md`). The best one is taken: none of them costs time on the device.
+training (`benchmarks/DETECTION.md`). A few dozen images leave much to chance, and one set must not be treated one way
+under one random seed and another way under the next: so what the exposures speak for (`VERY_UNEQUAL_LIGHT`) stays
+unless another way is clearly better.
 
 Evening it out by the surroundings is compared only where labelled images judge. It takes away what is large and faint,
 uneven light on a part for one, and synthetic defects, most of which are not, made it look better than it is: on the
@@ -18,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.train.anomaly_graph import Frame
+from vae_edge.train.data_traits import VERY_UNEQUAL_LIGHT
 from vae_edge.train.loop import fit_vae, plan_of
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.run_records import Ranked, TrainSettings
 from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
-from vae_edge.train.scoring_choice import ChoiceSet, rank, rank_scorings
+from vae_edge.train.scoring_choice import ChoiceSet, choose_row, rank, rank_scorings
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -39,11 +42,13 @@ class PhotometricRanking:
     by_normal: NDArray[np.float64]
     """float64 [kinds, normals], as in `ScoringRanking`."""
     kinds: tuple[Photometric, ...]
+    default: Photometric = Photometric.NONE
+    """What stays unless another way is clearly better."""
 
     @property
     def chosen(self) -> Photometric:
-        """The best one."""
-        return self.kinds[int(np.argmax(self.aurocs.mean(axis=1)))]
+        """The best one, or the default where it is not clearly better."""
+        return self.kinds[choose_row(self.aurocs, self.by_normal, self.kinds.index(self.default))]
 
     def records(self) -> tuple[Ranked, ...]:
         """Return all, best first."""
@@ -106,7 +111,10 @@ def choose_photometric(
         )
         rows.append(ranking.aurocs[0])
         by_normal.append(ranking.by_normal[0])
-    return PhotometricRanking(np.stack(rows), np.stack(by_normal), kinds)
+    traits = settings.traits
+    very_unequal = traits is not None and traits.light_spread >= VERY_UNEQUAL_LIGHT
+    default = Photometric.IMAGE if very_unequal else Photometric.NONE
+    return PhotometricRanking(np.stack(rows), np.stack(by_normal), kinds, default)
 
 
 def forget_pilots(folder: Path) -> None:

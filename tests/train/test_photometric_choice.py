@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vae_edge.records import make_record
+from vae_edge.train.data_traits import DataTraits
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.photometric_choice import PhotometricRanking, choose_photometric, forget_pilots
 from vae_edge.train.presets import Architecture
@@ -32,6 +34,14 @@ class TestTheRanking:
 
     def test_of_equals_light_as_it_is_stays(self) -> None:
         assert ranking([0.5, 1.0], [1.0, 0.5], [0.75, 0.75]).chosen is Photometric.NONE
+
+    def test_what_the_exposures_speak_for_stays_unless_another_way_is_clearly_better(self) -> None:
+        def chosen(none: list[float], image: list[float]) -> Photometric:
+            found = ranking(none, image, [0.5] * len(none))
+            return dataclasses.replace(found, default=Photometric.IMAGE).chosen
+
+        assert chosen([0.71, 0.80, 0.75], [0.70, 0.80, 0.75]) is Photometric.IMAGE
+        assert chosen([0.91, 0.95, 0.93], [0.70, 0.75, 0.72]) is Photometric.NONE
 
     def test_all_are_recorded_best_first(self) -> None:
         records = ranking([0.6, 0.7], [0.5, 0.5], [0.8, 0.9]).records()
@@ -110,6 +120,17 @@ def test_a_lamp_that_moves_is_evened_out_whatever_the_seed(seed: int, tmp_path: 
     assert [stage for stage in told.stages if stage.startswith("trying")] == [
         f"trying light {number} of 3 ({kind})" for number, kind in enumerate(KINDS, 1)
     ]
+
+
+@pytest.mark.parametrize(("light_spread", "default"), [(0.2, Photometric.NONE), (0.9, Photometric.IMAGE)])
+def test_very_unequal_light_speaks_for_evening_it_out(
+    light_spread: float, default: Photometric, tmp_path: Path
+) -> None:
+    normals = surfaces_under_a_lamp(24, 0, moving=False)
+    traits = DataTraits(alignment=0.0, light_spread=light_spread)
+    brief = settings().model_copy(update={"epochs": 1, "traits": traits})
+    found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Steps())
+    assert found.default is default
 
 
 def test_evening_out_by_the_surroundings_is_tried_only_where_labels_judge(tmp_path: Path) -> None:
