@@ -14,9 +14,9 @@ the test images shows in another column: the threshold fitted on all the `thresh
 `test`.
 
 Where all images are exchangeable, the mean rate of n calibrating images is k / (n + 1), the largest such value that is
-no more than the promised one (`vae_edge.decision`). With groups only the groups are exchangeable: the rate then holds
-only nearly on average, and varies as if there were little more images than groups (Lee, Barber and Willett,
-"Distribution-free inference with hierarchical data", 2023).
+no more than the promised one, or 1 / (n + 1) where n cannot support it (`vae_edge.decision`). Of pictures of the same
+part one calibrates, as in a training; the rate then holds on average for fresh parts, and varies as much as so few
+parts allow.
 """
 
 from __future__ import annotations
@@ -110,28 +110,42 @@ def image_rates(
     is_threshold: NDArray[np.bool_],
     divisions: Sequence[NDArray[np.bool_]],
     promised: float,
+    *,
+    parts: Sequence[str] | None = None,
+    is_test: NDArray[np.bool_] | None = None,
+    seed: int = 0,
 ) -> AchievedRate:
     """Measure the false-alarm rate on fresh images.
 
     Args:
         scores: float64 [n], of normals.
-        is_threshold: bool [n], whether the run's own threshold was fitted on the image; the others are test images.
+        is_threshold: bool [n], whether the run's own threshold was fitted on the image.
         divisions: bool [n] each, from `divide`.
         promised: false-alarm rate that the thresholds are fitted for, in (0, 1).
+        parts: n keys, equal for pictures of the same part, of which a random one calibrates, as in a training (see
+            `vae_edge.train.split.one_of_each_part`); None: each picture is a part.
+        is_test: bool [n], the test images; None: all that the threshold was not fitted on.
+        seed: of which pictures calibrate.
 
     Raises:
         InputError: see `fit_image_threshold`.
     """
     achieved, expected = [], []
+    rng = np.random.default_rng(seed)
+    keys = np.arange(len(scores)) if parts is None else np.unique(np.asarray(parts), return_inverse=True)[1]
+    tests = ~is_threshold if is_test is None else is_test
     for calibrates in divisions:
-        threshold, rate = fit_image_threshold(scores[calibrates], promised)
+        order = rng.permutation(len(scores))
+        counted = order[np.unique(keys[order], return_index=True)[1]]
+        counted = counted[calibrates[counted]]
+        threshold, rate = fit_image_threshold(scores[counted], promised)
         achieved.append(float((scores[~calibrates] > threshold).mean()))
-        n = int(calibrates.sum())
+        n = len(counted)
         expected.append(math.floor(rate * (n + 1) + 1e-9) / (n + 1))
     on_test = None
-    if is_threshold.any() and not is_threshold.all():
+    if is_threshold.any() and tests.any():
         threshold, _ = fit_image_threshold(scores[is_threshold], promised)
-        on_test = float((scores[~is_threshold] > threshold).mean())
+        on_test = float((scores[tests] > threshold).mean())
     return _summary(promised, achieved, float(np.mean(expected)), on_test)
 
 
@@ -223,6 +237,8 @@ def study_run(
         grouping = group_test_normals(files, SplitSettings(group_by=group_by), progress, white_level=white_level)
         parts = [grouping.part(file) for file in files]
     is_threshold = np.array([image.role == "threshold" for image, _ in chosen], dtype=np.bool_)
+    by_run = {score.sha256 for score in run.calibration.scores}
+    calibrated = np.array([image.sha256 in by_run for image, _ in chosen], dtype=np.bool_)
     rng = np.random.default_rng(seed)
     divisions = [divide(parts, rng) for _ in range(splits)]
 
@@ -240,7 +256,10 @@ def study_run(
         splits=splits,
         seed=seed,
         mean_n_calibrating=float(np.mean([calibrates.sum() for calibrates in divisions])),
-        images=tuple(image_rates(exact, is_threshold, divisions, rate) for rate in rates),
+        images=tuple(
+            image_rates(exact, calibrated, divisions, rate, parts=parts, is_test=~is_threshold, seed=seed)
+            for rate in rates
+        ),
         pixels=pixel_rates(maps, is_threshold, divisions, pixel_rate, _stage(progress, "dividing")),
     )
 

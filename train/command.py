@@ -332,8 +332,8 @@ def print_result(run: RunFolder) -> None:
     table.add_row("scoring", escape(record.scoring.describe()))
     if record.choice is not None:
         table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")
-    n_parts = len({image.part for image in run.split.of(*run.calibration_roles)})
-    shown = f" of {n_parts} parts" if n_parts < thresholds.n_normals else ""
+    n_pictures = len(run.split.of(*run.calibration_roles))
+    shown = f", one of each part in {n_pictures}" if thresholds.n_normals < n_pictures else ""
     table.add_row(
         "threshold",
         f"score > {thresholds.image_threshold:.6g}, {thresholds.method} from {thresholds.n_normals} normals{shown}",

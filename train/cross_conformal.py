@@ -38,7 +38,7 @@ from vae_edge.train.calibration import Calibration
 from vae_edge.train.graph_fitting import FittedGraph, fit_graph
 from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.run_records import CalibrationRecord, CalibrationScore, TrainSettings
-from vae_edge.train.split import Fold, Split, split_into_folds, split_normals
+from vae_edge.train.split import Fold, Split, one_of_each_part, split_into_folds, split_normals
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -71,7 +71,8 @@ def divide(
         )
     if settings.calibration is not Calibration.CROSS:
         split = split_normals(images, settings.split, group)
-        enough = len(split.threshold) >= normals_needed(settings.false_alarm_rate)
+        parts = {image.sha256 if group is None else group(image) for image in split.threshold}
+        enough = len(parts) >= normals_needed(settings.false_alarm_rate)
         if enough or settings.calibration is Calibration.SPLIT or share is not None:
             return split, ()
     return split_into_folds(images, settings.folds, settings.split, group)
@@ -101,6 +102,8 @@ def cross_calibrate(
     images: NDArray[np.uint8],
     out: Path,
     watcher: Watcher,
+    *,
+    part: Callable[[ImageFile], str] = lambda image: image.sha256,
 ) -> CalibrationRecord | None:
     """Train the folds' networks, or go on with them, and fit the thresholds on their scores.
 
@@ -112,6 +115,7 @@ def cross_calibrate(
         images: uint8 [n, H, W, 3], the same, prepared.
         out: the run folder; `checkpoints/fold-1` and so on are made in it.
         watcher: is told how it goes.
+        part: gives equal keys to pictures of the same part, of which one sets the image threshold.
 
     Returns:
         The calibration; None in a process that only helped.
@@ -140,9 +144,10 @@ def cross_calibrate(
         deployed.graph, images, progress=watcher.progress_of("scoring normals with the deployed network")
     )
     final_tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
-    final_tail.add(maps)
+    counted = list(one_of_each_part(files, part))
+    final_tail.add(maps[counted])  # Of the images that an export runs, to hold its own maps against.
     thresholds = fit_thresholds_with_tail(
-        scores,
+        scores[counted],
         tail,
         false_alarm_rate=settings.false_alarm_rate,
         scored_by=f"torch {installed_version('torch')}, fp32, CPU, by networks of {len(folds)} folds",
@@ -153,7 +158,7 @@ def cross_calibrate(
         CalibrationScore(
             name=file.name, sha256=file.sha256, score=float(score), fold=fold_of[file], final_score=float(final)
         )
-        for file, score, final in zip(files, scores, final_scores, strict=True)
+        for file, score, final in zip([files[i] for i in counted], scores[counted], final_scores[counted], strict=True)
     )
     return CalibrationRecord(scores=named, thresholds=thresholds, final_pixel_threshold=final_tail.threshold())
 

@@ -61,7 +61,7 @@ from vae_edge.train.run_records import (
     TrainSettings,
     split_images,
 )
-from vae_edge.train.split import GROUP_AUTOMATICALLY, Fold, Split, split_labelled
+from vae_edge.train.split import GROUP_AUTOMATICALLY, Fold, Split, one_of_each_part, split_labelled
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.watcher import Watcher
 
@@ -84,6 +84,10 @@ class _Data:
     """Which good parts belong together: the group's name by the image's SHA-256."""
     choice: tuple[ImageFile, ...] = ()
     """Labelled images to choose by, which are no test images."""
+
+    def part(self, image: ImageFile) -> str:
+        """Return what is equal for two pictures of the same part."""
+        return self.groups.get(image.sha256, image.sha256)
 
     def record(self) -> SplitRecord:
         return SplitRecord(
@@ -178,9 +182,11 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> R
     if data.folds:
         # After the deployed network, whose checkpoint is what tells that a run has something to lose.
         chosen = settings if fitted is None else fitted.settings
-        calibration = cross_calibrate(chosen, fitted, data.folds, files, images, out, watcher)
+        calibration = cross_calibrate(chosen, fitted, data.folds, files, images, out, watcher, part=data.part)
     elif fitted is not None:
-        calibration = _calibrate(settings, fitted.graph, split, images[n_fit + n_statistics :], watcher)
+        counted = one_of_each_part(split.threshold, data.part)
+        held_out = images[n_fit + n_statistics :][list(counted)]
+        calibration = _calibrate(settings, fitted.graph, [split.threshold[i] for i in counted], held_out, watcher)
     if fitted is None or calibration is None:
         # One of several processes that Lightning started to train together; the first one finishes the run.
         raise SystemExit(0)
@@ -290,7 +296,11 @@ def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher:
 
 
 def _calibrate(
-    settings: TrainSettings, graph: AnomalyGraph, split: Split, images: NDArray[np.uint8], watcher: Watcher
+    settings: TrainSettings,
+    graph: AnomalyGraph,
+    files: Sequence[ImageFile],
+    images: NDArray[np.uint8],
+    watcher: Watcher,
 ) -> CalibrationRecord:
     maps, scores = run_graph(graph, images, progress=_report(watcher, "scoring held-out normals"))
     thresholds = fit_thresholds(
@@ -302,7 +312,7 @@ def _calibrate(
     )
     named = tuple(
         CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
-        for image, score in zip(split.threshold, scores, strict=True)
+        for image, score in zip(files, scores, strict=True)
     )
     return CalibrationRecord(scores=named, thresholds=thresholds)
 

@@ -104,7 +104,7 @@ def few_parts(n_images: int, n_parts: int, false_alarm_rate: float) -> str | Non
     if n_parts >= min(_FEWER * n_images, needed):
         return None
     return (
-        f"the {n_images} normal images that set the threshold show {n_parts} different parts, and pictures of one part "
-        f"tell less than those of several: a false-alarm rate of {false_alarm_rate:.3g} needs about {needed} parts to "
-        "be trusted for new parts. Take pictures of more parts, or ask for a higher rate"
+        f"the {n_images} normal images that set the threshold show {n_parts} different parts, and one picture of each "
+        "counts, for pictures of one part are no new evidence: a false-alarm rate of "
+        f"{false_alarm_rate:.3g} needs about {needed} parts. Take pictures of more parts, or ask for a higher rate"
     )

@@ -197,7 +197,7 @@ class RunFolder:
         """
         found = {image.sha256: image for image in self.find_images(self.calibration_roles, data_root)}
         scored = [score.sha256 for score in self.calibration.scores]
-        if sorted(scored) != sorted(found):
+        if not set(scored).issubset(found):
             raise BundleError(f"{self.folder}: {CALIBRATION_FILE} and {SPLIT_FILE} do not belong together; {_ADVICE}")
         return [found[sha256] for sha256 in scored]
 

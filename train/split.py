@@ -199,6 +199,24 @@ def _fit_and_statistics(
     return tuple(fit), tuple(statistics)
 
 
+def one_of_each_part(images: Sequence[ImageFile], part: Callable[[ImageFile], str]) -> tuple[int, ...]:
+    """Return the positions of one picture of each part: the first, which in a role's order is a random one.
+
+    Pictures of one part are no independent draws, and a threshold fitted on all of them promises a rate that it does
+    not keep. One of each part are exchangeable with a picture of a new part, so the conformal guarantee holds, for as
+    many scores as there are parts (Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for two-layer
+    hierarchical models", JASA 2022: subsampling once).
+
+    Args:
+        images: in the order of their ranks, as in a `Split`.
+        part: gives equal keys to pictures of the same part.
+    """
+    first: dict[str, int] = {}
+    for position, image in enumerate(images):
+        first.setdefault(part(image), position)
+    return tuple(first.values())
+
+
 def split_labelled(
     images: Sequence[ImageFile], seed: int = 0, group: Callable[[ImageFile], str] | None = None
 ) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...]]:

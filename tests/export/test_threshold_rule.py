@@ -138,7 +138,7 @@ def test_a_cross_conformal_bundle_has_the_out_of_fold_scores_moved_by_its_own_dr
     assert thresholds.pixel_threshold == pytest.approx(pixel, rel=1e-4)
     assert "drift by" in thresholds.scored_by
     drift = np.abs(np.array(thresholds.calibration_scores) - cross_run.thresholds.calibration_scores).max()
-    assert (drift > 1e-3) == (precision is Precision.INT8)
+    assert (drift > 2e-4) == (precision is Precision.INT8), drift
     assert bundle.manifest.parity is not None
     assert "40 normal images of the training" in bundle.manifest.parity.images
 

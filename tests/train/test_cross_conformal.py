@@ -256,6 +256,7 @@ def test_a_cross_conformal_calibration_without_the_deployed_networks_scores_is_d
 
 def test_calibration_scores_of_other_images_are_refused(run: RunFolder) -> None:
     scores = run.calibration.scores
-    fewer = run.calibration.model_copy(update={"scores": scores[1:]})
+    other = (scores[0].model_copy(update={"sha256": "0" * 64}), *scores[1:])
+    changed = run.calibration.model_copy(update={"scores": other})
     with pytest.raises(BundleError, match=r"calibration\.json and split\.json do not belong together"):
-        RunFolder(run.folder, run.record, run.split, fewer, run.metrics).find_calibration_images()
+        RunFolder(run.folder, run.record, run.split, changed, run.metrics).find_calibration_images()
