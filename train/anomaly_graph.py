@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from vae_edge.train.scoring import (
     Residual,
     ScoringSettings,
 )
-from vae_edge.train.smoothing import Smoothing
+from vae_edge.train.smoothing import Enlarging, Smoothing
 from vae_edge.train.tiles import Tiles
 from vae_edge.train.tiling import Tiling
 
@@ -62,7 +62,7 @@ class ScoringConstants:
     """What held-out normals say; empty for a scoring that needs none. Made by `fit_scoring_constants`."""
 
     means: tuple[Tensor, ...] = ()
-    """For each map what is subtracted, float32 [1, 1, H, W] or [1, 1, 1, 1]."""
+    """For each map what is subtracted, float32 of the map's size (see `MapMaker`) or [1, 1, 1, 1]."""
     scales: tuple[Tensor, ...] = ()
     """For each map what it is divided by, of the same shape, above 0."""
     latent: dict[str, Tensor] = field(default_factory=dict)
@@ -154,14 +154,16 @@ class MapMaker(nn.Module):
     The residuals of several maps are computed once: see `residuals`.
     """
 
-    def __init__(self, settings: MapSettings, height: int, width: int) -> None:
+    def __init__(self, settings: MapSettings, height: int, width: int, step: int = 1) -> None:
         super().__init__()
         self.settings = settings
-        self.smooth = Smoothing(settings.smoothing_sigma * min(height, width), height, width)
-        self.level = LevelNormalization(settings.level, height, width)
+        self.step = step
+        self.size = (height // step, width // step)
+        self.smooth = Smoothing(settings.smoothing_sigma * min(height, width), height, width, step)
+        self.level = LevelNormalization(settings.level, *self.size)
 
     def forward(self, residual: Tensor) -> Tensor:
-        """Turn a residual, float32 [N, 1, H, W], into a map of the same shape."""
+        """Turn a residual, float32 [N, 1, H, W], into a map, [N, 1, H / step, W / step]."""
         smoothed = self.level(self.smooth(residual))
         assert isinstance(smoothed, Tensor)
         return smoothed
@@ -193,11 +195,20 @@ class Scorer(nn.Module):
                 for kind in sorted({m.residual.value for m in settings.maps})
             }
         )
-        self.makers = nn.ModuleList(MapMaker(each, height, width) for each in settings.maps)
+        # The maximum of several maps needs all of them at the same pixels.
+        map_sigma = 0.0 if settings.fusion is Fusion.MAX else settings.map_sigma
+        self.makers = nn.ModuleList(
+            MapMaker(each, height, width, map_step(each, map_sigma, height, width)) for each in settings.maps
+        )
         for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
+            size = cast(MapMaker, self.makers[i]).size
+            if not {mean.shape, scale.shape} <= {(1, 1, *size), (1, 1, 1, 1)}:
+                raise KeyError(f"constants of {tuple(mean.shape)} for a map of {size}")
             self.register_buffer(f"mean_{i}", mean)
             self.register_buffer(f"scale_{i}", scale)
-        self.smooth_map = Smoothing(settings.map_sigma * min(height, width), height, width)
+        sigma = settings.map_sigma * min(height, width)
+        self.smooth_map = Smoothing(sigma, height, width)
+        self.enlarge = Enlarging(sigma, height, width, COARSE_STEP) if map_sigma else None
         self.is_normalized = [settings.is_fused or each.per_pixel for each in settings.maps]
         self.tiles = Tiles(frame.tiling)
         for name, tensor in constants.latent.items():
@@ -207,23 +218,32 @@ class Scorer(nn.Module):
     def forward(self, seen: Reconstructed) -> tuple[Tensor, Tensor]:
         """Return the anomaly map, float32 [N, H, W], and the score, float32 [N]."""
         residuals = {kind: compare(seen.pixels, seen.reconstruction) for kind, compare in self.residuals.items()}
-        maps, scores = [], []
+        maps: list[Tensor] = []
+        coarse: list[Tensor] = []
+        scores = []
         for i, maker in enumerate(self.makers):
             assert isinstance(maker, MapMaker)
             made = maker(residuals[maker.settings.residual.value])
             if self.is_normalized[i]:
                 made = (made - getattr(self, f"mean_{i}")) / getattr(self, f"scale_{i}")
-            made = made.flatten(1, 2)
-            maps.append(made)
-            scores.append(pool(made, maker.settings))
+            (maps if maker.step == 1 else coarse).append(made)
+            scores.append(pool(made.flatten(1, 2), maker.settings))
         if self.settings.latent is not Latent.NONE:
             term = (self.latent_term(seen) - self.latent_center) / self.latent_unit
-            maps.append(self.tiles.spread(term).flatten(1, 2))
+            maps.append(self.tiles.spread(term))
             scores.append(term.reshape(self.tiles.tiling.n_tiles, -1).amax(dim=0))
-        fused = self._fuse(maps)
-        if self.settings.map_sigma:
-            fused = self.smooth_map(fused.unsqueeze(1)).flatten(1, 2)
-        return fused, self._fuse(scores)
+        return self._fused_map(maps, coarse).flatten(1, 2), self._fuse(scores)
+
+    def _fused_map(self, maps: list[Tensor], coarse: list[Tensor]) -> Tensor:
+        """Fuse maps given at all pixels, and those given at blocks, and smooth them: float32 [N, 1, H, W]."""
+        if not coarse:
+            return cast(Tensor, self.smooth_map(self._fuse(maps)))
+        assert self.enlarge is not None
+        total = cast(Tensor, self.enlarge(_sum(coarse)))
+        if maps:
+            total = total + self.smooth_map(_sum(maps))
+        n = len(maps) + len(coarse)
+        return total / n if n > 1 else total
 
     def latent_term(self, seen: Reconstructed) -> Tensor:
         """Return each tile's distance or divergence, float32 [T * N], before it is brought to the maps' scale."""
@@ -241,6 +261,34 @@ class Scorer(nn.Module):
         if len(parts) == 1 or self.settings.fusion is Fusion.MAX:
             return fused
         return fused / len(parts)
+
+
+COARSE_STEP = 2
+"""Pixels from one value of a coarse map to the next: see `map_step`."""
+
+_WIDE_PIXELS = 1.9
+"""Standard deviation in pixels from which a Gaussian leaves nothing that values at every second pixel do not show."""
+
+
+def map_step(settings: MapSettings, map_sigma: float, height: int, width: int) -> int:
+    """Return at every how many pixels a map is computed: 2 where it is smoothed widely enough, else 1.
+
+    Args:
+        settings: of the map.
+        map_sigma: how the fused map is smoothed, which brings it back to all pixels; 0: every pixel is needed.
+        height: of the image.
+        width: of the image.
+    """
+    shorter = min(height, width)
+    is_wide = min(settings.smoothing_sigma, map_sigma) * shorter >= _WIDE_PIXELS
+    return COARSE_STEP if is_wide and height % COARSE_STEP == width % COARSE_STEP == 0 else 1
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 class AnomalyGraph(nn.Module):

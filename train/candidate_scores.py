@@ -13,10 +13,11 @@ from vae_edge.progress import Progress
 from vae_edge.train.anomaly_graph import (
     MapMaker,
     Reconstruction,
+    map_step,
     n_pooled,
 )
 from vae_edge.train.residuals import ResidualMap
-from vae_edge.train.scoring import Level, MapSettings, Pooling, Residual
+from vae_edge.train.scoring import MAP_SIGMA, Level, MapSettings, Pooling, Residual
 from vae_edge.train.scoring_constants import PixelStatistics
 
 N_FOLDS = 2
@@ -27,8 +28,9 @@ class _Base:
 
     def __init__(self, settings: MapSettings, height: int, width: int) -> None:
         self.residual = settings.residual
-        self.maker = MapMaker(settings, height, width).eval()
-        self.statistics = [PixelStatistics.empty(height, width) for _ in range(N_FOLDS + 1)]
+        # As in a fusion whose map is smoothed, which the compositions to choose from are.
+        self.maker = MapMaker(settings, height, width, map_step(settings, MAP_SIGMA, height, width)).eval()
+        self.statistics = [PixelStatistics.empty(*self.maker.size) for _ in range(N_FOLDS + 1)]
         self.settings = settings
 
     def normals_of_other_folds(self, fold: int) -> tuple[Tensor, Tensor]:

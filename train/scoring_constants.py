@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from vae_edge.errors import InputError
 from vae_edge.progress import Progress
 from vae_edge.train.anomaly_graph import (
     Frame,
+    MapMaker,
     Reconstructed,
     Reconstruction,
     Scorer,
@@ -116,7 +117,7 @@ def fit_scoring_constants(
     for_pixels = images if fitted is None else np.concatenate([images, some_fitted(fitted)])
     report = _Passes(progress, len(for_pixels) + (len(images) if settings.is_fused else 0))
 
-    statistics = [PixelStatistics.empty(*frame.image_size) for _ in settings.maps]
+    statistics = [PixelStatistics.empty(*cast(MapMaker, maker).size) for maker in scorer.makers]
     latents: list[Tensor] = []
     with torch.inference_mode():
         for seen in _reconstructed(reconstruct, for_pixels, step, report):
