@@ -14,7 +14,8 @@ from vae_edge.train.recipe import EDGE_RECIPE, REFERENCE_RECIPE, Recipe
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096
 
-DEFAULT_PRESET = "edge"
+DEFAULT_PRESET = "nano"
+"""On the image sets at hand it found as much as `edge`, with a quarter of the work (`benchmarks/DETECTION.md`)."""
 
 
 class Architecture(Record):
@@ -81,8 +82,10 @@ PRESETS: dict[str, Preset] = {
         precision=SINGLE,
         chooses_size=False,
     ),
-    "edge": Preset(n_features=32, latent_vec_size=128, max_features=256, purpose="for a Jetson or a desktop CPU"),
-    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for a small ARM or x86 board"),
+    "edge": Preset(
+        n_features=32, latent_vec_size=128, max_features=256, purpose="twice as wide, for a Jetson or a desktop CPU"
+    ),
+    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="small enough for any board"),
 }
 """The presets. Parameters in training, and multiply-adds times two for one image on the device (`count_flops`):
 

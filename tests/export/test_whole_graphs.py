@@ -63,10 +63,14 @@ CASES = (
     Case("l1/0.03/pixel/top1%,kl", Photometric.LOCAL),
     Case("l1/0.03/pixel/top1%,ssim/0.02/image/mean,latent,fusion=max", Photometric.LOCAL),
     Case("gradient/0.01/none/top1%,kl,fusion=max"),
+    # Wide enough to be computed at every second pixel: all of it, and beside a narrow map and a term of the latents.
+    Case("l2/0.05/image+pixel/top5%,gradient/0.04/local/max,map=0.06", Photometric.IMAGE),
+    Case("l1/0.05/pixel/mean,ssim/0.01/none/top1%,latent,map=0.05"),
 )
 EVERYTHING = CASES[7]
 WITH_KL = CASES[6]
-SOME = (CASES[0], WITH_KL, EVERYTHING)
+COARSE = CASES[-2]
+SOME = (CASES[0], WITH_KL, EVERYTHING, COARSE)
 
 
 def images_of(n: int, seed: int = 0) -> NDArray[np.uint8]:

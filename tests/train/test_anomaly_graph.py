@@ -12,6 +12,7 @@ from vae_edge.train.anomaly_graph import (
     ScoringConstants,
     fold_batch_norms,
     images_at_a_time,
+    map_step,
     n_pooled,
     run_graph,
 )
@@ -24,7 +25,9 @@ from vae_edge.train.scoring import (
     NORMALIZED_SCORING,
     MapSettings,
     ScoringSettings,
+    parse_scoring,
 )
+from vae_edge.train.scoring_constants import fit_scoring_constants
 from vae_edge.train.tiles import Tiles
 from vae_edge.train.tiling import Tiling
 
@@ -160,3 +163,55 @@ class TestTheFrame:
             "images of 64x80, cut into 6 tiles of 32x48 (3 x 2); brightness and contrast normalized by the image's "
             "own; squared residual, averaged over the image"
         )
+
+
+class TestCoarseMaps:
+    """Maps that are smoothed widely are computed at every second pixel."""
+
+    WIDE = "l2/0.08/image+pixel/top5%,gradient/0.07/local/max,map=0.08"
+
+    @pytest.mark.parametrize(
+        ("sigma", "map_sigma", "size", "step"),
+        [
+            (0.08, 0.08, (32, 48), 2),
+            (0.05, 0.08, (32, 48), 1),
+            (0.08, 0.0, (32, 48), 1),
+            (0.08, 0.08, (33, 48), 1),
+            (0.008, 0.025, (256, 256), 2),
+            (0.004, 0.025, (256, 256), 1),
+        ],
+    )
+    def test_a_map_is_coarse_where_nothing_is_lost_by_it(
+        self, sigma: float, map_sigma: float, size: tuple[int, int], step: int
+    ) -> None:
+        assert map_step(MapSettings(smoothing_sigma=sigma), map_sigma, *size) == step
+
+    def test_the_map_has_the_images_size_and_the_score_is_of_the_coarse_ones(self, vae: Vae) -> None:
+        scoring = parse_scoring(self.WIDE)
+        assert scoring is not None
+        graph = AnomalyGraph(vae, scoring, fit_scoring_constants(vae, scoring, pictures(9)))
+        buffers = dict(graph.score.named_buffers())
+        assert [tuple(buffers[f"mean_{i}"].shape[2:]) for i in range(2)] == [(H // 2, W // 2), (1, 1)]
+        maps, scores = run_graph(graph, pictures(3, seed=5))
+        assert maps.shape == (3, H, W)
+        assert scores.shape == (3,)
+
+    def test_a_coarse_map_says_what_a_fine_one_says(self, vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
+        scoring = parse_scoring(self.WIDE)
+        assert scoring is not None
+        normals, images = pictures(9), pictures(6, seed=5)
+        images[:3, 8:20, 12:30] = 255
+        coarse = run_graph(AnomalyGraph(vae, scoring, fit_scoring_constants(vae, scoring, normals)), images)
+        monkeypatch.setattr("vae_edge.train.anomaly_graph.map_step", lambda *_: 1)
+        fine = run_graph(AnomalyGraph(vae, scoring, fit_scoring_constants(vae, scoring, normals)), images)
+        assert not np.array_equal(coarse[1], fine[1])
+        assert np.corrcoef(coarse[1], fine[1])[0, 1] > 0.99
+        assert np.corrcoef(coarse[0].ravel(), fine[0].ravel())[0, 1] > 0.98
+
+    def test_constants_of_another_size_are_refused(self, vae: Vae) -> None:
+        scoring = parse_scoring(self.WIDE)
+        assert scoring is not None
+        constants = fit_scoring_constants(vae, scoring, pictures(9))
+        full = [torch.nn.functional.interpolate(mean, (H, W)) if mean.numel() > 1 else mean for mean in constants.means]
+        with pytest.raises(KeyError, match="constants of"):
+            AnomalyGraph(vae, scoring, ScoringConstants(tuple(full), constants.scales))
