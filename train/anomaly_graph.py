@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from vae_edge.progress import Progress
+from vae_edge.train.input_range import SYMMETRIC, InputRange
 from vae_edge.train.network import LOG_VARIANCE_LIMIT, Vae
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.photometric_normalization import PhotometricNormalization
@@ -45,6 +46,8 @@ class Frame:
 
     tiling: Tiling
     photometric: Photometric = Photometric.NONE
+    input_range: InputRange = SYMMETRIC
+    """What a pixel's value is where it enters the network."""
 
     @classmethod
     def of(cls, vae: Vae) -> Frame:
@@ -120,6 +123,7 @@ class Reconstruction(nn.Module):
 
     def __init__(self, vae: Vae, frame: Frame, latent: Latent = Latent.NONE) -> None:
         super().__init__()
+        self.range = RangeOfInput(frame.input_range)
         self.photometric = PhotometricNormalization(frame.photometric, *frame.image_size)
         self.tiles = Tiles(frame.tiling)
         encoder, decoder = vae.reconstruction_halves()
@@ -131,10 +135,10 @@ class Reconstruction(nn.Module):
     def forward(self, image: Tensor) -> Reconstructed:
         """Reconstruct uint8 [N, H, W, 3] RGB."""
         # Cast before the transpose: TensorRT refuses to transpose uint8.
-        return self.of_pixels((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
+        return self.of_pixels(self.range((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)))
 
     def of_pixels(self, pixels: Tensor) -> Reconstructed:
-        """Reconstruct float32 [N, C, H, W], -1 to 1."""
+        """Reconstruct float32 [N, C, H, W] in the network's own range."""
         pixels = self.photometric(pixels)
         cut = self.tiles.cut(pixels)
         log_variance: Tensor | None = None
@@ -146,6 +150,26 @@ class Reconstruction(nn.Module):
             latents = self.encode(cut)
         reconstruction = self.tiles.stitch(self.decode(latents))
         return Reconstructed(pixels, reconstruction, latents.flatten(1) if self.keeps_latents else None, log_variance)
+
+
+class RangeOfInput(nn.Module):
+    """Brings values of -1 to 1 to the range that the network was trained with."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, wanted: InputRange) -> None:
+        super().__init__()
+        self.is_needed = wanted != SYMMETRIC
+        if self.is_needed:
+            mean, deviation = torch.tensor(wanted.mean), torch.tensor(wanted.deviation)
+            # (x - mean) / deviation, where x = (value + 1) / 2 is what 0 to 255 is as 0 to 1.
+            self.register_buffer("scale", (0.5 / deviation).reshape(1, -1, 1, 1))
+            self.register_buffer("shift", ((0.5 - mean) / deviation).reshape(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return float32 [N, C, H, W]."""
+        return pixels * self.scale + self.shift if self.is_needed else pixels
 
 
 class MapMaker(nn.Module):

@@ -147,13 +147,13 @@ class EpochSampler(Sampler[Crop]):
     def __iter__(self) -> Iterator[Crop]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(len(self), generator=generator)
-        down, across = (_places(room, len(order), generator) for room in self.room)
+        down, across = (places(room, len(order), generator) for room in self.room)
         for position, top, left in zip(order.tolist(), down.tolist(), across.tolist(), strict=True):
             yield Crop(position // self.per_image, top, left)
 
 
-def _places(room: int, n: int, generator: torch.Generator) -> Tensor:
-    """Draw where windows begin along one axis, int64 [n], 0 to `room`.
+def places(room: int, n: int, generator: torch.Generator) -> Tensor:
+    """Draw where n windows begin along one axis, int64 [n], 0 to `room`.
 
     Evenly, a window reaches the image's border once in `room` times, and the corner almost never. So places up to an
     eighth of the room beyond it are drawn too and count as the border: a fifth of the windows touches one.

@@ -54,6 +54,8 @@ class Vae(nn.Module):
         kl_weight: weight of the Kullback-Leibler term in the loss.
         image_size: height and width; see `check_image_size` for the sizes that fit.
         max_features: channels at which the doubling stops; None: it does not.
+        extra_layers: convolutions with a 3 x 3 kernel, a batch norm each, after the encoder's first convolution and
+            before the decoder's last, as in GANomaly.
         n_channels: channels of the image.
 
     Raises:
@@ -68,12 +70,15 @@ class Vae(nn.Module):
         *,
         image_size: tuple[int, int] = (256, 256),
         max_features: int | None = None,
+        extra_layers: int = 0,
         n_channels: int = 3,
     ) -> None:
         super().__init__()
         for name, value in (("n_features", n_features), ("latent_vec_size", latent_vec_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}; expected 1 or more")
+        if extra_layers < 0:
+            raise UsageError(f"extra_layers is {extra_layers}; expected 0 or more")
         if not kl_weight >= 0:
             raise UsageError(f"kl_weight is {kl_weight}; expected 0 or more, such as 0.00025")
         check_max_features(n_features, max_features)
@@ -87,10 +92,10 @@ class Vae(nn.Module):
         n_stages = count_stages(height, width)
         widths = channel_widths(n_features, max_features, n_stages)
         remaining = (height >> n_stages, width >> n_stages)
-        self.features = _encoder(n_channels, widths)
+        self.features = _encoder(n_channels, widths, extra_layers)
         self.mean_head = nn.Conv2d(widths[-1], latent_vec_size, remaining)
         self.log_variance_head = nn.Conv2d(widths[-1], latent_vec_size, remaining)
-        self.decoder = _decoder(latent_vec_size, remaining, widths, n_channels)
+        self.decoder = _decoder(latent_vec_size, remaining, widths, n_channels, extra_layers)
 
     @classmethod
     def from_architecture(cls, architecture: Architecture) -> Vae:
@@ -101,6 +106,7 @@ class Vae(nn.Module):
             architecture.kl_weight,
             image_size=(architecture.height, architecture.width),
             max_features=architecture.max_features,
+            extra_layers=architecture.extra_layers,
             n_channels=architecture.n_channels,
         )
 
@@ -195,17 +201,19 @@ def count_flops(vae: Vae) -> int:
     return total
 
 
-def _encoder(n_channels: int, widths: tuple[int, ...]) -> nn.Sequential:
+def _encoder(n_channels: int, widths: tuple[int, ...], extra_layers: int) -> nn.Sequential:
     # The first convolution has no batch norm, as in DCGAN and GANomaly: the normalization would take the image's
     # contrast away. A convolution before a batch norm needs no bias, the norm has its own.
     layers: list[nn.Module] = [nn.Conv2d(n_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+    for _ in range(extra_layers):
+        layers += [nn.Conv2d(widths[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.LeakyReLU(0.2)]
     for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers)
 
 
 def _decoder(
-    latent_vec_size: int, remaining: tuple[int, int], widths: tuple[int, ...], n_channels: int
+    latent_vec_size: int, remaining: tuple[int, int], widths: tuple[int, ...], n_channels: int, extra_layers: int
 ) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.ConvTranspose2d(latent_vec_size, widths[-1], remaining, bias=False),
@@ -214,6 +222,8 @@ def _decoder(
     ]
     for before, after in pairwise(widths[::-1]):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    for _ in range(extra_layers):
+        layers += [nn.Conv2d(widths[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     layers += [nn.ConvTranspose2d(widths[0], n_channels, 4, 2, 1), nn.Tanh()]
     return nn.Sequential(*layers)
 

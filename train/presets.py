@@ -30,6 +30,8 @@ class Architecture(Record):
     """Weight of the Kullback-Leibler term in the loss."""
     max_features: int | None = Field(default=None, ge=1)
     """Channels at which the doubling stops; None: it does not."""
+    extra_layers: int = Field(default=0, ge=0, le=16)
+    """Convolutions with a 3 x 3 kernel at half the image's size, in the encoder and again in the decoder."""
     n_channels: int = Field(default=3, ge=1, le=16)
     height: int
     width: int
@@ -116,6 +118,7 @@ def make_architecture(
     latent_vec_size: int | None = None,
     kl_weight: float | None = None,
     max_features: int | None = None,
+    extra_layers: int | None = None,
 ) -> Architecture:
     """Return a preset's architecture with some of its numbers replaced.
 
@@ -126,6 +129,7 @@ def make_architecture(
         latent_vec_size: instead of the preset's.
         kl_weight: instead of 0.00025.
         max_features: instead of the preset's.
+        extra_layers: instead of none.
 
     Raises:
         InputError: an unknown preset, an image size that does not fit, or a number out of range.
@@ -136,6 +140,7 @@ def make_architecture(
         "latent_vec_size": latent_vec_size,
         "kl_weight": kl_weight,
         "max_features": max_features,
+        "extra_layers": extra_layers,
     }
     values = base.model_dump() | {name: value for name, value in asked.items() if value is not None}
     check_max_features(values["n_features"], values["max_features"])

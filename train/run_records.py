@@ -16,6 +16,7 @@ from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.calibration import Calibration
 from vae_edge.train.data_report import DataReport
 from vae_edge.train.data_traits import DataTraits
+from vae_edge.train.input_range import SYMMETRIC, InputRange
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import Architecture
@@ -266,6 +267,8 @@ class RunRecord(Record):
     preparation: Preparation
     tiling: Tiling
     photometric: Photometric
+    input_range: InputRange = SYMMETRIC
+    """What a pixel's value is where it enters the network."""
     scoring: ScoringSettings
     choice: ChoiceRecord | None = None
     """How light and scoring were chosen; None: both were given."""
@@ -283,7 +286,7 @@ class RunRecord(Record):
         """What stands around the network. Loads torch."""
         from vae_edge.train.anomaly_graph import Frame
 
-        return Frame(self.tiling, self.photometric)
+        return Frame(self.tiling, self.photometric, self.input_range)
 
 
 def split_images(
