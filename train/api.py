@@ -58,7 +58,8 @@ def fit(
             `ModelCheckpoint` without a folder writes beside the first logger's files. One that stops the training ends
             it after the validation that follows, and the run records `ended_by="callback"`; the weights with the
             smallest held-out loss so far are kept. What its `state_dict` returns is in the run's checkpoint, and has to
-            be numbers, strings, tensors and containers of them.
+            be numbers, strings, tensors and containers of them. What Lightning logs at level INFO, as a callback's
+            `verbose` makes it do, stays silent.
         **arguments: fields of `TrainSettings` by name (`epochs=40`, `seed=1`, `size={"image": (256, 256)}`,
             `scoring="auto"`), unless `settings` is given; and arguments of Lightning's Trainer:
 

@@ -236,9 +236,10 @@ def take_up(settings: TrainSettings, given: TrainerArguments, *, is_trained: boo
     missing = [name for name in settings.attached if name != "logger" and name not in given.attached.answered]
     if missing and not is_trained:
         told = ", ".join(f"{name} ({settings.attached[name]})" for name in missing)
+        nothing = "[]" if missing[0] == "callbacks" else "None"
         raise UsageError(
             f"the run was begun with {told}, which no record can hold; go on with vae_edge.train.resume_run(run, "
-            f"{missing[0]}=...), or with {missing[0]}=None or [] where it shall go on without"
+            f"{missing[0]}=...), or with {missing[0]}={nothing} where it shall go on without"
         )
     return settings.model_copy(update={name: given.apply_to(settings)[name] for name in ("trainer", "attached")})
 
