@@ -105,7 +105,8 @@ class RoutedCheckpointIO(PlainCheckpointIO):
         """Read a checkpoint."""
         if Path(path) == self.own:
             return super().load_checkpoint(path, map_location, weights_only)
-        return self.others.load_checkpoint(path, map_location, weights_only)
+        # Plugins of Lightning before 2.6 have no third argument.
+        return self.others.load_checkpoint(path, map_location, *(() if weights_only is None else (weights_only,)))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, unless it is the run's own."""
