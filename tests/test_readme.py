@@ -34,6 +34,30 @@ def test_every_command_is_in_the_table_of_commands() -> None:
     assert named == set(COMMANDS)
 
 
+def snippet(word: str) -> str:
+    """Return the one block of Python in which a word stands."""
+    (found,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in block]
+    return str(found)
+
+
+@pytest.mark.slow
+def test_training_from_a_program_works_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning")
+    from vae_edge.sample import SampleSettings, write_sample_set
+    from vae_edge.train import RunFolder
+
+    sizes = SampleSettings(image_size=64, n_train=24, n_test_good=2, n_test_per_defect=1)
+    write_sample_set(tmp_path, ["dial"], sizes)[0].rename(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet("EarlyStopping").replace("max_epochs=40", "max_epochs=2"), {})
+    run = RunFolder.open("runs/tile")
+    assert run.record.training.ended_by == "epochs"
+    assert run.record.settings.trainer == {"gradient_clip_val": 1.0}
+    table = next(Path("experiments").rglob("metrics.csv"))
+    assert {"held_out_loss", "lr-Adam"} <= set(table.read_text().splitlines()[0].split(","))
+    assert list(table.parent.glob("checkpoints/*.ckpt"))
+
+
 def test_the_presets_have_the_parameters_that_the_table_says() -> None:
     torch = pytest.importorskip("torch")
     from vae_edge.train.network import Vae, count_flops, count_parameters

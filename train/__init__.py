@@ -1,1 +1,51 @@
-"""Training: data, network, fitting and metrics. What runs on a device lives in `vae_edge` and needs nothing of this."""
+"""Training: data, network, fitting and metrics. What runs on a device lives in `vae_edge` and needs nothing of this.
+
+    from vae_edge.train import fit
+
+    run = fit("pictures/", "runs/tile")
+
+Importing this package loads no torch; its names load when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vae_edge.train.api import fit as fit
+    from vae_edge.train.fitting import resume_run as resume_run
+    from vae_edge.train.run_folder import RunFolder as RunFolder
+    from vae_edge.train.run_records import DataSource as DataSource
+    from vae_edge.train.run_records import TrainSettings as TrainSettings
+    from vae_edge.train.watcher import Watcher as Watcher
+
+_HOME = {
+    "DataSource": "vae_edge.train.run_records",
+    "RunFolder": "vae_edge.train.run_folder",
+    "TrainSettings": "vae_edge.train.run_records",
+    "Watcher": "vae_edge.train.watcher",
+    "fit": "vae_edge.train.api",
+    "resume_run": "vae_edge.train.fitting",
+}
+
+__all__ = [  # noqa: RUF022 - as a reader looks for them: what is used first comes first
+    "fit",
+    "resume_run",
+    "RunFolder",
+    "TrainSettings",
+    "DataSource",
+    "Watcher",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first asked for, so that importing the package stays quick."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vae_edge.train' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

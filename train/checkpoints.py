@@ -3,18 +3,21 @@
 Lightning's own input and output was not enough. It reads with `weights_only=None` (before 2.6 with False), which leaves
 it to torch or to an environment variable whether a file may run code while it is unpickled; and it writes through
 fsspec, which may put its temporary file on another file system. Read here with `weights_only=True`, torch's restricted
-unpickler makes tensors, numbers, strings and containers only; Lightning's state of this training holds nothing else.
+unpickler makes tensors, numbers, strings and containers only; Lightning's state of this training holds nothing else,
+and what the callbacks of a user add is held to the same when it is written, not when it is needed.
 """
 
 from __future__ import annotations
 
 import time
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError  # Only the name of the error that torch raises.
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
@@ -33,7 +36,11 @@ learns, and a grey image from the first epoch would win."""
 
 _MOST_OF_THE_TIME = 0.05  # Share of the time that saving may take: with short epochs not every one is saved.
 
-EndedBy = Literal["epochs", "patience", "time"]
+EndedBy = Literal["epochs", "patience", "time", "callback"]
+"""Why a training ended: its epochs are done, nothing got better, its time was over, or a user's callback said so."""
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+_LIGHTNINGS_OWN = {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
 
 
 class PlainCheckpointIO(CheckpointIO):
@@ -43,11 +50,15 @@ class PlainCheckpointIO(CheckpointIO):
         """Write a checkpoint, whole or not at all.
 
         Raises:
-            InputError: the folder cannot be written or the disk is full.
+            InputError: the folder cannot be written, the disk is full, or a callback's state holds more than plain
+                values.
         """
+        content = {
+            name: value if name in _LIGHTNINGS_OWN else plain_state(value, name) for name, value in checkpoint.items()
+        }
         try:
             with new_file(Path(path)) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(content, file)
         except RuntimeError as error:
             # What a full disk is to torch's zip writer, whose words for it are about positions in the file.
             raise InputError(
@@ -64,6 +75,73 @@ class PlainCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+class RoutedCheckpointIO(PlainCheckpointIO):
+    """Sends the run's own checkpoint the plain way, and all others through a plugin that a user chose.
+
+    Args:
+        own: path of the run's checkpoint.
+        others: writes, reads and removes every other one.
+    """
+
+    def __init__(self, own: Path, others: CheckpointIO) -> None:
+        self.own = own
+        self.others = others
+        # A plugin that wraps another one, such as Lightning's for writing in the background, and was given none.
+        if getattr(others, "checkpoint_io", others) is None:
+            others.checkpoint_io = PlainCheckpointIO()  # type: ignore[attr-defined]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; of the run's own the errors are those of `PlainCheckpointIO`."""
+        if Path(path) == self.own:
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            self.others.save_checkpoint(checkpoint, path, storage_options)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint."""
+        if Path(path) == self.own:
+            return super().load_checkpoint(path, map_location, weights_only)
+        # Plugins of Lightning before 2.6 have no third argument.
+        return self.others.load_checkpoint(path, map_location, *(() if weights_only is None else (weights_only,)))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, unless it is the run's own."""
+        if Path(path) != self.own:
+            self.others.remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        """Let the plugin end what it began."""
+        self.others.teardown()
+
+
+def plain_state(value: Any, place: str) -> Any:
+    """Return a state that `load_checkpoint` will read: NumPy's numbers become Python's, all else stays as it is.
+
+    Args:
+        value: None, a number, a string, bytes, a tensor; or a dict, list, tuple or set of such.
+        place: where it is in the checkpoint, for the message.
+
+    Raises:
+        InputError: it is, or holds, something else, whose pickle could run code when it is read.
+    """
+    if isinstance(value, np.generic) and type(value.item()) in _PLAIN:
+        return value.item()
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, torch.Tensor):
+        return value
+    if kind in (dict, OrderedDict):
+        return kind((plain_state(key, place), plain_state(each, f"{place}.{key}")) for key, each in value.items())
+    if kind in (list, tuple, set):
+        return kind(plain_state(each, place) for each in value)
+    raise InputError(
+        f"{place} is to go into the checkpoint and is a {kind.__module__}.{kind.__qualname__}; expected numbers, "
+        "strings, tensors, and dicts, lists, tuples and sets of them, for reading a checkpoint must run no code: let "
+        "the callback's state_dict return such values"
+    )
 
 
 def load_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, Any]:
@@ -95,6 +173,16 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise BundleError(f"{path} is a checkpoint of another program; start the training again")
     return state
+
+
+class Stopper:
+    """A callback of this package that may end a training; mixed into one of Lightning's."""
+
+    ends_by: ClassVar[EndedBy]
+
+    def has_ended(self) -> bool:
+        """Return whether it has."""
+        raise NotImplementedError
 
 
 class RunCheckpoint(Checkpoint):
@@ -163,7 +251,12 @@ class RunCheckpoint(Checkpoint):
     def _end(self, trainer: Trainer) -> EndedBy | None:
         if self.epochs_run >= (trainer.max_epochs or 0):
             return "epochs"
-        if not trainer.should_stop:
-            return None
-        stopped = trainer.early_stopping_callback
-        return "patience" if stopped is not None and stopped.stopped_epoch else "time"
+        # Lightning goes on till then, whoever wants to stop.
+        too_early = self.epochs_run < (trainer.min_epochs or 0) or trainer.global_step < (trainer.min_steps or 0)
+        return stopped_by(trainer) if trainer.should_stop and not too_early else None
+
+
+def stopped_by(trainer: Trainer) -> EndedBy:
+    """Return who stopped a training before its last epoch."""
+    own = [callback for callback in trainer.callbacks if isinstance(callback, Stopper)]  # type: ignore[attr-defined]
+    return next((callback.ends_by for callback in own if callback.has_ended()), "callback")

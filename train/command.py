@@ -322,7 +322,12 @@ def print_result(run: RunFolder) -> None:
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     outcome = record.training
-    ended = {"epochs": "as planned", "patience": "no better for a while", "time": "out of time"}[outcome.ended_by]
+    ended = {
+        "epochs": "as planned",
+        "patience": "no better for a while",
+        "time": "out of time",
+        "callback": "stopped by a callback",
+    }[outcome.ended_by]
     table.add_row(
         "training",
         f"{outcome.epochs_run} epochs ({ended}) in {outcome.seconds:.0f} s, {outcome.images_per_s:.1f} images/s; kept "

@@ -40,6 +40,7 @@ from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.run_records import CalibrationRecord, CalibrationScore, TrainSettings
 from vae_edge.train.split import Fold, Split, one_of_each_part, split_into_folds, split_normals
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
+from vae_edge.train.trainer_arguments import deciding
 from vae_edge.train.watcher import Watcher
 
 FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], AnomalyGraph | None]
@@ -123,6 +124,7 @@ def cross_calibrate(
     Raises:
         InputError, BundleError, TrainingInterruptedError: see `fit_vae`. What is done is not done again.
     """
+    settings = settings.model_copy(update={"trainer": deciding(settings.trainer)})
 
     def fit_fold(number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> AnomalyGraph | None:
         folder = _fold_folder(out, number)

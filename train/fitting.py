@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
 from vae_edge import __version__
@@ -21,9 +24,11 @@ from vae_edge.manifest import Thresholds
 from vae_edge.progress import Progress
 from vae_edge.records import make_record
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.checkpoints import read_state
 from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.data_report import DataReport, check_inspection_set
 from vae_edge.train.data_traits import look_at
+from vae_edge.train.datamodules import source_of
 from vae_edge.train.graph_fitting import FittedGraph, LabelledImages, fit_graph
 from vae_edge.train.grouping import Grouping, few_parts, group_normals, group_test_normals
 from vae_edge.train.image_size import resolve_size
@@ -35,6 +40,7 @@ from vae_edge.train.photometric_choice import forget_pilots
 from vae_edge.train.presets import Architecture
 from vae_edge.train.run_folder import (
     CALIBRATION_FILE,
+    CHECKPOINT,
     METRICS_FILE,
     MODEL_FILE,
     RECORD_FILE,
@@ -55,7 +61,6 @@ from vae_edge.train.run_folder import (
 from vae_edge.train.run_records import (
     CalibrationRecord,
     CalibrationScore,
-    DataSource,
     RunRecord,
     SplitRecord,
     TrainSettings,
@@ -63,6 +68,14 @@ from vae_edge.train.run_records import (
 )
 from vae_edge.train.split import GROUP_AUTOMATICALLY, Fold, Split, one_of_each_part, split_labelled
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
+from vae_edge.train.trainer_arguments import (
+    NOTHING_ATTACHED,
+    Attached,
+    check_timers,
+    check_trainer,
+    sort_arguments,
+    take_up,
+)
 from vae_edge.train.watcher import Watcher
 
 _UNEQUAL_ASPECTS = 1.2
@@ -102,15 +115,21 @@ class _Data:
 
 
 def fit_run(
-    settings: TrainSettings, *, out: str | Path, overwrite: bool = False, watcher: Watcher | None = None
+    settings: TrainSettings,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> RunFolder:
-    """Train a detector and write its run folder.
+    """Train a detector and write its run folder; `vae_edge.train.fit` is the same with arguments by name.
 
     Args:
         settings: what to do.
         out: the run folder to make.
         overwrite: replace a run of that name. It is deleted when the new one is complete, not before.
         watcher: is told how it goes.
+        attached: a user's loggers, callbacks and other objects, for the network that is deployed.
 
     Returns:
         The complete run.
@@ -118,7 +137,10 @@ def fit_run(
     Raises:
         InputError: the data or the settings cannot be used, `out` is taken, or the training diverged.
         TrainingInterruptedError: Ctrl-C; the message says how to go on.
+        Exception: whatever a user's callback or logger raises; the run is then unfinished and can go on.
     """
+    check_trainer(settings.trainer)
+    check_timers(settings, attached)
     out = Path(out)
     watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = settings.model_copy(update={"source": settings.source.absolute()})
@@ -130,27 +152,47 @@ def fit_run(
         claim_folder(out, overwrite=overwrite)
         write_record(out / SPLIT_FILE, data.record())
         write_record(out / SETTINGS_FILE, settings)
-    return _fit_and_finish(settings, data, out, watcher)
+    return _fit_and_finish(settings, data, out, watcher, attached)
 
 
-def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | None = None) -> RunFolder:
+def resume_run(
+    run: str | Path,
+    *,
+    data: Any = None,
+    watcher: Watcher | None = None,
+    logger: Logger | Iterable[Logger] | bool | None = None,
+    callbacks: Callback | Iterable[Callback] | None = None,
+    **trainer_arguments: Any,
+) -> RunFolder:
     """Go on with an interrupted run, with its own settings; the result is the one it would have had.
 
     Args:
         run: the run folder.
-        data: where the same images are now, if they were moved; None: where they were.
+        data: where the same images are now, if they were moved: a folder, or a data module that names them; None:
+            where they were.
         watcher: is told how it goes.
+        logger: as for `vae_edge.train.fit`; loggers are not called for, for they only watch.
+        callbacks: as for `vae_edge.train.fit`. A run that was begun with callbacks needs them again, with the state
+            that they had; `[]` goes on without them, and may end with other weights.
+        **trainer_arguments: as for `vae_edge.train.fit`. Numbers and words are in the run and need not be given; what
+            decides the weights cannot be changed. Objects such as `plugins` have to be given again.
 
     Raises:
-        InputError: the run is complete, or the images are not the ones it was started with.
+        InputError: the run is complete, the images are not the ones it was started with, or the arguments are not.
         BundleError: there is no run, or its records or its checkpoint are damaged.
         TrainingInterruptedError: Ctrl-C; the message says how to go on.
     """
     run = Path(run)
     watcher = watcher if watcher and _is_first_process() else Watcher()
-    settings = read_settings(run)
+    begun = read_settings(run)
+    given = sort_arguments(logger, callbacks, trainer_arguments)
+    checkpoint = run / CHECKPOINT
+    is_trained = checkpoint.is_file() and read_state(checkpoint).get("ended_by") is not None
+    settings = take_up(begun, given, is_trained=is_trained)
+    check_timers(settings, given.attached)
     if data is not None:
-        settings = settings.model_copy(update={"source": DataSource(root=data).absolute()})
+        moved = begun.source.moved_to(data) if isinstance(data, str | Path) else source_of(data)
+        settings = settings.model_copy(update={"source": moved.absolute()})
     recorded = read_split(run)
     opened = _open_data(settings, watcher, recorded)
     if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
@@ -158,25 +200,39 @@ def resume_run(run: str | Path, *, data: str | None = None, watcher: Watcher | N
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
             "same files: put them back, say where they are with --data, or train anew with --out"
         )
-    return _fit_and_finish(settings, opened, run, watcher)
+    if _is_first_process() and (settings.trainer, settings.attached) != (begun.trainer, begun.attached):
+        # For the next time that it goes on.
+        write_record(run / SETTINGS_FILE, settings.model_copy(update={"source": begun.source}))
+    return _fit_and_finish(settings, opened, run, watcher, given.attached)
 
 
-def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
+def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
+    if data.folds and (attached.callbacks or attached.arguments):
+        watcher.say(
+            f"{', '.join(attached.names().values())}: attached to the training of the network that is deployed, not to "
+            "those of the folds"
+        )
     try:
-        return _fit(settings, data, out, watcher)
+        return _fit(settings, data, out, watcher, attached)
     except KeyboardInterrupt:
         # Outside the training loop, which has its own way: while images are read, or scored afterwards.
         raise TrainingInterruptedError(interrupted(out)) from None
 
 
-def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> RunFolder:
+def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
     split, preparation = data.split, settings.preparation
     n_fit, n_statistics = len(split.fit), len(split.statistics)
     files = (*split.fit, *split.statistics, *split.threshold)
     images = load_images(files, preparation, _report(watcher, "reading images"))
     fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
     fitted = fit_graph(
-        settings, fit_images, statistics_images, out, watcher, labelled=_load_labelled(settings, data.choice, watcher)
+        settings,
+        fit_images,
+        statistics_images,
+        out,
+        watcher,
+        labelled=_load_labelled(settings, data.choice, watcher),
+        attached=attached,
     )
     calibration = None
     if data.folds:
@@ -207,7 +263,8 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher) -> R
 def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:
     found = settings.source.open(_report(watcher, "finding images"))
     checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
-    for sentence in report.sentences():
+    remarks = settings.source.listed.remarks if settings.source.listed is not None else ()
+    for sentence in (*report.sentences(), *remarks):
         watcher.say(sentence)
     grouping, groups = _group(settings, checked_set, watcher, recorded)
     choice: tuple[ImageFile, ...] = ()

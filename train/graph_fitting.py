@@ -23,6 +23,7 @@ from vae_edge.train.run_records import ChoiceRecord, Ranked, TrainingOutcome, Tr
 from vae_edge.train.scoring import DEFAULT_SCORING
 from vae_edge.train.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
 from vae_edge.train.scoring_constants import fit_scoring_constants
+from vae_edge.train.trainer_arguments import NOTHING_ATTACHED, Attached
 from vae_edge.train.watcher import Watcher
 
 
@@ -59,6 +60,7 @@ def fit_graph(
     *,
     stage: str = "training",
     labelled: LabelledImages | None = None,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> FittedGraph | None:
     """Choose what is left to be chosen, train and fit the scoring, or go on where `folder` holds a checkpoint.
 
@@ -71,6 +73,7 @@ def fit_graph(
         watcher: is told how it goes.
         stage: what the training is called there.
         labelled: to choose by; None: synthetic defects on the `statistics_images`.
+        attached: a user's loggers, callbacks and other objects for the training, not for what is tried beforehand.
 
     Returns:
         The model; None in a process that only helped another one to train.
@@ -104,6 +107,7 @@ def fit_graph(
         folder,
         lambda done, total, note: watcher.progress(stage, done, total, note),
         frame=frame,
+        attached=attached,
     )
     if fitted is None:
         return None

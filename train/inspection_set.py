@@ -111,7 +111,7 @@ def open_inspection_set(
             f"{found.train_folder} holds no image ({found.n_ignored} other files); expected images of good parts "
             f"({', '.join(sorted(IMAGE_SUFFIXES))}) to train on: put them there or name another folder"
         )
-    hashes = iter(_hash_files([item.path for item in (*found.train, *found.test)], progress))
+    hashes = iter(hash_files([item.path for item in (*found.train, *found.test)], progress))
     train = tuple(ImageFile(item.path, item.name, next(hashes), item.defect, item.mask) for item in found.train)
     test = tuple(ImageFile(item.path, item.name, next(hashes), item.defect, item.mask) for item in found.test)
     return InspectionSet(found.root, found.layout, train, test, tuple(found.unmatched_masks), found.n_ignored)
@@ -153,7 +153,12 @@ def spread(images: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
     return tuple(images[position * len(images) // n] for position in range(n))
 
 
-def _hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
+def hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
+    """Return the SHA-256 of each file, in order.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     hashes = []
     with ThreadPoolExecutor(N_WORKERS) as pool:
         for done, value in enumerate(pool.map(_hash_file, paths), 1):

@@ -9,6 +9,8 @@ Three layouts are understood:
 - `folders`, given by name: `normal` for training; optionally `normal_test`, `abnormal` (its sub-folders are the defect
   classes; images directly in it belong to a class named after the folder) and `masks`, arranged like `abnormal`.
 
+A fourth, `listed`, is no layout: each file was named; see `vae_edge.train.listed_files`.
+
 Folders are searched with everything below them. Hidden files and folders are passed over; files that are not images by
 their name are passed over and counted.
 """
@@ -25,7 +27,7 @@ from vae_edge.errors import InputError
 from vae_edge.image import is_image_file
 from vae_edge.records import check_recordable
 
-Layout = Literal["mvtec", "folder", "folders"]
+Layout = Literal["mvtec", "folder", "folders", "listed"]
 
 
 @dataclass(frozen=True)

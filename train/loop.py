@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -42,14 +45,25 @@ from vae_edge.train.checkpoints import (
     SETTLING_STEPS,
     EndedBy,
     PlainCheckpointIO,
+    RoutedCheckpointIO,
     RunCheckpoint,
+    Stopper,
     read_state,
+    stopped_by,
 )
 from vae_edge.train.network import Vae, count_flops, count_parameters
 from vae_edge.train.recipe import Recipe, Schedule
 from vae_edge.train.run_records import TrainingOutcome, TrainSettings
 from vae_edge.train.surroundings import interruptible, quiet, repeatable
 from vae_edge.train.tiling import Tiling
+from vae_edge.train.trainer_arguments import (
+    NOTHING_ATTACHED,
+    Attached,
+    check_timers,
+    count_optimizer_steps,
+    limited,
+    refused_by_trainer,
+)
 
 StepNotes = Callable[[int, int, str], None]
 """Called with steps done, steps planned and a few words about the losses."""
@@ -121,13 +135,14 @@ def plan_of(settings: TrainSettings, n_images: int) -> Plan:
     steps = CONSTANT_STEPS
     if settings.recipe.schedule is Schedule.ONE_CYCLE:
         steps = WHOLE_ONE_CYCLE_STEPS if tiling.n_tiles == 1 else ONE_CYCLE_STEPS
-    return make_plan(
+    plan = make_plan(
         n_images,
         settings.batch_size,
         settings.epochs,
         crops_per_image(tiling),
         steps=steps,
     )
+    return limited(plan, settings.trainer)
 
 
 def fit_vae(
@@ -138,6 +153,7 @@ def fit_vae(
     progress: StepNotes | None = None,
     *,
     frame: Frame | None = None,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> tuple[Vae, TrainingOutcome] | None:
     """Train a network, or go on with its training where `folder` holds a checkpoint.
 
@@ -150,6 +166,7 @@ def fit_vae(
         progress: called after each step.
         frame: what will stand around the network: its light is evened out beforehand, and where images are cut the
             network sees random windows of them, not only the tiles. None: whole images as they are.
+        attached: a user's loggers, callbacks and other objects for this training.
 
     Returns:
         The network with the best weights, in evaluation mode on the CPU, and what happened; None in a process that
@@ -159,6 +176,7 @@ def fit_vae(
         InputError: the settings do not suit this machine, or the training diverged.
         BundleError: the checkpoint is damaged.
         TrainingInterruptedError: Ctrl-C or a termination signal; the message says how to go on.
+        Exception: whatever a user's callback or logger raises. What was saved before is kept, and can go on.
     """
     path = folder / "checkpoints" / LAST_CHECKPOINT
     architecture = settings.architecture
@@ -172,12 +190,12 @@ def fit_vae(
     if keeper.ended_by is None:
         with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder):
             torch.manual_seed(settings.seed)
-            n_steps = plan.epochs * plan.steps_per_epoch
+            n_steps = count_optimizer_steps(plan, settings.trainer, attached)
             module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
             if frame is not None:
                 fit_images, held_out_images = (even_light(each, frame) for each in (fit_images, held_out_images))
             room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
-            trainer = _trainer(settings, plan, keeper, folder, progress)
+            trainer = _trainer(settings, plan, keeper, folder, progress, attached)
             # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.
             cast(Any, module).to(memory_format=torch.channels_last)
             trainer.fit(
@@ -199,14 +217,21 @@ def fit_vae(
             )
             if trainer.global_rank != 0:
                 return None
+        if not path.is_file():
+            raise InputError(
+                "a callback stopped the training before its first epoch was over, so there is no network; expected an "
+                "epoch or more: train again without that callback"
+            )
         # From the file, not from memory: where the training ran in other processes, this one's copy is stale.
         keeper.load_state_dict(read_state(path))
+        if keeper.ended_by is None:  # Stopped between two epochs, or before it went on.
+            keeper.ended_by = stopped_by(trainer)
     weights = {name: value.contiguous() for name, value in keeper.best_weights.items()}
     vae = Vae.from_weights(architecture, weights)
     return vae, TrainingOutcome(
         epochs_run=keeper.epochs_run,
         epochs_planned=plan.epochs,
-        ended_by=cast(EndedBy, keeper.ended_by),
+        ended_by=keeper.ended_by,
         best_epoch=keeper.best_epoch,
         best_held_out_loss=keeper.best_loss,
         fit_loss=keeper.fit_loss,
@@ -236,48 +261,107 @@ class _ProgressCallback(Callback):
         self.report(trainer.current_epoch * self.n_steps + batch_idx + 1, epochs * self.n_steps, note)
 
 
-class _SettledEarlyStopping(EarlyStopping):
+class _SettledEarlyStopping(Stopper, EarlyStopping):
     """Early stopping that waits until the held-out loss means something: see `SETTLING_STEPS`."""
+
+    ends_by: ClassVar[EndedBy] = "patience"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step >= SETTLING_STEPS:
             super().on_train_epoch_end(trainer, pl_module)
 
+    def has_ended(self) -> bool:
+        return self.stopped_epoch > 0
+
+
+class _EpochTimer(Stopper, Timer):
+    """A clock that ends a training at ends of epochs only: half an epoch could not be repeated exactly."""
+
+    ends_by: ClassVar[EndedBy] = "time"
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__(timedelta(minutes=minutes), interval=cast(Any, "epoch"))
+        self.is_over = False
+
+    @property
+    def state_key(self) -> str:
+        # Under which interrupted runs have it.
+        return Timer.__qualname__
+
+    def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        super().on_fit_start(trainer, *args, **kwargs)
+        self.is_over = trainer.should_stop
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        others, trainer.should_stop = trainer.should_stop, False
+        super().on_train_epoch_end(trainer, *args, **kwargs)
+        self.is_over = trainer.should_stop
+        trainer.should_stop = trainer.should_stop or others
+
+    def has_ended(self) -> bool:
+        return self.is_over
+
 
 def _trainer(
-    settings: TrainSettings, plan: Plan, keeper: RunCheckpoint, folder: Path, progress: StepNotes | None
+    settings: TrainSettings,
+    plan: Plan,
+    keeper: RunCheckpoint,
+    folder: Path,
+    progress: StepNotes | None,
+    attached: Attached,
 ) -> Trainer:
-    callbacks: list[Callback] = [keeper]
+    check_timers(settings, attached)
+    callbacks: list[Callback] = list(attached.callbacks)
     if settings.patience:
         callbacks.append(
             _SettledEarlyStopping("held_out_loss", patience=settings.patience, check_on_train_epoch_end=True)
         )
     if settings.max_time_minutes is not None:
-        # At ends of epochs only: half an epoch could not be repeated exactly.
-        callbacks.append(Timer(timedelta(minutes=settings.max_time_minutes), interval="epoch"))
+        callbacks.append(_EpochTimer(settings.max_time_minutes))
     if progress is not None:
         callbacks.append(_ProgressCallback(progress, plan.steps_per_epoch))
+    # Last, so that what it saves holds the others' state after this epoch, and it sees who wants to stop.
+    callbacks.append(keeper)
+    given: dict[str, Any] = {**settings.trainer, **attached.arguments}
+    plugins = _plugins(given.pop("plugins", ()), keeper.path)
+    arguments: dict[str, Any] = {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        # Lightning takes one of the two.
+        "precision": None if any(isinstance(each, Precision) for each in plugins) else settings.precision,
+        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in attached.callbacks),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": plan.steps_per_epoch,
+        "deterministic": True,
+        **given,
+    }
     logs = folder / "logs"
     try:
-        return Trainer(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            precision=cast(Any, settings.precision),
+        # TensorBoard reads several event files of one folder as one run; a CSV file would be overwritten, so an
+        # interrupted training leaves version_0, version_1 and so on.
+        own = [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")]
+        trainer = Trainer(
             max_epochs=plan.epochs,
             callbacks=callbacks,
-            plugins=[PlainCheckpointIO()],
-            # TensorBoard reads several event files of one folder as one run; a CSV file would be overwritten, so an
-            # interrupted training leaves version_0, version_1 and so on.
-            logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            log_every_n_steps=plan.steps_per_epoch,
-            deterministic=True,
+            plugins=plugins,
+            logger=[*attached.loggers, *own] if attached.writes_logs else list(attached.loggers),
+            **arguments,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise refused_by_trainer(settings, attached, error) from error
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
         raise InputError(
-            f"accelerator {settings.accelerator!r}, devices {settings.devices!r}, nodes {settings.num_nodes} and "
-            f"precision {settings.precision!r} do not work here: {error}"
-        ) from error
+            f"the strategy is {type(trainer.strategy).__name__}, which deals the weights out to several devices; "
+            "expected one that keeps all of them on each, for the network has to be saved whole: take auto or ddp"
+        )
+    return trainer
+
+
+def _plugins(given: Any, checkpoint: Path) -> list[Any]:
+    """Return a user's plugins, and the one that writes the run's own checkpoint."""
+    plugins = list(given) if isinstance(given, list | tuple) else [given]
+    others = [each for each in plugins if isinstance(each, CheckpointIO)]
+    own = RoutedCheckpointIO(checkpoint, others[0]) if others else PlainCheckpointIO()
+    return [each for each in plugins if not isinstance(each, CheckpointIO)] + [own]

@@ -27,6 +27,7 @@ from vae_edge.train.run_records import Ranked, TrainSettings
 from vae_edge.train.scoring import DEFAULT_SCORING, ScoringSettings
 from vae_edge.train.scoring_choice import ChoiceSet, choose_row, rank, rank_scorings
 from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
+from vae_edge.train.trainer_arguments import deciding
 from vae_edge.train.watcher import Watcher
 
 PILOT_STEPS = 300
@@ -130,6 +131,14 @@ def _pilot_settings(settings: TrainSettings, n_images: int) -> TrainSettings:
     """Return the settings of a short training: about 300 steps, one process, no logs to keep."""
     plan = plan_of(settings, n_images)
     epochs = min(max(1, round(PILOT_STEPS / plan.steps_per_epoch)), plan.epochs)
+    trainer = {name: value for name, value in deciding(settings.trainer).items() if name != "strategy"}
     return settings.model_copy(
-        update={"epochs": epochs, "patience": 0, "devices": 1, "num_nodes": 1, "max_time_minutes": None}
+        update={
+            "epochs": epochs,
+            "patience": 0,
+            "devices": 1,
+            "num_nodes": 1,
+            "max_time_minutes": None,
+            "trainer": trainer,
+        }
     )

@@ -29,6 +29,7 @@ from vae_edge.train.metrics import Metrics
 from vae_edge.train.run_records import (
     SCHEMA_VERSION,
     CalibrationRecord,
+    DataSource,
     Role,
     RunRecord,
     SplitImage,
@@ -174,7 +175,7 @@ class RunFolder:
         """
         wanted = self.split.of(*roles)
         try:
-            found = self.record.settings.source.open() if data_root is None else open_inspection_set(data_root)
+            found = _open_source(self.record.settings.source, data_root)
         except InputError as error:
             raise InputError(
                 f"the images of the run {self.folder} are not where they were: {error}. {_MOVED}"
@@ -336,6 +337,12 @@ T = TypeVar("T", bound=Record)
 
 def _read(path: Path, kind: type[T]) -> T:
     return read_record(path, kind, SCHEMA_VERSION, advice=_ADVICE)
+
+
+def _open_source(source: DataSource, root: str | Path | None) -> InspectionSet:
+    if root is None:
+        return source.open()
+    return open_inspection_set(root) if source.listed is None else source.moved_to(root).open()
 
 
 def _by_hash(found: InspectionSet) -> dict[str, ImageFile]:

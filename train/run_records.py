@@ -18,6 +18,7 @@ from vae_edge.train.data_report import DataReport
 from vae_edge.train.data_traits import DataTraits
 from vae_edge.train.input_range import SYMMETRIC, InputRange
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data
+from vae_edge.train.listed_files import ListedFiles
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.presets import Architecture
 from vae_edge.train.recipe import Recipe
@@ -36,28 +37,47 @@ Role = Literal["fit", "statistics", "threshold", "choice", "test"]
 images have labels and chose the scoring. In a run with cross-conformal calibration no image has the role `threshold`;
 see `CalibrationRecord`."""
 
+TrainerValue = bool | int | float | str
+"""What a record can hold of an argument of Lightning's Trainer."""
+
 ROLES: tuple[Role, ...] = ("fit", "statistics", "threshold", "choice", "test")
 
 
 class DataSource(Record):
-    """Where the images are: a folder (or `sample`, `sample:PRODUCT`), or folders by name."""
+    """Where the images are: a folder (or `sample`, `sample:PRODUCT`), folders by name, or a list of files."""
 
     root: str | None = None
     normal: str | None = None
     normal_test: str | None = None
     abnormal: str | None = None
     masks: str | None = None
+    listed: ListedFiles | None = None
+    """Each file by name; given instead of all the others."""
 
     def absolute(self) -> DataSource:
         """Return the same source with absolute paths, so that a run can go on from another working folder."""
-        return DataSource(**{name: _absolute(value) for name, value in self.model_dump().items()})
+        if self.listed is not None:
+            return DataSource(listed=self.listed.at(Path(self.listed.root).absolute()))
+        folders = ("root", "normal", "normal_test", "abnormal", "masks")
+        return self.model_copy(update={name: _absolute(getattr(self, name)) for name in folders})
+
+    def moved_to(self, root: str | Path) -> DataSource:
+        """Return the source of the same images where they were moved to `root`.
+
+        A list stays one where its first file is found below `root`; elsewhere the folder is searched.
+        """
+        if self.listed is not None and (listed := self.listed.at(root)).is_there:
+            return DataSource(listed=listed)
+        return DataSource(root=str(root))
 
     def open(self, progress: Progress | None = None) -> InspectionSet:
-        """List and hash the images; see `open_inspection_set` and `resolve_data`.
+        """List and hash the images; see `open_inspection_set`, `resolve_data` and `ListedFiles.open`.
 
         Raises:
             InputError: see there.
         """
+        if self.listed is not None:
+            return self.listed.open(progress)
         return open_inspection_set(
             None if self.root is None else resolve_data(self.root),
             normal=self.normal,
@@ -123,6 +143,10 @@ class TrainSettings(Record):
     devices: str | int = "auto"
     num_nodes: int = Field(default=1, ge=1)
     precision: str = "32-true"
+    trainer: dict[str, TrainerValue] = Field(default_factory=dict)
+    """Further arguments of Lightning's Trainer by name; see `vae_edge.train.trainer_arguments`."""
+    attached: dict[str, str] = Field(default_factory=dict)
+    """What was given to the Trainer that no record can hold: the argument's name, and the names of the classes."""
 
     @property
     def preparation(self) -> Preparation:
@@ -213,7 +237,8 @@ class TrainingOutcome(Record):
 
     epochs_run: int = Field(ge=1)
     epochs_planned: int = Field(ge=1)
-    ended_by: Literal["epochs", "patience", "time"]
+    ended_by: Literal["epochs", "patience", "time", "callback"]
+    """`callback`: a callback that the user gave stopped it."""
     best_epoch: int = Field(ge=1)
     """The epoch whose weights were kept, counted from 1."""
     best_held_out_loss: float
