@@ -216,7 +216,7 @@ def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Wa
         return _fit(settings, data, out, watcher, attached)
     except KeyboardInterrupt:
         # Outside the training loop, which has its own way: while images are read, or scored afterwards.
-        raise TrainingInterruptedError(interrupted(out)) from None
+        raise TrainingInterruptedError(interrupted(out, needs=attached.needed)) from None
 
 
 def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:

@@ -188,7 +188,7 @@ def fit_vae(
     if path.is_file():
         keeper.load_state_dict(read_state(path))
     if keeper.ended_by is None:
-        with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder):
+        with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder, attached.needed):
             torch.manual_seed(settings.seed)
             n_steps = count_optimizer_steps(plan, settings.trainer, attached)
             module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)

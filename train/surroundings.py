@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -63,8 +63,8 @@ _CHATTER = (
 
 
 @contextmanager
-def interruptible(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C and a termination signal into an error that says how to go on.
+def interruptible(folder: Path, needs: Sequence[str] = ()) -> Iterator[None]:
+    """Turn Ctrl-C and a termination signal into an error that says how to go on; `needs` as in `interrupted`.
 
     Lightning would catch KeyboardInterrupt itself, ignore further ones and end the process.
     """
@@ -79,18 +79,30 @@ def interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except _Stopped:
-        raise TrainingInterruptedError(interrupted(folder)) from None
+        raise TrainingInterruptedError(interrupted(folder, needs=needs)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def interrupted(folder: Path, *, training: Path | None = None, what: str = "the training") -> str:
-    """Return the sentence for an interrupted run; of several trainings in it, `training` is the folder of the one."""
+def interrupted(
+    folder: Path, *, training: Path | None = None, what: str = "the training", needs: Sequence[str] = ()
+) -> str:
+    """Return the sentence for an interrupted run.
+
+    Args:
+        folder: the run's.
+        training: of several trainings in it, the folder of the one.
+        what: was interrupted.
+        needs: arguments of `resume_run` that have to be given again, which the command line cannot.
+    """
     path = (training or folder) / "checkpoints" / LAST_CHECKPOINT
     epochs = int(read_state(path)["epochs_run"]) if path.is_file() else 0
     kept = f"{epochs} epochs are kept" if epochs != 1 else "1 epoch is kept"
-    return f"{what} was interrupted, {kept}; to go on: vae-train --resume {folder}"
+    how = f"vae-train --resume {folder}"
+    if needs:
+        how = f"vae_edge.train.resume_run({str(folder)!r}, {', '.join(f'{name}=...' for name in needs)})"
+    return f"{what} was interrupted, {kept}; to go on: {how}"
 
 
 class _Stopped(BaseException):

@@ -104,6 +104,11 @@ class Attached:
         given = {"logger": self.loggers, "callbacks": self.callbacks, **self.arguments}
         return {name: _class_names(value) for name, value in given.items() if value not in ((), [], None)}
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Arguments that have to be given again after an interruption; loggers only watch."""
+        return tuple(name for name in self.names() if name != "logger")
+
 
 NOTHING_ATTACHED = Attached()
 

@@ -277,7 +277,7 @@ def test_an_interrupted_run_goes_on_with_its_callbacks_state_and_its_arguments(d
     whole = fit(data, tmp_path / "whole", callbacks=callbacks("kept"), **values, **TINY)
     without = fit(data, tmp_path / "without", max_epochs=6, **TINY)
     assert weights_of(whole) != weights_of(without)
-    with pytest.raises(TrainingInterruptedError):
+    with pytest.raises(TrainingInterruptedError, match=r"go on: vae_edge\.train\.resume_run\(.*, callbacks="):
         fit(data, tmp_path / "run", callbacks=callbacks("again"), watcher=Interrupt(10), **values, **TINY)
     done = int(read_state(tmp_path / "run" / CHECKPOINT)["epochs_run"])
     assert 1 <= done <= 4
