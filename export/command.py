@@ -14,18 +14,26 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
-from vae_edge.errors import InputError, UsageError
-from vae_edge.export.settings import Budget, Estimator, LowPrecisionSettings
+from vae_edge.errors import InputError, MissingDependencyError, UsageError
+from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, LowPrecisionSettings
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
+from vae_edge.train.input_range import RANGES, KnownRange
 from vae_edge.train.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:
     from vae_edge.export.pipeline import ExportResult
+    from vae_edge.train.run_folder import RunFolder
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run folder, or a bundle that holds an ONNX.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|BUNDLE|CHECKPOINT",
+            help="A run folder, a bundle that holds an ONNX, or what anomalib trained (.ckpt, .pt, .pth).",
+        ),
+    ],
     target: Annotated[
         str, typer.Option(help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all.")
     ] = "all",
@@ -35,7 +43,11 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder that gets the bundles.")] = Path("bundles"),
     name: Annotated[str | None, typer.Option(help="First part of the bundles' names; default: the run's name.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where the run's images are now, if not where they were in training.")
+        Path | None,
+        typer.Option(
+            help="Where the run's images are now, if not where they were in training; for a checkpoint the normal "
+            "images that set its thresholds, in the layout of MVTec AD or of a folder."
+        ),
     ] = None,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Share of normal images that may be called anomalous; default: the run's.")
@@ -47,6 +59,10 @@ def export(
             help="How a residual becomes a score, as in vae-train --help; default: the run's.",
             show_default=False,
         ),
+    ] = None,
+    input_range: Annotated[
+        KnownRange | None,
+        typer.Option(help="What a checkpoint's network gets for a pixel, if it does not say it.", show_default=False),
     ] = None,
     calibration_data: Annotated[
         Path | None, typer.Option(help="INT8: normal images to calibrate on; default: those of the training.")
@@ -73,6 +89,9 @@ def export(
 ) -> None:
     """Export a trained model to bundles, each checked against it; or build an engine from a bundle on the device.
 
+    A checkpoint of anomalib becomes a run folder first, OUT/NAME-run: its thresholds are fitted on the normal images of
+    --data, and where anomalib is installed its own prediction of the same images is held against the model.
+
     A bundle is a folder NAME-TARGET-PRECISION with a manifest. Nothing half-written ever gets that name. `all` leaves
     out the targets whose runtime is not installed. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a bundle did not give
     the trained model's verdict and was not made.
@@ -97,19 +116,30 @@ def export(
     if (source / MANIFEST_FILE).is_file():
         _rebuild(source, targets, out, name, engine)
         return
-    if not source.is_dir():
-        raise InputError(f"there is no folder {source}; expected a run folder (from vae-train) or a bundle")
+    asked_scoring = None if scoring is None else _given_scoring(scoring)
     from vae_edge.export.pipeline import ExportSettings, export_run
     from vae_edge.train.run_folder import RunFolder
 
-    run = RunFolder.open(source)
+    if source.suffix.lower() in CHECKPOINT_SUFFIXES and not source.is_dir():
+        name = name or source.stem
+        run = _take_over(source, data, out / f"{name}-run", asked_scoring, false_alarm_rate, input_range)
+        data, asked_scoring = None, None
+    else:
+        if input_range is not None:
+            raise UsageError(f"--input-range is for checkpoints, and {source} is none; leave it out")
+        if not source.is_dir():
+            raise InputError(
+                f"there is no folder {source}; expected a run folder (from vae-train), a bundle, or a checkpoint "
+                f"({', '.join(CHECKPOINT_SUFFIXES)})"
+            )
+        run = RunFolder.open(source)
     settings = ExportSettings(
         targets=targets,
         precisions=precisions,
         name=name,
         data_root=data,
         false_alarm_rate=false_alarm_rate,
-        scoring=None if scoring is None else _given_scoring(scoring),
+        scoring=asked_scoring,
         skip_missing_runtimes=target.strip() == "all",
         only_supported="all" in (target.strip(), precision.strip()),
         engine=engine,
@@ -119,6 +149,55 @@ def export(
     with step_progress() as progress:
         results = export_run(run, out, settings, progress=progress)
     _report(results, out, time.perf_counter() - started)
+
+
+def _take_over(
+    checkpoint: Path,
+    data: Path | None,
+    out: Path,
+    scoring: ScoringSettings | None,
+    false_alarm_rate: float | None,
+    input_range: KnownRange | None,
+) -> RunFolder:
+    """Make a run folder of a network that anomalib trained, and hold it against anomalib where that is installed."""
+    from vae_edge.export.anomalib_parity import compare_with_anomalib
+    from vae_edge.train.anomalib_checkpoint import read_checkpoint
+    from vae_edge.train.run_records import DataSource
+    from vae_edge.train.taking_over import take_over
+    from vae_edge.train.terminal_watcher import TerminalWatcher
+
+    if data is None:
+        raise UsageError(
+            f"{checkpoint} needs normal images for its thresholds; add --data NORMALS, images that the network was not "
+            "trained on, or the folder that it was trained on if it is a checkpoint of vae_edge.anomalib.Vae"
+        )
+    asked = None if input_range is None else RANGES[input_range]
+    with TerminalWatcher() as watcher:
+        trained = read_checkpoint(checkpoint, input_range=asked)
+        run = take_over(
+            trained,
+            DataSource(root=str(data)),
+            out,
+            scoring=scoring,
+            false_alarm_rate=false_alarm_rate,
+            watcher=watcher,
+        )
+        if trained.notes is None:
+            watcher.say("not held against anomalib: these weights are of no model that an anomalib release has")
+            return run
+        if trained.constants is None or run.record.scoring != trained.notes.scoring:
+            watcher.say("not held against anomalib: its scoring is not the one that was asked for")
+            return run
+        try:
+            parity = compare_with_anomalib(run, trained, watcher)
+        except MissingDependencyError as error:
+            watcher.say(f"not held against anomalib's own prediction: {error}")
+            return run
+        watcher.say(
+            f"against anomalib's own prediction of {parity.n_images} images: {parity.label_flips} verdicts differ, "
+            f"scores by at most {parity.max_score_difference:.1e} and maps by {parity.max_map_difference:.1e}"
+        )
+    return run
 
 
 def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | None, engine: EngineSettings) -> None:

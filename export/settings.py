@@ -78,3 +78,7 @@ class LowPrecisionSettings:
     n_calibration_images: int = DEFAULT_N_IMAGES
     estimator: Estimator = Estimator.MIN_MAX
     budget: Budget = field(default_factory=Budget)
+
+
+CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth")
+"""How the names of files end that hold a network which anomalib trained."""

@@ -35,9 +35,6 @@ from vae_edge.train.run_records import Role
 from vae_edge.train.scoring import ScoringSettings
 from vae_edge.train.tiling import Tiling
 
-SUFFIXES = (".ckpt", ".pt", ".pth")
-"""How the names of such files end."""
-
 CHECKPOINT_KEY = "vae_edge"
 """What `vae_edge.anomalib.Vae` says about itself is under this name in its checkpoints."""
 
@@ -92,11 +89,6 @@ class TrainedElsewhere:
     """None: they are still to be measured on normals."""
     remarks: tuple[str, ...] = field(default=())
     """Sentences for the user."""
-
-
-def is_checkpoint_file(path: Path) -> bool:
-    """Tell whether a path looks like one of the files that `read_checkpoint` reads."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def read_checkpoint(path: str | Path, *, input_range: InputRange | None = None) -> TrainedElsewhere:
@@ -240,7 +232,7 @@ def load_inert(path: Path) -> dict[str, Any]:
         InputError: there is no such file, or it is none that torch saved.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}; expected a checkpoint ({', '.join(SUFFIXES)}): check the name")
+        raise InputError(f"there is no file {path}; expected a checkpoint or a state dict: check the name")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -303,7 +295,7 @@ class _InertUnpickler(pickle.Unpickler):
     _KNOWN: Mapping[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # type: ignore[attr-defined]
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
         ("torch", "Size"): torch.Size,
     }
 

@@ -45,7 +45,7 @@ from vae_edge.train.batches import crops_per_image, make_plan, places
 from vae_edge.train.datamodules import list_images
 from vae_edge.train.grouping import group_normals
 from vae_edge.train.input_range import SYMMETRIC, InputRange
-from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.inspection_set import ImageFile, spread
 from vae_edge.train.loading import load_images
 from vae_edge.train.network import Vae as Network
 from vae_edge.train.photometric import Photometric
@@ -53,7 +53,7 @@ from vae_edge.train.photometric_normalization import PhotometricNormalization
 from vae_edge.train.presets import make_architecture
 from vae_edge.train.run_records import Role
 from vae_edge.train.scoring import ScoringSettings, parse_scoring
-from vae_edge.train.scoring_constants import fit_scoring_constants, some_fitted
+from vae_edge.train.scoring_constants import MOST_FITTED, fit_scoring_constants
 from vae_edge.train.split import SplitSettings, one_of_each_part, split_normals
 from vae_edge.train.tiling import Tiling
 
@@ -82,8 +82,9 @@ class VaeModel(nn.Module):
         self.constants: ScoringConstants | None = None
         self.graph: AnomalyGraph | None = None
         # It is made of the network and the constants, and would be in a checkpoint a second time.
-        self.register_state_dict_post_hook(_leave_out_graph)
-        self.register_load_state_dict_post_hook(_forget_graph)
+        hooks: Any = self
+        hooks.register_state_dict_post_hook(_leave_out_graph)
+        hooks.register_load_state_dict_post_hook(_forget_graph)
 
     def forward(self, image: Tensor) -> Any:
         """Run a batch, float32 [N, 3, H, W] as the pre-processor leaves it.
@@ -190,6 +191,9 @@ class DevicePreProcessor(PreProcessor):  # type: ignore[misc]
 
 class _ToRange(nn.Module):
     """0 to 1 becomes what the network gets."""
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, wanted: InputRange) -> None:
         super().__init__()
@@ -339,11 +343,12 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         settings = SplitSettings(seed=self.seed)
         grouping = group_normals(files, settings)
         split = split_normals(files, settings, grouping.part)
-        self._roles = {
-            image.sha256: role
-            for role, images in (("fit", split.fit), ("statistics", split.statistics), ("threshold", split.threshold))
-            for image in images
+        by_role: dict[Role, tuple[ImageFile, ...]] = {
+            "fit": split.fit,
+            "statistics": split.statistics,
+            "threshold": split.threshold,
         }
+        self._roles = {image.sha256: role for role, images in by_role.items() for image in images}
         self._groups = dict(grouping.groups)
         self._held_back = frozenset(str(image.path) for image in (*split.statistics, *split.threshold))
         counted = [split.threshold[i] for i in one_of_each_part(split.threshold, grouping.part)]
@@ -468,7 +473,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]
 
     def _is_last_epoch(self) -> bool:
         trainer = self.trainer
-        return trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0) > 0
+        return bool(trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0) > 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what `on_save_checkpoint` wrote.
@@ -498,8 +503,7 @@ class _Normals(tuple[tuple[ImageFile, ...], ...]):
     def __new__(
         cls, fit: tuple[ImageFile, ...], statistics: tuple[ImageFile, ...], threshold: tuple[ImageFile, ...]
     ) -> _Normals:
-        some = tuple(fit[i] for i in some_fitted(np.arange(len(fit))))
-        return super().__new__(cls, (some, statistics, threshold))
+        return super().__new__(cls, (spread(fit, MOST_FITTED), statistics, threshold))
 
 
 class _OneDataset:
@@ -564,7 +568,8 @@ def _through(transform: Any, file: ImageFile, input_range: InputRange) -> NDArra
     image = torch.from_numpy(read_image(file.path)).permute(2, 0, 1).float() / 255
     made: NDArray[np.float32] = transform(image).permute(1, 2, 0).numpy()
     mean, deviation = (np.array(each, np.float32) for each in (input_range.mean, input_range.deviation))
-    return np.clip(np.rint((made * deviation + mean) * 255), 0, 255).astype(np.uint8)
+    values: NDArray[np.uint8] = np.clip(np.rint((made * deviation + mean) * 255), 0, 255).astype(np.uint8)
+    return values
 
 
 __all__ = ["ConformalPostProcessor", "DevicePreProcessor", "Vae", "VaeModel"]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import TaskID, TextColumn
 
-from vae_edge.cli.console import notes_console, plain_table, print_warning, results_console
-from vae_edge.cli.progress import new_bars
+from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, describe_support, too_few_normals
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
@@ -24,8 +21,8 @@ from vae_edge.train.precision import resolve_precision
 from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture, preset_named
 from vae_edge.train.recipe import Augmentation, Recipe, Schedule
 from vae_edge.train.scoring import AUTO, parse_scoring
+from vae_edge.train.terminal_watcher import TerminalWatcher
 from vae_edge.train.tiling import DEFAULT_OVERLAP
-from vae_edge.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from vae_edge.train.run_folder import RunFolder
@@ -35,8 +32,6 @@ _ALLOWED_WITH_RESUME = {"resume", "data"}
 
 _RANKED = 5
 """Scorings that are printed; the run's record holds more."""
-
-_LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
 
 
 def train(
@@ -192,7 +187,7 @@ def train(
         _refuse_others(context)
         from vae_edge.train.fitting import resume_run
 
-        with _TerminalWatcher() as watcher:
+        with TerminalWatcher() as watcher:
             run = resume_run(resume, data=data, watcher=watcher)
         print_result(run)
         return
@@ -261,7 +256,7 @@ def train(
     )
     from vae_edge.train.fitting import fit_run
 
-    with _TerminalWatcher() as watcher:
+    with TerminalWatcher() as watcher:
         run = fit_run(settings, out=out, overwrite=overwrite, watcher=watcher)
     print_result(run)
 
@@ -407,49 +402,6 @@ def _print_defects(console: Console, run: RunFolder) -> None:
         table.add_row(escape(name), str(defect.n), *("" if value is None else f"{value:.3f}" for value in values))
     console.print()
     console.print(table)
-
-
-class _TerminalWatcher(Watcher):
-    """Shows each stage as a bar on a terminal, and as a line now and then where stderr is a file."""
-
-    def __init__(self) -> None:
-        self.console = notes_console()
-        self.stage = ""
-        self._task: TaskID | None = None
-        self._bars = new_bars(self.console, TextColumn("{task.fields[note]}"), count=False)
-        self._line_at = 0.0
-
-    def __enter__(self) -> _TerminalWatcher:
-        if self.console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self.console.is_terminal:  # Elsewhere it would print an empty line.
-            self._bars.stop()
-
-    def say(self, sentence: str) -> None:
-        """Print a sentence."""
-        self.console.print(escape(" ".join(sentence.split())), soft_wrap=not self.console.is_terminal)
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Move the stage's bar."""
-        if not self.console.is_terminal:
-            self._line(stage, done, total, note)
-            return
-        if stage != self.stage or self._task is None:
-            if self._task is not None:
-                self._bars.remove_task(self._task)
-            self.stage, self._task = stage, self._bars.add_task(stage, total=total, note=note)
-        self._bars.update(self._task, completed=done, total=total, note=note)
-
-    def _line(self, stage: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if stage != self.stage:
-            self.stage, self._line_at = stage, now
-        if now - self._line_at >= _LINE_EVERY_S:
-            self._line_at = now
-            self.say(f"{stage}: {done / max(total, 1):.0%}{', ' + note if note else ''}")
 
 
 def _refuse_others(context: typer.Context) -> None:

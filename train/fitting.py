@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
-from numpy.typing import NDArray
 
-from vae_edge import __version__
-from vae_edge.atomic import write_text
-from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError
-from vae_edge.machine import installed_version, installed_versions
-from vae_edge.manifest import Thresholds
 from vae_edge.progress import Progress
 from vae_edge.records import make_record
-from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.checkpoints import read_state
 from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.data_report import DataReport, check_inspection_set
 from vae_edge.train.data_traits import look_at
 from vae_edge.train.datamodules import source_of
-from vae_edge.train.graph_fitting import FittedGraph, LabelledImages, fit_graph
+from vae_edge.train.finishing import calibrate, finish_run, measure
+from vae_edge.train.graph_fitting import LabelledImages, fit_graph
 from vae_edge.train.grouping import Grouping, few_parts, group_normals, group_test_normals
 from vae_edge.train.image_size import resolve_size
 from vae_edge.train.inspection_set import ImageFile, InspectionSet
-from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.metrics import Metrics, evaluate
+from vae_edge.train.loading import load_images
 from vae_edge.train.network import Vae, count_flops, count_parameters
 from vae_edge.train.photometric_choice import forget_pilots
 from vae_edge.train.presets import Architecture
 from vae_edge.train.run_folder import (
-    CALIBRATION_FILE,
     CHECKPOINT,
-    METRICS_FILE,
-    MODEL_FILE,
-    RECORD_FILE,
-    SCORING_FILE,
     SETTINGS_FILE,
     SPLIT_FILE,
     RunFolder,
     check_folder,
     claim_folder,
-    describe_files,
-    fingerprint_of,
     forget_replaced,
     read_settings,
     read_split,
     write_record,
-    write_tensors,
 )
 from vae_edge.train.run_records import (
-    CalibrationRecord,
-    CalibrationScore,
-    RunRecord,
     SplitRecord,
     TrainSettings,
     split_images,
@@ -80,8 +59,6 @@ from vae_edge.train.watcher import Watcher
 
 _UNEQUAL_ASPECTS = 1.2
 """Ratio of aspects from which it is said that pictures are stretched."""
-
-_PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -242,18 +219,13 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
     elif fitted is not None:
         counted = one_of_each_part(split.threshold, data.part)
         held_out = images[n_fit + n_statistics :][list(counted)]
-        calibration = _calibrate(settings, fitted.graph, [split.threshold[i] for i in counted], held_out, watcher)
+        calibration = calibrate(settings, fitted.graph, [split.threshold[i] for i in counted], held_out, watcher)
     if fitted is None or calibration is None:
         # One of several processes that Lightning started to train together; the first one finishes the run.
         raise SystemExit(0)
     del images, fit_images, statistics_images  # Test images, maps and masks need the room.
-    metrics = _evaluate(settings, fitted.graph, data.images, calibration.thresholds, watcher)
-    write_tensors(out / MODEL_FILE, fitted.vae.state_dict())
-    write_tensors(out / SCORING_FILE, fitted.constants.tensors())
-    write_record(out / SPLIT_FILE, data.record())
-    write_record(out / CALIBRATION_FILE, calibration)
-    write_text(out / METRICS_FILE, metrics.to_json() + "\n")
-    write_record(out / RECORD_FILE, _record(settings, data, fitted, out))
+    metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, watcher)
+    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics)
     forget_folds(out)
     forget_pilots(out)
     forget_replaced(out)
@@ -350,68 +322,6 @@ def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher:
         return None
     images = load_images(files, settings.preparation, _report(watcher, "reading labelled images"))
     return LabelledImages(images, tuple(file.defect for file in files))
-
-
-def _calibrate(
-    settings: TrainSettings,
-    graph: AnomalyGraph,
-    files: Sequence[ImageFile],
-    images: NDArray[np.uint8],
-    watcher: Watcher,
-) -> CalibrationRecord:
-    maps, scores = run_graph(graph, images, progress=_report(watcher, "scoring held-out normals"))
-    thresholds = fit_thresholds(
-        scores,
-        maps,
-        false_alarm_rate=settings.false_alarm_rate,
-        pixel_false_positive_rate=settings.pixel_false_positive_rate,
-        scored_by=f"torch {installed_version('torch')}, fp32, CPU",
-    )
-    named = tuple(
-        CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
-        for image, score in zip(files, scores, strict=True)
-    )
-    return CalibrationRecord(scores=named, thresholds=thresholds)
-
-
-def _evaluate(
-    settings: TrainSettings, graph: AnomalyGraph, images: InspectionSet, thresholds: Thresholds, watcher: Watcher
-) -> Metrics:
-    test = images.test
-    pixels = load_images(test, settings.preparation, _report(watcher, "reading test images"))
-    maps, scores = run_graph(graph, pixels, progress=_report(watcher, "scoring test images"))
-    masks = load_masks(test, settings.preparation) if any(image.mask is not None for image in test) else None
-    return evaluate(
-        np.array([image.is_anomalous for image in test], dtype=np.bool_),
-        scores,
-        [image.defect for image in test],
-        None if masks is None else maps,
-        None if masks is None else masks.masks,
-        None if masks is None else masks.has_mask,
-        thresholds.image_threshold,
-    )
-
-
-def _record(settings: TrainSettings, data: _Data, fitted: FittedGraph, out: Path) -> RunRecord:
-    files = describe_files(out)
-    versions = {"python": platform.python_version(), "vae-edge": __version__, **installed_versions(_PACKAGES)}
-    return RunRecord(
-        name=out.absolute().name,
-        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        architecture=settings.architecture,
-        preparation=settings.preparation,
-        tiling=fitted.graph.frame.tiling,
-        photometric=fitted.graph.frame.photometric,
-        scoring=fitted.graph.settings,
-        choice=fitted.choice,
-        settings=settings,
-        training=fitted.outcome,
-        data=data.report,
-        counts=data.record().counts(),
-        library_versions=versions,
-        files=files,
-        fingerprint=fingerprint_of(files),
-    )
 
 
 def _is_first_process() -> bool:

@@ -6,7 +6,9 @@ taken over, were trained on images normalized otherwise.
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from enum import Enum
+
+from pydantic import model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.records import Record
@@ -16,7 +18,7 @@ class InputRange(Record):
     """(x - mean) / deviation for each channel of RGB, where x is 0 to 1."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    deviation: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5))
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Above 0."""
 
     @model_validator(mode="after")
@@ -31,3 +33,15 @@ SYMMETRIC = InputRange()
 
 IMAGENET = InputRange(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
 """Mean and deviation of ImageNet's images: what anomalib's models get unless they are told otherwise."""
+
+
+class KnownRange(str, Enum):
+    """Names of ranges, for the command line."""
+
+    IMAGENET = "imagenet"
+    SYMMETRIC = "symmetric"
+
+    __str__ = str.__str__
+
+
+RANGES = {KnownRange.IMAGENET: IMAGENET, KnownRange.SYMMETRIC: SYMMETRIC}

@@ -299,6 +299,8 @@ class RunRecord(Record):
     """How light and scoring were chosen; None: both were given."""
     settings: TrainSettings
     training: TrainingOutcome
+    taken_from: str | None = None
+    """Where the network comes from; None: it was trained by `vae-train`."""
     data: DataReport
     counts: dict[Role, int]
     library_versions: dict[str, str]

@@ -31,7 +31,8 @@ from vae_edge.train.smoothing import Smoothing
 _SCALE_FLOOR = 0.3
 """Share of the median scale that is added to every pixel's: see `PixelStatistics`."""
 
-_MOST_FITTED = 300
+MOST_FITTED = 300
+"""Images that the network was fitted on which count for each pixel's statistics, at most."""
 
 _LOW_QUANTILE, _HIGH_QUANTILE = 0.5, 0.9
 
@@ -155,7 +156,7 @@ def fit_scoring_constants(
 
 def some_fitted(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return at most 300 of the images, uint8 [n, H, W, 3], spread evenly over them."""
-    n = min(len(images), _MOST_FITTED)
+    n = min(len(images), MOST_FITTED)
     return images[[i * len(images) // n for i in range(n)]] if n else images
 
 
