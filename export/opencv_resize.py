@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge.export.openvino_export import import_openvino
+from vae_edge.export.openvino_export import import_openvino, name_plainly
 
 
 def resize_as_opencv(image: Any, height: int, width: int) -> Any:
@@ -59,7 +59,12 @@ def _where(ops: Any, condition: Any, values: Any, then: Callable[[Any], Any], ot
     for function, set_body in ((then, branch.set_then_body), (otherwise, branch.set_else_body)):
         parameter = ops.parameter([-1, -1, 3], values.get_output_element_type(0))
         result = ops.result(function(parameter))
-        set_body(Model([result], [parameter], "body"))
+        body = Model([result], [parameter], "body")
+        # Names that count up through the whole process would make every export another file.
+        name_plainly(body)
+        body.input(0).get_tensor().set_names({"picture"})
+        body.output(0).get_tensor().set_names({"resized"})
+        set_body(body)
         parameters.append(parameter)
         results.append(result)
     branch.set_input(values.output(0), *parameters)
