@@ -1,8 +1,9 @@
-"""`vae-export`: a run folder to bundles, or a bundle's ONNX to a TensorRT engine on the device."""
+"""`vae-export`: a run folder to bundles, a bundle's ONNX to a TensorRT engine, a bundle to OpenVINO Model API."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,14 +15,16 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import too_few_normals
-from vae_edge.errors import InputError, MissingDependencyError, UsageError
-from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, LowPrecisionSettings
+from vae_edge.errors import InputError, MissingDependencyError, UsageError, VaeEdgeError
+from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, ExportLayout, LowPrecisionSettings
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
+from vae_edge.progress import StepProgress
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
 from vae_edge.train.input_range import RANGES, KnownRange
 from vae_edge.train.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:
+    from vae_edge.export.model_api import ModelApiRecord
     from vae_edge.export.pipeline import ExportResult
     from vae_edge.train.run_folder import RunFolder
 
@@ -31,7 +34,8 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN|BUNDLE|CHECKPOINT",
-            help="A run folder, a bundle that holds an ONNX, or what anomalib trained (.ckpt, .pt, .pth).",
+            help="A run folder; what anomalib trained (.ckpt, .pt, .pth); a bundle that holds an ONNX; or, for "
+            "model-api, an OpenVINO bundle.",
         ),
     ],
     target: Annotated[
@@ -40,13 +44,20 @@ def export(
     precision: Annotated[
         str, typer.Option(help=f"One or several of {', '.join(Precision)}, comma-separated, or all.")
     ] = "fp32",
+    layout: Annotated[
+        ExportLayout,
+        typer.Option(
+            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only."
+        ),
+    ] = ExportLayout.PLAIN,
     out: Annotated[Path, typer.Option(help="Folder that gets the bundles.")] = Path("bundles"),
     name: Annotated[str | None, typer.Option(help="First part of the bundles' names; default: the run's name.")] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Where the run's images are now, if not where they were in training; for a checkpoint the normal "
-            "images that set its thresholds, in the layout of MVTec AD or of a folder."
+            help="Where the run's images are now, if not where they were in training. Of a checkpoint: the normal "
+            "images that set its thresholds, in the layout of MVTec AD or of a folder. Of a bundle, with model-api: "
+            "pictures to compare verdicts on."
         ),
     ] = None,
     false_alarm_rate: Annotated[
@@ -87,7 +98,9 @@ def export(
         typer.Option(help="TensorRT: file with the timings of earlier builds, read and written; default: the cache's."),
     ] = None,
 ) -> None:
-    """Export a trained model to bundles, each checked against it; or build an engine from a bundle on the device.
+    """Export a trained model to bundles, each checked against it; or make another form of a bundle, without torch.
+
+    From a bundle: an engine on the device (--target tensorrt), or what OpenVINO Model API opens (--layout model-api).
 
     A checkpoint of anomalib becomes a run folder first, OUT/NAME-run: its thresholds are fitted on the normal images of
     --data, and where anomalib is installed its own prediction of the same images is held against the model.
@@ -113,7 +126,12 @@ def export(
             f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out says where"
         )
     targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
+    if layout is ExportLayout.MODEL_API:
+        targets = _model_api_targets(target, targets)
     if (source / MANIFEST_FILE).is_file():
+        if layout is ExportLayout.MODEL_API:
+            _export_bundle_to_model_api(Bundle.open(source), out, name, data)
+            return
         _rebuild(source, targets, out, name, engine)
         return
     asked_scoring = None if scoring is None else _given_scoring(scoring)
@@ -147,7 +165,14 @@ def export(
     )
     started = time.perf_counter()
     with step_progress() as progress:
+        if layout is ExportLayout.MODEL_API:
+            _check_model_api_names(run, out, name, precisions)
         results = export_run(run, out, settings, progress=progress)
+        made: list[tuple[Path, ModelApiRecord]] = []
+        if layout is ExportLayout.MODEL_API:
+            results, made = _with_model_api(run, results, out, data, progress)
+    for folder, record in made:
+        _report_model_api(folder, record)
     _report(results, out, time.perf_counter() - started)
 
 
@@ -212,6 +237,75 @@ def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | N
         bundle = rebuild_engine(Bundle.open(source), out, engine, name=name, progress=progress)
     results_console().print(f"{escape(str(bundle.folder))}: {size_text(bundle.size_bytes)}")
     print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
+
+
+def _model_api_targets(text: str, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Return the one target that the layout exists for, which `all` means here."""
+    if text.strip() != "all" and targets != (Target.OPENVINO,):
+        raise UsageError(
+            f"--layout model-api came with --target {text}; expected --target {Target.OPENVINO}, the only one that "
+            "OpenVINO Model API opens: export the others without --layout"
+        )
+    return (Target.OPENVINO,)
+
+
+def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, data: Path | None) -> None:
+    from vae_edge.export.model_api import export_model_api, images_below, model_api_folder
+
+    folder = model_api_folder(out, bundle.manifest.name, bundle.manifest.precision, name)
+    images = [] if data is None else images_below(data)
+    description = None if data is None else f"pictures in {data.name}"
+    with step_progress() as progress:
+        record = export_model_api(bundle, folder, images, description=description, progress=progress)
+    _report_model_api(folder, record)
+    if data is None:
+        print_warning(f"{folder.name} was compared with the bundle on drawn pictures only; --data PICTURES takes yours")
+
+
+def _check_model_api_names(run: RunFolder, out: Path, name: str | None, precisions: tuple[Precision, ...]) -> None:
+    from vae_edge.export.model_api import check_folder_is_free, model_api_folder
+
+    for precision in precisions:
+        check_folder_is_free(model_api_folder(out, "", precision, name or run.folder.resolve().name))
+
+
+def _with_model_api(
+    run: RunFolder, results: list[ExportResult], out: Path, data: Path | None, progress: StepProgress
+) -> tuple[list[ExportResult], list[tuple[Path, ModelApiRecord]]]:
+    """Make a Model API folder of every bundle; a failure becomes the error of that bundle's result."""
+    from vae_edge.export.model_api import export_model_api, model_api_folder
+    from vae_edge.train.inspection_set import spread
+
+    files = [*spread(run.find_calibration_images(data), 200), *spread(run.find_images(("test",), data), 200)]
+    images = [file.path for file in files]
+    made: list[tuple[Path, ModelApiRecord]] = []
+    with_errors = []
+    for result in results:
+        if result.bundle is not None:
+            folder = model_api_folder(out, result.bundle.manifest.name, result.precision)
+            try:
+                record = export_model_api(
+                    result.bundle,
+                    folder,
+                    images,
+                    description="the normals of the thresholds and test images",
+                    progress=progress,
+                )
+                made.append((folder, record))
+            except VaeEdgeError as error:
+                result = replace(result, error=error)
+        with_errors.append(result)
+    return with_errors, made
+
+
+def _report_model_api(folder: Path, record: ModelApiRecord) -> None:
+    check = record.check
+    results_console().print(
+        f"{escape(str(folder))}: {size_text(sum(file.size_bytes for file in record.files))}, the bundle's verdict on "
+        f"{check.n_images - check.label_differences} of {check.n_images} pictures, score drift "
+        f"{check.max_score_difference:.1e}",
+        soft_wrap=True,
+    )
 
 
 def _report(results: list[ExportResult], out: Path, seconds: float) -> None:

@@ -93,18 +93,27 @@ def save_ir(model: Any, xml_path: Path, *, metadata: Mapping[str, str], precisio
         _halve_weights(model)
     for key, value in sorted({**metadata, PRECISION_KEY: precision}.items()):
         model.set_rt_info(value, ["vae_edge", key])
+    write_ir(model, xml_path)
+    return RuntimeRecord(
+        flavour="openvino", version=str(openvino.__version__), details={"weights": "fp16"} if half else {}
+    )
+
+
+def write_ir(model: Any, xml_path: Path) -> None:
+    """Write an `openvino.Model` as it is; the weights go beside it.
+
+    Raises:
+        InputError: the files cannot be written.
+    """
     try:
         # save_model would round all constants to FP16 by default.
-        openvino.save_model(model, xml_path, compress_to_fp16=False)
+        import_openvino().save_model(model, xml_path, compress_to_fp16=False)
     except RuntimeError as error:
         # It has nothing but "iostream error" to say about a full disk.
         raise InputError(
             f"{xml_path.parent} could not be written, most likely because the disk is full ({error}); make room or "
             "choose another place"
         ) from error
-    return RuntimeRecord(
-        flavour="openvino", version=str(openvino.__version__), details={"weights": "fp16"} if half else {}
-    )
 
 
 def _halve_weights(model: Any) -> None:

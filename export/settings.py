@@ -1,4 +1,7 @@
-"""What an export in FP16 or INT8 is asked to do. Loads neither torch nor onnx: the command line reads it."""
+"""What an export is asked to do: its form, and what FP16 or INT8 may cost.
+
+Loads neither torch nor onnx: the command line reads it.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,18 @@ class Estimator(str, Enum):
     ENTROPY = "entropy"
     """The range whose quantized values have the distribution nearest to the original one (Migacz 2017, "8-bit inference
     with TensorRT": least Kullback-Leibler divergence)."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class ExportLayout(str, Enum):
+    """In which form an export is left."""
+
+    PLAIN = "plain"
+    """A bundle, for `Detector`."""
+    MODEL_API = "model-api"
+    """A folder that OpenVINO Model API opens as AnomalyDetection, beside the bundle it is made from."""
 
     def __str__(self) -> str:
         return self.value

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.tiny_bundles import make_bundle
+from tests.tiny_bundles import make_bundle, spotted_image, write_image
 from vae_edge.targets import Target
 from vae_edge.train.run_folder import RunFolder
 
@@ -86,3 +88,81 @@ def test_too_few_normals_for_the_rate_are_told(command: Command, trained_run: Ru
     )
     assert code == 0
     assert "needs at least 999 held-out normals" in err
+
+
+def test_a_run_becomes_bundles_and_model_api_folders(command: Command, trained_run: RunFolder, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    code, out, err = command(
+        "export", trained_run.folder, "--layout", "model-api", "--precision", "fp32,fp16", "--out", tmp_path
+    )
+    assert code == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dial-openvino-fp16",
+        "dial-openvino-fp32",
+        "dial-openvino-model-api-fp16",
+        "dial-openvino-model-api-fp32",
+    ]
+    n_images = len(trained_run.find_calibration_images()) + len(trained_run.find_images(("test",)))
+    assert out.count(f"the bundle's verdict on {n_images} of {n_images} pictures") == 2
+    sizes = [
+        (tmp_path / f"dial-openvino-model-api-{precision}" / "model.bin").stat().st_size
+        for precision in ("fp32", "fp16")
+    ]
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_an_openvino_bundle_becomes_a_model_api_folder_without_torch(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    make_bundle(tmp_path / "toy-openvino-fp32", Target.OPENVINO)
+    write_image(tmp_path / "parts" / "spot.png", spotted_image(0, 80))
+    arguments = ["--layout", "model-api", "--out", str(tmp_path), "--data", str(tmp_path / "parts")]
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'lightning'): sys.modules[name] = None\n"
+        "from vae_edge.cli.main import invoke\n"
+        f"sys.exit(invoke({[str(tmp_path / 'toy-openvino-fp32'), *arguments]!r}, command='export'))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "the bundle's verdict on 1 of 1 pictures" in " ".join(result.stdout.split())
+    assert (tmp_path / "toy-openvino-model-api-fp32" / "model.xml").is_file()
+
+
+def test_without_pictures_it_is_told_that_drawn_ones_were_compared(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    make_bundle(tmp_path / "toy-openvino-fp32", Target.OPENVINO)
+    code, _, err = command(
+        "export", tmp_path / "toy-openvino-fp32", "--layout", "model-api", "--out", tmp_path, "--name", "tile"
+    )
+    assert code == 0
+    assert "drawn pictures only" in err
+    assert (tmp_path / "tile-openvino-model-api-fp32" / "model_api.json").is_file()
+
+
+@pytest.mark.parametrize("targets", ["onnx", "openvino,onnx", "tensorrt"])
+def test_model_api_is_for_openvino_only(targets: str, command: Command, trained_run: RunFolder, tmp_path: Path) -> None:
+    code, out, err = command(
+        "export", trained_run.folder, "--target", targets, "--layout", "model-api", "--out", tmp_path / "out"
+    )
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"--layout model-api came with --target {targets}; expected --target openvino" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_for_another_target_becomes_no_model_api_folder(command: Command, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "toy-onnx-fp32", Target.ONNX)
+    code, _, err = command("export", tmp_path / "toy-onnx-fp32", "--layout", "model-api", "--out", tmp_path)
+    assert code == 2
+    assert "is a bundle for target onnx; the layout model-api needs one for openvino" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["toy-onnx-fp32"]
+
+
+def test_a_model_api_name_that_is_taken_is_refused_before_any_work(
+    command: Command, trained_run: RunFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "dial-openvino-model-api-fp32").mkdir()
+    (tmp_path / "dial-openvino-model-api-fp32" / "notes.txt").write_text("mine")
+    code, _, err = command("export", trained_run.folder, "--layout", "model-api", "--out", tmp_path)
+    assert code == 1
+    assert "is already there" in err
+    assert not (tmp_path / "dial-openvino-fp32").exists()
