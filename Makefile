@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms test lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -30,11 +30,17 @@ bench-runtime: install ## what the Detector costs on top of the bare runtimes: o
 bench-peers: install ## the same weights in the bare runtimes and in anomalib, side by side; 2.5 GB and 20 minutes; into bench/peers/
 	$(BIN)/python -m vae_edge.benchmarks.peers --out bench/peers $(PEERS)
 
+bench-anomalib: ## the same checkpoint in anomalib and as bundles: AUROC, verdicts, start, memory, images/s, on DATA=DIR; into bench/anomalib
+	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib -- -m vae_edge.benchmarks.anomalib_check $(DATA) --out bench/anomalib
+
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on fresh normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.false_alarms $(RUN)
 
 bench-detection: install ## how well defects are found, every part switched off in turn, on DATA="DIR ..."; hours; into bench/detection
 	$(BIN)/python -m vae_edge.benchmarks.detection $(DATA) --out bench/detection $(DETECTION)
+
+test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, where it cannot be installed
+	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib
 
 test: install ## all tests that need no GPU, with coverage of lines
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered
@@ -52,4 +58,4 @@ build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets made, .venv too
-	rm -rf $(VENV) build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

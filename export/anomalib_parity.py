@@ -31,7 +31,7 @@ def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Wa
 
     Args:
         run: made by `take_over`.
-        trained: what it was made of, a checkpoint of `vae_edge.anomalib.Vae`.
+        trained: what it was made of, a checkpoint of `vae_edge.anomalib.Vae` that scores as a device does.
         watcher: is told how it goes.
 
     Returns:
@@ -39,15 +39,13 @@ def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Wa
 
     Raises:
         MissingDependencyError: anomalib is not installed.
-        ParityError: a verdict differs, or a score or a map by more than rounding explains, though the checkpoint says
-            that images are prepared as on the device.
+        ParityError: a verdict differs, or a score or a map by more than rounding explains.
     """
     files = (*run.find_calibration_images(), *spread(run.find_images(("test",)), MOST_TEST_IMAGES))
     theirs = predict_with_anomalib(trained.path, files, watcher.progress_of("predicting with anomalib"))
     images = load_images(files, run.record.preparation)
     ours = Outputs(*run_graph(run.load_graph(), images, progress=watcher.progress_of("scoring with torch")))
     threshold = run.thresholds.image_threshold
-    is_exact = trained.notes is not None and trained.notes.prepares_as_device
     parity = measure_parity(
         theirs,
         threshold,
@@ -55,10 +53,9 @@ def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Wa
         threshold,
         names=[file.name for file in files],
         images=f"{len(files)} images of the run, against anomalib's own prediction",
-        tolerance=FP32_TOLERANCE if is_exact else None,
+        tolerance=FP32_TOLERANCE,
     )
-    if is_exact:
-        check_parity(parity)
+    check_parity(parity)
     return parity
 
 

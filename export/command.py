@@ -210,8 +210,11 @@ def _take_over(
         if trained.notes is None:
             watcher.say("not held against anomalib: these weights are of no model that an anomalib release has")
             return run
-        if trained.constants is None or run.record.scoring != trained.notes.scoring:
-            watcher.say("not held against anomalib: its scoring is not the one that was asked for")
+        if not trained.scores_as_device(run.record.scoring):
+            watcher.say(
+                "not held against anomalib: it scored otherwise, or had its images resized by a pre-processor of the "
+                "user's, and a device resizes with OpenCV; what the scoring divides by was measured anew"
+            )
             return run
         try:
             parity = compare_with_anomalib(run, trained, watcher)

@@ -90,6 +90,12 @@ class TrainedElsewhere:
     remarks: tuple[str, ...] = field(default=())
     """Sentences for the user."""
 
+    def scores_as_device(self, scoring: ScoringSettings) -> bool:
+        """Tell whether an image gets the score on a device that it got in training, if it is scored like this."""
+        notes = self.notes
+        has_constants = self.constants is not None or not scoring.needs_normals
+        return notes is not None and has_constants and notes.prepares_as_device and notes.scoring == scoring
+
 
 def read_checkpoint(path: str | Path, *, input_range: InputRange | None = None) -> TrainedElsewhere:
     """Read a network that was trained in anomalib.

@@ -38,6 +38,7 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSI
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation, prepare, read_image
 from vae_edge.manifest import Thresholds
+from vae_edge.records import make_record
 from vae_edge.train.anomalib_checkpoint import CHECKPOINT_KEY, CheckpointNotes
 from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, ScoringConstants, run_graph
 from vae_edge.train.area_resizing import AreaResizing
@@ -165,6 +166,8 @@ class DevicePreProcessor(PreProcessor):  # type: ignore[misc]
         image_size: height and width.
     """
 
+    SIZE_KEY = "device_image_size"
+
     def __init__(self, image_size: tuple[int, int] = (256, 256)) -> None:
         super().__init__(self._transform(image_size))
         self._set(image_size)
@@ -181,11 +184,11 @@ class DevicePreProcessor(PreProcessor):  # type: ignore[misc]
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Return what makes an equal pre-processor, as plain data."""
-        return {"device_image_size": list(self.image_size)}
+        return {self.SIZE_KEY: list(self.image_size)}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Become the pre-processor that a checkpoint describes."""
-        height, width = config["device_image_size"]
+        height, width = config[self.SIZE_KEY]
         self._set((int(height), int(width)))
 
 
@@ -250,6 +253,9 @@ class Vae(AnomalibModule):  # type: ignore[misc]
             that it can), a scoring that cannot be read, or a pre-processor that leaves the size open.
     """
 
+    pre_processor: Any
+    post_processor: Any
+
     def __init__(
         self,
         n_features: int = 64,
@@ -294,7 +300,8 @@ class Vae(AnomalibModule):  # type: ignore[misc]
             max_features=max_features,
             extra_layers=extra_layers,
         ).model_copy(update={"preset": None})
-        tiling = Tiling(image_height=height, image_width=width, tile_height=tile[0], tile_width=tile[1])
+        sides = {"image_height": height, "image_width": width, "tile_height": tile[0], "tile_width": tile[1]}
+        tiling = make_record(Tiling, sides)
         frame = Frame(tiling, Photometric(photometric), input_range_of(self.pre_processor))
         self.model = VaeModel(Network.from_architecture(self.architecture), _parsed(scoring), frame)
         self.learning_rate = learning_rate
@@ -468,6 +475,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         constants = self.model.constants
         checkpoint[CHECKPOINT_KEY] = {
             "notes": notes.model_dump_json(),
+            "conformal": isinstance(self.post_processor, ConformalPostProcessor),
             "constants": {} if constants is None else constants.tensors(),
         }
 
@@ -486,8 +494,14 @@ class Vae(AnomalibModule):  # type: ignore[misc]
                 "this is no checkpoint of vae_edge.anomalib.Vae; expected one that this model has saved. Weights of "
                 "the VAE that circulates for anomalib become bundles with vae-export"
             )
-        super().on_load_checkpoint(checkpoint)
         said = checkpoint[CHECKPOINT_KEY]
+        # The components are those of the constructor's defaults, whatever the saved model had.
+        saved = checkpoint.get("anomalib_pre_processor_config") or {}
+        if isinstance(self.pre_processor, DevicePreProcessor) and DevicePreProcessor.SIZE_KEY not in saved:
+            self.pre_processor = PreProcessor()
+        if isinstance(self.post_processor, ConformalPostProcessor) and not said["conformal"]:
+            self.post_processor = PostProcessor()
+        super().on_load_checkpoint(checkpoint)
         notes = CheckpointNotes.model_validate_json(said["notes"])
         self._roles, self._groups = dict(notes.roles), dict(notes.groups)
         if notes.architecture != self.architecture or notes.frame != self.model.frame:
@@ -517,7 +531,13 @@ def _normal_files(datamodule: Any) -> tuple[ImageFile, ...]:
     """Return the normal images that a data module trains on, with the hashes of their files."""
     listed = list_images(datamodule)
     names = {_absolute(row["image_path"]) for row in datamodule.train_data.samples.to_dict("records")}
-    return tuple(file for file in listed.open().train if str(file.path) in names)
+    files = tuple(file for file in listed.open().train if str(file.path) in names)
+    if not files:
+        raise InputError(
+            f"{listed.given_by} names no normal image to train on; expected images of good parts with label_index 0 in "
+            "its train_data"
+        )
+    return files
 
 
 def _absolute(path: str | Path) -> str:

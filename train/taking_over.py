@@ -68,7 +68,8 @@ def take_over(
         data: normal images, and test images where there are some, in any layout of an inspection set.
         out: the run folder to make.
         scoring: how a residual becomes a score; its constants are then measured on the normals that are given. None:
-            as the checkpoint says, with the constants in it, or else the default.
+            as the checkpoint says, with the constants in it unless its images were resized otherwise than a device does
+            it, or else the default.
         false_alarm_rate: None: as the checkpoint says, or 0.01.
         seed: of the division into roles.
         watcher: is told how it goes.
@@ -107,7 +108,7 @@ def take_over(
     statistics = load_images(split.statistics, preparation, watcher.progress_of("reading images"))
     fit = load_images(split.fit, preparation, watcher.progress_of("reading images"))
     assert settings.scoring is not None
-    constants = trained.constants if notes is not None and settings.scoring == notes.scoring else None
+    constants = trained.constants if trained.scores_as_device(settings.scoring) else None
     if constants is None:
         constants = fit_scoring_constants(
             trained.vae,
