@@ -163,6 +163,11 @@ def declare_torchvision_operators() -> None:
     globals()["_declared"] = library  # The declarations end with it.
 
 
+def has_declared_operators() -> bool:
+    """Tell whether this process needed `declare_torchvision_operators`."""
+    return "_declared" in globals()
+
+
 TOOLS: dict[str, Callable[[str, dict[str, Any]], Tool]] = {
     "vae-edge": _VaeEdge,
     "onnxruntime": _OnnxRuntime,
