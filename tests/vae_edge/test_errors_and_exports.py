@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,8 @@ def test_imports_point_down(layer: str) -> None:
     for module in modules:
         if module == ROOT / "vae_edge" / "__init__.py":
             continue  # It names the network to type checkers, and loads it only where it is asked for.
+        if module == ROOT / "vae_edge" / "anomalib.py":
+            continue  # Only a name, under which users of anomalib find a module of `train`; nothing else imports it.
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -157,3 +161,12 @@ def test_the_links_for_editors_are_relative(top: str, link: str) -> None:
     if not (ROOT / link).is_symlink():
         pytest.skip("this copy of the sources has no symbolic links")
     assert (ROOT / link).readlink() == Path("..", top)
+
+
+def test_without_anomalib_one_sentence_says_what_to_install() -> None:
+    if importlib.util.find_spec("anomalib") is not None:
+        pytest.skip("anomalib is installed")
+    with pytest.raises(
+        errors.MissingDependencyError, match=r"anomalib is not installed.*pip install 'vae-edge\[anomalib\]'"
+    ):
+        importlib.import_module("vae_edge.anomalib")
