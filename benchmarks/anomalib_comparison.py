@@ -125,6 +125,8 @@ def _as_folder(root: Path) -> Any:
         normal_test_dir="test/good",
         abnormal_dir=[f"test/{name}" for name in defects],
         mask_dir=[f"ground_truth/{name}" for name in defects],
+        # Else it would keep half of the test images for validation, and the two sides would measure on others.
+        val_split_mode="same_as_test",
         num_workers=0,
     )
 

@@ -210,7 +210,9 @@ class _ToRange(nn.Module):
 class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]
     """anomalib's post-processor with the thresholds of a stated false-alarm rate on held-out normals.
 
-    Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as ever.
+    Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as ever. But anomalib puts
+    the threshold at 0.5 and cuts off what lies more than half the range away from it, after which different scores are
+    equal and its AUROC is another; here the range is widened until it reaches to both sides.
     """
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -220,9 +222,17 @@ class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]
 
     def take(self, thresholds: Thresholds | None) -> None:
         """Take thresholds."""
-        if thresholds is not None:
-            self._image_threshold.fill_(thresholds.image_threshold)
-            self._pixel_threshold.fill_(thresholds.pixel_threshold)
+        if thresholds is None:
+            return
+        self._image_threshold.fill_(thresholds.image_threshold)
+        self._pixel_threshold.fill_(thresholds.pixel_threshold)
+        for middle, lowest, highest in (
+            (self._image_threshold, self.image_min, self.image_max),
+            (self._pixel_threshold, self.pixel_min, self.pixel_max),
+        ):
+            reach = torch.maximum(middle - lowest, highest - middle)
+            lowest.copy_(middle - reach)
+            highest.copy_(middle + reach)
 
 
 class Vae(AnomalibModule):  # type: ignore[misc]

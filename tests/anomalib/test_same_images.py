@@ -94,7 +94,7 @@ def test_the_readme_trains_on_a_data_module_as_shown(
 ) -> None:
     shutil.copytree(data, tmp_path / "datasets" / "bottle")
     monkeypatch.chdir(tmp_path)
-    exec(snippet("anomalib").replace("max_epochs=40", "max_epochs=1"), {})
+    exec(snippet("runs/bottle").replace("max_epochs=40", "max_epochs=1"), {})
     run = RunFolder.open("runs/bottle")
     assert run.record.settings.source.listed is not None
     assert run.record.settings.source.listed.given_by == "MVTecAD"

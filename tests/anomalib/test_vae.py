@@ -185,6 +185,8 @@ class TestArguments:
         from anomalib.pre_processing import PreProcessor
         from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+        from vae_edge.anomalib import Vae
+
         imagenet = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         model = small(
             pre_processor=PreProcessor(Compose([Resize((64, 64), antialias=True), imagenet])),
@@ -195,6 +197,10 @@ class TestArguments:
         trainer = engine(tmp_path, max_epochs=1)
         trainer.fit(model, datamodule=mvtec(data))
         assert trainer.test(model, datamodule=mvtec(data))[0].keys() == {"only_AUROC"}
+        again = Vae.load_from_checkpoint(trainer.best_model_path)
+        assert type(again.pre_processor) is PreProcessor
+        assert type(again.post_processor) is PostProcessor
+        assert _raw_scores(again, data) == pytest.approx(_raw_scores(model, data), rel=1e-4)
         assert np.isfinite(_export_and_score(Path(trainer.best_model_path), data, tmp_path)).all()
         assert "a device resizes with OpenCV" in " ".join(capsys.readouterr().err.split())
 
