@@ -55,7 +55,7 @@ def save_own(
     vae: Vae | None = None,
     constants: ScoringConstants | None = None,
     roles: Mapping[str, Role] | None = None,
-    **beside: Any,
+    beside: Mapping[str, object] | None = None,
 ) -> Path:
     """Save a checkpoint as Lightning and the model's hook leave it.
 
@@ -72,5 +72,5 @@ def save_own(
         notes = notes.model_copy(update={"roles": dict(roles)})
     state = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in (vae or make_vae()).state_dict().items()}
     said = {"notes": notes.model_dump_json(), "constants": {} if constants is None else constants.tensors()}
-    torch.save({"epoch": 4, "state_dict": state, CHECKPOINT_KEY: said, **beside}, path)
+    torch.save({"epoch": 4, "state_dict": state, CHECKPOINT_KEY: said, **(beside or {})}, path)
     return path

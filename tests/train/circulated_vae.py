@@ -1,4 +1,4 @@
-"""The VAE that circulates for anomalib, as its users have it: the layers and names of GANomaly, to make weights with."""
+"""The VAE that circulates for anomalib, as its users have it, to make weights with: layers and names are GANomaly's."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class TestOwnCheckpoints:
         ],
     )
     def test_damaged_notes_are_refused_and_the_file_is_named(self, said: object, tmp_path: Path) -> None:
-        path = save_own(tmp_path / "model.ckpt", **{CHECKPOINT_KEY: said})
+        path = save_own(tmp_path / "model.ckpt", beside={CHECKPOINT_KEY: said})
         with pytest.raises(InputError, match=r"model\.ckpt.*; save the checkpoint again") as caught:
             read_checkpoint(path)
         assert caught.value.exit_code == 1, "a file is damaged, the command was used rightly"
@@ -109,7 +109,7 @@ class TestOwnCheckpoints:
         raw["architecture"]["n_features"] = 0
         said = {"notes": json.dumps(raw), "constants": {}}
         with pytest.raises(InputError, match=r"model\.ckpt is damaged.*architecture\.n_features is 0"):
-            read_checkpoint(save_own(tmp_path / "model.ckpt", **{CHECKPOINT_KEY: said}))
+            read_checkpoint(save_own(tmp_path / "model.ckpt", beside={CHECKPOINT_KEY: said}))
 
     def test_weights_in_half_become_float(self, tmp_path: Path) -> None:
         path = save_own(tmp_path / "model.ckpt")
@@ -146,7 +146,7 @@ class TestOwnCheckpoints:
             read_checkpoint(save_own(tmp_path / "model.ckpt", constants=make_constants(other)))
         none = {"notes": make_notes().model_dump_json(), "constants": {"mean.0": torch.zeros(1, 1, 1, 1)}}
         with pytest.raises(InputError, match="do not fit its own notes"):
-            read_checkpoint(save_own(tmp_path / "model.ckpt", **{CHECKPOINT_KEY: none}))
+            read_checkpoint(save_own(tmp_path / "model.ckpt", beside={CHECKPOINT_KEY: none}))
 
 
 class TestCirculatedWeights:
@@ -260,6 +260,7 @@ class TestWhatIsNoCheckpoint:
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # torch, of a module in the older format
 class TestNothingInAFileIsRun:
     def save(self, path: Path, as_zip: bool, **beside: object) -> Path:
         """Add to a checkpoint what torch's safe loader refuses, in the present format or in the one before it."""

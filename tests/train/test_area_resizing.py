@@ -23,7 +23,7 @@ def as_input(images: NDArray[np.uint8]) -> Tensor:
 
 
 def differences(made: Tensor, images: NDArray[np.uint8], size: tuple[int, int] = SIZE) -> NDArray[np.int64]:
-    """Return how many grey values lie between the module's result and the host's, after checking that they are whole."""
+    """Return how many grey values lie between the module's result, which are to be whole, and the host's."""
     levels = made.permute(0, 2, 3, 1).numpy() * 255
     np.testing.assert_allclose(levels, np.rint(levels), rtol=0, atol=1e-3)
     expected = np.stack([prepare(image, Preparation(height=size[0], width=size[1])) for image in images])

@@ -149,7 +149,7 @@ def test_another_number_of_layers_in_the_decoder_is_refused() -> None:
     encoder, decoder = state_of(CirculatedVae(extra_layers=1)), state_of(CirculatedVae(extra_layers=2))
     mixed = {n: t for n, t in encoder.items() if n.startswith("encoder.")}
     mixed |= {n: t for n, t in decoder.items() if n.startswith("decoder.")}
-    with pytest.raises(InputError, match="there is a tensor decoder.extra_layers.extra-layers-1-4-conv.weight"):
+    with pytest.raises(InputError, match=r"there is a tensor decoder\.extra_layers\.extra-layers-1-4-conv\.weight"):
         from_ganomaly_layout(mixed)
 
 

@@ -16,8 +16,8 @@ from tests.train.tiny_models import make_vae, scoring_of, write_set
 from vae_edge.errors import InputError
 from vae_edge.train.anomalib_checkpoint import read_checkpoint
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.input_range import IMAGENET
+from vae_edge.train.inspection_set import ImageFile
 from vae_edge.train.loading import load_images
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.run_folder import RunFolder
@@ -62,8 +62,8 @@ def normals(source: DataSource) -> tuple[ImageFile, ...]:
 
 def roles_of(normals: tuple[ImageFile, ...]) -> dict[str, Role]:
     """Divide the first 24: 10 fit, 6 statistics, 8 threshold; 6 are not known."""
-    roles: list[Role] = ["fit"] * 10 + ["statistics"] * 6 + ["threshold"] * 8
-    return {image.sha256: role for image, role in zip(normals, roles, strict=False)}
+    divided: tuple[tuple[Role, int, int], ...] = (("fit", 0, 10), ("statistics", 10, 16), ("threshold", 16, 24))
+    return {image.sha256: role for role, first, end in divided for image in normals[first:end]}
 
 
 def only(normals: tuple[ImageFile, ...], keep: Callable[[int], bool], folder: Path) -> DataSource:
