@@ -107,7 +107,7 @@ def read_checkpoint(path: str | Path, *, input_range: InputRange | None = None) 
 
     Raises:
         InputError: there is no such file, it is no checkpoint, it is another model's or of a version that is not known,
-            or its tensors do not fit: the message says which.
+            its tensors do not fit, or its images are not in colour: the message says which.
     """
     path = Path(path)
     content = load_inert(path)
@@ -138,9 +138,14 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
             f"{path} was written by vae-edge {raw.get('vae_edge_version', '?')} in the format {version}; expected the "
             f"format {_FORMAT}: install that version of vae-edge, or train again with this one"
         )
-    notes = make_record(CheckpointNotes, raw)
+    try:
+        notes = make_record(CheckpointNotes, raw)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: of its notes, {error}; save the checkpoint again") from error
+    _check_channels(path, notes.architecture)
     state = {
-        name.removeprefix(WEIGHTS_PREFIX): tensor
+        # In float32, whatever the precision of the training.
+        name.removeprefix(WEIGHTS_PREFIX): tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in _state_dict(path, content).items()
         if name.startswith(WEIGHTS_PREFIX)
     }
@@ -149,7 +154,7 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
         constants = ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None
         if constants is not None:
             Scorer(notes.scoring, constants, notes.frame)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"the tensors in {path} do not fit its own notes ({reason}); save the checkpoint again"
@@ -170,6 +175,7 @@ def _circulated(
     path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor], input_range: InputRange | None
 ) -> TrainedElsewhere:
     architecture, vae = from_ganomaly_layout(state)
+    _check_channels(path, architecture)
     remarks = []
     if input_range is None:
         input_range = _saved_range(content)
@@ -190,6 +196,15 @@ def _circulated(
     )
 
 
+def _check_channels(path: Path, architecture: Architecture) -> None:
+    if architecture.n_channels != 3:
+        raise InputError(
+            f"the network in {path} is for images of {architecture.n_channels} channel"
+            f"{'s' if architecture.n_channels > 1 else ''}; expected 3, for RGB: train it on images in colour, a grey "
+            "one may have three equal channels"
+        )
+
+
 def _epochs(content: Mapping[str, Any]) -> int:
     epoch = content.get("epoch")
     return epoch + 1 if isinstance(epoch, int) and epoch >= 0 else 1
@@ -197,8 +212,8 @@ def _epochs(content: Mapping[str, Any]) -> int:
 
 def _saved_range(content: Mapping[str, Any]) -> InputRange | None:
     """Return what the pre-processor that anomalib 2.7 describes in a checkpoint makes of a pixel."""
-    spec = (content.get("anomalib_pre_processor_config") or {}).get("transform")
-    for each in _specs(spec):
+    config = content.get("anomalib_pre_processor_config")
+    for each in _specs(config.get("transform") if isinstance(config, Mapping) else None):
         if str(each.get("class_path", "")).endswith(".Normalize"):
             arguments = each.get("init_args", {})
             try:
@@ -213,8 +228,9 @@ def _specs(spec: Any) -> list[Mapping[str, Any]]:
     if not isinstance(spec, Mapping):
         return []
     found = [spec]
-    inner = spec.get("init_args", {}).get("transforms", []) if isinstance(spec.get("init_args"), Mapping) else []
-    for each in inner:
+    arguments = spec.get("init_args")
+    inner = arguments.get("transforms") if isinstance(arguments, Mapping) else None
+    for each in inner if isinstance(inner, (list, tuple)) else ():
         found += _specs(each)
     return found
 
@@ -243,7 +259,7 @@ def load_inert(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         content = _load_with_placeholders(path)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a file of any kind may make the unpickler fail in any way
         raise _no_checkpoint(path, error) from error
     if not isinstance(content, dict):
         raise InputError(
@@ -258,7 +274,7 @@ def _load_with_placeholders(path: Path) -> Any:
     module.load = lambda file, **options: _InertUnpickler(file, **options).load()
     try:
         return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
-    except Exception as error:  # a file of any kind may make the unpickler fail in any way
+    except Exception as error:  # as above
         raise _no_checkpoint(path, error) from error
 
 

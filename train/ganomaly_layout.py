@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_edge.errors import InputError
+from vae_edge.records import make_record
 from vae_edge.train.anomaly_graph import fold_batch_norms
 from vae_edge.train.network import Vae
 from vae_edge.train.presets import Architecture
@@ -61,7 +62,7 @@ def from_ganomaly_layout(state: Mapping[str, Tensor]) -> tuple[Architecture, Vae
 
     Raises:
         InputError: a tensor is missing, too many, or has another shape: the message names it, its shape and the
-            expected one.
+            expected one. Or the network is smaller or larger than an `Architecture` may be.
     """
     prefix = _prefix(state)
     if prefix is None:
@@ -81,14 +82,18 @@ def from_ganomaly_layout(state: Mapping[str, Tensor]) -> tuple[Architecture, Vae
     _check(own, (*encoder, head, *decoder))
 
     side = 8 << n_pyramid
-    architecture = Architecture(
-        n_features=n_features,
-        latent_vec_size=latents,
-        extra_layers=n_extra,
-        n_channels=n_channels,
-        height=side,
-        width=side,
-    )
+    sizes = {
+        "n_features": n_features,
+        "latent_vec_size": latents,
+        "extra_layers": n_extra,
+        "n_channels": n_channels,
+        "height": side,
+        "width": side,
+    }
+    try:
+        architecture = make_record(Architecture, sizes)
+    except InputError as error:
+        raise InputError(f"the weights are those of a network that is out of range: {error}") from error
     vae = Vae.from_architecture(architecture)
     with torch.no_grad():
         first = nn.Conv2d(n_channels, n_features, 4, 2, 1, bias=False)

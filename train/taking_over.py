@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
 from vae_edge.errors import InputError
+from vae_edge.records import make_record
 from vae_edge.train.anomalib_checkpoint import CheckpointNotes, TrainedElsewhere
 from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, ScoringConstants, images_at_a_time
 from vae_edge.train.batches import as_pixels
@@ -78,19 +79,19 @@ def take_over(
         The complete run.
 
     Raises:
-        InputError: the images cannot be used or are too few, `out` is taken, or all normals that are given trained the
-            network.
+        InputError: the images cannot be used or are too few, `out` is taken, all normals that are given trained the
+            network, or the rate is none.
     """
     out, watcher = Path(out), watcher or Watcher()
     check_folder(out, overwrite=False)
+    data = data.absolute()
+    settings = _settings(trained, data, scoring, false_alarm_rate, seed)
     for sentence in trained.remarks:
         watcher.say(sentence)
-    data = data.absolute()
     found = data.open(watcher.progress_of("finding images"))
     images, report = check_inspection_set(found, watcher.progress_of("checking images"))
     for sentence in report.sentences():
         watcher.say(sentence)
-    settings = _settings(trained, data, scoring, false_alarm_rate, seed)
     notes = trained.notes
     groups = dict(notes.groups) if notes else {}
     if not any(image.sha256 in (notes.roles if notes else {}) for image in images.train):
@@ -118,9 +119,10 @@ def take_over(
             fitted=fit,
             progress=watcher.progress_of("measuring normal residuals"),
         )
-    fitted = _fitted(trained, settings, constants, fit, statistics)
     counted = [split.threshold[i] for i in one_of_each_part(split.threshold, part)]
     held_out = load_images(counted, preparation, watcher.progress_of("reading held-out normals"))
+    # Where only images are given that set the threshold, they are all that there is to take a loss over.
+    fitted = _fitted(trained, settings, constants, fit, statistics if len(statistics) else held_out)
     calibration = calibrate(settings, fitted.graph, counted, held_out, watcher)
     few = few_parts(len(split.threshold), len(counted), settings.false_alarm_rate)
     if few:
@@ -161,20 +163,23 @@ def _settings(
     recipe = REFERENCE_RECIPE
     if notes is not None:
         recipe = recipe.model_copy(update={"learning_rate": notes.learning_rate})
-    return TrainSettings(
-        source=data,
-        architecture=trained.architecture,
-        tiling=trained.frame.tiling,
-        photometric=trained.frame.photometric,
-        scoring=scoring or (notes.scoring if notes else DEFAULT_SCORING),
-        split=SplitSettings(seed=seed),
-        seed=seed,
-        epochs=trained.epochs,
-        batch_size=notes.batch_size if notes else 32,
-        recipe=recipe,
-        false_alarm_rate=false_alarm_rate or (notes.false_alarm_rate if notes else DEFAULT_FALSE_ALARM_RATE),
-        pixel_false_positive_rate=notes.pixel_false_positive_rate if notes else DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
-    )
+    if false_alarm_rate is None:
+        false_alarm_rate = notes.false_alarm_rate if notes else DEFAULT_FALSE_ALARM_RATE
+    values = {
+        "source": data,
+        "architecture": trained.architecture,
+        "tiling": trained.frame.tiling,
+        "photometric": trained.frame.photometric,
+        "scoring": scoring or (notes.scoring if notes else DEFAULT_SCORING),
+        "split": SplitSettings(seed=seed),
+        "seed": seed,
+        "epochs": trained.epochs,
+        "batch_size": notes.batch_size if notes else 32,
+        "recipe": recipe,
+        "false_alarm_rate": false_alarm_rate,
+        "pixel_false_positive_rate": (notes.pixel_false_positive_rate if notes else DEFAULT_PIXEL_FALSE_POSITIVE_RATE),
+    }
+    return make_record(TrainSettings, values)
 
 
 def _divide(
@@ -217,11 +222,11 @@ def _fitted(
     settings: TrainSettings,
     constants: ScoringConstants,
     fit: NDArray[np.uint8],
-    statistics: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
 ) -> FittedGraph:
     assert settings.scoring is not None
     graph = AnomalyGraph(trained.vae, settings.scoring, constants, trained.frame)
-    held_out_loss = _loss(trained.vae, trained.frame, statistics)
+    held_out_loss = _loss(trained.vae, trained.frame, held_out)
     outcome = TrainingOutcome(
         epochs_run=trained.epochs,
         epochs_planned=trained.epochs,
@@ -239,9 +244,7 @@ def _fitted(
 
 
 def _loss(vae: Vae, frame: Frame, images: NDArray[np.uint8]) -> float:
-    """Return the loss at z = mean over some of the images, uint8 [n, H, W, 3], cut into tiles."""
-    if not len(images):
-        return float("nan")
+    """Return the loss at z = mean over some of the images, uint8 [n, H, W, 3] with n of 1 or more, cut into tiles."""
     graph = AnomalyGraph(vae, DEFAULT_SCORING, ScoringConstants.neutral(DEFAULT_SCORING), frame)
     total, n, step = 0.0, 0, images_at_a_time(frame)
     some = images[:_MOST_FOR_LOSS]

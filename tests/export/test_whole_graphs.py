@@ -31,6 +31,7 @@ from vae_edge.export.torch_export import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
 from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, run_graph
+from vae_edge.train.input_range import IMAGENET, SYMMETRIC, InputRange
 from vae_edge.train.network import Vae
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.scoring import parse_scoring
@@ -48,9 +49,10 @@ class Case(NamedTuple):
 
     scoring: str
     photometric: Photometric = Photometric.NONE
+    input_range: InputRange = SYMMETRIC
 
     def __str__(self) -> str:
-        return f"{self.scoring};{self.photometric}"
+        return f"{self.scoring};{self.photometric}" + (";imagenet" if self.input_range == IMAGENET else "")
 
 
 CASES = (
@@ -63,6 +65,8 @@ CASES = (
     Case("l1/0.03/pixel/top1%,kl", Photometric.LOCAL),
     Case("l1/0.03/pixel/top1%,ssim/0.02/image/mean,latent,fusion=max", Photometric.LOCAL),
     Case("gradient/0.01/none/top1%,kl,fusion=max"),
+    # As of a network that was trained elsewhere.
+    Case("default", input_range=IMAGENET),
     # Wide enough to be computed at every second pixel: all of it, and beside a narrow map and a term of the latents.
     Case("l2/0.05/image+pixel/top5%,gradient/0.04/local/max,map=0.06", Photometric.IMAGE),
     Case("l1/0.05/pixel/mean,ssim/0.01/none/top1%,latent,map=0.05"),
@@ -70,7 +74,8 @@ CASES = (
 EVERYTHING = CASES[7]
 WITH_KL = CASES[6]
 COARSE = CASES[-2]
-SOME = (CASES[0], WITH_KL, EVERYTHING, COARSE)
+TAKEN_OVER = CASES[9]
+SOME = (CASES[0], WITH_KL, EVERYTHING, TAKEN_OVER, COARSE)
 
 
 def images_of(n: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -102,7 +107,7 @@ def vae() -> Vae:
 def graph_of(case: Case) -> AnomalyGraph:
     scoring = parse_scoring(case.scoring)
     assert scoring is not None
-    frame = Frame(TILES, case.photometric)
+    frame = Frame(TILES, case.photometric, case.input_range)
     return AnomalyGraph(vae(), scoring, fit_scoring_constants(vae(), scoring, images_of(20), frame=frame), frame)
 
 

@@ -6,9 +6,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vae_edge.errors import UsageError
+from vae_edge.records import make_record
 from vae_edge.train.anomaly_graph import (
     AnomalyGraph,
     Frame,
+    RangeOfInput,
     ScoringConstants,
     fold_batch_norms,
     images_at_a_time,
@@ -16,6 +19,7 @@ from vae_edge.train.anomaly_graph import (
     n_pooled,
     run_graph,
 )
+from vae_edge.train.input_range import IMAGENET, RANGES, SYMMETRIC, InputRange, KnownRange
 from vae_edge.train.network import Vae
 from vae_edge.train.photometric import Photometric
 from vae_edge.train.photometric_normalization import PhotometricNormalization
@@ -215,3 +219,77 @@ class TestCoarseMaps:
         full = [torch.nn.functional.interpolate(mean, (H, W)) if mean.numel() > 1 else mean for mean in constants.means]
         with pytest.raises(KeyError, match="constants of"):
             AnomalyGraph(vae, scoring, ScoringConstants(tuple(full), constants.scales))
+
+
+def test_extra_layers_are_folded_like_the_others() -> None:
+    torch.manual_seed(0)
+    network = Vae(4, 8, image_size=(H, W), extra_layers=2).train()
+    for _ in range(3):
+        network(torch.rand(8, 3, H, W) * 2 - 1)
+    network.eval()
+    images = pictures(3)
+    maps, scores = run_graph(neutral(network, MSE_SCORING), images)
+    expected = residual(network, images) ** 2
+    np.testing.assert_allclose(maps, expected.mean(axis=1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores, expected.mean(axis=(1, 2, 3)), rtol=1e-5)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in neutral(network, MSE_SCORING).modules())
+
+
+class TestInputRange:
+    """A network that was trained on images normalized otherwise sees them so."""
+
+    def frame(self, wanted: InputRange, photometric: Photometric = Photometric.NONE) -> Frame:
+        return Frame(Tiling.whole(H, W), photometric, wanted)
+
+    def test_the_network_sees_what_imagenets_mean_and_deviation_make_of_the_image(self, vae: Vae) -> None:
+        images = pictures(3)
+        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.frame(IMAGENET))
+        maps, scores = run_graph(graph, images)
+        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        normalized = ((images / 255 - mean) / deviation).transpose(0, 3, 1, 2).astype(np.float32)
+        with torch.no_grad():
+            seen = vae.reconstruct(torch.from_numpy(normalized)).numpy()
+        expected = (normalized - seen) ** 2
+        np.testing.assert_allclose(maps, expected.mean(axis=1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(scores, expected.mean(axis=(1, 2, 3)), rtol=1e-5)
+
+    def test_light_is_evened_behind_it(self, vae: Vae) -> None:
+        images = pictures(2)
+        frame = self.frame(IMAGENET, Photometric.IMAGE)
+        stage = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), frame).reconstruct
+        mean, deviation = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.deviation)
+        normalized = ((torch.from_numpy(images) / 255 - mean) / deviation).permute(0, 3, 1, 2)
+        expected = PhotometricNormalization(Photometric.IMAGE, H, W)(normalized)
+        with torch.no_grad():
+            pixels = stage(torch.from_numpy(images)).pixels
+        torch.testing.assert_close(pixels, expected, rtol=1e-4, atol=1e-4)
+
+    def test_the_symmetric_range_leaves_the_graph_as_it_was(self, vae: Vae) -> None:
+        constants = ScoringConstants.neutral(NORMALIZED_SCORING)
+        plain = AnomalyGraph(vae, NORMALIZED_SCORING, constants)
+        symmetric = AnomalyGraph(vae, NORMALIZED_SCORING, constants, self.frame(InputRange()))
+        assert symmetric.state_dict().keys() == plain.state_dict().keys()
+        for found, expected in zip(run_graph(symmetric, pictures(2)), run_graph(plain, pictures(2)), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        pixels = torch.rand(2, 3, H, W)
+        assert RangeOfInput(SYMMETRIC)(pixels) is pixels
+
+    def test_constants_are_measured_in_the_networks_own_range(self, vae: Vae) -> None:
+        normals = pictures(9)
+        ours = fit_scoring_constants(vae, NORMALIZED_SCORING, normals, frame=self.frame(IMAGENET))
+        plain = fit_scoring_constants(vae, NORMALIZED_SCORING, normals)
+        graph = AnomalyGraph(vae, NORMALIZED_SCORING, ours, self.frame(IMAGENET))
+        # Of the images that it was measured on the map is about 0 to 1, in whatever unit the residual was.
+        maps, _ = run_graph(graph, normals)
+        assert abs(float(maps.mean())) < 0.1
+        maps, _ = run_graph(AnomalyGraph(vae, NORMALIZED_SCORING, plain, self.frame(IMAGENET)), normals)
+        assert abs(float(maps.mean())) > 1
+
+    @pytest.mark.parametrize("deviation", [(0.5, 0.0, 0.5), (-1.0, 1.0, 1.0)])
+    def test_a_deviation_that_is_not_above_0_is_refused(self, deviation: tuple[float, float, float]) -> None:
+        with pytest.raises(UsageError, match="expected three numbers above 0"):
+            make_record(InputRange, {"deviation": deviation})
+
+    def test_a_range_survives_json_and_the_named_ones_are_known(self) -> None:
+        assert InputRange.model_validate_json(IMAGENET.model_dump_json()) == IMAGENET
+        assert (RANGES[KnownRange("imagenet")], RANGES[KnownRange("symmetric")]) == (IMAGENET, SYMMETRIC)

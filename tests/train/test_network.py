@@ -13,6 +13,7 @@ from vae_edge.train.presets import (
     Architecture,
     check_image_size,
     count_stages,
+    make_architecture,
     nearest_image_sizes,
     preset_named,
 )
@@ -149,3 +150,66 @@ def test_a_network_made_from_weights_draws_nothing_and_is_the_same() -> None:
     assert torch.equal(again.reconstruct(x), vae.reconstruct(x))
     with pytest.raises(RuntimeError, match="size mismatch"):
         Vae.from_weights(architecture.model_copy(update={"n_features": 8}), vae.state_dict())
+
+
+class TestExtraLayers:
+    """Convolutions that keep the size, as in GANomaly."""
+
+    def with_extra(self, extra_layers: int = 2, n_channels: int = 3) -> Vae:
+        torch.manual_seed(0)
+        return Vae(4, 8, image_size=(32, 48), extra_layers=extra_layers, n_channels=n_channels)
+
+    @pytest.mark.parametrize("n_channels", [1, 3])
+    def test_an_image_comes_back_in_its_own_size(self, n_channels: int) -> None:
+        output = self.with_extra(n_channels=n_channels)(torch.rand(2, n_channels, 32, 48))
+        assert output.reconstruction.shape == (2, n_channels, 32, 48)
+        assert output.mean.shape == output.log_variance.shape == (2, 8)
+
+    def test_they_stand_behind_the_first_convolution_and_before_the_last(self) -> None:
+        vae = self.with_extra()
+
+        def kernels(layers: torch.nn.Sequential) -> list[int]:
+            kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+            return [int(layer.kernel_size[0]) for layer in layers if isinstance(layer, kinds)]
+
+        assert kernels(vae.features) == [4, 3, 3, 4, 4]
+        assert kernels(vae.decoder) == [4, 4, 4, 3, 3, 4]
+        # Encoder: LeakyReLU everywhere; decoder: ReLU everywhere.
+        assert sum(isinstance(layer, torch.nn.LeakyReLU) for layer in vae.features) == 5
+        assert sum(isinstance(layer, torch.nn.ReLU) for layer in vae.decoder) == 5
+
+    @pytest.mark.parametrize("extra_layers", [1, 3])
+    def test_each_adds_two_convolutions_with_their_batch_norms(self, extra_layers: int) -> None:
+        plain, larger = self.with_extra(0), self.with_extra(extra_layers)
+        each = 4 * 4 * 9 + 2 * 4
+        assert count_parameters(larger) - count_parameters(plain) == 2 * extra_layers * each
+        assert count_flops(larger) - count_flops(plain) == 2 * extra_layers * 2 * 4 * 4 * 9 * 16 * 24
+
+    def test_every_parameter_gets_a_gradient(self) -> None:
+        vae, x = self.with_extra(), torch.rand(4, 3, 32, 48)
+        vae.loss(vae(x), x).total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+    def test_an_architecture_with_them_survives_json_and_makes_the_network(self) -> None:
+        architecture = make_architecture("nano", (32, 48), n_features=4, latent_vec_size=8, extra_layers=2)
+        assert architecture.extra_layers == 2
+        again = Architecture.model_validate_json(architecture.model_dump_json())
+        assert again == architecture
+        vae = Vae.from_architecture(again).eval()
+        x = torch.rand(2, 3, 32, 48)
+        assert torch.equal(Vae.from_weights(again, vae.state_dict()).reconstruct(x), vae.reconstruct(x))
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            Vae.from_weights(again.model_copy(update={"extra_layers": 0}), vae.state_dict())
+
+    def test_a_record_from_before_there_were_any_opens_and_is_the_network_that_it_was(self) -> None:
+        record = '{"n_features": 4, "latent_vec_size": 8, "height": 32, "width": 48}'
+        architecture = Architecture.model_validate_json(record)
+        assert (architecture.extra_layers, architecture.n_channels) == (0, 3)
+        assert Vae.from_architecture(architecture).state_dict().keys() == self.with_extra(0).state_dict().keys()
+
+    @pytest.mark.parametrize("value", [-1, 17])
+    def test_a_number_out_of_range_is_refused_by_name(self, value: int) -> None:
+        with pytest.raises(InputError, match=f"extra_layers is {value}"):
+            make_architecture("nano", (32, 48), extra_layers=value)
+        with pytest.raises(InputError, match="extra_layers is -1; expected 0 or more"):
+            self.with_extra(-1)

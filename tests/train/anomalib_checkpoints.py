@@ -1,0 +1,76 @@
+"""Checkpoints in the form that `vae_edge.anomalib.Vae` writes, made without anomalib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.train.tiny_models import make_vae, noise
+from vae_edge.train.anomalib_checkpoint import CHECKPOINT_KEY, WEIGHTS_PREFIX, CheckpointNotes
+from vae_edge.train.anomaly_graph import Frame, ScoringConstants
+from vae_edge.train.input_range import IMAGENET
+from vae_edge.train.network import Vae
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.presets import Architecture
+from vae_edge.train.run_records import Role
+from vae_edge.train.scoring import NORMALIZED_SCORING
+from vae_edge.train.scoring_constants import fit_scoring_constants
+from vae_edge.train.tiling import Tiling
+
+ARCHITECTURE = Architecture(n_features=4, latent_vec_size=8, height=32, width=32)
+"""Of `make_vae`."""
+
+
+def make_notes(**values: Any) -> CheckpointNotes:
+    """Return the notes of a tiny network that gets ImageNet's range and evened light."""
+    given: dict[str, Any] = {
+        "vae_edge_version": "0.1.0",
+        "architecture": ARCHITECTURE,
+        "tiling": Tiling.whole(32, 32),
+        "photometric": Photometric.IMAGE,
+        "input_range": IMAGENET,
+        "scoring": NORMALIZED_SCORING,
+        "false_alarm_rate": 0.1,
+        "pixel_false_positive_rate": 0.002,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "prepares_as_device": True,
+    }
+    return CheckpointNotes(**given | values)
+
+
+def make_constants(notes: CheckpointNotes, vae: Vae | None = None) -> ScoringConstants:
+    """Measure constants on noise."""
+    frame = Frame(notes.tiling, notes.photometric, notes.input_range)
+    return fit_scoring_constants(vae or make_vae(), notes.scoring, noise(6, *frame.image_size, seed=5), frame=frame)
+
+
+def save_own(
+    path: Path,
+    notes: CheckpointNotes | None = None,
+    *,
+    vae: Vae | None = None,
+    constants: ScoringConstants | None = None,
+    roles: Mapping[str, Role] | None = None,
+    beside: Mapping[str, object] | None = None,
+) -> Path:
+    """Save a checkpoint as Lightning and the model's hook leave it.
+
+    Args:
+        path: of the file.
+        notes: None: those of `make_notes`.
+        vae: None: that of `make_vae`.
+        constants: None: there are none in the checkpoint.
+        roles: into the notes, what the images were used for.
+        beside: further keys, such as `epoch`, or other values of those that are there anyway.
+    """
+    notes = notes or make_notes()
+    if roles is not None:
+        notes = notes.model_copy(update={"roles": dict(roles)})
+    state = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in (vae or make_vae()).state_dict().items()}
+    said = {"notes": notes.model_dump_json(), "constants": {} if constants is None else constants.tensors()}
+    torch.save({"epoch": 4, "state_dict": state, CHECKPOINT_KEY: said, **(beside or {})}, path)
+    return path
