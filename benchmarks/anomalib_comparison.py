@@ -28,7 +28,7 @@ from vae_edge.benchmarks.peers import measured_process
 from vae_edge.benchmarks.peers.candidates import Candidate
 from vae_edge.benchmarks.peers.environments import Environment, packages_of, size_of
 from vae_edge.benchmarks.peers.rounds import Plan, run_rounds
-from vae_edge.benchmarks.peers.table import COLUMNS, make_rows, to_markdown
+from vae_edge.benchmarks.peers.table import make_rows, to_markdown
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.export.pipeline import ExportSettings, export_run
@@ -234,7 +234,7 @@ def _timing(
         notes_console().print(line, markup=False, soft_wrap=True)
 
     rows = make_rows(run_rounds(candidates, plan, tell), [image.is_anomalous for image in tests])
-    facts = [f"The same checkpoint, {rounds} rounds by turns, {len(plan.files)} pictures timed.", *COLUMNS[-1:]]
+    facts = [f"The same checkpoint, {rounds} rounds by turns, {len(plan.files)} pictures timed."]
     versions = environment.versions.items()
     facts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions) + ".")
     return to_markdown(rows, facts, [])
