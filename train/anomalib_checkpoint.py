@@ -128,20 +128,7 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
     if input_range is not None:
         raise UsageError(f"{path} says itself what its network gets for a pixel; leave out --input-range")
     said = content[CHECKPOINT_KEY]
-    try:
-        raw = json.loads(said["notes"])
-        version = raw["format"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is damaged: its notes cannot be read ({error}); save the checkpoint again") from error
-    if version != _FORMAT:
-        raise InputError(
-            f"{path} was written by vae-edge {raw.get('vae_edge_version', '?')} in the format {version}; expected the "
-            f"format {_FORMAT}: install that version of vae-edge, or train again with this one"
-        )
-    try:
-        notes = make_record(CheckpointNotes, raw)
-    except InputError as error:
-        raise InputError(f"{path} is damaged: of its notes, {error}; save the checkpoint again") from error
+    notes = read_notes(said, str(path))
     _check_channels(path, notes.architecture)
     state = {
         # In float32, whatever the precision of the training.
@@ -169,6 +156,32 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
         notes=notes,
         constants=constants,
     )
+
+
+def read_notes(said: Any, name: str) -> CheckpointNotes:
+    """Read what `vae_edge.anomalib.Vae` wrote beside its weights.
+
+    Args:
+        said: what stands under `CHECKPOINT_KEY`.
+        name: of the checkpoint, for an error.
+
+    Raises:
+        InputError: it is damaged, or of a format that is not known.
+    """
+    try:
+        raw = json.loads(said["notes"])
+        version = raw["format"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{name} is damaged: its notes cannot be read ({error}); save the checkpoint again") from error
+    if version != _FORMAT:
+        raise InputError(
+            f"{name} was written by vae-edge {raw.get('vae_edge_version', '?')} in the format {version}; expected the "
+            f"format {_FORMAT}: install that version of vae-edge, or train again with this one"
+        )
+    try:
+        return make_record(CheckpointNotes, raw)
+    except InputError as error:
+        raise InputError(f"{name} is damaged: of its notes, {error}; save the checkpoint again") from error
 
 
 def _circulated(

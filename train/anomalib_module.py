@@ -39,7 +39,7 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation, prepare, read_image
 from vae_edge.manifest import Thresholds
 from vae_edge.records import make_record
-from vae_edge.train.anomalib_checkpoint import CHECKPOINT_KEY, CheckpointNotes
+from vae_edge.train.anomalib_checkpoint import CHECKPOINT_KEY, CheckpointNotes, read_notes
 from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, ScoringConstants, run_graph
 from vae_edge.train.area_resizing import AreaResizing
 from vae_edge.train.batches import crops_per_image, make_plan, places
@@ -322,7 +322,8 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         self._groups: dict[str, str] = {}
         self._held_back: frozenset[str] = frozenset()
         """Paths of training images that do not train the network."""
-        self._normals: _Normals | None = None
+        self._normals: tuple[tuple[ImageFile, ...], ...] | None = None
+        """To fit constants and thresholds on: some that train the network, the statistics', the thresholds'."""
         self._fitted_at: int | None = None
         self._batch_size = 1
 
@@ -369,7 +370,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         self._groups = dict(grouping.groups)
         self._held_back = frozenset(str(image.path) for image in (*split.statistics, *split.threshold))
         counted = [split.threshold[i] for i in one_of_each_part(split.threshold, grouping.part)]
-        self._normals = _Normals(split.fit, split.statistics, tuple(counted))
+        self._normals = (spread(split.fit, MOST_FITTED), split.statistics, tuple(counted))
         self._batch_size = getattr(loader, "batch_size", None) or 1
         self._plan_length(len(split.fit))
 
@@ -497,7 +498,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         """Take what `on_save_checkpoint` wrote.
 
         Raises:
-            InputError: it is another model's.
+            InputError: it is another model's, damaged, or of a format that is not known.
         """
         if CHECKPOINT_KEY not in checkpoint:
             raise InputError(
@@ -505,6 +506,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]
                 "the VAE that circulates for anomalib become bundles with vae-export"
             )
         said = checkpoint[CHECKPOINT_KEY]
+        notes = read_notes(said, "the checkpoint")
         # The components are those of the constructor's defaults, whatever the saved model had.
         saved = checkpoint.get("anomalib_pre_processor_config") or {}
         if isinstance(self.pre_processor, DevicePreProcessor) and DevicePreProcessor.SIZE_KEY not in saved:
@@ -512,22 +514,12 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         if isinstance(self.post_processor, ConformalPostProcessor) and not said["conformal"]:
             self.post_processor = PostProcessor()
         super().on_load_checkpoint(checkpoint)
-        notes = CheckpointNotes.model_validate_json(said["notes"])
         self._roles, self._groups = dict(notes.roles), dict(notes.groups)
         if notes.architecture != self.architecture or notes.frame != self.model.frame:
             # A pre-processor given by hand is not among the hyper-parameters: its size comes back with its own notes.
             self.architecture = notes.architecture
             self.model = VaeModel(Network.from_architecture(notes.architecture), notes.scoring, notes.frame)
         self.model.set_constants(ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None)
-
-
-class _Normals(tuple[tuple[ImageFile, ...], ...]):
-    """The normals by role: fit (at most 300 of them), statistics, threshold (one of each part)."""
-
-    def __new__(
-        cls, fit: tuple[ImageFile, ...], statistics: tuple[ImageFile, ...], threshold: tuple[ImageFile, ...]
-    ) -> _Normals:
-        return super().__new__(cls, (spread(fit, MOST_FITTED), statistics, threshold))
 
 
 class _OneDataset:
