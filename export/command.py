@@ -210,11 +210,14 @@ def _take_over(
         if trained.notes is None:
             watcher.say("not held against anomalib: these weights are of no model that an anomalib release has")
             return run
-        if not trained.scores_as_device(run.record.scoring):
+        if not trained.notes.prepares_as_device:
             watcher.say(
-                "not held against anomalib: it scored otherwise, or had its images resized by a pre-processor of the "
-                "user's, and a device resizes with OpenCV; what the scoring divides by was measured anew"
+                "not held against anomalib: there a pre-processor of the user's resized the images, and a device "
+                "resizes with OpenCV; what the scoring divides by was measured anew"
             )
+            return run
+        if not trained.scores_as_device(run.record.scoring):
+            watcher.say("not held against anomalib: its scoring is not the one that was asked for")
             return run
         try:
             parity = compare_with_anomalib(run, trained, watcher)

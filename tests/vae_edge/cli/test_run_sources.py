@@ -101,8 +101,11 @@ def test_ctrl_c_ends_a_watch_with_its_summary(onnx_bundle: Bundle, tmp_path: Pat
     with begin(onnx_bundle.folder, tmp_path / "in", *QUICK) as run:
         assert run.stdout is not None
         assert json.loads(run.stdout.readline())["source"].endswith("0.png")
+        assert run.stderr is not None
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=30)
+        # `communicate` would lose the lines that came together with the first one and were not asked for yet.
+        out, err = run.stdout.read(), run.stderr.read()
+        run.wait(timeout=30)
     assert run.returncode == 130
     assert err.startswith("pictures")
     n = 1 + len(records(out))
