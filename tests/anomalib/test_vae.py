@@ -133,10 +133,11 @@ class TestEngine:
 
     @pytest.mark.parametrize("size", [None, (96, 96)])
     def test_what_anomalib_exports_gives_the_same_verdicts(
-        self, trained: Trained, tmp_path: Path, size: tuple[int, int] | None
+        self, trained: Trained, tmp_path: Path, size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from anomalib.deploy import ExportType, OpenVINOInferencer
 
+        monkeypatch.chdir(tmp_path)  # The inferencer leaves a cache where it is called.
         path = trained.engine.export(trained.model, ExportType.OPENVINO, export_root=tmp_path, input_size=size)
         inferencer = OpenVINOInferencer(path, config={"INFERENCE_PRECISION_HINT": "f32"})
         for file, (score, label) in predictions(
