@@ -187,6 +187,7 @@ def _take_over(
     """Make a run folder of a network that anomalib trained, and hold it against anomalib where that is installed."""
     from vae_edge.export.anomalib_parity import compare_with_anomalib
     from vae_edge.train.anomalib_checkpoint import read_checkpoint
+    from vae_edge.train.run_folder import RECORD_FILE
     from vae_edge.train.run_records import DataSource
     from vae_edge.train.taking_over import take_over
     from vae_edge.train.terminal_watcher import TerminalWatcher
@@ -195,6 +196,11 @@ def _take_over(
         raise UsageError(
             f"{checkpoint} needs normal images for its thresholds; add --data NORMALS, images that the network was not "
             "trained on, or the folder that it was trained on if it is a checkpoint of vae_edge.anomalib.Vae"
+        )
+    if (out / RECORD_FILE).is_file():
+        raise InputError(
+            f"{out} holds a complete run, of an earlier export; export it with: vae-export {out}, or choose "
+            "another --name or --out"
         )
     asked = None if input_range is None else RANGES[input_range]
     with TerminalWatcher() as watcher:
