@@ -30,7 +30,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.tv_tensors import Mask, wrap
 
 import vae_edge
@@ -112,13 +112,9 @@ class VaeModel(nn.Module):
                     "the model has not been fitted: nothing is known about the residuals of normal images; expected "
                     "Engine.fit first, or a checkpoint of a fitted model"
                 )
-            self.graph = self.make_graph(self.constants)
+            graph = AnomalyGraph(self.network_on_cpu(), self.scoring, self.constants, self.frame)
+            self.graph = graph.to(next(self.vae.parameters()).device)
         return self.graph
-
-    def make_graph(self, constants: ScoringConstants) -> AnomalyGraph:
-        """Return the graph of the present weights with these constants, on the network's device."""
-        graph = AnomalyGraph(self.network_on_cpu(), self.scoring, constants, self.frame)
-        return graph.to(next(self.vae.parameters()).device)
 
     def network_on_cpu(self) -> Network:
         """Return a copy of the network."""
@@ -159,7 +155,7 @@ class DeviceResize(Resize):  # type: ignore[misc]  # anomalib and torchvision ne
         return wrap(resized, like=inpt) if type(inpt) is not Tensor else resized
 
 
-class DevicePreProcessor(PreProcessor):  # type: ignore[misc]
+class DevicePreProcessor(PreProcessor):  # type: ignore[misc]  # as above
     """Images of any size as the network gets them: resized as on the device, then -1 to 1.
 
     Args:
@@ -169,16 +165,13 @@ class DevicePreProcessor(PreProcessor):  # type: ignore[misc]
     SIZE_KEY = "device_image_size"
 
     def __init__(self, image_size: tuple[int, int] = (256, 256)) -> None:
-        super().__init__(self._transform(image_size))
+        super().__init__()
         self._set(image_size)
-
-    @staticmethod
-    def _transform(image_size: tuple[int, int]) -> Transform:
-        return Compose([DeviceResize(image_size, antialias=True), Normalize(SYMMETRIC.mean, SYMMETRIC.deviation)])
 
     def _set(self, image_size: tuple[int, int]) -> None:
         self.image_size = image_size
-        self.transform = self._transform(image_size)
+        resize = DeviceResize(image_size, antialias=True)
+        self.transform = Compose([resize, Normalize(SYMMETRIC.mean, SYMMETRIC.deviation)])
         # anomalib exports without antialiasing, which is another image; this one averages areas as the device does.
         self.export_transform = nn.Sequential(AreaResizing(*image_size), _ToRange(SYMMETRIC))
 
@@ -207,7 +200,7 @@ class _ToRange(nn.Module):
         return (image - self.mean) / self.deviation
 
 
-class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]
+class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]  # as above
     """anomalib's post-processor with the thresholds of a stated false-alarm rate on held-out normals.
 
     Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as ever. But anomalib puts
@@ -235,7 +228,7 @@ class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]
             highest.copy_(middle + reach)
 
 
-class Vae(AnomalibModule):  # type: ignore[misc]
+class Vae(AnomalibModule):  # type: ignore[misc]  # as above
     """The variational autoencoder of vae-edge for anomalib's `Engine`.
 
     Args:
@@ -322,8 +315,9 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         self._groups: dict[str, str] = {}
         self._held_back: frozenset[str] = frozenset()
         """Paths of training images that do not train the network."""
-        self._normals: tuple[tuple[ImageFile, ...], ...] | None = None
-        """To fit constants and thresholds on: some that train the network, the statistics', the thresholds'."""
+        self._normals: tuple[NDArray[np.uint8], ...] | None = None
+        """To fit constants and thresholds on, uint8 [n, H, W, 3] each: some images that train the network, those of the
+        statistics, those of the thresholds. In memory, since every validation needs them."""
         self._fitted_at: int | None = None
         self._batch_size = 1
 
@@ -370,7 +364,8 @@ class Vae(AnomalibModule):  # type: ignore[misc]
         self._groups = dict(grouping.groups)
         self._held_back = frozenset(str(image.path) for image in (*split.statistics, *split.threshold))
         counted = [split.threshold[i] for i in one_of_each_part(split.threshold, grouping.part)]
-        self._normals = (spread(split.fit, MOST_FITTED), split.statistics, tuple(counted))
+        of_use = (spread(split.fit, MOST_FITTED), split.statistics, tuple(counted))
+        self._normals = tuple(self._prepared(images) for images in of_use)
         self._batch_size = getattr(loader, "batch_size", None) or 1
         self._plan_length(len(split.fit))
 
@@ -438,13 +433,11 @@ class Vae(AnomalibModule):  # type: ignore[misc]
             return
         was_training = self.model.training
         self.model.eval()
-        fit, statistics, threshold = (self._prepared(files) for files in self._normals)
-        constants = fit_scoring_constants(
-            self.model.network_on_cpu(), self.model.scoring, statistics, frame=self.model.frame, fitted=fit
-        )
+        fit, statistics, threshold = self._normals
+        network, scoring, frame = self.model.network_on_cpu(), self.model.scoring, self.model.frame
+        constants = fit_scoring_constants(network, scoring, statistics, frame=frame, fitted=fit)
         self.model.set_constants(constants)
-        graph = AnomalyGraph(self.model.network_on_cpu(), self.model.scoring, constants, self.model.frame)
-        maps, scores = run_graph(graph, threshold)
+        maps, scores = run_graph(AnomalyGraph(network, scoring, constants, frame), threshold)
         self.thresholds = fit_thresholds(
             scores,
             maps,
