@@ -6,11 +6,12 @@ Makes torchvision importable first, which Lightning asks for as soon as it is lo
 from __future__ import annotations
 
 import importlib
+import sys
 
 import typer
 
 from vae_edge.benchmarks.peers.measured_process import declare_torchvision_operators
-from vae_edge.errors import MissingDependencyError
+from vae_edge.errors import MissingDependencyError, VaeEdgeError
 
 
 def main() -> None:
@@ -31,4 +32,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VaeEdgeError as error:
+        sys.exit(f"error: {error}")

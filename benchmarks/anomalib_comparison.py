@@ -36,6 +36,7 @@ from vae_edge.machine import installed_versions
 from vae_edge.targets import Precision, Target
 from vae_edge.train.anomalib_checkpoint import read_checkpoint
 from vae_edge.train.anomaly_graph import run_graph
+from vae_edge.train.command import parse_image_size
 from vae_edge.train.inspection_set import ImageFile, spread
 from vae_edge.train.loading import load_images, load_masks
 from vae_edge.train.metrics import Metrics, evaluate
@@ -79,14 +80,13 @@ def compare(
         check_val_every_n_epoch=epochs,
     )
     if checkpoint is None:
-        height, width = (int(side) for side in image_size.split("x"))
         model = Vae(
             n_features=n_features,
             max_features=max_features,
             learning_rate=learning_rate,
             tile_size=tile_size,
             photometric=photometric,
-            pre_processor=Vae.configure_pre_processor((height, width)),
+            pre_processor=Vae.configure_pre_processor(parse_image_size(image_size)),
         )
         engine.fit(model, datamodule=module)
         checkpoint = Path(engine.best_model_path)
