@@ -11,6 +11,7 @@ import torch
 
 from vae_edge.errors import MissingDependencyError
 from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity
+from vae_edge.export.reference import MAX_TEST_IMAGES
 from vae_edge.manifest import ParityRecord
 from vae_edge.progress import Progress
 from vae_edge.train.anomalib_checkpoint import TrainedElsewhere
@@ -19,8 +20,6 @@ from vae_edge.train.inspection_set import ImageFile, spread
 from vae_edge.train.loading import load_images
 from vae_edge.train.run_folder import RunFolder
 from vae_edge.train.watcher import Watcher
-
-MOST_TEST_IMAGES = 200
 
 
 def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Watcher) -> ParityRecord:
@@ -41,7 +40,7 @@ def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Wa
         MissingDependencyError: anomalib is not installed.
         ParityError: a verdict differs, or a score or a map by more than rounding explains.
     """
-    files = (*run.find_calibration_images(), *spread(run.find_images(("test",)), MOST_TEST_IMAGES))
+    files = (*run.find_calibration_images(), *spread(run.find_images(("test",)), MAX_TEST_IMAGES))
     theirs = predict_with_anomalib(trained.path, files, watcher.progress_of("predicting with anomalib"))
     images = load_images(files, run.record.preparation)
     ours = Outputs(*run_graph(run.load_graph(), images, progress=watcher.progress_of("scoring with torch")))

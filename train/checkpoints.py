@@ -90,7 +90,7 @@ class RoutedCheckpointIO(PlainCheckpointIO):
         self.others = others
         # A plugin that wraps another one, such as Lightning's for writing in the background, and was given none.
         if getattr(others, "checkpoint_io", others) is None:
-            others.checkpoint_io = PlainCheckpointIO()  # type: ignore[attr-defined]
+            others.checkpoint_io = PlainCheckpointIO()  # type: ignore[attr-defined]  # just seen to be there
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint; of the run's own the errors are those of `PlainCheckpointIO`."""
@@ -258,5 +258,5 @@ class RunCheckpoint(Checkpoint):
 
 def stopped_by(trainer: Trainer) -> EndedBy:
     """Return who stopped a training before its last epoch."""
-    own = [callback for callback in trainer.callbacks if isinstance(callback, Stopper)]  # type: ignore[attr-defined]
+    own = [callback for callback in trainer.callbacks if isinstance(callback, Stopper)]  # type: ignore[attr-defined]  # not declared
     return next((callback.ends_by for callback in own if callback.has_ended()), "callback")

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from vae_edge.errors import InputError
-from vae_edge.progress import Progress
 from vae_edge.records import make_record
 from vae_edge.train.checkpoints import read_state
 from vae_edge.train.cross_conformal import announce, cross_calibrate, divide, forget_folds
@@ -200,7 +199,7 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
     split, preparation = data.split, settings.preparation
     n_fit, n_statistics = len(split.fit), len(split.statistics)
     files = (*split.fit, *split.statistics, *split.threshold)
-    images = load_images(files, preparation, _report(watcher, "reading images"))
+    images = load_images(files, preparation, watcher.progress_of("reading images"))
     fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
     fitted = fit_graph(
         settings,
@@ -233,8 +232,8 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
 
 
 def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:
-    found = settings.source.open(_report(watcher, "finding images"))
-    checked_set, report = check_inspection_set(found, _report(watcher, "checking images"), strict=settings.strict)
+    found = settings.source.open(watcher.progress_of("finding images"))
+    checked_set, report = check_inspection_set(found, watcher.progress_of("checking images"), strict=settings.strict)
     remarks = settings.source.listed.remarks if settings.source.listed is not None else ()
     for sentence in (*report.sentences(), *remarks):
         watcher.say(sentence)
@@ -287,7 +286,7 @@ def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> Train
     architecture, report = settings.architecture, data.report
     # The normals that set thresholds are not looked at, here as everywhere.
     seen = (*data.split.fit, *data.split.statistics)
-    traits = look_at(seen, white_level=settings.white_level, progress=_report(watcher, "looking at images"))
+    traits = look_at(seen, white_level=settings.white_level, progress=watcher.progress_of("looking at images"))
     settings = settings.model_copy(update={"traits": traits})
     if settings.size is not None:
         tiling = resolve_size(settings.size, report.typical_size, is_aligned=traits.is_aligned)
@@ -320,7 +319,7 @@ def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> Train
 def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher: Watcher) -> LabelledImages | None:
     if not files:
         return None
-    images = load_images(files, settings.preparation, _report(watcher, "reading labelled images"))
+    images = load_images(files, settings.preparation, watcher.progress_of("reading labelled images"))
     return LabelledImages(images, tuple(file.defect for file in files))
 
 
@@ -328,7 +327,3 @@ def _is_first_process() -> bool:
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def _report(watcher: Watcher, stage: str) -> Progress:
-    return lambda done, total: watcher.progress(stage, done, total)

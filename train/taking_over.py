@@ -18,7 +18,7 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSI
 from vae_edge.errors import InputError
 from vae_edge.records import make_record
 from vae_edge.train.anomalib_checkpoint import CheckpointNotes, TrainedElsewhere
-from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, ScoringConstants, images_at_a_time
+from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, Reconstruction, ScoringConstants, images_at_a_time
 from vae_edge.train.batches import as_pixels
 from vae_edge.train.data_report import check_inspection_set
 from vae_edge.train.finishing import calibrate, finish_run, measure
@@ -245,12 +245,11 @@ def _fitted(
 
 def _loss(vae: Vae, frame: Frame, images: NDArray[np.uint8]) -> float:
     """Return the loss at z = mean over some of the images, uint8 [n, H, W, 3] with n of 1 or more, cut into tiles."""
-    graph = AnomalyGraph(vae, DEFAULT_SCORING, ScoringConstants.neutral(DEFAULT_SCORING), frame)
+    stage = Reconstruction(vae, frame)
     total, n, step = 0.0, 0, images_at_a_time(frame)
     some = images[:_MOST_FOR_LOSS]
     with torch.inference_mode():
         for start in range(0, len(some), step):
-            stage = graph.reconstruct
             pixels = stage.photometric(stage.range(as_pixels(torch.from_numpy(some[start : start + step]))))
             tiles = stage.tiles.cut(pixels)
             total += float(vae.loss(vae(tiles), tiles).total) * len(tiles)
