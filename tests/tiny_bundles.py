@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+import vae_edge
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.image import Preparation
@@ -100,7 +101,7 @@ def make_manifest(
         files=tuple(file_record(path) for path in files),
         provenance=Provenance(
             created_utc="2026-01-01T00:00:00Z",
-            vae_edge_version="0.1.0",
+            vae_edge_version=vae_edge.__version__,
             run="toy",
             run_fingerprint="0" * 64,
             data_fingerprint="1" * 64,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vae_edge.prediction import Prediction as Prediction
     from vae_edge.train.network import Vae as Vae
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Bundle": "vae_edge.bundle",

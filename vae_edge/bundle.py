@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +13,11 @@ from pathlib import Path
 
 from vae_edge.atomic import check_replaceable, new_folder, write_text
 from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest
-from vae_edge.records import check_recordable, check_recorded_files, read_record
+from vae_edge.manifest import MANIFEST_FILE, NO_DIGEST, SCHEMA_VERSION, Manifest, manifest_digest
+from vae_edge.records import check_recordable, check_recorded_files, parse_record, read_json
 from vae_edge.targets import Target
+
+_log = logging.getLogger(__name__)
 
 _ADVICE = "copy or export the bundle again"
 
@@ -56,7 +61,9 @@ class Bundle:
             BundleError: no bundle, a damaged or newer manifest, or a file that is missing or was changed.
         """
         folder = Path(folder)
-        bundle = cls(folder, _read_manifest(folder))
+        bundle = cls(folder, read_manifest(folder))
+        if bundle.manifest.schema_version == 1:
+            _log.warning("%s is not verified: %s", folder, NO_DIGEST)
         if check_files:
             check_recorded_files(folder, bundle.manifest.files, said_by="the manifest", advice=_ADVICE)
         return bundle
@@ -67,8 +74,9 @@ class Bundle:
         Raises:
             InputError: the folder cannot be written.
         """
-        write_text(self.folder / MANIFEST_FILE, manifest_text(manifest))
-        return Bundle(self.folder, manifest)
+        text = manifest_text(manifest)
+        write_text(self.folder / MANIFEST_FILE, text)
+        return Bundle(self.folder, Manifest.model_validate_json(text))
 
 
 @contextmanager
@@ -97,17 +105,54 @@ def check_bundle_name_is_free(folder: Path) -> None:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """Return the manifest as it is written: JSON with a line for each value."""
-    return manifest.model_dump_json(indent=2) + "\n"
+    """Return the manifest as it is written, with its digest: JSON with a line for each value.
+
+    A manifest of the first schema stays one: it was read from a bundle that has no digest, and to give it one now would
+    vouch for what nobody has checked.
+    """
+    if manifest.schema_version == 1:
+        return manifest.model_dump_json(indent=2, exclude={"digest"}) + "\n"
+    content = json.loads(manifest.model_dump_json())
+    return manifest.model_copy(update={"digest": manifest_digest(content)}).model_dump_json(indent=2) + "\n"
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle and check that it is the one that was written.
+
+    One of the first schema has no digest to check. It is returned as not verified, whatever it says.
+
+    Raises:
+        BundleError: there is none, it is damaged, or it was changed or made newer or older than it is.
+    """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise BundleError(
             f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder that export made"
         )
-    return read_record(path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
+    content = read_json(path, advice=_ADVICE)
+    manifest = parse_record(content, path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
+    if manifest.schema_version == 1:
+        return _without_digest(manifest, path)
+    if manifest.digest != manifest_digest(content):
+        raise BundleError(f"{path} was changed: its digest does not match its content; {_ADVICE}")
+    return manifest
+
+
+def _without_digest(manifest: Manifest, path: Path) -> Manifest:
+    """Return a manifest of the first schema, which anybody may have changed, as not verified.
+
+    Raises:
+        BundleError: it is a later one without its digest.
+    """
+    version = manifest.provenance.vae_edge_version
+    if manifest.digest is not None or not re.match(r"0\.[01](\.|$)", version):
+        raise BundleError(
+            f"{path} was changed: it has schema 1 and was written by vae-edge {version!r} with a later one; {_ADVICE}"
+        )
+    reason = manifest.not_verified_because
+    if reason is None or NO_DIGEST not in reason:
+        reason = NO_DIGEST if reason is None else f"{reason}; and {NO_DIGEST}"
+    return manifest.model_copy(update={"verified": False, "not_verified_because": reason})
 
 
 def bundles_in(folder: Path) -> list[Path]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from enum import Enum
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,8 +15,11 @@ from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, Record, Sha256
 from vae_edge.targets import SUPPORTED, Precision, Target
 
-SCHEMA_VERSION = 1
-"""Version of the manifest's layout. History: 1 (first)."""
+SCHEMA_VERSION: Final = 2
+"""Version of the manifest's layout. History: 1 (first), 2 (`digest`; vae-edge 0.2)."""
+
+NO_DIGEST = "its manifest has schema 1, which has no digest of itself: export it again with this version of vae-edge"
+"""Why a bundle of the first schema is never verified."""
 
 MANIFEST_FILE = "manifest.json"
 
@@ -191,7 +197,9 @@ class Provenance(Record):
 class Manifest(Record):
     """Everything about a bundle but the model file itself."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    digest: Sha256 | None = None
+    """`manifest_digest` of the file; given to a manifest that is made or changed when it is written."""
     name: str
     target: Target
     precision: Precision
@@ -229,6 +237,23 @@ class Manifest(Record):
         if len(set(names)) != len(names):
             raise ValueError("a file is listed twice")
         return self
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest: the SHA-256, in hexadecimal, of its JSON without the key `digest`.
+
+    The JSON is written with sorted keys, the separators `,` and `:`, in UTF-8, with no character escaped that need not
+    be. Numbers are written as Python does. So neither line ends nor the order of keys in the file matter.
+
+    Args:
+        content: the manifest as parsed from JSON.
+
+    Raises:
+        ValueError: a number is not finite, or a text is not Unicode.
+    """
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def graph_inputs(height: int, width: int) -> tuple[TensorSpec, ...]:

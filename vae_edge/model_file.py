@@ -21,10 +21,11 @@ from xml.parsers import expat
 
 from vae_edge.atomic import sha256_file
 from vae_edge.backends.tensorrt_module import read_plan_header
+from vae_edge.bundle import read_manifest
 from vae_edge.errors import BundleError, DeviceError, InputError
-from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION, Manifest
+from vae_edge.manifest import MANIFEST_FILE, Manifest
 from vae_edge.onnx_header import read_onnx_header
-from vae_edge.records import Record, read_record
+from vae_edge.records import Record
 
 _MAX_HEADER_BYTES = 100_000_000
 """The largest safetensors header that the library itself accepts."""
@@ -223,11 +224,8 @@ def _read_safetensors(path: Path) -> _Content:
 
 def _manifest_beside(path: Path) -> Manifest | None:
     """Return the manifest in the file's folder; a damaged one is no reason to say nothing about the file."""
-    beside = path.parent / MANIFEST_FILE
-    if not beside.is_file():
-        return None
     try:
-        return read_record(beside, Manifest, SCHEMA_VERSION, advice="")
+        return read_manifest(path.parent)
     except BundleError:
         return None
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -32,6 +35,9 @@ class FileRecord(Record):
     sha256: Sha256
 
 
+_MAX_DIGITS = 20
+"""Of a whole number: as many as one of 64 bits has."""
+
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
@@ -50,10 +56,43 @@ def read_record(
     Raises:
         VaeEdgeError: of that kind: the file cannot be read, is damaged, or was written by a newer version.
     """
+    content = read_json(path, advice=advice, error_kind=error_kind)
+    return parse_record(content, path, kind, newest_schema, advice=advice, error_kind=error_kind)
+
+
+def read_json(path: Path, *, advice: str, error_kind: type[VaeEdgeError] = BundleError) -> Any:
+    """Read a JSON file strictly: in UTF-8, every key once in its object, every number finite and of sane length.
+
+    Raises:
+        VaeEdgeError: of the kind `error_kind`: it cannot be read or is no such JSON.
+    """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_float=_finite,
+            parse_int=_short_integer,
+            parse_constant=_no_constant,
+        )
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            # Half of a pair of surrogates is what JSON can spell and nothing can print or hash.
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except (OSError, ValueError, RecursionError) as error:
         raise error_kind(f"{path} cannot be read ({error}); {advice}") from error
+
+
+def parse_record(
+    content: Any,
+    path: Path,
+    kind: type[_Kind],
+    newest_schema: int,
+    *,
+    advice: str,
+    error_kind: type[VaeEdgeError] = BundleError,
+) -> _Kind:
+    """Make a record of the content of a JSON file; the arguments and errors are those of `read_record`."""
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > newest_schema:
         raise error_kind(
@@ -66,6 +105,33 @@ def read_record(
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or path.stem
         raise error_kind(f"{path} is damaged: {place}: {first['msg']}; {advice}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # The last of several would win here and the first elsewhere.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {twice[:50]!r} is there twice")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _short_integer(text: str) -> int:
+    # Python takes a time that grows with the square of the length.
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a whole number has {len(text)} digits; expected at most {_MAX_DIGITS}")
+    return int(text)
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:

@@ -83,7 +83,8 @@ def refit_thresholds(
 ) -> Refit:
     """Do the work of `Detector.refit_thresholds`, but for giving the detector its new thresholds.
 
-    The bundle counts as verified from then on. Memory grows by a thousandth of the maps' pixels, not by the maps.
+    The bundle counts as verified from then on, unless its manifest has no digest. Memory grows by a thousandth of the
+    maps' pixels, not by the maps.
     """
     by_f1 = _checked_method(method, false_alarm_rate, anomalous is not None) is ThresholdMethod.F1_OPTIMAL
     rate = DEFAULT_FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
@@ -129,9 +130,9 @@ def refit_thresholds(
         thresholds = fit_f1_thresholds_with_tail(scores, tail, defects, scored_by=scored_by)
     else:
         thresholds = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by=scored_by)
-    changed = bundle.manifest.model_copy(
-        update={"thresholds": thresholds, "verified": True, "not_verified_because": None},
-    )
+    changed = bundle.manifest.model_copy(update={"thresholds": thresholds})
+    if changed.schema_version > 1:
+        changed = changed.model_copy(update={"verified": True, "not_verified_because": None})
     labelled = None if defects is None else _count(thresholds.image_threshold, scores, defects)
     return Refit(bundle.with_manifest(changed), old, n_images, tuple(unreadable), labelled)
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_bundles import make_bundle, make_manifest
+from tests.hostile_bundles import as_first_schema, hostile_bundle, read_content, with_digest
+from tests.tiny_bundles import dark_image, make_bundle, make_manifest
 from vae_edge.bundle import Bundle, bundles_in, manifest_text, new_bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import MANIFEST_FILE, SCHEMA_VERSION
+from vae_edge.manifest import MANIFEST_FILE, NO_DIGEST, SCHEMA_VERSION
 from vae_edge.targets import Target
 
 
 def rewrite(bundle: Bundle, **changes: Any) -> None:
     path = bundle.folder / MANIFEST_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps(with_digest({**json.loads(path.read_text()), **changes})))
 
 
 def test_a_bundle_comes_back_as_it_was_written(onnx_bundle: Bundle) -> None:
@@ -145,7 +146,98 @@ def test_bundles_are_found_in_a_folder_and_leftovers_are_not(onnx_bundle: Bundle
         bundles_in(folder / "other")
 
 
+def test_the_digest_is_that_of_the_rule_whatever_writes_the_file(onnx_bundle: Bundle) -> None:
+    path = onnx_bundle.folder / MANIFEST_FILE
+    content = read_content(onnx_bundle.folder)
+    assert content["schema_version"] == 2
+    assert content == with_digest(content)
+    content["scoring"] = "größer, 大きい"
+    for ascii_only in (True, False):
+        text = json.dumps(dict(reversed(with_digest(content).items())), indent=3, ensure_ascii=ascii_only)
+        path.write_text(text.replace("\n", "\r\n"), encoding="utf-8", newline="")
+        assert Bundle.open(onnx_bundle.folder).manifest.scoring == "größer, 大きい"
+
+
+def test_a_changed_manifest_is_refused_by_its_digest(onnx_bundle: Bundle) -> None:
+    path = onnx_bundle.folder / MANIFEST_FILE
+    path.write_text(path.read_text().replace("NumPy", "numPy"))
+    with pytest.raises(BundleError, match=r"was changed: its digest does not match"):
+        Bundle.open(onnx_bundle.folder)
+
+
+def test_a_manifest_without_its_digest_is_refused(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    out = hostile_bundle(onnx_bundle, tmp_path / "out", manifest=lambda content: content.pop("digest"))
+    with pytest.raises(BundleError, match="its digest does not match"):
+        Bundle.open(out)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema_version": 2, "schema_version": 1}', "'schema_version' is there twice"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": 1e999}', "too large"),
+        ('{"a": 1' + "0" * 5000 + "}", "5001 digits"),
+        ('{"a": ' + "[" * 200_000, "cannot be read"),
+    ],
+)
+def test_json_that_others_read_differently_is_refused(onnx_bundle: Bundle, text: str, message: str) -> None:
+    (onnx_bundle.folder / MANIFEST_FILE).write_text(text)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(onnx_bundle.folder)
+
+
+def test_a_text_that_is_not_unicode_is_refused(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    out = hostile_bundle(onnx_bundle, tmp_path / "out", manifest=lambda content: content.update(scoring="\ud800"))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(out)
+
+
+def test_a_bundle_of_the_first_schema_opens_with_a_warning_and_is_not_verified(
+    onnx_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = hostile_bundle(onnx_bundle, tmp_path / "out", manifest=as_first_schema)
+    manifest = Bundle.open(out).manifest
+    assert read_content(out)["verified"]
+    assert not manifest.verified
+    assert manifest.not_verified_because == NO_DIGEST
+    assert f"{out} is not verified: {NO_DIGEST}" in caplog.text
+
+
+def test_a_refit_does_not_verify_a_bundle_of_the_first_schema(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    out = hostile_bundle(onnx_bundle, tmp_path / "out", manifest=as_first_schema)
+    with Detector.open(out) as detector:
+        refit = detector.refit_thresholds([dark_image(seed) for seed in range(9)])
+    assert not refit.bundle.manifest.verified
+    again = Bundle.open(out).manifest
+    assert again == refit.bundle.manifest
+    assert (again.schema_version, again.thresholds.n_normals) == (1, 9)
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "0.2.0.dev1", "0.10.0", "1.0.0", "00.1.0", "", "x", "0.1\n.0", "0.1x"])
+def test_a_bundle_that_was_stripped_down_to_the_first_schema_is_refused(
+    onnx_bundle: Bundle, tmp_path: Path, version: str
+) -> None:
+    def strip(content: dict[str, Any]) -> None:
+        as_first_schema(content)
+        content["provenance"]["vae_edge_version"] = version
+
+    with pytest.raises(BundleError, match=r"was changed: it has schema 1 and was written by vae-edge .* with a later"):
+        Bundle.open(hostile_bundle(onnx_bundle, tmp_path / "out", manifest=strip))
+
+
+def test_the_first_schema_with_a_digest_is_refused(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    def strip(content: dict[str, Any]) -> None:
+        content["schema_version"] = 1
+        content["provenance"]["vae_edge_version"] = "0.1.0"
+
+    with pytest.raises(BundleError, match="was changed: it has schema 1"):
+        Bundle.open(hostile_bundle(onnx_bundle, tmp_path / "out", manifest=strip))
+
+
 def test_the_manifest_keeps_every_bit_of_the_scores(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x")
     manifest = make_manifest(Target.ONNX, [tmp_path / "model.onnx"], n_normals=7)
-    assert type(manifest).model_validate_json(manifest_text(manifest)) == manifest
+    again = type(manifest).model_validate_json(manifest_text(manifest))
+    assert again.model_copy(update={"digest": None}) == manifest

@@ -138,7 +138,9 @@ def _print_refit(refit: Refit) -> None:
         )
     above = sum(score > old.image_threshold for score in new.calibration_scores)
     console.print(f"With the thresholds before, {above} of these {new.n_normals} normals would be called anomalous.")
-    console.print(escape(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which is verified now."))
+    manifest = refit.bundle.manifest
+    trust = "is verified now." if manifest.verified else f"is not verified: {manifest.not_verified_because}."
+    console.print(escape(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which {trust}"))
     if old.method is ThresholdMethod.CROSS_CONFORMAL:
         print_warning(
             "this model was trained on all good parts that its run had; the thresholds hold for new parts only if "

@@ -149,7 +149,9 @@ def trust_warnings(bundle: Bundle) -> list[str]:
     """Return the sentences a user must see about a bundle whose verdicts rest on less than they should."""
     manifest = bundle.manifest
     warnings = []
-    if not manifest.verified:
+    if manifest.schema_version == 1:
+        warnings.append(f"this bundle is not verified: {manifest.not_verified_because}")
+    elif not manifest.verified:
         because = f" ({manifest.not_verified_because})" if manifest.not_verified_because else ""
         warnings.append(
             f"this bundle was never run before its thresholds were written{because}; "
