@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_readme import snippet
+from tests.test_documents import snippet
 from vae_edge.atomic import sha256_file
 from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train import RunFolder, fit

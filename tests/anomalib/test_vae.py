@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_readme import snippet
+from tests.test_documents import snippet
 from vae_edge import Detector
 from vae_edge.cli.main import invoke
 from vae_edge.errors import InputError, UsageError
