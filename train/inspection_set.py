@@ -16,6 +16,7 @@ from vae_edge.atomic import sha256_file
 from vae_edge.cache import sample_cache_folder
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES
+from vae_edge.outside import user_path
 from vae_edge.progress import Progress
 from vae_edge.train.layout import Layout, existing_folder, find_below, find_by_name
 
@@ -131,7 +132,7 @@ def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress
     """
     word, _, product = text.partition(":")
     if word != "sample":
-        return Path(text).expanduser()
+        return user_path(text)
     from vae_edge.sample import DEFAULT_PRODUCT, PRODUCTS, SAMPLE_VERSION, write_sample_set  # only needed here
 
     product = product or DEFAULT_PRODUCT

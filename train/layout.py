@@ -25,6 +25,7 @@ from typing import Literal
 
 from vae_edge.errors import InputError
 from vae_edge.image import is_image_file
+from vae_edge.outside import user_path
 from vae_edge.records import check_recordable
 
 Layout = Literal["mvtec", "folder", "folders", "listed"]
@@ -162,7 +163,7 @@ def existing_folder(path: str | Path, what: str) -> Path:
     Raises:
         InputError: it is missing, a file or no UTF-8; `what` says what it should be.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     check_recordable(folder)
     if not folder.exists():
         raise InputError(f"{folder} does not exist; expected {what}: check the name")

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
 from vae_edge.image import Preparation
 from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.outside import user_path
 from vae_edge.progress import Progress
 from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.calibration import Calibration
@@ -336,4 +337,4 @@ def split_images(
 def _absolute(text: str | None) -> str | None:
     if text is None or text == "sample" or text.startswith("sample:"):
         return text
-    return str(Path(text).expanduser().absolute())
+    return str(user_path(text).absolute())

@@ -9,20 +9,31 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from vae_edge.errors import InputError
+from vae_edge.outside import home_folder, user_path
+
 
 def cache_folder() -> Path:
     """Return the user's cache folder for vae-edge; it need not exist yet.
 
     `$VAE_EDGE_CACHE` where it is set, else `$XDG_CACHE_HOME/vae-edge`, else `~/.cache/vae-edge`. A relative
     `$XDG_CACHE_HOME` is ignored, as the XDG Base Directory Specification asks.
+
+    Raises:
+        InputError: neither is set, and this user has no home folder, as some services' users.
     """
     own = os.environ.get("VAE_EDGE_CACHE")
     if own:
-        return Path(own).expanduser().absolute()
+        return user_path(own).absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
     if shared and Path(shared).is_absolute():
         return Path(shared) / "vae-edge"
-    return Path.home() / ".cache" / "vae-edge"
+    home = home_folder()
+    if home is None:
+        raise InputError(
+            "there is no place for a cache, for this user has no home folder; set VAE_EDGE_CACHE to a folder"
+        )
+    return home / ".cache" / "vae-edge"
 
 
 def compiled_cache_folder() -> Path:

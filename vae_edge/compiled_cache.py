@@ -192,8 +192,8 @@ def _content_named_by(record_path: Path) -> Path | None:
 def _folder() -> Path | None:
     try:
         return compiled_cache_folder()
-    except RuntimeError as error:  # A service's user may have no home.
-        _warn_once(f"there is no place for a cache ({error}); set VAE_EDGE_CACHE to a folder")
+    except (InputError, OSError) as error:  # A service's user may have no home, and the current folder may be gone.
+        _warn_once(f"what is compiled here cannot be kept for the next start: {error}")
         return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vae_edge.cache import compiled_cache_folder
-from vae_edge.errors import BundleError
+from vae_edge.errors import BundleError, InputError
 from vae_edge.records import FileRecord, Record, read_record
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Cleared(NamedTuple):
 def entries() -> list[CompiledEntry]:
     """List what the cache holds, by kind, the latest used first; what cannot be read as well."""
     found: list[CompiledEntry] = []
-    with suppress(OSError, RuntimeError):  # There is none, or it is another user's, or the user has no home.
+    with suppress(OSError, InputError):  # There is none, or it is another user's, or the user has no home.
         for kind_folder in sorted(path for path in compiled_cache_folder().iterdir() if path.is_dir()):
             found.extend(_entries_in(kind_folder))
     return found

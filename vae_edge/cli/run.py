@@ -121,6 +121,10 @@ def run(
             rich_help_panel=_FRAMES,
         ),
     ] = LiveOptions.reconnect_s,
+    follow_redirects: Annotated[
+        bool,
+        typer.Option("--follow-redirects", help="Follow a URL that leads to another host.", rich_help_panel=_FRAMES),
+    ] = False,
     watch: Annotated[
         bool,
         typer.Option(
@@ -216,7 +220,7 @@ def run(
     watching = _watch_options(watch, poll=poll, settle=settle, patience=patience, idle_timeout=idle_timeout)
     if watching is not None and null:
         raise UsageError("--null and --watch were given; one reads paths from stdin, the other watches folders")
-    live = LiveOptions(skip=not no_skip, reconnect_s=reconnect)
+    live = LiveOptions(skip=not no_skip, reconnect_s=reconnect, other_hosts=follow_redirects)
     if out is not None:
         check_no_earlier_run(out, overwrite=overwrite)
     opened = Bundle.open(bundle)

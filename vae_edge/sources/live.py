@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 
 from vae_edge.errors import InputError, UsageError
+from vae_edge.sources.addresses import without_password
 from vae_edge.sources.pictures import Picture, Source
 from vae_edge.sources.video import (
     DEFAULT_TIMEOUT_S,
@@ -23,7 +24,6 @@ from vae_edge.sources.video import (
     frame_rate,
     n_frames_announced,
     open_capture,
-    without_password,
 )
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class LiveOptions:
     """How long to try to find a camera or a stream again that has broken off; 0: it is over then."""
     timeout_s: float = DEFAULT_TIMEOUT_S
     """How long a stream may take to answer, and to send its next frame."""
+    other_hosts: bool = False
+    """Follow a URL that leads to another host, see `vae_edge.sources.addresses`."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -64,12 +66,12 @@ def open_video(
         InputError: it cannot be opened.
     """
     options = LiveOptions() if live is None else live
-    video = open_capture(address, timeout_s=options.timeout_s)
+    video = open_capture(address, timeout_s=options.timeout_s, other_hosts=options.other_hosts)
     # A camera's driver may answer any question; a URL of a file in a store knows how long the file is.
     recorded = not address.isdecimal() and n_frames_announced(video) is not None
     video.release()
     if recorded:
-        return Video(address, every=every, max_frames=max_frames)
+        return Video(address, every=every, max_frames=max_frames, other_hosts=options.other_hosts)
     return LiveVideo(address, every=every, max_frames=max_frames, options=options)
 
 
@@ -267,7 +269,8 @@ class _Reader(threading.Thread):
 
     def _try_to_open(self) -> cv2.VideoCapture | None:
         try:
-            return open_capture(self._address, timeout_s=self._options.timeout_s)
+            options = self._options
+            return open_capture(self._address, timeout_s=options.timeout_s, other_hosts=options.other_hosts)
         except (InputError, cv2.error):
             return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
+from vae_edge.outside import user_path
 from vae_edge.sources.live import LiveOptions, open_video
 from vae_edge.sources.path_lines import PathLines
 from vae_edge.sources.pictures import Chain, ImageFiles, Source
@@ -96,7 +97,7 @@ def open_watch(
         UsageError: a word names something else than a folder, such as a video.
         InputError: a folder does not exist.
     """
-    folders = [Path(text).expanduser() for text in texts]
+    folders = [user_path(text) for text in texts]
     for text, folder in zip(texts, folders, strict=True):
         if not folder.is_dir() and (folder.exists() or text == STANDARD_INPUT or _is_live(text)):
             raise UsageError(f"{text} is no folder; --watch waits for the images that arrive in folders")
@@ -126,7 +127,7 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
     A file that is named itself is taken whatever its ending; a folder or a glob gives what ends like an image, a glob
     videos too.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         return _files_in(path, recursive=recursive, except_in=except_in)
     if path.exists():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
+from vae_edge.sources.addresses import ffmpeg_redirects_off, final_address, without_password
 from vae_edge.sources.pictures import Picture, Source
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm"})
@@ -32,23 +33,26 @@ def is_video_file(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def without_password(address: str) -> str:
-    """Return an address as it may be shown and written down: a URL without the name and the password in it."""
-    return re.sub(r"(?<=://)[^/]*@", "", address)
-
-
-def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> cv2.VideoCapture:
+def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, other_hosts: bool = False) -> cv2.VideoCapture:
     """Open a video file, a camera (its index) or a stream (its URL).
 
+    Args:
+        address: path, index or URL.
+        timeout_s: how long a stream may take to answer, and to send its next frame.
+        other_hosts: follow a redirect to another host.
+
     Raises:
-        InputError: it cannot be opened, or did not answer in time.
+        InputError: it cannot be opened, did not answer in time, or leads to another host.
     """
     if address.isdecimal():
         video = cv2.VideoCapture(int(address))
     elif "://" in address:
         limit_ms = max(1, round(timeout_s * 1000))
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms]
-        video = cv2.VideoCapture(address, cv2.CAP_ANY, limits)
+        final = final_address(address, timeout_s=timeout_s, other_hosts=other_hosts)
+        # OpenCV logs the address with its password where one of its readers fails.
+        with _opencv_silenced(), nullcontext() if other_hosts else ffmpeg_redirects_off():
+            video = cv2.VideoCapture(final, cv2.CAP_ANY, limits)
     else:
         video = cv2.VideoCapture(address)
     if video.isOpened():
@@ -102,18 +106,22 @@ class Video(Source):
         address: path, or the URL of a recording.
         every: take frame 0, N, 2N and so on.
         max_frames: stop after so many pictures; None: at the end.
+        other_hosts: follow a redirect of a URL to another host.
 
     Raises:
         InputError: it cannot be opened.
     """
 
-    def __init__(self, address: str, *, every: int = 1, max_frames: int | None = None) -> None:
+    def __init__(
+        self, address: str, *, every: int = 1, max_frames: int | None = None, other_hosts: bool = False
+    ) -> None:
         super().__init__()
         self._address = address
         self.address = without_password(address)
         self._every = every
         self._max_frames = max_frames
-        video = open_capture(address)
+        self._other_hosts = other_hosts
+        video = open_capture(address, other_hosts=other_hosts)
         self._n_frames = n_frames_announced(video)
         video.release()
 
@@ -132,7 +140,7 @@ class Video(Source):
 
     def __iter__(self) -> Iterator[Picture]:
         """Give the frames; a file that breaks off early gives an error after its last one."""
-        video = open_capture(self._address)
+        video = open_capture(self._address, other_hosts=self._other_hosts)
         try:
             rate = frame_rate(video)
             frame, given = 0, 0
@@ -163,3 +171,13 @@ class Video(Source):
         else:
             return
         yield Picture(self.address, frame_name(self.address, n_read), InputError(reason), n_read)
+
+
+@contextmanager
+def _opencv_silenced() -> Iterator[None]:
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,181 @@
+"""Addresses of cameras and pictures: how they are shown, and where they may lead.
+
+A server can answer with another address. It is followed on the same host, and from `http` to `https`; a step to another
+host would tell that host what runs here and judge pictures that nobody named, so it is refused unless it is allowed.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from vae_edge.errors import InputError
+
+REDIRECT_OPTION = "--follow-redirects"
+
+_SECRET_IN_QUERY = re.compile(
+    r"(?<=[?&;])((?:[\w.\-]*[_.\-])?(?:user(?:name)?|usr|login|account|pass(?:wd|word|phrase)?|pwd|psw|pw|token|secret"
+    r"|auth|(?:api)?key|sig(?:nature)?)=)[^&;#\s]*",
+    re.IGNORECASE,
+)
+_MOST_REDIRECTS = 5
+_FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+_environment = threading.Lock()
+
+
+def without_password(address: str) -> str:
+    """Return an address as it may be shown and written down: without names, passwords and keys.
+
+    `http://user:secret@camera/still?pwd=secret` becomes `http://camera/still?pwd=***`.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    # A password may hold a slash although it should be written %2F; the part before it is then no host and port.
+    if "@" not in authority and re.search(r"^[^\[\]@]*:(?!\d*$)", authority):
+        authority = rest
+    if "@" in authority:
+        rest = rest[authority.rindex("@") + 1 :]
+    return scheme + separator + _SECRET_IN_QUERY.sub(r"\1***", rest)
+
+
+class RedirectError(InputError):
+    """An address leads to another host, and that was not allowed."""
+
+
+def open_address(
+    address: str, *, timeout_s: float, other_hosts: bool = False, headers: Mapping[str, str] | None = None
+) -> http.client.HTTPResponse:
+    """Ask an `http` or `https` address for what is there, and follow where it leads as far as that is allowed.
+
+    Args:
+        address: may hold a name and a password, which are sent as Basic authentication to its own host only.
+        timeout_s: how long the server may take to answer, and between two parts of its answer.
+        other_hosts: follow a redirect to another host, too.
+        headers: more headers of the request.
+
+    Returns:
+        The answer, to be read and closed. Its `url` is the last address, without name and password.
+
+    Raises:
+        RedirectError: it leads to another host.
+        InputError: there is no answer, or it is an error. No message holds a name or a password.
+    """
+    shown = without_password(address)
+    if _scheme(address) not in ("http", "https"):
+        raise InputError(f"{shown} is not an http or https address")  # urllib would open files, too.
+    try:
+        plain, user = _apart(address)
+        request = urllib.request.Request(plain, headers=dict(headers or {}))
+        if user is not None:
+            # `unredirected`: urllib would give the other kind of header to every host that a redirect names.
+            request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
+        opener = urllib.request.build_opener(_Redirects(other_hosts))
+        answer: http.client.HTTPResponse = opener.open(request, timeout=timeout_s)
+        return answer
+    except InputError:
+        raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise InputError(f"{shown} answered {error.code} {error.reason}; check the address") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # Not the error itself: `nonnumeric port` and its like repeat the password.
+        reason = getattr(error, "reason", error)
+        said = reason.strerror if isinstance(reason, OSError) and reason.strerror else type(reason).__name__
+        raise InputError(
+            f"{shown} could not be read ({said}); check the address, and that the server answers"
+        ) from None
+
+
+def final_address(address: str, *, timeout_s: float, other_hosts: bool = False) -> str:
+    """Return where an `http` address leads, with its name and password; one that does not answer, as it is.
+
+    FFmpeg follows redirects by itself. So the address is asked before FFmpeg gets it, and `ffmpeg_redirects_off` holds
+    for what FFmpeg asks. RTSP has redirects of its own, which FFmpeg follows and this does not see.
+
+    Raises:
+        RedirectError: it leads to another host.
+    """
+    if other_hosts or _scheme(address) not in ("http", "https"):
+        return address
+    try:
+        with open_address(address, timeout_s=timeout_s) as answer:
+            plain = answer.url
+    except RedirectError:
+        raise
+    except InputError:
+        return address  # FFmpeg knows more ways to log in, and says the rest.
+    user = urlsplit(address).netloc.rpartition("@")[0]
+    scheme, _, rest = plain.partition("://")
+    return f"{scheme}://{user}@{rest}" if user else plain
+
+
+@contextmanager
+def ffmpeg_redirects_off() -> Iterator[None]:
+    """Keep FFmpeg from following a redirect of what is opened with OpenCV while the block runs.
+
+    FFmpeg has the option since 7.1; an older one ignores it.
+    """
+    with _environment:
+        before = os.environ.get(_FFMPEG_OPTIONS)
+        # Without the variable OpenCV asks for RTSP over TCP; with it, for what it says and nothing else.
+        os.environ[_FFMPEG_OPTIONS] = f"{before or 'rtsp_transport;tcp'}|max_redirects;0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_FFMPEG_OPTIONS]
+            else:
+                os.environ[_FFMPEG_OPTIONS] = before
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect on the same host and to `https`, and any `http` one where other hosts are allowed."""
+
+    max_redirections = _MOST_REDIRECTS
+
+    def __init__(self, other_hosts: bool) -> None:
+        self._other_hosts = other_hosts
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if new.scheme not in ("http", "https"):
+            raise RedirectError(
+                f"{without_password(req.full_url)} leads to {without_password(newurl)}, which is not http or https; "
+                "give the final address"
+            )
+        same_host = old.hostname == new.hostname
+        downgraded = (old.scheme, new.scheme) == ("https", "http")
+        if not self._other_hosts and (not same_host or downgraded):
+            where = "the same host without encryption" if same_host else f"another host, {new.hostname}"
+            raise RedirectError(
+                f"{without_password(req.full_url)} leads from {old.hostname} to {where}, which is not "
+                f"followed; pass {REDIRECT_OPTION} to allow it, or give the final address"
+            )
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        login = req.unredirected_hdrs.get("Authorization")
+        if following is not None and login is not None and same_host and not downgraded:
+            following.add_unredirected_header("Authorization", login)
+        return following
+
+
+def _scheme(address: str) -> str:
+    scheme, separator, _ = address.partition("://")
+    return scheme.lower() if separator else ""
+
+
+def _apart(address: str) -> tuple[str, str | None]:
+    """Return an address without name and password, which urllib takes for a part of the host, and `name:password`."""
+    parts = urlsplit(address)
+    login, at, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=host).geturl(), unquote(login) if at else None
