@@ -22,9 +22,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.judging import JudgingSet, check_finite, judge
-from vae_edge.export.parity import Outputs
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import Budget
 from vae_edge.export.threshold_rule import ThresholdRule

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vae_edge.agreement import Outputs
 from vae_edge.errors import MissingDependencyError
-from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity
+from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
 from vae_edge.export.reference import MAX_TEST_IMAGES
 from vae_edge.manifest import ParityRecord
 from vae_edge.progress import Progress

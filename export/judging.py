@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import InputError, ParityError
-from vae_edge.export.parity import Outputs
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.progress import StepProgress
 from vae_edge.train.inspection_set import spread
@@ -31,6 +31,11 @@ from vae_edge.train.synthetic_defects import paste_defects
 MAX_IMAGES = 200
 """Images to judge on by default: accuracy control runs them many times, and it compares models on the same images,
 where few suffice to see a difference."""
+
+_NOT_FINITE = (
+    "the model gives scores or maps that are not finite numbers: its precision is too small for this network; "
+    "export it in another"
+)
 
 _DEFECTIVE_WANTED = 32
 """Synthetic defects that a small run is judged on, a few for each of its normals."""
@@ -163,10 +168,13 @@ def judge(
     Raises:
         ParityError: an output is not a finite number.
     """
-    check_finite(outputs)
-    expected = _verdicts(reference, reference_thresholds)
-    own = _flipped(expected != _verdicts(outputs, thresholds), judging.names)
-    at_reference = _flipped(expected != _verdicts(outputs, reference_thresholds), judging.names)
+    expected = reference.verdicts(reference_thresholds.image_threshold)
+    verdicts = outputs.verdicts(thresholds.image_threshold)
+    found = compare_outputs(reference, outputs, reference_verdicts=expected, verdicts=verdicts)
+    if found.maps is None or not (found.scores.is_finite and found.maps.is_finite):
+        raise ParityError(_NOT_FINITE)
+    moved = np.flatnonzero(expected != outputs.verdicts(reference_thresholds.image_threshold))
+    at_reference = tuple(judging.names[position] for position in moved)
     return AccuracyRecord(
         images=judging.description,
         n_normal=int(np.count_nonzero(~judging.labels)),
@@ -175,14 +183,14 @@ def judge(
         image_auroc=_image_auroc(outputs, judging),
         reference_pixel_auroc=_pixel_auroc(reference, judging),
         pixel_auroc=_pixel_auroc(outputs, judging),
-        label_flips=len(own),
-        flipped_images=own,
+        label_flips=len(found.flipped),
+        flipped_images=found.names(judging.names),
         label_flips_at_reference_threshold=len(at_reference),
         flipped_images_at_reference_threshold=at_reference,
-        max_score_difference=float(np.abs(outputs.scores - reference.scores).max()),
-        max_map_difference=float(np.abs(outputs.maps - reference.maps).max()),
-        reference_score_scale=float(np.abs(reference.scores).max()),
-        reference_map_scale=float(np.abs(reference.maps).max()),
+        max_score_difference=found.scores.largest,
+        max_map_difference=found.maps.largest,
+        reference_score_scale=found.scores.scale,
+        reference_map_scale=found.maps.scale,
     )
 
 
@@ -193,24 +201,12 @@ def check_finite(outputs: Outputs) -> None:
         ParityError: a score or a pixel of a map is not a finite number.
     """
     if not (np.isfinite(outputs.scores).all() and np.isfinite(outputs.maps).all()):
-        raise ParityError(
-            "the model gives scores or maps that are not finite numbers: its precision is too small for this network; "
-            "export it in another"
-        )
+        raise ParityError(_NOT_FINITE)
 
 
 def content_hashes(images: NDArray[np.uint8]) -> tuple[str, ...]:
     """Return the SHA-256 of each prepared image's pixels: equal whatever file they came from."""
     return tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
-
-
-def _verdicts(outputs: Outputs, thresholds: Thresholds) -> NDArray[np.bool_]:
-    # In float64, as the device decides: a float32 array would round the threshold to float32.
-    return outputs.scores.astype(np.float64) > thresholds.image_threshold
-
-
-def _flipped(flips: NDArray[np.bool_], names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name, is_flipped in zip(names, flips, strict=True) if is_flipped)
 
 
 def _image_auroc(outputs: Outputs, judging: JudgingSet) -> float:

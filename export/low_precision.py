@@ -19,6 +19,7 @@ from pathlib import Path
 
 import onnx
 
+from vae_edge.agreement import Outputs
 from vae_edge.errors import ParityError
 from vae_edge.export.accuracy_control import Baseline, Judgement, keep_accuracy
 from vae_edge.export.calibration import CalibrationSet, draw_calibration_set
@@ -29,7 +30,6 @@ from vae_edge.export.onnx_precision import slower_in_half
 from vae_edge.export.onnx_quantizer import OnnxQuantizer, run_onnx
 from vae_edge.export.openvino_export import export_openvino, save_ir
 from vae_edge.export.openvino_precision import OpenVinoQuantizer
-from vae_edge.export.parity import Outputs
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import LowPrecisionSettings
 from vae_edge.manifest import QuantizationRecord, RuntimeRecord

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 import vae_edge
+from vae_edge.agreement import compare_scores
 from vae_edge.atomic import check_replaceable, new_folder
 from vae_edge.backends.openvino_module import openvino_core
 from vae_edge.bundle import Bundle
@@ -235,28 +236,34 @@ def compare_verdicts(
     """
     if not images:
         raise InputError("there is no picture to compare verdicts on; expected at least 1")
-    names, largest, masks, n_anomalous = [], 0.0, 0, 0
     run = open_model(model)
+    ours: list[tuple[float, bool]] = []
+    scores, labels, masks = [], [], 0
     with Detector.open(bundle, device="cpu", hint="latency") as detector:
         for position, image in enumerate(images):
             rgb = _decoded(image, detector.bundle.manifest.preparation.white_level)
             prediction = detector.predict(rgb)
             found = run(rgb[:, :, ::-1])
-            n_anomalous += prediction.is_anomalous
-            if bool(found["pred_label"].item()) != prediction.is_anomalous:
-                names.append(str(image) if isinstance(image, (str, Path)) else f"picture {position}")
-            expected = scales.image.normalize(np.array(prediction.score, dtype=np.float32))
-            largest = max(largest, abs(float(expected) - found["pred_score"].item()))
+            ours.append((prediction.score, prediction.is_anomalous))
+            scores.append(found["pred_score"].item())
+            labels.append(bool(found["pred_label"].item()))
             masks += int((found["pred_mask"][0] != prediction.mask).sum())
             if progress is not None:
                 progress(position + 1, len(images))
+    agreement = compare_scores(
+        scales.image.normalize(np.array([score for score, _ in ours], dtype=np.float32)),
+        np.array(scores),
+        reference_verdicts=np.array([is_anomalous for _, is_anomalous in ours]),
+        verdicts=np.array(labels),
+    )
+    names = [str(image) if isinstance(image, (str, Path)) else f"picture {i}" for i, image in enumerate(images)]
     return VerdictCheck(
         images=description,
         n_images=len(images),
-        n_anomalous=n_anomalous,
-        label_differences=len(names),
-        differing_images=tuple(names),
-        max_score_difference=largest,
+        n_anomalous=sum(is_anomalous for _, is_anomalous in ours),
+        label_differences=len(agreement.flipped),
+        differing_images=agreement.names(names),
+        max_score_difference=agreement.scores.largest,
         mask_differences=masks,
     )
 

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import open_backend
 from vae_edge.export.activation_ranges import activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.network_graph import quantizable_layers
 from vae_edge.export.onnx_precision import quantize_for_onnxruntime
-from vae_edge.export.parity import Outputs, run_backend
 from vae_edge.export.settings import Estimator
 from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
 from vae_edge.machine import look_at_machine

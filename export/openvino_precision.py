@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs
 from vae_edge.backends.openvino_module import openvino_core
 from vae_edge.errors import InputError
 from vae_edge.export.nncf_calls import QuantizationSettings, quantize_network
@@ -26,7 +27,6 @@ from vae_edge.export.openvino_export import (
     read_graph,
     sources,
 )
-from vae_edge.export.parity import Outputs
 from vae_edge.export.settings import Estimator
 from vae_edge.progress import Progress
 

@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vae_edge.backends.base import Backend
+from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import ParityError
 from vae_edge.manifest import ParityRecord
-from vae_edge.progress import Progress
 
 FP32_TOLERANCE = 1e-3
 """Largest difference allowed between FP32 models in maps and scores, as a share of the reference's largest value.
 
 Rounding in another order moves them by about 1e-5 of it; ten times that is a mistake."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Maps, float32 [n, H, W], and scores, float32 [n], of the same images in the same order."""
-
-    maps: NDArray[np.float32]
-    scores: NDArray[np.float32]
-
-    def take(self, positions: slice) -> Outputs:
-        """Return the outputs of some of the images."""
-        return Outputs(self.maps[positions], self.scores[positions])
-
-
-def run_backend(
-    backend: Backend,
-    images: NDArray[np.uint8],
-    *,
-    progress: Progress | None = None,
-) -> Outputs:
-    """Run an exported model over prepared images, uint8 [n, H, W, 3], one at a time as a device does."""
-    maps = np.empty(images.shape[:3], dtype=np.float32)
-    scores = np.empty(len(images), dtype=np.float32)
-    for position in range(len(images)):
-        outputs = backend.run({"image": images[position : position + 1]})
-        maps[position], scores[position] = outputs["anomaly_map"][0], outputs["score"][0]
-        if progress is not None:
-            progress(position + 1, len(images))
-    return Outputs(maps, scores)
 
 
 def measure_parity(
@@ -72,19 +38,28 @@ def measure_parity(
         tolerance: for the record.
 
     Raises:
-        ParityError: an output is not finite.
+        ParityError: an output is not finite, or the maps are of another size.
     """
-    flips = (reference.scores > reference_threshold) != (outputs.scores > threshold)
+    found = compare_outputs(
+        reference,
+        outputs,
+        reference_verdicts=reference.verdicts(reference_threshold),
+        verdicts=outputs.verdicts(threshold),
+    )
+    if found.maps is None or not (found.scores.is_finite and found.maps.is_finite):
+        raise ParityError(
+            "the model gives maps of another size, or a value that is not a finite number: the bundle was not written"
+        )
     return ParityRecord(
         reference="torch fp32",
         images=images,
         n_images=len(names),
-        max_score_difference=_largest(outputs.scores - reference.scores),
-        max_map_difference=_largest(outputs.maps - reference.maps),
-        reference_score_scale=_largest(reference.scores),
-        reference_map_scale=_largest(reference.maps),
-        label_flips=int(flips.sum()),
-        flipped_images=tuple(name for name, flipped in zip(names, flips, strict=True) if flipped),
+        max_score_difference=found.scores.largest,
+        max_map_difference=found.maps.largest,
+        reference_score_scale=found.scores.scale,
+        reference_map_scale=found.maps.scale,
+        label_flips=len(found.flipped),
+        flipped_images=found.names(names),
         tolerance=tolerance,
     )
 
@@ -112,10 +87,3 @@ def check_parity(record: ParityRecord) -> None:
             f"({', '.join(record.flipped_images[:5])}{', ...' if record.label_flips > 5 else ''}): "
             "the bundle was not written"
         )
-
-
-def _largest(values: NDArray[np.float32]) -> float:
-    largest = float(np.max(np.abs(values)))
-    if not np.isfinite(largest):
-        raise ParityError("the model's output holds a value that is not a finite number: the bundle was not written")
-    return largest

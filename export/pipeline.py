@@ -14,6 +14,7 @@ import onnx
 import torch
 
 import vae_edge
+from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
@@ -22,7 +23,7 @@ from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, Vae
 from vae_edge.export.low_precision import LowPrecisionModel, LowPrecisionWriter
 from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
-from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity, run_backend
+from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
 from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.export.settings import LowPrecisionSettings
 from vae_edge.export.torch_export import save_program

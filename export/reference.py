@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError
-from vae_edge.export.parity import Outputs
 from vae_edge.export.threshold_rule import ThresholdRule
 from vae_edge.manifest import Thresholds
 from vae_edge.progress import StepProgress

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs
 from vae_edge.decision import PixelTail, fit_thresholds_with_tail
-from vae_edge.export.parity import Outputs
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.train.run_records import CalibrationRecord
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.accuracy_control import Baseline, ControlResult, keep_accuracy, measure_harm
 from vae_edge.export.judging import with_synthetic_defects
-from vae_edge.export.parity import Outputs
 from vae_edge.export.reference import measure_reference
 from vae_edge.export.settings import Budget
 from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from vae_edge.agreement import Outputs
 from vae_edge.decision import fit_thresholds
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.judging import (
@@ -17,7 +18,6 @@ from vae_edge.export.judging import (
     judge,
     with_synthetic_defects,
 )
-from vae_edge.export.parity import Outputs
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.train.fitting import fit_run
 from vae_edge.train.run_folder import RunFolder

@@ -8,12 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import RuntimeOptions
 from vae_edge.backends.openvino_backend import OpenVinoBackend, _arithmetic
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino, network_operations, read_graph
-from vae_edge.export.parity import Outputs, run_backend
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.model_file import describe_model_file
 from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph

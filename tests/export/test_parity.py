@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vae_edge.agreement import Outputs
 from vae_edge.errors import ParityError
-from vae_edge.export.parity import FP32_TOLERANCE, Outputs, check_parity, measure_parity
+from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
 from vae_edge.manifest import ParityRecord
 
 MAPS = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32) * 10

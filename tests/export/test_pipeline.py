@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vae_edge.agreement import Outputs, run_backend
 from vae_edge.atomic import sha256_file
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError, ParityError
-from vae_edge.export.parity import Outputs, run_backend
 from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.image import load_prepared

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vae_edge.agreement import Outputs
 from vae_edge.bundle import Bundle
 from vae_edge.decision import PixelTail, fit_image_threshold
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError
-from vae_edge.export.parity import Outputs
 from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.export.threshold_rule import ThresholdRule

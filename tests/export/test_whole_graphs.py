@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from tests.export.tiny_networks import nodes_of, run_model
+from vae_edge.agreement import Outputs
 from vae_edge.backends.base import Hint, RuntimeOptions, open_backend
 from vae_edge.export import openvino_precision
 from vae_edge.export.activation_ranges import activation_ranges
@@ -24,7 +25,6 @@ from vae_edge.export.nncf_calls import QuantizationSettings
 from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.onnx_precision import quantize_for_onnxruntime
 from vae_edge.export.openvino_export import export_openvino, read_graph, sources
-from vae_edge.export.parity import Outputs
 from vae_edge.export.settings import Estimator
 from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
 from vae_edge.export.torch_export import save_program
