@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
+from vae_edge.image_header import (
+    FORMATS,
+    HEAD_BYTES,
+    check_jpeg_is_whole,
+    format_of,
+    read_header,
+    with_more_in_each_scan,
+)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings of the files that are taken for images, in lower case."""
+
+MAX_PIXELS = 100_000_000
+"""Largest picture that is decoded where nothing else is asked for: 300 MB as RGB, and no more than three times that on
+the way there. A file of 1 MB can claim a thousand times as much."""
 
 
 class Preparation(BaseModel):
@@ -32,55 +48,223 @@ class Preparation(BaseModel):
     """16-bit value that means white: 65535, or 4095 for a 12-bit camera."""
 
 
-def read_image(path: str | Path, *, white_level: int = 65535) -> NDArray[np.uint8]:
+def read_image(path: str | Path, *, white_level: int = 65535, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Decode a PNG, JPEG, BMP, TIFF or WebP file, 8- or 16-bit, grey, RGB or RGBA.
 
-    The EXIF orientation is applied and transparency is dropped.
+    The EXIF orientation is applied; transparency is dropped, and no colour is multiplied by it. What the file is called
+    does not matter. A file of several pages or frames is refused, and so is one that is damaged where that can be told:
+
+    - PNG: any changed byte (it holds checksums). WebP, TIFF, BMP: a file that breaks off; not a changed byte.
+    - JPEG: a file that breaks off; restart markers missing; and compressed data that ends before the picture does, as
+      where a piece was cut out of the middle. Not changed bytes that lead to no lack. To tell it, a progressive JPEG is
+      decoded twice, whereupon libjpeg may remark on the bytes added to it on stderr; any other is only where a corner
+      has the very grey that decoders fill with.
+
+    Args:
+        path: a regular file; a named pipe, a device or a socket is refused without waiting for it.
+        white_level: the 16-bit value that becomes 255; larger ones are clipped.
+        max_pixels: refuse larger pictures before anything is decoded, and files larger than they could need; None:
+            the environment variable VAE_EDGE_MAX_PIXELS, or else `MAX_PIXELS`.
 
     Returns:
         uint8 [H, W, 3], RGB, 0 to 255.
 
     Raises:
-        InputError: the file is missing, empty or cannot be decoded.
+        InputError: the file is missing, empty, too large, damaged or of another kind, or memory does not suffice.
     """
-    return decode_image(_read_bytes(path), name=str(path), white_level=white_level)
+    with _enough_memory(path):
+        return _as_rgb_from_decoder(_to_8_bit(read_pixels(path, max_pixels=max_pixels), white_level))
 
 
-def decode_image(data: NDArray[np.uint8], *, name: str, white_level: int = 65535) -> NDArray[np.uint8]:
+def decode_image(
+    data: NDArray[np.uint8], *, name: str, white_level: int = 65535, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """Decode the bytes of an image file, uint8 [n], to uint8 [H, W, 3] RGB; see `read_image`.
 
     Raises:
         InputError: the bytes are no whole image; the message says `name`.
     """
-    return _as_rgb_from_decoder(_decode(data, name, white_level))
+    with _enough_memory(name):
+        return _as_rgb_from_decoder(_to_8_bit(_decode(data, name, max_pixels_in_force(max_pixels)), white_level))
 
 
-def _read_bytes(path: str | Path) -> NDArray[np.uint8]:
+def read_pixels(path: str | Path, *, max_pixels: int | None = None) -> NDArray[Any]:
+    """Decode a file as `read_image` does, but leave values and channels as they are.
+
+    Returns:
+        uint8 or uint16, [H, W] grey or [H, W, 3] BGR.
+
+    Raises:
+        InputError: see `read_image`.
+    """
+    most = max_pixels_in_force(max_pixels)
+    with _enough_memory(path):
+        return _decode(_read_bytes(path, most), str(path), most)
+
+
+def max_pixels_in_force(asked: int | None) -> int:
+    """Return how many pixels a picture may have: as asked for, by VAE_EDGE_MAX_PIXELS, or `MAX_PIXELS`.
+
+    Raises:
+        UsageError: it is no positive number.
+    """
+    if asked is None:
+        text = os.environ.get(_MAX_PIXELS_VARIABLE)
+        if not text:
+            return MAX_PIXELS
+        if not text.isdecimal() or int(text) < 1:
+            raise UsageError(f"{_MAX_PIXELS_VARIABLE} is {text!r}; expected a number of pixels such as {MAX_PIXELS}")
+        return int(text)
+    if asked < 1:
+        raise UsageError(f"max_pixels is {asked}; expected 1 or more")
+    return asked
+
+
+def check_regular_file(path: str | Path) -> None:
+    """Refuse what is no regular file, without opening it: some devices do something when they are opened.
+
+    Raises:
+        InputError: it is a named pipe, a device, a socket or a folder, or cannot be looked at.
+    """
     try:
-        return np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise InputError(f"{path} could not be read ({error.strerror}); check the name and the permissions") from error
+        mode = os.stat(path).st_mode  # noqa: PTH116 - `path` may be text
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path, error) from error
+    if stat.S_ISDIR(mode):
+        raise _cannot_read(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    if not stat.S_ISREG(mode):
+        kind = next((kind for test, kind in _SPECIAL_FILES if test(mode)), "a special file")
+        raise InputError(f"{path} is {kind}; expected a file: save the picture as one")
 
 
-def _decode(data: NDArray[np.uint8], name: str, white_level: int) -> NDArray[np.uint8]:
-    """Decode to what the decoder gives without further work: uint8 [H, W] grey or [H, W, 3] BGR."""
+def _read_bytes(path: str | Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Read a file whose beginning is that of an image; uint8 [n]. Nothing here waits for another process."""
+    check_regular_file(path)
+    # Between that look and this one the name may have become another file's.
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+    most = max_pixels * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
+    try:
+        descriptor = os.open(path, flags)
+        try:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode):
+                raise InputError(f"{path} is no regular file; expected {FORMATS}")
+            if state.st_size > most:
+                raise InputError(
+                    f"{path} is a file of {state.st_size / 1e6:.0f} MB; expected at most {most / 1e6:.0f} MB, for a "
+                    f"picture of {max_pixels / 1e6:.4g} million pixels: {_HOW_TO_ALLOW}"
+                )
+            head = os.read(descriptor, HEAD_BYTES)
+            if format_of(head) is None:
+                return np.frombuffer(head, dtype=np.uint8)  # Enough to refuse it.
+            data = np.empty(max(state.st_size, len(head)), dtype=np.uint8)
+            data[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                n_read = len(head)
+                while n_read < data.size and (n_more := file.readinto(data[n_read:].data)):
+                    n_read += n_more
+            return data[:n_read]
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _cannot_read(path, error) from error
+
+
+def _cannot_read(path: str | Path, error: OSError | ValueError) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return InputError(f"{path} could not be read ({reason}); check the name and the permissions")
+
+
+def _decode(data: NDArray[np.uint8], name: str, max_pixels: int) -> NDArray[Any]:
+    """Decode to what the decoder gives without further work: uint8 or uint16, [H, W] grey or [H, W, 3] BGR."""
     if data.size == 0:
         raise InputError(f"{name} is empty (0 bytes); expected an image file: remove it or take the picture again")
-    if _is_cut_off_jpeg(data):
-        raise InputError(f"{name} is a JPEG that breaks off before its end; copy it again or take the picture again")
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    except cv2.error as error:
-        raise InputError(f"{name} could not be decoded ({error.err}); expected {_FORMATS}") from error
-    if image is None:
-        raise InputError(f"{name} could not be decoded; expected {_FORMATS}: remove it or take the picture again")
-    image = _to_8_bit(_checked(image, name), white_level)
+    header = read_header(data, name)
+    if header.n_pixels > max_pixels:
+        raise InputError(
+            f"{name} has {header.width}x{header.height} pixels, {header.n_pixels / 1e6:.4g} million; expected at most "
+            f"{max_pixels / 1e6:.4g} million: {_HOW_TO_ALLOW}"
+        )
+    if header.n_pages > 1:
+        pages = "pages" if header.kind == "TIFF" else "frames (an animation)"
+        raise InputError(
+            f"{name} is a {header.kind} of {header.n_pages} {pages}; expected one picture: save each as its own file"
+        )
+    if header.kind == "JPEG":
+        check_jpeg_is_whole(data, name)
+    if header.unassociated_alpha_at is not None:
+        # libtiff would multiply the colours by alpha, but for colours that are said to be multiplied already.
+        data = data.copy()
+        data[header.unassociated_alpha_at] = 1
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+    if header.kind == "WebP":
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    image = _oriented(_imdecode(data, name, flags), header.orientation)
+    if header.kind == "JPEG" and (header.is_progressive or _may_be_filled(image)):
+        _check_scans_are_whole(data, name, flags, image)
+    image = _checked(image, name)
     return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
+
+
+def _imdecode(data: NDArray[np.uint8], name: str, flags: int) -> NDArray[Any]:
+    try:
+        image = cv2.imdecode(data, flags)
+    except cv2.error as error:
+        if error.code == _OUT_OF_MEMORY:
+            raise MemoryError from error
+        raise InputError(f"{name} could not be decoded ({error.err}); expected {FORMATS}") from error
+    if image is None:
+        raise InputError(f"{name} could not be decoded; expected {FORMATS}: remove it or take the picture again")
+    return np.asarray(image)
+
+
+def _oriented(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn an image upright by its EXIF orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
+
+
+def _may_be_filled(image: NDArray[Any]) -> bool:
+    """Tell whether one corner, whichever is the last one, has the grey that stands for missing data in a JPEG."""
+    return any(np.all(image[y, x] == _FILLED_WITH) for y in (0, -1) for x in (0, -1))
+
+
+def _check_scans_are_whole(data: NDArray[np.uint8], name: str, flags: int, image: NDArray[Any]) -> None:
+    """Refuse a JPEG whose compressed data ends before the picture does: then what is added changes the picture.
+
+    The decoder knows it, but says it to the terminal only.
+    """
+    try:
+        other = _imdecode(with_more_in_each_scan(data, name), name, flags)
+    except InputError:
+        other = image[:0]
+    if not np.array_equal(image, other):
+        raise InputError(f"{name} is a damaged JPEG, a part of it is missing; copy it again or take the picture again")
 
 
 def _as_rgb_from_decoder(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
     return np.asarray(cv2.cvtColor(image, code), dtype=np.uint8)
+
+
+@contextmanager
+def _enough_memory(name: str | Path) -> Iterator[None]:
+    """Turn the lack of memory, in Python or in OpenCV, into an error of this picture."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(f"{name} needs more memory than there is; make it smaller or free memory") from error
+    except cv2.error as error:
+        if error.code != _OUT_OF_MEMORY:
+            raise
+        raise InputError(f"{name} needs more memory than there is; make it smaller or free memory") from error
 
 
 def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 65535) -> NDArray[np.uint8]:
@@ -94,7 +278,8 @@ def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 6
     Raises:
         InputError: another type or shape, or a side of length 0.
     """
-    image = _to_8_bit(_checked(image, name), white_level)
+    with _enough_memory(name):
+        image = _to_8_bit(_checked(image, name), white_level)
     if image.shape[2] == 1:
         return np.repeat(image, 3, axis=2)
     return np.ascontiguousarray(image[:, :, :3])
@@ -120,8 +305,23 @@ def _checked(image: NDArray[Any], name: str) -> NDArray[Any]:
 def _to_8_bit(image: NDArray[Any], white_level: int) -> NDArray[np.uint8]:
     if image.dtype == np.uint8:
         return np.asarray(image, dtype=np.uint8)
-    scaled = image.astype(np.float32) * np.float32(255.0 / white_level)
-    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
+    # By a table of all values and in blocks: a copy in floating point would take four times a large picture's memory.
+    scaled = np.arange(65536, dtype=np.float32) * np.float32(255.0 / white_level)
+    table = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    result = np.empty(image.shape, dtype=np.uint8)
+    rows = max(1, _BLOCK // max(1, image[0].size))
+    for y in range(0, len(image), rows):
+        result[y : y + rows] = table[image[y : y + rows]]
+    return result
+
+
+def likely_white_level(largest: int, white_level: int) -> int | None:
+    """Return the white level that was probably meant, where the largest 16-bit value of many pictures is far below it.
+
+    Cameras of 8, 10, 12 and 14 bits have their values in files of 16. None: the white level fits, or was chosen.
+    """
+    meant = next(level for level in (255, 1023, 4095, 16383, 65535) if largest <= level)
+    return meant if white_level == 65535 != meant else None
 
 
 def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.uint8]:
@@ -143,17 +343,21 @@ def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.ui
     return image
 
 
-def load_prepared(source: str | Path | NDArray[Any], preparation: Preparation) -> NDArray[np.uint8]:
+def load_prepared(
+    source: str | Path | NDArray[Any], preparation: Preparation, *, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """Read (a path) or check (an array) an image and bring it to the model's size, uint8 [height, width, 3].
 
     Raises:
         InputError: see `read_image` and `as_rgb`.
     """
     if isinstance(source, (str, Path)):
-        # Channels are put in order last, when there are fewer pixels: each is resized by itself, so nothing changes.
-        image = _decode(_read_bytes(source), str(source), preparation.white_level)
-        return _as_rgb_from_decoder(prepare(image, preparation))
-    return prepare(as_rgb(source, white_level=preparation.white_level), preparation)
+        with _enough_memory(source):
+            # Channels are put in order last, when there are fewer pixels: each is resized by itself; nothing changes.
+            image = _to_8_bit(read_pixels(source, max_pixels=max_pixels), preparation.white_level)
+            return _as_rgb_from_decoder(prepare(image, preparation))
+    with _enough_memory("the image"):
+        return prepare(as_rgb(source, white_level=preparation.white_level), preparation)
 
 
 def is_image_file(path: Path) -> bool:
@@ -161,32 +365,29 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _is_cut_off_jpeg(data: NDArray[np.uint8]) -> bool:
-    """Tell whether a JPEG has no end: some decoders fill the missing rest with grey, and that must not get a verdict.
-
-    The segments are walked (ITU-T T.81, annex B): a thumbnail in the header and what a camera adds behind the end have
-    ends of their own, which do not count.
-    """
-    if data[:3].tobytes() != b"\xff\xd8\xff":
-        return False
-    content = memoryview(data)  # type: ignore[arg-type]  # an array is a buffer; numpy says so from 3.12 on
-    ends_with_end = data[-2:].tobytes() == b"\xff\xd9"
-    position = 2
-    while (marker := _JPEG_MARKER.search(content, position)) is not None:
-        kind, position = content[marker.end() - 1], marker.end()
-        # Behind the first start of scan (DA) no thumbnail comes any more: an end there is the picture's.
-        if kind == 0xD9 or (kind == 0xDA and ends_with_end and position < len(content) - 2):
-            return False
-        if kind != 0x01:  # the one other marker without a segment: TEM
-            position += int.from_bytes(content[position : position + 2], "big")
-    return True
-
-
 def _shape(image: NDArray[Any]) -> str:
     return "x".join(map(str, image.shape))
 
 
-# Within compressed data 0xFF comes before 0x00 or a restart marker (D0 to D7) only; 0xFF may be repeated as filling.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_MAX_PIXELS_VARIABLE = "VAE_EDGE_MAX_PIXELS"
+_HOW_TO_ALLOW = f"make it smaller, or allow it with --max-pixels, max_pixels= or the variable {_MAX_PIXELS_VARIABLE}"
 
-_FORMATS = "PNG, JPEG, BMP, TIFF or WebP"
+_MOST_BYTES_PER_PIXEL = 8
+"""An image file that is not compressed has so many with four channels of 16 bits."""
+_MOST_OTHER_BYTES = 1 << 26
+"""For everything else in a file, such as a colour profile."""
+
+_BLOCK = 1 << 20
+"""Values that are looked up at once."""
+
+_FILLED_WITH = 128
+"""The grey of a block of a JPEG without data."""
+_OUT_OF_MEMORY = -4
+"""OpenCV's number for it, StsNoMem."""
+
+_SPECIAL_FILES = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
