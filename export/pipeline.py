@@ -18,7 +18,7 @@ from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
-from vae_edge.decision import check_rate
+from vae_edge.decision import check_askable_rate
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecisionModel, LowPrecisionWriter
 from vae_edge.export.onnx_export import export_onnx, export_program
@@ -101,7 +101,7 @@ def export_run(
     if not pairs:
         raise UsageError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
     if settings.false_alarm_rate is not None:
-        check_rate(settings.false_alarm_rate, "false-alarm rate")
+        check_askable_rate(settings.false_alarm_rate, "false-alarm rate")
     name = settings.name or run.folder.resolve().name
     folders = {pair: out / f"{name}-{pair[0]}-{pair[1]}" for pair in pairs}
     for folder in folders.values():

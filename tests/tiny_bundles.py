@@ -21,7 +21,15 @@ import vae_edge
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.image import Preparation
-from vae_edge.manifest import MANIFEST_FILE, Manifest, Provenance, RuntimeRecord, graph_inputs, graph_outputs
+from vae_edge.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    Provenance,
+    RuntimeRecord,
+    Thresholds,
+    graph_inputs,
+    graph_outputs,
+)
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Precision, Target
 
@@ -107,6 +115,18 @@ def make_manifest(
             data_fingerprint="1" * 64,
             library_versions={"numpy": np.__version__},
         ),
+    )
+
+
+def move_threshold(thresholds: Thresholds, image_threshold: float) -> Thresholds:
+    """Return conformal thresholds with another image threshold and calibration scores that it follows from."""
+    old = thresholds.image_threshold
+    scores = [
+        min(score - old, 0.0) + image_threshold if score <= old else max(score - old + image_threshold, image_threshold)
+        for score in thresholds.calibration_scores
+    ]
+    return thresholds.model_copy(
+        update={"image_threshold": image_threshold, "calibration_scores": tuple(sorted(scores))}
     )
 
 

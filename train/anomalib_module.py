@@ -34,7 +34,12 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.tv_tensors import Mask, wrap
 
 import vae_edge
-from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE, check_rate, fit_thresholds
+from vae_edge.decision import (
+    DEFAULT_FALSE_ALARM_RATE,
+    DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
+    check_askable_rate,
+    fit_thresholds,
+)
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation, prepare, read_image
 from vae_edge.manifest import Thresholds
@@ -281,8 +286,8 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
-        check_rate(false_alarm_rate, "false-alarm rate")
-        check_rate(pixel_false_positive_rate, "pixel false-positive rate")
+        check_askable_rate(false_alarm_rate, "false-alarm rate")
+        check_askable_rate(pixel_false_positive_rate, "pixel false-positive rate")
         self.false_alarm_rate = false_alarm_rate
         self.pixel_false_positive_rate = pixel_false_positive_rate
         if photometric not in list(Photometric):

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from vae_edge.decision import check_n_normals
 from vae_edge.errors import InputError
 from vae_edge.records import make_record
 from vae_edge.train.checkpoints import read_state
@@ -255,11 +256,9 @@ def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord 
     )
     if data.folds:
         watcher.say(announce(settings, len(checked_set.train), len(data.folds)))
-    few = few_parts(
-        len(split.threshold) or len(checked_set.train),
-        grouping.n_parts(split.threshold or checked_set.train),
-        settings.false_alarm_rate,
-    )
+    n_parts = grouping.n_parts(split.threshold or checked_set.train)
+    check_n_normals(n_parts)
+    few = few_parts(len(split.threshold) or len(checked_set.train), n_parts, settings.false_alarm_rate)
     if few:
         watcher.say(few)
     return data

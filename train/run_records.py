@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
 from vae_edge.image import Preparation
-from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.manifest import MAX_RATE, MIN_RATE, ThresholdMethod, Thresholds
 from vae_edge.outside import user_path
 from vae_edge.progress import Progress
 from vae_edge.records import FileRecord, Record, Sha256
@@ -134,8 +134,8 @@ class TrainSettings(Record):
     """The training ends with the first epoch after this time, each training where there are several; interruptions do
     not count."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    false_alarm_rate: float = Field(default=DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1)
-    pixel_false_positive_rate: float = Field(default=DEFAULT_PIXEL_FALSE_POSITIVE_RATE, gt=0, lt=1)
+    false_alarm_rate: float = Field(default=DEFAULT_FALSE_ALARM_RATE, ge=MIN_RATE, le=MAX_RATE)
+    pixel_false_positive_rate: float = Field(default=DEFAULT_PIXEL_FALSE_POSITIVE_RATE, ge=MIN_RATE, le=MAX_RATE)
     calibration: Calibration = Calibration.AUTO
     """With a `split.threshold_share`, `auto` means `split`: who gives a share wants one."""
     folds: int = Field(default=5, ge=2)

@@ -5,21 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vae_edge.atomic import check_replaceable, new_folder, write_text
+from vae_edge.decision import check_thresholds
 from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import MANIFEST_FILE, NO_DIGEST, SCHEMA_VERSION, Manifest, manifest_digest
-from vae_edge.records import check_recordable, check_recorded_files, parse_record, read_json
+from vae_edge.manifest import (
+    MANIFEST_FILE,
+    MANIFEST_LIMITS,
+    MAX_OTHER_VALUES,
+    NO_DIGEST,
+    SCHEMA_VERSION,
+    Manifest,
+    manifest_digest,
+)
+from vae_edge.model_checks import check_model_files
+from vae_edge.records import (
+    check_n_values,
+    check_recordable,
+    check_recorded_files,
+    open_regular,
+    parse_json,
+    parse_record,
+    read_bounded,
+)
 from vae_edge.targets import Target
 
 _log = logging.getLogger(__name__)
 
 _ADVICE = "copy or export the bundle again"
+_MAX_ENTRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,9 @@ class Bundle:
         if bundle.manifest.schema_version == 1:
             _log.warning("%s is not verified: %s", folder, NO_DIGEST)
         if check_files:
-            check_recorded_files(folder, bundle.manifest.files, said_by="the manifest", advice=_ADVICE)
+            _refuse_special_files(folder)
+            check_recorded_files(folder, bundle.manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
+            check_model_files(folder, [file.name for file in bundle.manifest.files], advice=_ADVICE)
         return bundle
 
     def with_manifest(self, manifest: Manifest) -> Bundle:
@@ -125,17 +149,52 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: there is none, it is damaged, or it was changed or made newer or older than it is.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    try:
+        with open_regular(path, links=False) as file:
+            data = read_bounded(file, MANIFEST_LIMITS.size_bytes)
+        content = parse_json(data, MANIFEST_LIMITS)
+        check_n_values(data, MAX_OTHER_VALUES + _n_scores(content))
+    except FileNotFoundError:
         raise BundleError(
             f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder that export made"
-        )
-    content = read_json(path, advice=_ADVICE)
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); {_ADVICE}") from error
     manifest = parse_record(content, path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
     if manifest.schema_version == 1:
-        return _without_digest(manifest, path)
-    if manifest.digest != manifest_digest(content):
+        manifest = _without_digest(manifest, path)
+    elif manifest.digest != manifest_digest(content):
         raise BundleError(f"{path} was changed: its digest does not match its content; {_ADVICE}")
+    try:
+        check_thresholds(manifest.thresholds)
+    except ValueError as error:
+        raise BundleError(f"{path} was changed: {error}; {_ADVICE}") from error
     return manifest
+
+
+def _n_scores(content: Any) -> int:
+    """Return the length of the one list in a manifest that may be long."""
+    thresholds = content.get("thresholds") if isinstance(content, dict) else None
+    scores = thresholds.get("calibration_scores") if isinstance(thresholds, dict) else None
+    return len(scores) if isinstance(scores, list) else 0
+
+
+def _refuse_special_files(folder: Path) -> None:
+    """Refuse a folder that holds something other than files and folders, which nobody copies or exports.
+
+    Raises:
+        BundleError: there is a link, a FIFO, a socket or a device, or there are very many files.
+    """
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number == _MAX_ENTRIES:
+                raise BundleError(f"{folder} holds more than {_MAX_ENTRIES} files; expected a bundle's; {_ADVICE}")
+            try:
+                mode = entry.stat(follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                continue  # Somebody's temporary file.
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise BundleError(f"{entry.path} is a link, a FIFO, a socket or a device; expected a file; {_ADVICE}")
 
 
 def _without_digest(manifest: Manifest, path: Path) -> Manifest:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.manifest import MAX_CALIBRATION_SCORES, MAX_RATE, MIN_RATE, ThresholdMethod, Thresholds
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 DEFAULT_PIXEL_FALSE_POSITIVE_RATE = 0.001
@@ -237,6 +237,9 @@ def fit_thresholds_with_tail(
     Raises:
         InputError: see `fit_image_threshold`.
     """
+    check_askable_rate(false_alarm_rate, "false-alarm rate")
+    check_askable_rate(tail.pixel_false_positive_rate, "pixel false-positive rate")
+    check_n_normals(len(scores))
     image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
     return Thresholds(
         method=method,
@@ -269,6 +272,7 @@ def fit_f1_thresholds_with_tail(
     Raises:
         InputError: see `fit_f1_threshold`.
     """
+    check_n_normals(len(scores))
     image_threshold, rate = fit_f1_threshold(np.asarray(scores), np.asarray(anomalous_scores))
     return Thresholds(
         method=ThresholdMethod.F1_OPTIMAL,
@@ -281,6 +285,39 @@ def fit_f1_thresholds_with_tail(
         calibration_scores=_ascending(scores),
         scored_by=scored_by,
     )
+
+
+def check_thresholds(thresholds: Thresholds) -> None:
+    """Refuse thresholds that do not follow from their own calibration scores, method and rate.
+
+    By a conformal method image threshold and rate in force are those of `fit_image_threshold`. An F1-optimal threshold
+    is one of the normals' scores, and its rate what it amounts to among them; the anomalous images that chose it are
+    not recorded. Nor are maps, so of the pixel threshold only the range is known.
+
+    Raises:
+        ValueError: a value is another one; with both.
+    """
+    scores = np.asarray(thresholds.calibration_scores, dtype=np.float64)
+    largest = float(np.finfo(np.float32).max)
+    if max(abs(thresholds.pixel_threshold), float(np.abs(scores).max())) > largest:
+        raise ValueError("a score or the pixel threshold is no value that a model gives: it is beyond float32")
+    asked, threshold = thresholds.false_alarm_rate_requested, thresholds.image_threshold
+    check_askable_rate(thresholds.pixel_false_positive_rate, "pixel false-positive rate")
+    if thresholds.method is ThresholdMethod.F1_OPTIMAL:
+        above = scores.size - int(np.searchsorted(scores, threshold, side="right"))
+        rate = asked_then = (1 + above) / (scores.size + 1)
+        if threshold not in scores:
+            raise ValueError(f"the image threshold is {threshold!r}, which is not one of its own normals' scores")
+    else:
+        check_askable_rate(asked, "false-alarm rate asked for")
+        expected, rate = fit_image_threshold(scores, asked)
+        asked_then = asked
+        if threshold != expected:
+            raise ValueError(f"the image threshold is {threshold!r}; its own scores and rate give {expected!r}")
+    if (thresholds.false_alarm_rate, asked) != (rate, asked_then):
+        raise ValueError(
+            f"the false-alarm rate is {thresholds.false_alarm_rate!r}; its own scores and threshold give {rate!r}"
+        )
 
 
 def promised_rate(thresholds: Thresholds) -> float | None:
@@ -328,3 +365,26 @@ def check_rate(rate: float, name: str) -> None:
     """
     if not 0 < rate < 1:
         raise UsageError(f"the {name} is {rate}; expected a number between 0 and 1, such as 0.01 for one in a hundred")
+
+
+def check_askable_rate(rate: float, name: str) -> None:
+    """Refuse a rate that no bundle may have.
+
+    Raises:
+        UsageError: it is not from `MIN_RATE` to `MAX_RATE`; with the value.
+    """
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UsageError(f"the {name} is {rate}; expected {MIN_RATE} to {MAX_RATE}, such as 0.01 for one in a hundred")
+
+
+def check_n_normals(n_normals: int) -> None:
+    """Refuse more held-out normals than a bundle may hold scores of.
+
+    Raises:
+        InputError: with the number.
+    """
+    if n_normals > MAX_CALIBRATION_SCORES:
+        raise InputError(
+            f"there are {n_normals} normals to fit a threshold on; expected at most {MAX_CALIBRATION_SCORES}: leave "
+            "some of them out"
+        )

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 from itertools import pairwise
-from typing import Any, Final, Literal
+from numbers import Real
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vae_edge.image import Preparation
-from vae_edge.records import FileName, FileRecord, Record, Sha256
+from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 SCHEMA_VERSION: Final = 2
@@ -22,6 +23,35 @@ NO_DIGEST = "its manifest has schema 1, which has no digest of itself: export it
 """Why a bundle of the first schema is never verified."""
 
 MANIFEST_FILE = "manifest.json"
+
+
+MAX_CALIBRATION_SCORES = 250_000
+"""Scores of normals in a manifest. An export holds the maps of as many images in memory: 65 GB at 256 x 256."""
+
+MIN_RATE, MAX_RATE = 1e-6, 0.5
+"""Rates that may be asked for: one normal in a million, and every other one. Smaller ones need more normals than a
+manifest holds, and larger ones call most normal parts anomalous. Nobody asks for the rate that an F1-optimal threshold
+amounts to, which may be any."""
+
+MAX_FILES, MAX_FILE_BYTES = 16, 2**31
+"""Files of a bundle, and the size of each: ONNX and the runtimes' own formats end at 2 GiB."""
+
+MAX_OTHER_VALUES = 50_000
+"""Values in a manifest beside the scores: a few hundred, and the names of images that get another verdict."""
+
+MANIFEST_LIMITS = JsonLimits(16_000_000, MAX_CALIBRATION_SCORES + MAX_OTHER_VALUES)
+"""A score takes about 30 bytes of a manifest."""
+
+
+def _plain_numbers(values: Any) -> Any:
+    # Before the validation of each: an error for every one of millions of wrong values takes gigabytes.
+    if isinstance(values, (list, tuple)):
+        if len(values) > MAX_CALIBRATION_SCORES:
+            raise ValueError(f"there are {len(values)}; expected at most {MAX_CALIBRATION_SCORES}")
+        wrong = next((value for value in values if isinstance(value, bool) or not isinstance(value, Real)), None)
+        if wrong is not None:
+            raise ValueError(f"there is a {type(wrong).__name__} among them; expected numbers")
+    return values
 
 
 class TensorSpec(Record):
@@ -65,7 +95,7 @@ class Thresholds(Record):
     pixel_false_positive_rate: float = Field(gt=0, lt=1)
     """Share of the held-out normals' pixels above `pixel_threshold`, at most."""
     n_normals: int = Field(ge=1)
-    calibration_scores: tuple[float, ...]
+    calibration_scores: Annotated[tuple[float, ...], BeforeValidator(_plain_numbers)]
     """Scores of the held-out normals, ascending. Cross-conformal: those of the models that had not seen them, moved by
     as much as this runtime moves the deployed model's scores."""
     scored_by: str
@@ -236,7 +266,31 @@ class Manifest(Record):
             raise ValueError(f"size and SHA-256 of {', '.join(sorted(missing))} are missing")
         if len(set(names)) != len(names):
             raise ValueError("a file is listed twice")
+        if len(names) > MAX_FILES:
+            raise ValueError(f"{len(names)} files are listed; expected at most {MAX_FILES}")
+        for file in self.files:
+            if file.size_bytes > MAX_FILE_BYTES:
+                raise ValueError(f"{file.name} has {file.size_bytes} bytes; expected at most {MAX_FILE_BYTES}")
         return self
+
+    @model_validator(mode="after")
+    def _check_specs(self) -> Manifest:
+        # Every graph has the same inputs and outputs, and the size is the one that pictures are prepared for.
+        size = self.preparation.height, self.preparation.width
+        for what, specs, expected in (
+            ("inputs", self.inputs, graph_inputs(*size)),
+            ("outputs", self.outputs, graph_outputs(*size)),
+        ):
+            if specs != expected:
+                raise ValueError(f"the {what} are not {_describe(expected)}")
+        return self
+
+
+def _describe(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype} [{', '.join('N' if size is None else str(size) for size in spec.shape)}]"
+        for spec in specs
+    )
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:

@@ -12,24 +12,17 @@ Files come from anywhere, so only what is needed is read, nothing is executed, a
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from xml.parsers import expat
 
 from vae_edge.atomic import sha256_file
 from vae_edge.backends.tensorrt_module import read_plan_header
 from vae_edge.bundle import read_manifest
 from vae_edge.errors import BundleError, DeviceError, InputError
 from vae_edge.manifest import MANIFEST_FILE, Manifest
+from vae_edge.model_checks import PROGRAM_LIMITS, read_ir, read_safetensors_header
 from vae_edge.onnx_header import read_onnx_header
-from vae_edge.records import Record
-
-_MAX_HEADER_BYTES = 100_000_000
-"""The largest safetensors header that the library itself accepts."""
-_MAX_PROGRAM_BYTES = 100_000_000
+from vae_edge.records import Record, open_regular, parse_json, read_bounded
 
 
 class ModelFileDescription(Record):
@@ -100,17 +93,7 @@ def _read_onnx(path: Path) -> _Content:
 
 
 def _read_ir(path: Path) -> _Content:
-    listener = _IrListener()
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = listener.start
-    parser.EndElementHandler = listener.end
-    # An IR has no document type; entities are what makes hostile XML grow.
-    parser.StartDoctypeDeclHandler = listener.refuse
-    try:
-        with path.open("rb") as file:
-            parser.ParseFile(file)
-    except (expat.ExpatError, ValueError) as error:
-        raise InputError(f"{path} is no OpenVINO IR, or is damaged: {error}") from error
+    listener = read_ir(path)
     details = {"ir_version": listener.version, "layers": str(listener.n_layers)}
     found = listener.values
     # The first is how OpenVINO's converter spells its version, the second how its reader and writer do.
@@ -132,37 +115,6 @@ def _read_ir(path: Path) -> _Content:
     return "OpenVINO IR", details, {}
 
 
-class _IrListener:
-    """Collects `net/rt_info` of an IR while it is parsed; layers have `rt_info` of their own, deeper down."""
-
-    def __init__(self) -> None:
-        self.version = ""
-        self.n_layers = 0
-        self.values: dict[tuple[str, ...], str] = {}
-        self._open: list[str] = []
-
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        """Enter an element."""
-        if not self._open and tag != "net":
-            raise ValueError(f"its first element is <{tag}>, expected <net>")
-        if not self._open:
-            self.version = attributes.get("version", "unknown")
-        # A key that is no XML name is written as <info name="..."/>.
-        self._open.append(attributes.get("name", tag) if tag == "info" else tag)
-        if self._open[:2] == ["net", "layers"] and len(self._open) == 3:
-            self.n_layers += 1
-        if self._open[:2] == ["net", "rt_info"] and "value" in attributes:
-            self.values[tuple(self._open[2:])] = attributes["value"]
-
-    def end(self, tag: str) -> None:
-        """Leave an element."""
-        self._open.pop()
-
-    def refuse(self, name: str, system: str | None, public: str | None, internal: bool) -> None:
-        """Refuse a document type declaration."""
-        raise ValueError("it declares a document type")
-
-
 def _read_engine(path: Path) -> _Content:
     try:
         header = read_plan_header(path)
@@ -176,11 +128,10 @@ def _read_engine(path: Path) -> _Content:
 
 
 def _read_program(path: Path) -> _Content:
-    if path.stat().st_size > _MAX_PROGRAM_BYTES:
-        raise InputError(f"{path} is no model file: {path.stat().st_size} bytes is too large for a program")
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        with open_regular(path) as file:
+            content = parse_json(read_bounded(file, PROGRAM_LIMITS.size_bytes), PROGRAM_LIMITS)
+    except ValueError as error:
         raise InputError(f"{path} is no JSON, or is damaged: {error}") from error
     if not isinstance(content, dict) or not {"format", "inputs", "outputs", "nodes"} <= set(content):
         advice = "; pass the bundle's folder to see a manifest" if path.name == MANIFEST_FILE else ""
@@ -201,25 +152,9 @@ def _read_program(path: Path) -> _Content:
 
 
 def _read_safetensors(path: Path) -> _Content:
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 2 <= length <= min(size_bytes - 8, _MAX_HEADER_BYTES):
-            raise InputError(f"{path} is no safetensors file, or is damaged: its header cannot be {length} bytes long")
-        raw = file.read(length)
-    try:
-        header: Any = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        kinds = sorted({str(tensor["dtype"]) for tensor in header.values()})
-        ends = [int(tensor["data_offsets"][1]) for tensor in header.values()]
-        words = {str(key): str(value) for key, value in metadata.items()}
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError) as error:
-        raise InputError(f"{path} is no safetensors file, or is damaged: its header cannot be read") from error
-    missing = 8 + length + max(ends, default=0) - size_bytes
-    if missing > 0:
-        raise InputError(f"{path} is damaged: {missing} bytes are missing at its end")
-    return "safetensors", {"tensors": str(len(header)), "types": ", ".join(kinds)}, words
+    header = read_safetensors_header(path)
+    details = {"tensors": str(len(header.dtypes)), "types": ", ".join(sorted(set(header.dtypes)))}
+    return "safetensors", details, header.metadata
 
 
 def _manifest_beside(path: Path) -> Manifest | None:

@@ -1,8 +1,11 @@
-"""Reads an ONNX file's versions and metadata without the onnx package, which a device does not have.
+"""Reads an ONNX file's versions, metadata and external data without the onnx package, which a device does not have.
 
 An ONNX file is one protocol buffer message, `ModelProto` (onnx/onnx.proto3). Its wire format is a sequence of fields,
 each a number, a wire type and a value whose length is known before it is read, so the weights are skipped, not loaded
 (https://protobuf.dev/programming-guides/encoding).
+
+A tensor's values may be in another file, which a runtime opens wherever the model says it is. What it says is read here
+first; where this reader and a runtime's could read the same bytes differently, the file is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from vae_edge.errors import InputError
 
@@ -20,6 +23,22 @@ _IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSET, _METADATA = 1, 2, 3, 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VALUE_BYTES = 1_000_000
 """Longest text that is read; nothing that belongs into metadata comes near it."""
+
+# Which fields of a message hold which messages, on all ways that lead to a tensor (onnx/onnx.proto3).
+_PARTS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external data"},
+}
+_MAX_DEPTH = 100
+"""Of messages in messages: protocol buffer parsers allow no more."""
+_MAX_FIELDS = 1_000_000
+_LOCATION = b"location"
 
 
 @dataclass(frozen=True)
@@ -67,15 +86,76 @@ def read_onnx_header(path: Path) -> OnnxHeader:
     return OnnxHeader(ir_version, opsets, " ".join(filter(None, producer)), metadata)
 
 
-def _message(content: bytes) -> Iterator[tuple[int, int | bytes | None]]:
+def read_external_data(path: Path) -> set[str]:
+    """Return the names of the files that an ONNX file's tensors have their values in, as it spells them.
+
+    Raises:
+        InputError: the file is no ONNX model, is damaged, or is nested too deeply.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if not _contains(file, _LOCATION):
+            return set()  # The word is the key of such an entry, so there is none; the common case, and quick.
+        try:
+            return _locations(file, path.stat().st_size)
+        except ValueError as error:
+            raise InputError(f"{path} is no ONNX model, or is damaged: {error}") from error
+
+
+def _contains(file: BinaryIO, word: bytes) -> bool:
+    rest = b""
+    while block := file.read(1 << 20):
+        if word in rest + block:
+            return True
+        rest = block[1 - len(word) :]
+    return False
+
+
+def _locations(file: BinaryIO, size: int) -> set[str]:
+    """Walk through all messages that may hold a tensor, without recursion: a file may be nested as deep as it likes."""
+    found: set[str] = set()
+    n_fields = 0
+    parts = [("model", 0, size, 0)]
+    while parts:
+        kind, begin, end, depth = parts.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"its messages are nested more than {_MAX_DEPTH} deep")
+        file.seek(begin)
+        entry: dict[int, bytes] = {}
+        for number, value in _fields(file, end, {1, 2} if kind == "external data" else set()):
+            n_fields += 1
+            if n_fields > _MAX_FIELDS:
+                raise ValueError(f"it has more than {_MAX_FIELDS} fields")
+            if isinstance(value, bytes):
+                entry[number] = value
+            elif isinstance(value, _Skipped) and number in _PARTS.get(kind, {}):
+                parts.append((_PARTS[kind][number], value.begin, value.end, depth + 1))
+        if entry.get(1) == _LOCATION:
+            found.add(entry.get(2, b"").decode())
+    return found
+
+
+class _Skipped(NamedTuple):
+    """Where a value lies that was not read."""
+
+    begin: int
+    end: int
+
+
+_Value = int | bytes | _Skipped | None
+
+
+def _message(content: bytes) -> Iterator[tuple[int, _Value]]:
     return _fields(io.BytesIO(content), len(content), None)
 
 
-def _fields(file: BinaryIO, size: int, wanted: set[int] | None) -> Iterator[tuple[int, int | bytes | None]]:
-    """Yield field numbers and values; None for bytes that are not wanted, which are skipped."""
+def _fields(file: BinaryIO, size: int, wanted: set[int] | None) -> Iterator[tuple[int, _Value]]:
+    """Yield field numbers and values up to the byte `size`; bytes that are not wanted are skipped."""
     while file.tell() < size:
         key = _varint(file)
         number, kind = key >> 3, key & 7
+        if key >= 1 << 32:  # Parsers drop the upper bits, and would see another field.
+            raise ValueError(f"a field has the number {number}")
         if kind == _VARINT:
             yield number, _varint(file)
             continue
@@ -89,8 +169,11 @@ def _fields(file: BinaryIO, size: int, wanted: set[int] | None) -> Iterator[tupl
                 raise ValueError(f"field {number} has {length} bytes; expected a short text")
             yield number, file.read(length)
         else:
-            file.seek(length, io.SEEK_CUR)
-            yield number, None
+            begin = file.tell()
+            yield number, _Skipped(begin, begin + length) if kind == _BYTES else None
+            file.seek(begin + length)
+    if file.tell() > size:
+        raise ValueError("a number goes on after the end of its message")
 
 
 def _varint(file: BinaryIO) -> int:
@@ -106,13 +189,13 @@ def _varint(file: BinaryIO) -> int:
     raise ValueError("a number has more than ten bytes")
 
 
-def _text(value: int | bytes | None) -> str:
+def _text(value: _Value) -> str:
     if not isinstance(value, bytes):
         raise ValueError("a number stands where a text should")
     return value.decode()
 
 
-def _number(value: int | bytes | None) -> int:
+def _number(value: _Value) -> int:
     if not isinstance(value, int):
         raise ValueError("a text stands where a number should")
     return value

@@ -1,18 +1,26 @@
-"""Records in JSON files, and the files that a record vouches for: what bundles, runs and reports have in common."""
+"""Records in JSON files, and the files that a record vouches for: what bundles, runs and reports have in common.
+
+Such files come from anywhere. So what kind of file it is and how large is known before a byte is read, how many values
+it holds before they are made, and what JSON leaves open, such as a key that is there twice, is refused.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vae_edge.atomic import sha256_file
+from vae_edge.atomic import sha256_file, sha256_of
 from vae_edge.errors import BundleError, InputError, UsageError, VaeEdgeError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,12 +45,32 @@ class FileRecord(Record):
 
 _MAX_DIGITS = 20
 """Of a whole number: as many as one of 64 bits has."""
+_MAX_NAMED = 300
+"""Characters of a file's own words in a message."""
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
+class JsonLimits(NamedTuple):
+    """How much a JSON file may hold; what is larger is refused before it is parsed."""
+
+    size_bytes: int
+    n_values: int
+    """Numbers, texts, lists and objects together; also the separators within texts are counted."""
+
+
+RECORD_LIMITS = JsonLimits(256_000_000, 20_000_000)
+"""Of what a user's own work leaves: runs and reports, which grow with the number of images."""
+
+
 def read_record(
-    path: Path, kind: type[_Kind], newest_schema: int, *, advice: str, error_kind: type[VaeEdgeError] = BundleError
+    path: Path,
+    kind: type[_Kind],
+    newest_schema: int,
+    *,
+    advice: str,
+    error_kind: type[VaeEdgeError] = BundleError,
+    limits: JsonLimits = RECORD_LIMITS,
 ) -> _Kind:
     """Read a record from a JSON file.
 
@@ -52,22 +80,91 @@ def read_record(
         newest_schema: the latest `schema_version` that this version of the package knows.
         advice: what to do about a damaged file, for the message.
         error_kind: the error to raise.
+        limits: how much the file may hold.
 
     Raises:
         VaeEdgeError: of that kind: the file cannot be read, is damaged, or was written by a newer version.
     """
-    content = read_json(path, advice=advice, error_kind=error_kind)
+    try:
+        with open_regular(path) as file:
+            content = parse_json(read_bounded(file, limits.size_bytes), limits)
+    except (OSError, ValueError) as error:
+        raise error_kind(f"{path} cannot be read ({error}); {advice}") from error
     return parse_record(content, path, kind, newest_schema, advice=advice, error_kind=error_kind)
 
 
-def read_json(path: Path, *, advice: str, error_kind: type[VaeEdgeError] = BundleError) -> Any:
-    """Read a JSON file strictly: in UTF-8, every key once in its object, every number finite and of sane length.
+@contextmanager
+def open_regular(path: Path, *, links: bool = True) -> Iterator[BinaryIO]:
+    """Open a regular file for reading. Whatever else has the name is refused, and nothing is waited for.
+
+    Args:
+        path: the file.
+        links: whether the name may be a symbolic link.
 
     Raises:
-        VaeEdgeError: of the kind `error_kind`: it cannot be read or is no such JSON.
+        OSError: there is none, it may not be read, or it is something else: a FIFO, a device, a folder, a link.
     """
+    _refuse_special(path.stat() if links else path.lstat())
+    # It may be another file by now: opening a FIFO would wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    if not links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        _refuse_special(os.fstat(file.fileno()))
+        yield file
+
+
+_KINDS = {
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def _refuse_special(facts: os.stat_result) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "special file")
+        raise OSError(errno.EINVAL, f"it is a {kind}; expected a regular file")
+
+
+def read_bounded(file: BinaryIO, most_bytes: int) -> bytes:
+    """Return the rest of a file.
+
+    Raises:
+        ValueError: it is larger than that.
+    """
+    content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    return content
+
+
+def check_n_values(data: bytes, most: int) -> None:
+    """Refuse JSON with more values, by counting separators; those within texts are counted too.
+
+    Raises:
+        ValueError: with the number.
+    """
+    n_values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if n_values > most:
+        raise ValueError(f"it holds about {n_values} values; expected at most {most}")
+
+
+def parse_json(data: bytes, limits: JsonLimits) -> Any:
+    """Parse JSON strictly: in UTF-8, every key once in its object, every number finite and of sane length.
+
+    Raises:
+        ValueError: it is no such JSON, is nested too deeply, or holds more than it may.
+    """
+    if len(data) > limits.size_bytes:
+        raise ValueError(f"it has {len(data)} bytes; expected at most {limits.size_bytes}")
+    # A value of three bytes takes up to a hundred once it is parsed.
+    check_n_values(data, limits.n_values)
+    text = data.decode()
     try:
-        text = path.read_text(encoding="utf-8")
         content = json.loads(
             text,
             object_pairs_hook=_unique_keys,
@@ -78,9 +175,9 @@ def read_json(path: Path, *, advice: str, error_kind: type[VaeEdgeError] = Bundl
         if re.search(r"\\u[dD][89a-fA-F]", text):
             # Half of a pair of surrogates is what JSON can spell and nothing can print or hash.
             json.dumps(content, ensure_ascii=False).encode()
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise error_kind(f"{path} cannot be read ({error}); {advice}") from error
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None
+    return content
 
 
 def parse_record(
@@ -102,9 +199,11 @@ def parse_record(
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or path.stem
-        raise error_kind(f"{path} is damaged: {place}: {first['msg']}; {advice}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:_MAX_NAMED] or path.stem
+        raise error_kind(
+            f"{path} is damaged: {place}: {first['msg'].removeprefix('Value error, ')[:_MAX_NAMED]}; {advice}"
+        ) from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +270,9 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def check_recorded_files(folder: Path, records: tuple[FileRecord, ...], *, said_by: str, advice: str) -> None:
+def check_recorded_files(
+    folder: Path, records: tuple[FileRecord, ...], *, said_by: str, advice: str, links: bool = True
+) -> None:
     """Compare files with what a record says of them.
 
     Args:
@@ -179,18 +280,24 @@ def check_recorded_files(folder: Path, records: tuple[FileRecord, ...], *, said_
         records: what they should be.
         said_by: what to call the record, such as `the manifest`.
         advice: what to do about another file, for the message.
+        links: whether they may be symbolic links.
 
     Raises:
-        BundleError: a file is missing or was changed.
+        BundleError: a file is missing or was changed, or is no regular file.
     """
     for record in records:
         path = folder / record.name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; {advice}")
-        size_bytes = path.stat().st_size
-        if size_bytes != record.size_bytes:
+        try:
+            with open_regular(path, links=links) as file:
+                size_bytes = os.fstat(file.fileno()).st_size
+                sha256 = sha256_of(file) if size_bytes == record.size_bytes else None
+        except FileNotFoundError:
+            raise BundleError(f"{path} is missing; {advice}") from None
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror or error}); {advice}") from error
+        if sha256 is None:
             raise BundleError(
                 f"{path} was changed: it has {size_bytes} bytes, {said_by} says {record.size_bytes}; {advice}"
             )
-        if sha256_file(path) != record.sha256:
+        if sha256 != record.sha256:
             raise BundleError(f"{path} was changed: {said_by} has another SHA-256; {advice}")

@@ -16,7 +16,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.decision import (
     DEFAULT_FALSE_ALARM_RATE,
     PixelTail,
-    check_rate,
+    check_askable_rate,
     fit_f1_thresholds_with_tail,
     fit_thresholds_with_tail,
     normals_needed,
@@ -88,7 +88,7 @@ def refit_thresholds(
     """
     by_f1 = _checked_method(method, false_alarm_rate, anomalous is not None) is ThresholdMethod.F1_OPTIMAL
     rate = DEFAULT_FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
-    check_rate(rate, "false-alarm rate")
+    check_askable_rate(rate, "false-alarm rate")
     if max_images < 1:
         raise UsageError(f"max_images is {max_images}; expected 1 or more")
     bundle = detector.bundle

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundles import make_bundle as make_tiny_bundle
-from tests.tiny_bundles import write_image
+from tests.tiny_bundles import move_threshold, write_image
 from vae_edge.benchmarks.jobs import MeasuringRules
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.records import file_record
@@ -58,7 +58,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
         bundle = make_tiny_bundle(path, Target.ONNX if engine else target)
         manifest = bundle.manifest
         changes: dict[str, object] = {
-            "thresholds": manifest.thresholds.model_copy(update={"image_threshold": threshold}),
+            "thresholds": move_threshold(manifest.thresholds, threshold),
             "provenance": manifest.provenance.model_copy(update={"run": f"run-{run}", "run_fingerprint": run * 64}),
         }
         if engine:

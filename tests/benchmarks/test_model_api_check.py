@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_bundles import dark_image, make_bundle, spotted_image, write_image
+from tests.tiny_bundles import dark_image, make_bundle, move_threshold, spotted_image, write_image
 from vae_edge.benchmarks.model_api_check import compare
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError
@@ -60,7 +60,7 @@ def test_what_does_not_belong_together_is_refused(bundle: Bundle, folder: Path, 
     images = images_below(parts)
     with pytest.raises(InputError, match="no picture to judge"):
         compare(bundle.folder, folder, [])
-    changed = bundle.manifest.thresholds.model_copy(update={"image_threshold": 0.9})
+    changed = move_threshold(bundle.manifest.thresholds, 0.9)
     bundle.with_manifest(bundle.manifest.model_copy(update={"thresholds": changed}))
     with pytest.raises(UsageError, match="fitted again after"):
         compare(bundle.folder, folder, images)

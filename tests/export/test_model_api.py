@@ -12,7 +12,7 @@ import openvino
 import pytest
 from numpy.typing import NDArray
 
-from tests.tiny_bundles import SIZE, dark_image, make_bundle, spotted_image, write_image
+from tests.tiny_bundles import SIZE, dark_image, make_bundle, move_threshold, spotted_image, write_image
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError, ParityError, UsageError
@@ -52,7 +52,8 @@ def pictures() -> list[NDArray[np.uint8]]:
 
 
 def with_thresholds(bundle: Bundle, image: float, pixel: float) -> Bundle:
-    thresholds = bundle.manifest.thresholds.model_copy(update={"image_threshold": image, "pixel_threshold": pixel})
+    moved = move_threshold(bundle.manifest.thresholds, image)
+    thresholds = moved.model_copy(update={"pixel_threshold": pixel})
     return bundle.with_manifest(bundle.manifest.model_copy(update={"thresholds": thresholds}))
 
 

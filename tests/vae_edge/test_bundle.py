@@ -3,17 +3,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.hostile_bundles import as_first_schema, hostile_bundle, read_content, with_digest
 from tests.tiny_bundles import dark_image, make_bundle, make_manifest
-from vae_edge.bundle import Bundle, bundles_in, manifest_text, new_bundle
+from vae_edge.bundle import Bundle, bundles_in, manifest_text, new_bundle, read_manifest
+from vae_edge.decision import PixelTail, check_thresholds, fit_f1_thresholds_with_tail, fit_thresholds_with_tail
 from vae_edge.detector import Detector
-from vae_edge.errors import BundleError, InputError
-from vae_edge.manifest import MANIFEST_FILE, NO_DIGEST, SCHEMA_VERSION
+from vae_edge.errors import BundleError, InputError, UsageError
+from vae_edge.manifest import MANIFEST_FILE, NO_DIGEST, SCHEMA_VERSION, ThresholdMethod, Thresholds
 from vae_edge.targets import Target
 
 
@@ -234,6 +238,129 @@ def test_the_first_schema_with_a_digest_is_refused(onnx_bundle: Bundle, tmp_path
 
     with pytest.raises(BundleError, match="was changed: it has schema 1"):
         Bundle.open(hostile_bundle(onnx_bundle, tmp_path / "out", manifest=strip))
+
+
+def in_thresholds(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["thresholds"].update(values)
+
+
+def shifted(content: dict[str, Any]) -> None:
+    """Move one score that decides."""
+    scores = content["thresholds"]["calibration_scores"]
+    scores[-1] += 1e-9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (in_thresholds(image_threshold=99.0), "the image threshold is 99.0; its own scores and rate give 0.2"),
+        (in_thresholds(image_threshold=0.0), "the image threshold is 0.0"),
+        (shifted, "its own scores and rate give"),
+        (in_thresholds(false_alarm_rate=0.02), r"the false-alarm rate is 0\.02; its own scores .* give 0\.01"),
+        (in_thresholds(false_alarm_rate=0.010000000000000002), "the false-alarm rate is"),
+        (in_thresholds(false_alarm_rate_requested=0.05), "the image threshold is"),
+        (in_thresholds(false_alarm_rate_requested=0.0101), "the false-alarm rate is"),
+        (in_thresholds(false_alarm_rate_requested=0.999999, false_alarm_rate=0.999999), "expected 1e-06 to 0.5"),
+        (in_thresholds(false_alarm_rate_requested=1e-300), "is 1e-300; expected 1e-06 to 0.5"),
+        (in_thresholds(pixel_false_positive_rate=1e-300), "the pixel false-positive rate is 1e-300"),
+        (in_thresholds(pixel_false_positive_rate=0.9), "the pixel false-positive rate is 0.9"),
+        (in_thresholds(pixel_threshold=1e39), "beyond float32"),
+        (in_thresholds(pixel_threshold=-1e39), "beyond float32"),
+        (in_thresholds(method="f1-optimal", image_threshold=0.05), "is not one of its own normals' scores"),
+        (in_thresholds(method="f1-optimal", false_alarm_rate_requested=0.02), "the false-alarm rate is"),
+        (in_thresholds(calibration_scores=["x"] * 99), "there is a str among them; expected numbers"),
+        (in_thresholds(calibration_scores=["0.1"] * 99), "there is a str among them; expected numbers"),
+        (in_thresholds(calibration_scores=[True] * 99), "there is a bool among them; expected numbers"),
+        (in_thresholds(calibration_scores=[[]] * 99), "there is a list among them; expected numbers"),
+        (in_thresholds(calibration_scores=[], n_normals=0), "n_normals"),
+        (in_thresholds(calibration_scores={}), "calibration_scores"),
+        (
+            in_thresholds(calibration_scores=[0] * 260_000, n_normals=260_000),
+            "there are 260000; expected at most 250000",
+        ),
+        (lambda content: content.update(outputs=[]), "the outputs are not anomaly_map float32"),
+        (lambda content: content["outputs"].reverse(), "the outputs are not anomaly_map float32"),
+        (lambda content: content["inputs"][0].update(shape=[None] * 4), r"not image uint8 \[N, 32, 32, 3\]"),
+        (lambda content: content["preparation"].update(height=64), "the inputs are not image uint8"),
+        (
+            lambda content: content["provenance"].update(library_versions=dict.fromkeys(map(str, range(60_000)), "1")),
+            "values; expected at most",
+        ),
+        (lambda content: content["files"].extend(content["files"] * 20), "listed twice"),
+    ],
+)
+def test_what_follows_from_the_rest_is_checked_behind_the_digest(
+    onnx_bundle: Bundle, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(hostile_bundle(onnx_bundle, tmp_path / "second", manifest=change))
+
+    def of_the_first_schema(content: dict[str, Any]) -> None:
+        as_first_schema(content)
+        change(content)
+
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(hostile_bundle(onnx_bundle, tmp_path / "first", manifest=of_the_first_schema))
+
+
+@pytest.mark.parametrize("n_normals", [1, 2, 20, 99, 100, 250, 4000])
+@pytest.mark.parametrize("rate", [1e-6, 0.001, 0.01, 1 / 3, 0.3, 0.5])
+@pytest.mark.parametrize("kind", ["spread", "tied", "float32"])
+def test_thresholds_of_every_method_pass_the_check_of_their_own_scores(n_normals: int, rate: float, kind: str) -> None:
+    rng = np.random.default_rng(n_normals)
+    scores = rng.normal(size=n_normals) if kind != "tied" else rng.integers(0, 3, n_normals).astype(float)
+    scores = scores.astype(np.float32) if kind == "float32" else scores
+    defects = rng.normal(1.0, size=50)
+    tail = PixelTail(100)
+    tail.add(rng.normal(size=100).astype(np.float32))
+    for method in (ThresholdMethod.SPLIT_CONFORMAL, ThresholdMethod.CROSS_CONFORMAL):
+        fitted = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by="a test", method=method)
+        check_thresholds(Thresholds.model_validate_json(fitted.model_dump_json()))
+    if (defects > scores.min()).any():
+        by_f1 = fit_f1_thresholds_with_tail(scores, tail, defects, scored_by="a test")
+        check_thresholds(Thresholds.model_validate_json(by_f1.model_dump_json()))
+
+
+@pytest.mark.parametrize("rate", [1e-7, 0.6])
+def test_no_thresholds_are_fitted_that_a_bundle_could_not_be_opened_with(rate: float) -> None:
+    tail = PixelTail(4)
+    tail.add(np.zeros(4, np.float32))
+    with pytest.raises(UsageError, match=r"expected 1e-06 to 0\.5"):
+        fit_thresholds_with_tail([1.0], tail, false_alarm_rate=rate, scored_by="a test")
+    with pytest.raises(InputError, match="there are 250001 normals"):
+        fit_thresholds_with_tail(np.zeros(250_001), tail, false_alarm_rate=0.01, scored_by="a test")
+
+
+def content_of(path: Path) -> Any:
+    """Return what a file says; None where it is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_single_bit_of_a_manifest_can_be_flipped(tmp_path: Path, seed: int) -> None:
+    """Some of all bits are drawn; each of the 34,000 was tried once."""
+    pytest.importorskip("onnx")
+    bundle = make_bundle(tmp_path / "toy", n_normals=5)
+    path = bundle.folder / MANIFEST_FILE
+    whole = path.read_bytes()
+    flips = [(place, bit) for place in range(len(whole)) for bit in range(8)]
+    n_equal = 0
+    for place, bit in random.Random(seed).sample(flips, len(flips) // 16):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        try:
+            manifest = read_manifest(bundle.folder)
+        except BundleError:
+            continue
+        n_equal += 1
+        # A space that became another, or an e that became E: the file says what it said.
+        assert content_of(path) == json.loads(whole)
+        assert manifest == bundle.manifest
+    assert n_equal < 100
 
 
 def test_the_manifest_keeps_every_bit_of_the_scores(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.cli.progress import progress_bar, step_progress
-from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_rate, describe_promise, describe_support
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
 from vae_edge.manifest import ThresholdMethod
@@ -67,7 +67,7 @@ def verify(
     Every image of --data must show a good part: a defective one among them raises the threshold.
     """
     if false_alarm_rate is not None:
-        check_rate(false_alarm_rate, "false-alarm rate")
+        check_askable_rate(false_alarm_rate, "false-alarm rate")
     _check_method(method, abnormal, false_alarm_rate)
     opened = Bundle.open(bundle)
     files = image_files(data, recursive=recursive)
