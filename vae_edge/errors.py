@@ -13,6 +13,8 @@ A message says what came, what was expected and what to do. The command line pri
 
 from __future__ import annotations
 
+import re
+
 
 class VaeEdgeError(Exception):
     """Base of every error that vae-edge raises on purpose."""
@@ -47,3 +49,23 @@ class ParityError(VaeEdgeError, RuntimeError):
     """An exported model does not give the trained model's verdict."""
 
     exit_code = 3
+
+
+_MOST_CHARACTERS = 300
+
+_OF_A_SOURCE_FILE = re.compile(r"Exception from \S+|Check '.*' failed at \S+")
+"""Lines of OpenVINO's messages that name a place in its source, before those that say what happened."""
+
+
+def said_by(error: BaseException) -> str:
+    """Return what an error of another library says in one line of at most 300 printable characters.
+
+    That is its first line that says something. Messages repeat what stands in a file, so control characters, which
+    could act on a terminal, are written as escapes. The whole message belongs into the exception's `__cause__`.
+    """
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    lines = (line.strip().removesuffix(":") for line in str(error)[:100_000].splitlines())
+    text = next((line for line in lines if line and not _OF_A_SOURCE_FILE.fullmatch(line)), type(error).__name__)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: _MOST_CHARACTERS + 1])
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."

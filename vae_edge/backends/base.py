@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -15,7 +16,15 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.errors import DeviceError, InputError, MissingDependencyError, UsageError
+from vae_edge.errors import (
+    BundleError,
+    DeviceError,
+    InputError,
+    MissingDependencyError,
+    UsageError,
+    VaeEdgeError,
+    said_by,
+)
 from vae_edge.manifest import TensorSpec
 from vae_edge.progress import StepProgress
 from vae_edge.targets import SUPPORTED, Target
@@ -125,6 +134,9 @@ class Backend(ABC):
     A runtime writes its constructor, which loads the model, and `_run` and `_free`. A backend knows tensors only, not
     images or verdicts. It can be called from several threads at once. `close` waits for the calls under way; twice is
     fine, `run` after it is not.
+
+    A model file comes from elsewhere, so nothing that the runtime gives or throws is taken on trust: `open_backend`
+    and `run` turn every exception into one of this package, and hold every output against its spec.
     """
 
     separate_throughput = False
@@ -163,15 +175,22 @@ class Backend(ABC):
 
         Raises:
             InputError: a name, dtype or shape does not fit the specs, or the batch is larger than `max_batch`.
-            DeviceError: the runtime failed, or the backend is closed.
+            DeviceError: the runtime failed, an output is another one than its spec says, or the backend is closed.
         """
         with self._calls:
             check_feeds(feeds, self.inputs, self.max_batch)
-            return self._run(feeds)
+            try:
+                outputs = self._run(feeds)
+            except VaeEdgeError:
+                raise
+            except Exception as error:
+                raise DeviceError(f"{self.version} failed on {self.device.name}: {said_by(error)}") from error
+            check_outputs(outputs, self.outputs, feeds[self.inputs[0].name].shape[0])
+            return outputs
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Run checked feeds and return outputs that belong to the caller."""
+        """Run checked feeds and return outputs that belong to the caller; any exception may be thrown."""
 
     def close(self) -> None:
         """Wait for the calls under way, then free the model and everything it holds on the device."""
@@ -205,14 +224,87 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
             expected is None or expected == size for expected, size in zip(spec.shape, array.shape, strict=True)
         )
         if array.dtype != np.dtype(spec.dtype) or not fits:
-            expected_shape = "x".join("N" if size is None else str(size) for size in spec.shape)
-            shape = "x".join(map(str, array.shape))
+            expected_shape, shape = _sizes(spec.shape), _sizes(array.shape)
             raise InputError(f"input {spec.name!r} is {array.dtype} {shape}; expected {spec.dtype} {expected_shape}")
         if array.shape[0] < 1 or (max_batch is not None and array.shape[0] > max_batch):
             limit = "1 or more" if max_batch is None else f"1 to {max_batch}"
             raise InputError(f"the batch holds {array.shape[0]} images; this model takes {limit} at a time")
         if not array.flags.c_contiguous:
             raise InputError(f"input {spec.name!r} is not C-contiguous; pass numpy.ascontiguousarray of it")
+
+
+def check_outputs(outputs: Tensors, specs: tuple[TensorSpec, ...], batch: int) -> None:
+    """Check what a model gave against output specs; takes a few microseconds.
+
+    Raises:
+        DeviceError: what came, what was expected.
+    """
+    for spec in specs:
+        array = outputs.get(spec.name)
+        expected = tuple(batch if size is None else size for size in spec.shape)
+        if not isinstance(array, np.ndarray) or array.dtype != spec.dtype or array.shape != expected:
+            came = f"{array.dtype} {_sizes(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise DeviceError(
+                f"the model gave {came} as its output {spec.name!r}; expected {spec.dtype} {_sizes(expected)}: "
+                "it is not a model of vae-edge or is damaged; export the bundle again"
+            )
+    for one, other in combinations(outputs, 2):
+        if np.may_share_memory(outputs[one], outputs[other]):
+            raise DeviceError(f"the outputs {one!r} and {other!r} are one piece of memory; export the bundle again")
+
+
+Signature = Mapping[str, tuple[str, tuple[int | None, ...]]]
+"""What a loaded model declares of its inputs or outputs: name to element type, such as `float32`, and shape; None for a
+size that is not fixed."""
+
+
+def check_signature(
+    model: Path,
+    found: tuple[Signature, Signature],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> None:
+    """Check the inputs and outputs that a loaded model declares; an output's batch has to be the input's.
+
+    Args:
+        model: the file, for the message.
+        found: the model's inputs and its outputs.
+        inputs: what the manifest says of them.
+        outputs: the same of the outputs.
+
+    Raises:
+        BundleError: a name, element type, rank or fixed size is another one.
+    """
+    batch: int | None = None
+    for kind, declared, specs in (("input", found[0], inputs), ("output", found[1], outputs)):
+        if set(declared) != {spec.name for spec in specs}:
+            raise BundleError(
+                f"{model} has the {kind}s {_quoted(declared)}; expected {_quoted(spec.name for spec in specs)}: "
+                "it is not a model of vae-edge; export the bundle again"
+            )
+        if kind == "input":
+            batch = next((shape[0] for _, shape in declared.values() if shape), None)
+        for spec in specs:
+            dtype, shape = declared[spec.name]
+            expected = tuple(batch if size is None else size for size in spec.shape)
+            fits = len(shape) == len(expected) and all(
+                size is None or size == wanted for size, wanted in zip(shape, expected, strict=True)
+            )
+            if dtype != spec.dtype or not fits:
+                raise BundleError(
+                    f"{model} has the {kind} {spec.name!r} as {dtype} {_sizes(shape)}; expected {spec.dtype} "
+                    f"{_sizes(expected)}: it is not a model of vae-edge; export the bundle again"
+                )
+
+
+def _sizes(shape: tuple[int | None, ...]) -> str:
+    return "x".join("N" if size is None else str(size) for size in shape) or "scalar"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    """Return the first names, cut and escaped: they stand in a file that came from elsewhere."""
+    shown = sorted(names)
+    return ", ".join(repr(name[:80]) for name in shown[:5]) + (", ..." if len(shown) > 5 else "") or "(none)"
 
 
 def open_backend(
@@ -228,7 +320,8 @@ def open_backend(
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message says what to install.
-        DeviceError: the runtime is damaged, cannot load the model or has no such device.
+        BundleError: the runtime cannot load the model, or it has other inputs or outputs.
+        DeviceError: the runtime is damaged or has no such device, or a device other than the processor cannot load it.
     """
     record = SUPPORTED[target]
     module_name, class_name = record.backend.split(":")
@@ -238,13 +331,28 @@ def open_backend(
         if error.name is None or error.name.split(".")[0] == "vae_edge":
             raise
         raise missing_runtime(target, error.name) from error
-    except (ImportError, OSError) as error:
-        # The package is there and one of its libraries is not, or is for another system.
+    except VaeEdgeError:
+        raise
+    except Exception as error:
+        # The package is there and one of its libraries is not, is for another system or for another NumPy.
         raise DeviceError(
-            f"the package for target {target} is installed and does not load ({error}); "
+            f"the package for target {target} is installed and does not load ({said_by(error)}); "
             f"run: pip install --force-reinstall 'vae-edge[{record.extra}]'"
         ) from error
-    backend: Backend = backend_class(model, inputs, outputs, max_batch=max_batch, options=options or RuntimeOptions())
+    options = options or RuntimeOptions()
+    try:
+        backend: Backend = backend_class(model, inputs, outputs, max_batch=max_batch, options=options)
+    except (VaeEdgeError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # A panic in Rust is none of Exception.
+        message = f"{model} cannot be loaded by the runtime of target {target}: {said_by(error)}"
+        if isinstance(error, MemoryError):
+            raise DeviceError(f"{message}; end other programs, or use a device with more memory") from error
+        if options.device.strip().lower() not in ("auto", "cpu"):
+            raise DeviceError(f"{message}; check the driver of {options.device}, or open with device='cpu'") from error
+        raise BundleError(
+            f"{message}; export the bundle again, or install the version of the runtime that its manifest names"
+        ) from error
     return backend
 
 

@@ -10,8 +10,17 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, Hint, Layout, RuntimeOptions, Tensors
-from vae_edge.errors import DeviceError
+from vae_edge.backends.base import (
+    Backend,
+    DeviceChoice,
+    Hint,
+    Layout,
+    RuntimeOptions,
+    Signature,
+    Tensors,
+    check_signature,
+)
+from vae_edge.errors import DeviceError, said_by
 from vae_edge.machine import usable_cores
 from vae_edge.manifest import TensorSpec
 
@@ -23,6 +32,8 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     # TF32 has 10 bits of mantissa and is on by default: it would move the scores away from the trained model's.
     "cuda": {"use_tf32": "0"},
 }
+
+_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeBackend(Backend):
@@ -50,13 +61,15 @@ class OnnxRuntimeBackend(Backend):
         layout = _layout(device.name, options)
         try:
             self._session: Any = _open_session(model, device.name, layout, options)
-        except DeviceError as error:
+        except Exception as error:
             if device.name == "cpu" or options.device.strip().lower() != "auto":
                 raise
-            device = DeviceChoice("cpu", f"the CPU, because: {error}")
-            _log.warning("%s; the CPU is used", error)
+            device = DeviceChoice("cpu", f"the CPU, because: {said_by(error)}")
+            _log.warning("%s; the CPU is used", said_by(error))
             layout = _layout("cpu", options)
             self._session = _open_session(model, "cpu", layout, options)
+        found = _signature(self._session.get_inputs()), _signature(self._session.get_outputs())
+        check_signature(model, found, inputs, outputs)
         self._names = [spec.name for spec in outputs]
         super().__init__(
             inputs,
@@ -68,11 +81,7 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        try:
-            values = self._session.run(self._names, dict(feeds))
-        except Exception as error:
-            raise DeviceError(f"ONNX Runtime failed: {error}") from error
-        return dict(zip(self._names, values, strict=True))
+        return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
 
     def _free(self) -> None:
         self._session = None
@@ -96,18 +105,26 @@ def _open_session(model: Path, device: str, layout: Layout, options: RuntimeOpti
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     if layout.threads is not None:
         settings.intra_op_num_threads = layout.threads // layout.requests
-    try:
-        session = onnxruntime.InferenceSession(
-            str(model),
-            settings,
-            providers=[(provider, {**_PROVIDER_OPTIONS[kind], **({"device_id": index} if index else {})})],
-        )
-    except Exception as error:
-        raise DeviceError(f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {error}") from error
+    session = onnxruntime.InferenceSession(
+        str(model),
+        settings,
+        providers=[(provider, {**_PROVIDER_OPTIONS[kind], **({"device_id": index} if index else {})})],
+    )
     # A provider that fails to start is replaced by the CPU with a mere warning.
     if provider not in session.get_providers():
         raise DeviceError(f"ONNX Runtime could not start {provider}; check the driver, or open with device='cpu'")
     return session
+
+
+def _signature(values: Any) -> Signature:
+    """Return what a session says of its inputs or outputs; a size that is not fixed has a name there, or none."""
+    return {
+        value.name: (
+            _TYPES.get(value.type, value.type),
+            tuple(size if isinstance(size, int) else None for size in value.shape or ()),
+        )
+        for value in values
+    }
 
 
 def _choose_device(asked: str) -> DeviceChoice:

@@ -13,9 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge import compiled_cache
-from vae_edge.backends.base import Backend, DeviceChoice, Hint, Layout, RuntimeOptions, Tensors
+from vae_edge.backends.base import (
+    Backend,
+    DeviceChoice,
+    Hint,
+    Layout,
+    RuntimeOptions,
+    Signature,
+    Tensors,
+    check_signature,
+)
 from vae_edge.backends.openvino_module import import_openvino, openvino_core, version_of
-from vae_edge.errors import DeviceError
+from vae_edge.errors import BundleError, DeviceError
 from vae_edge.manifest import TensorSpec
 
 openvino = import_openvino()
@@ -56,18 +65,15 @@ class OpenVinoBackend(Backend):
     ) -> None:
         core = openvino_core()
         device = _choose_device(core, options.device)
-        try:
-            self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)
-            compiled = self._loaded.model
-            layout = Layout(
-                requests=_requests(options) or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
-                threads=compiled.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
-                batch=1,
-            )
-        except RuntimeError as error:
-            raise DeviceError(
-                f"OpenVINO {version_of(openvino)} cannot load {model} on {device.name}: {error}"
-            ) from error
+        self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)
+        compiled = self._loaded.model
+        found = _signature(compiled.inputs, inputs), _signature(compiled.outputs, outputs)
+        check_signature(model, found, inputs, outputs)
+        layout = Layout(
+            requests=_requests(options) or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
+            threads=compiled.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
+            batch=1,
+        )
         # A request serves one inference at a time. The one used last comes first: its memory is still in the cache.
         self._idle: list[_Request] = []
         super().__init__(
@@ -86,14 +92,11 @@ class OpenVinoBackend(Backend):
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         n_images = feeds[self.inputs[0].name].shape[0]
-        try:
-            if n_images == 1:
-                request = self._take()
-                request.start(feeds)
-                return self._give_back(request)
-            return self._run_each(feeds, n_images)
-        except RuntimeError as error:
-            raise DeviceError(f"OpenVINO failed on {self.device.name}: {error}") from error
+        if n_images == 1:
+            request = self._take()
+            request.start(feeds)
+            return self._give_back(request)
+        return self._run_each(feeds, n_images)
 
     def _run_each(self, feeds: Mapping[str, NDArray[Any]], n_images: int) -> Tensors:
         """Run the images of a batch, as many at the same time as there are requests."""
@@ -195,6 +198,10 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
                 return _Loaded(core.import_model(content, plugin, settings), blob)
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
+    with model.open("rb") as file:
+        # OpenVINO tries the readers of all its formats on a file that is not XML.
+        if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+            raise BundleError(f"{model} is not an OpenVINO IR, or is damaged; export the bundle again")
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     compiled = core.compile_model(network, plugin, settings)
@@ -206,6 +213,17 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
         else:
             compiled_cache.keep(key, lambda path: path.write_bytes(blob))
     return _Loaded(compiled)
+
+
+def _signature(ports: Any, specs: tuple[TensorSpec, ...]) -> Signature:
+    """Return what a compiled model says of its inputs or outputs; of several names the expected one counts."""
+    found: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+    for port in ports:
+        names = port.get_names()
+        name = next((spec.name for spec in specs if spec.name in names), min(names, default=""))
+        shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+        found[name] = str(port.get_element_type().to_dtype()), shape
+    return found
 
 
 def _requests(options: RuntimeOptions) -> int | None:
