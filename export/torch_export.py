@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.export.graph_signature import InputKind
 
-from vae_edge.backends.torch_program import ALLOWED_OPERATORS, PROGRAM_FORMAT, dtype_name
+from vae_edge.backends.torch_program import OPERATORS, PROGRAM_FORMAT, dtype_name
 from vae_edge.errors import InputError
 
 _IGNORED = ("aten._assert_tensor_metadata.default",)
@@ -28,7 +28,7 @@ def save_program(exported: torch.export.ExportedProgram, program: Path) -> list[
     Raises:
         InputError: the disk is full.
         AssertionError: the graph uses an operator or an argument that the loader would refuse. That is a mistake of
-            this package: the operator belongs into `ALLOWED_OPERATORS`.
+            this package: the operator belongs into `OPERATORS`.
     """
     tensor_of = {
         spec.arg.name: spec.target
@@ -69,7 +69,7 @@ def operator_name(target: Any) -> str:
 
 def _node_record(node: torch.fx.Node) -> dict[str, Any]:
     name = operator_name(node.target)
-    if name not in ALLOWED_OPERATORS:
+    if name not in OPERATORS:
         raise AssertionError(f"the graph uses {name}, which the loader does not allow")
     record: dict[str, Any] = {"name": node.name, "op": name, "args": [_argument(value) for value in node.args]}
     if node.kwargs:

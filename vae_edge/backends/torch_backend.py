@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
-from vae_edge.backends.torch_program import load_program
-from vae_edge.errors import DeviceError, InputError
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors, check_outputs
+from vae_edge.backends.torch_program import TorchProgram, load_program
+from vae_edge.errors import BundleError, DeviceError, InputError, said_by
 from vae_edge.manifest import TensorSpec
 
 
@@ -23,7 +23,8 @@ class TorchBackend(Backend):
 
     `device`: `auto` takes CUDA where it is available and the CPU otherwise; `cpu`, `cuda` or `cuda:N` ask for one.
     `threads` sets torch's number of threads for the whole process: torch has no other. Outputs are new arrays. On the
-    CPU one call runs after the other: each has all the threads.
+    CPU one call runs after the other: each has all the threads. Opening runs the program once, on a black image: that
+    is how it is known to have the outputs that it should.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class TorchBackend(Backend):
         if self._device.type == "cuda":
             # TF32 would move the scores away from the trained model's.
             torch.backends.cudnn.allow_tf32 = False
-        self._program: torch.fx.GraphModule | None = load_program(model).to(self._device)
+        self._program: TorchProgram | None = load_program(model).to(self._device)
         super().__init__(
             inputs,
             outputs,
@@ -52,16 +53,23 @@ class TorchBackend(Backend):
             layout=Layout(1, torch.get_num_threads() if self._device.type == "cpu" else None, None),
             version=f"torch {torch.__version__}",
         )
+        self._try(model)
+
+    def _try(self, model: Path) -> None:
+        black = {spec.name: np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in self.inputs}
+        try:
+            check_outputs(self._run(black), self.outputs, 1)
+        except (BundleError, DeviceError) as error:
+            raise BundleError(f"{model} cannot be used: {error}") from error
+        except Exception as error:
+            raise DeviceError(f"{model} cannot be run on {self.device.name}: {said_by(error)}") from error
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         program = self._program
         assert program is not None  # Only `_free` takes it away, and nothing runs then.
-        try:
-            with self._one_at_a_time, torch.inference_mode():
-                values = program(*[_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs])
-                return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            raise DeviceError(f"torch failed on {self._device}: {error}") from error
+        with self._one_at_a_time, torch.inference_mode():
+            values = program(*[_tensor(feeds[spec.name]).to(self._device) for spec in self.inputs])
+            return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
 
     def _free(self) -> None:
         self._program = None

@@ -3,72 +3,54 @@
 Why not `torch.export.save`: loading its archive can run code. `torch.export.load` (2.13) unpickles every tensor that
 the archive marks as pickled, falls back from `weights_only=True` to `False` for the sample inputs, and hands the
 archive's symbolic expressions to `sympy.sympify`, which evaluates them. A bundle comes from elsewhere, so it must not
-be able to. Here a node may only name an operator of `ALLOWED_OPERATORS`, and its arguments are numbers, names, flags
-and lists.
+be able to.
 
     program.json    {"format": 1, "inputs": ["image"], "outputs": ["sub_2", "mean_1"], "nodes": [
                         {"name": "weight", "tensor": "reconstruct.0.weight"},
                         {"name": "conv2d", "op": "aten.conv2d.default", "args": [{"node": "permute"}, ...]}, ...]}
+
+A program is interpreted: its steps are called one after the other, and no Python source is made of it. A step may only
+name an operator of `OPERATORS`, and its arguments have to be of the kinds that stand there. What a step may allocate
+and compute is worked out before it is called, the first time that a program runs with a batch of that size, and held
+against limits far above what an export needs. See `TorchProgram`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import operator
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from vae_edge.errors import BundleError
+from vae_edge.errors import BundleError, said_by
 
 PROGRAM_FORMAT = 1
 
-ALLOWED_OPERATORS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "abs.default",
-        "add.Tensor",
-        "amax.default",
-        "cat.default",
-        "clamp.default",
-        "conv2d.default",
-        "conv2d.padding",
-        "conv_transpose2d.input",
-        "div.Tensor",
-        "exp.default",
-        "expand.default",
-        "flatten.using_ints",
-        "leaky_relu.default",
-        "matmul.default",
-        "maximum.default",
-        "mean.dim",
-        "mul.Tensor",
-        "narrow.default",
-        "pad.default",
-        "permute.default",
-        "relu.default",
-        "reshape.default",
-        "rsub.Scalar",
-        "select.int",
-        "slice.Tensor",
-        "sqrt.default",
-        "square.default",
-        "sub.Tensor",
-        "sum.dim_IntList",
-        "tanh.default",
-        "to.dtype",
-        "topk.default",
-        "unsqueeze.default",
-        "view.default",
-    )
-) | {"getitem"}
-"""What the graphs of this package are made of. None of them reads a file or runs code."""
+MAX_NODES = 10_000
+"""Of a program, its tensors among them; exports have 100 to 300, and a few more for each tile."""
+_MAX_PROGRAM_BYTES = 4_000_000
+_MAX_HEADER_BYTES = 4_000_000
+"""Of the safetensors file: what names its tensors."""
+_MAX_SIZES = 8
+"""Dimensions of a tensor, and so sizes in a list."""
+_MAX_NAME = 200
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+_BASE_BYTES, _BYTES_PER_PIXEL = 512 << 20, 512
+"""What the tensors between the steps may take at a time; the reference network takes about 200 bytes for a pixel."""
+_BASE_WORK, _WORK_PER_PIXEL = 10_000_000_000, 500_000
+"""What a program may compute: multiplications of convolutions and matrices, and `_WORK_PER_ELEMENT` for each element
+that a step reads or writes. The reference network takes about 90,000 for a pixel."""
+_WORK_PER_ELEMENT = 16
+
+_DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -80,70 +62,529 @@ def dtype_name(dtype: torch.dtype) -> str:
     return {value: name for name, value in _DTYPES.items()}[dtype]
 
 
-def load_program(program: Path) -> torch.fx.GraphModule:
-    """Load `program.json` and the tensors beside it (`program.safetensors`) as a torch module.
+class _RefusedError(Exception):
+    """A program is not to be run; the message is to be read after its name."""
 
-    Returns:
-        A module whose `forward` takes the inputs in the program's order and returns a tuple of its outputs.
+
+_Bound = Mapping[str, Any]
+"""Arguments of a call by the operator's names for them."""
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """An operator that a program may use."""
+
+    arguments: str
+    """`name:kind` of every argument; `=` after the kind: it may be left out, `?` before that: it may be null."""
+    cost: Callable[[_Bound], tuple[int, int]]
+    """From the arguments to a bound of the elements that the call allocates, and its multiplications."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The arguments' kinds by their names."""
+        return dict(argument.split(":") for argument in self.arguments.split())
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return math.prod(shape)
+
+
+def _same(bound: _Bound) -> tuple[int, int]:
+    """Cost of what gives no more elements than it gets."""
+    return sum(value.numel() for value in bound.values() if isinstance(value, Tensor)), 0
+
+
+def _sorted(bound: _Bound) -> tuple[int, int]:
+    numel = bound["self"].numel()
+    return 3 * numel, 256 * numel  # The positions have eight bytes.
+
+
+def _broadcast(bound: _Bound) -> tuple[int, int]:
+    shapes = [value.shape[::-1] for value in bound.values() if isinstance(value, Tensor)]
+    rank = max(map(len, shapes))
+    return _numel([max(shape[i] if i < len(shape) else 1 for shape in shapes) for i in range(rank)]), 0
+
+
+def _joined(bound: _Bound) -> tuple[int, int]:
+    return sum(part.numel() for part in bound["tensors"]), 0
+
+
+def _expanded(bound: _Bound) -> tuple[int, int]:
+    sizes, shape = bound["size"], bound["self"].shape
+    kept = [1] * (len(sizes) - len(shape)) + list(shape)
+    return _numel([old if new == -1 else new for old, new in zip(kept[-len(sizes) :], sizes, strict=False)]), 0
+
+
+def _padded(bound: _Bound) -> tuple[int, int]:
+    shape = list(bound["self"].shape)
+    pads = bound["pad"]
+    for i in range(min(len(pads) // 2, len(shape))):
+        shape[-1 - i] += pads[2 * i] + pads[2 * i + 1]
+    return _numel([max(size, 0) for size in shape]), 0
+
+
+def _matrix_product(bound: _Bound) -> tuple[int, int]:
+    one, other = bound["self"].shape, bound["other"].shape
+    one, other = (1, *one) if len(one) == 1 else one, (*other, 1) if len(other) == 1 else other
+    rank = max(len(one), len(other)) - 2
+    batches = [[1] * (rank + 2 - len(shape)) + list(shape[:-2]) for shape in (one, other)]
+    n = _numel([max(sizes) for sizes in zip(*batches, strict=True)])
+    rows, inner, columns = one[-2], one[-1], other[-1]
+    # Each of them may be written out for every pair of matrices.
+    return n * (rows * columns + rows * inner + inner * columns), n * rows * inner * columns
+
+
+def _two(value: Any) -> tuple[int, int]:
+    values = [value] * 2 if isinstance(value, int) else value
+    if len(values) > 2:
+        raise _RefusedError(f"gives a convolution of images {len(values)} sizes")
+    return values[0], values[-1]
+
+
+def _convolution(bound: _Bound) -> tuple[int, int]:
+    images, kernels = _images_and_kernels(bound)
+    padding = bound.get("padding", 0)
+    strides, dilations = _two(bound.get("stride", 1)), _two(bound.get("dilation", 1))
+    taps = kernels[2] * kernels[3]
+    sizes = []
+    for i in range(2):
+        span = dilations[i] * (kernels[2 + i] - 1)
+        pad = {"same": span, "valid": 0}[padding] if isinstance(padding, str) else 2 * _two(padding)[i]
+        sizes.append(max((images[2 + i] + pad - span - 1) // strides[i] + 1, 0))
+    pixels = images[0] * _numel(sizes)
+    # torch may write out each kernel's view of the image before it multiplies.
+    return pixels * max(kernels[0], images[1] * taps), pixels * kernels[0] * kernels[1] * taps
+
+
+def _transposed_convolution(bound: _Bound) -> tuple[int, int]:
+    images, kernels = _images_and_kernels(bound)
+    strides, dilations = _two(bound.get("stride", 1)), _two(bound.get("dilation", 1))
+    more = _two(bound.get("output_padding", 0))
+    taps = kernels[2] * kernels[3]
+    sizes = [(images[2 + i] - 1) * strides[i] + dilations[i] * (kernels[2 + i] - 1) + 1 + more[i] for i in range(2)]
+    channels = kernels[1] * bound.get("groups", 1)
+    entered = images[0] * images[2] * images[3]
+    return max(images[0] * channels * _numel(sizes), entered * channels * taps), entered * images[1] * kernels[1] * taps
+
+
+def _images_and_kernels(bound: _Bound) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    images, kernels = tuple(bound["input"].shape), tuple(bound["weight"].shape)
+    if len(images) != 4 or len(kernels) != 4:
+        raise _RefusedError(f"convolves {len(images)} dimensions with {len(kernels)}")
+    return images, kernels
+
+
+_CONVOLUTION = "input:tensor weight:tensor bias:tensor?= stride:counts= padding:{}= dilation:counts= groups:count="
+
+OPERATORS = {
+    "aten.abs.default": _Operator("self:tensor", _same),
+    "aten.add.Tensor": _Operator("self:tensor other:operand", _broadcast),
+    "aten.amax.default": _Operator("self:tensor dim:ints= keepdim:flag=", _same),
+    "aten.cat.default": _Operator("tensors:tensors dim:int=", _joined),
+    "aten.clamp.default": _Operator("self:tensor min:number?= max:number?=", _same),
+    "aten.conv2d.default": _Operator(_CONVOLUTION.format("sizes"), _convolution),
+    "aten.conv2d.padding": _Operator(_CONVOLUTION.format("padding"), _convolution),
+    "aten.conv_transpose2d.input": _Operator(
+        "input:tensor weight:tensor bias:tensor?= stride:counts= padding:sizes= output_padding:sizes= groups:count= "
+        "dilation:counts=",
+        _transposed_convolution,
+    ),
+    "aten.div.Tensor": _Operator("self:tensor other:operand", _broadcast),
+    "aten.exp.default": _Operator("self:tensor", _same),
+    "aten.expand.default": _Operator("self:tensor size:ints", _expanded),
+    "aten.flatten.using_ints": _Operator("self:tensor start_dim:int= end_dim:int=", _same),
+    "aten.leaky_relu.default": _Operator("self:tensor negative_slope:number=", _same),
+    "aten.matmul.default": _Operator("self:tensor other:tensor", _matrix_product),
+    "aten.maximum.default": _Operator("self:tensor other:tensor", _broadcast),
+    "aten.mean.dim": _Operator("self:tensor dim:ints keepdim:flag=", _same),
+    "aten.mul.Tensor": _Operator("self:tensor other:operand", _broadcast),
+    "aten.narrow.default": _Operator("self:tensor dim:int start:int length:int", _same),
+    "aten.pad.default": _Operator("self:tensor pad:ints mode:mode= value:number?=", _padded),
+    "aten.permute.default": _Operator("self:tensor dims:ints", _same),
+    "aten.relu.default": _Operator("self:tensor", _same),
+    "aten.reshape.default": _Operator("self:tensor shape:ints", _same),
+    "aten.rsub.Scalar": _Operator("self:tensor other:number alpha:number=", _same),
+    "aten.select.int": _Operator("self:tensor dim:int index:int", _same),
+    "aten.slice.Tensor": _Operator("self:tensor dim:int= start:int?= end:int?= step:count=", _same),
+    "aten.sqrt.default": _Operator("self:tensor", _same),
+    "aten.square.default": _Operator("self:tensor", _same),
+    "aten.sub.Tensor": _Operator("self:tensor other:operand", _broadcast),
+    "aten.sum.dim_IntList": _Operator("self:tensor dim:ints keepdim:flag=", _same),
+    "aten.tanh.default": _Operator("self:tensor", _same),
+    "aten.to.dtype": _Operator("self:tensor dtype:dtype", _same),
+    "aten.topk.default": _Operator("self:tensor k:count dim:int= largest:flag= sorted:flag=", _sorted),
+    "aten.unsqueeze.default": _Operator("self:tensor dim:int", _same),
+    "aten.view.default": _Operator("self:tensor size:ints", _same),
+    "getitem": _Operator("pair:pair index:position", lambda bound: (0, 0)),
+}
+"""What the graphs of this package are made of. None of them reads a file or runs code."""
+
+_PAIRS = "aten.topk.default"
+"""The one operator that gives two tensors, values and positions, of which `getitem` takes one."""
+
+_JOINS = "aten.cat.default"
+"""The one operator that takes a list of tensors."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A call, ready to be made: which values go in and which comes out, by their places in the list of all."""
+
+    name: str
+    operator: str
+    function: Callable[..., Any]
+    arguments: tuple[int, ...]
+    named: dict[str, Any]
+    result: int
+    done: tuple[int, ...]
+    """Values that no later step needs."""
+
+    def bind(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the call's arguments by name."""
+        given = [values[place] for place in self.arguments]
+        if self.operator == _JOINS:
+            return {"tensors": given}
+        return {**dict(zip(OPERATORS[self.operator].kinds, given, strict=False)), **self.named}
+
+
+class TorchProgram:
+    """A loaded program; called with the inputs in the program's order it returns a tuple of its outputs.
+
+    The first call with a batch of some size is checked step by step: a step that would exceed the limits of memory or
+    work is not made, and a tensor of no element or of too many dimensions ends it. Sizes follow from the batch alone,
+    so the calls after it, which are not checked, allocate the same.
+    """
+
+    def __init__(self, steps: Sequence[_Step], constants: Sequence[Any], outputs: Sequence[int]) -> None:
+        self._steps = tuple(steps)
+        self._calls = tuple((s.function, s.arguments, s.named, s.result, s.done) for s in steps)
+        self._rest: list[Any] = [*[None] * len(steps), *constants]
+        """All values after the inputs: the steps' results, then the constants."""
+        self._outputs = tuple(outputs)
+        self._checked: set[int] = set()
+
+    def to(self, device: torch.device) -> TorchProgram:
+        """Move the program's tensors to a device."""
+        self._rest = [value.to(device) if isinstance(value, Tensor) else value for value in self._rest]
+        return self
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the program.
+
+        Raises:
+            BundleError: it asks for more memory or work than any export, or a step of it cannot be made; at the first
+                call with a batch of this size.
+            Exception: whatever torch throws.
+        """
+        if inputs[0].shape[0] not in self._checked:
+            return self._run_checked(inputs)
+        values: list[Any] = [*inputs, *self._rest]
+        for function, arguments, named, result, done in self._calls:
+            values[result] = function(*[values[place] for place in arguments], **named)
+            for place in done:
+                values[place] = None
+        return tuple([values[place] for place in self._outputs])
+
+    def _run_checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pixels = sum(value.numel() // 3 for value in inputs)
+        meter = _Meter(_BASE_BYTES + _BYTES_PER_PIXEL * pixels, _BASE_WORK + _WORK_PER_PIXEL * pixels)
+        values: list[Any] = [*inputs, *self._rest]
+        for step in self._steps:
+            try:
+                meter.allow(OPERATORS[step.operator].cost, step.bind(values))
+                values[step.result] = step.function(*[values[place] for place in step.arguments], **step.named)
+                meter.take(step.result, values[step.result])
+            except _RefusedError as refused:
+                raise BundleError(f"the program's step {step.name!r} {refused}; do not run it") from None
+            except Exception as error:
+                if isinstance(error, MemoryError) or inputs[0].is_cuda:
+                    raise
+                raise BundleError(
+                    f"the program's step {step.name!r} ({step.operator}) fails: {said_by(error)}; "
+                    "export the bundle again"
+                ) from error
+            for place in step.done:
+                values[place] = None
+                meter.free(place)
+        self._checked.add(inputs[0].shape[0])
+        return tuple([values[place] for place in self._outputs])
+
+
+class _Meter:
+    """Counts what the steps of a run allocate and compute."""
+
+    def __init__(self, max_bytes: int, max_work: int) -> None:
+        self._max_bytes, self._max_work = max_bytes, max_work
+        self._work = 0
+        self._held: dict[int, int] = {}
+
+    def allow(self, cost: Callable[[_Bound], tuple[int, int]], bound: _Bound) -> None:
+        """Refuse a call that would exceed a limit."""
+        numel, products = cost(bound)
+        self._work += products + _WORK_PER_ELEMENT * (numel + _same(bound)[0])
+        if 4 * numel + sum(self._held.values()) > self._max_bytes:
+            raise _RefusedError(f"needs more memory than the {self._max_bytes:,} bytes that a model of this size may")
+        if self._work > self._max_work:
+            raise _RefusedError("computes more than a model of this size may")
+
+    def take(self, place: int, result: Any) -> None:
+        """Count a result for as long as it is kept."""
+        tensors = result if isinstance(result, tuple) else (result,)
+        for tensor in tensors:
+            if tensor.dim() > _MAX_SIZES or not tensor.numel():
+                raise _RefusedError(f"gives a tensor of shape {list(tensor.shape)[:20]}, which no export does")
+        self._held[place] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def free(self, place: int) -> None:
+        """Count a result no longer."""
+        self._held.pop(place, None)
+
+
+def load_program(program: Path) -> TorchProgram:
+    """Load `program.json` and the tensors beside it (`program.safetensors`).
+
+    Steps that no output needs are left out, with their tensors.
 
     Raises:
-        BundleError: the program is damaged, newer, or asks for an operator that is not allowed.
+        BundleError: the program is damaged, newer, larger than any export, or asks for an operator or an argument that
+            is not allowed.
     """
     try:
+        size_bytes = program.stat().st_size
+        if size_bytes > _MAX_PROGRAM_BYTES:
+            raise _RefusedError(f"has {size_bytes:,} bytes, more than any export")
         content = json.loads(program.read_text(encoding="utf-8"))
-        tensors = load_file(program.with_suffix(".safetensors"))
+        return _Reader(content).build(program.with_suffix(".safetensors"))
+    except _RefusedError as refused:
+        raise BundleError(f"{program} {refused}; do not run it, export the bundle again") from None
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise BundleError(f"{program} cannot be read ({error}); export the bundle again") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{program} is damaged (it holds no record); export the bundle again")
-    if content.get("format") != PROGRAM_FORMAT:
-        raise BundleError(f"{program} has format {content.get('format')}; this vae-edge reads {PROGRAM_FORMAT}")
-    try:
-        return _build(content, tensors)
-    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
-        if isinstance(error, BundleError):
-            raise
-        raise BundleError(f"{program} is damaged ({error!r}); export the bundle again") from error
+        raise BundleError(f"{program} cannot be read ({said_by(error)}); export the bundle again") from error
 
 
-def _build(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.fx.GraphModule:
-    root = torch.nn.Module()
-    graph = torch.fx.Graph()
-    nodes: dict[str, torch.fx.Node] = {}
-    for position, name in enumerate(content["inputs"]):
-        # Names come from a file: the generated code gets names of our own making.
-        nodes[name] = graph.placeholder(f"input_{position}")
-    for position, node in enumerate(content["nodes"]):
-        if "tensor" in node:
-            attribute = f"tensor_{position}"
-            root.register_buffer(attribute, tensors[node["tensor"]])
-            nodes[node["name"]] = graph.get_attr(attribute)
-        else:
-            arguments = tuple(_argument(value, nodes) for value in node["args"])
-            named = {str(key): _argument(value, nodes) for key, value in node.get("kwargs", {}).items()}
-            nodes[node["name"]] = graph.call_function(_operator(node["op"]), arguments, named)
-    graph.output(tuple(nodes[name] for name in content["outputs"]))
-    graph.lint()
-    return torch.fx.GraphModule(root, graph).eval()
+@dataclass(frozen=True)
+class _Node:
+    """A node as it was read: an input, a tensor of the file, or a call."""
+
+    name: str
+    tensor: str | None = None
+    operator: str | None = None
+    arguments: tuple[Any, ...] = ()
+    """Constants, and `_Reference` to the nodes before it."""
+    named: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def references(self) -> list[_Reference]:
+        """The nodes that it uses."""
+        return [value for value in self.arguments if isinstance(value, _Reference)]
 
 
-def _operator(name: str) -> Callable[..., Any]:
-    if name not in ALLOWED_OPERATORS:
-        raise BundleError(f"the program asks for the operator {name!r}, which no vae-edge export uses; do not run it")
+class _Reference(int):
+    """The number of a node."""
+
+
+class _Reader:
+    """Turns a program's content into steps, checking every word of it."""
+
+    def __init__(self, content: Any) -> None:
+        if not isinstance(content, dict):
+            raise _RefusedError("is damaged: it holds no record")
+        if type(content.get("format")) is not int or content["format"] != PROGRAM_FORMAT:
+            raise _RefusedError(f"has format {_shown(content.get('format'))}; this vae-edge reads {PROGRAM_FORMAT}")
+        self._nodes: list[_Node] = []
+        self._numbers: dict[str, _Reference] = {}
+        for name in _list(content, "inputs", _MAX_SIZES):
+            self._add(_Node(_name(name)))
+        self._n_inputs = len(self._nodes)
+        for node in _list(content, "nodes", MAX_NODES):
+            self._add(self._read(node))
+        self._outputs = [self._reference(name) for name in _list(content, "outputs", _MAX_SIZES)]
+        if len(set(self._outputs)) != len(self._outputs):
+            raise _RefusedError("gives one value as two outputs")
+
+    def _add(self, node: _Node) -> None:
+        if node.name in self._numbers:
+            raise _RefusedError(f"has two nodes called {_shown(node.name)}")
+        self._numbers[node.name] = _Reference(len(self._nodes))
+        self._nodes.append(node)
+
+    def _reference(self, name: Any) -> _Reference:
+        try:
+            return self._numbers[_name(name)]
+        except KeyError:
+            raise _RefusedError(f"names {_shown(name)}, which no node before makes") from None
+
+    def _read(self, node: Any) -> _Node:
+        if not isinstance(node, dict):
+            raise _RefusedError(f"has {_shown(node)} in the place of a node")
+        name = _name(node.get("name"))
+        if set(node) == {"name", "tensor"}:
+            return _Node(name, tensor=_name(node["tensor"]))
+        if not {"name", "op", "args"} <= set(node) <= {"name", "op", "args", "kwargs"}:
+            raise _RefusedError(f"has the node {_shown(name)} with {_shown(sorted(node))}; expected name, op and args")
+        called, args, kwargs = node["op"], node["args"], node.get("kwargs", {})
+        if not isinstance(called, str) or called not in OPERATORS:
+            raise _RefusedError(f"asks for the operator {_shown(called)}, which no vae-edge export uses")
+        where = f"{called} in {_shown(name)}"
+        kinds = OPERATORS[called].kinds
+        if not isinstance(args, list) or not isinstance(kwargs, dict) or len(args) > len(kinds):
+            raise _RefusedError(f"gives {where} arguments that it does not have")
+        given = dict(zip(kinds, args, strict=False))
+        for key in kwargs:
+            if key not in kinds or key in given or kinds[key].startswith(_REFERENCES):
+                raise _RefusedError(f"gives {where} an argument {_shown(key)}, which it does not have")
+        for key, kind in kinds.items():
+            if key not in given and key not in kwargs and not kind.endswith("="):
+                raise _RefusedError(f"gives {where} no {key}")
+        arguments = [self._argument(value, kinds[key], f"{key} of {where}") for key, value in given.items()]
+        named = {key: self._argument(value, kinds[key], f"{key} of {where}") for key, value in kwargs.items()}
+        if called == _JOINS:
+            named |= dict(zip(list(kinds)[1:], arguments[1:], strict=False))
+            arguments = arguments[0]
+        return _Node(name, None, called, tuple(arguments), named)
+
+    def _argument(self, value: Any, kind: str, what: str) -> Any:
+        kind = kind.removesuffix("=")
+        if value is None and kind.endswith("?"):
+            return None
+        kind = kind.removesuffix("?")
+        if isinstance(value, dict) and set(value) == {"node"} and kind in (*_REFERENCES, "operand"):
+            found = self._reference(value["node"])
+            if (self._nodes[found].operator == _PAIRS) == (kind == "pair"):
+                return found
+        elif kind == "tensors" and isinstance(value, list) and 1 <= len(value) <= MAX_NODES:
+            return [self._argument(item, "tensor", what) for item in value]
+        elif kind == "dtype" and isinstance(value, dict) and set(value) == {"dtype"}:
+            if isinstance(value["dtype"], str) and value["dtype"] in _DTYPES:
+                return _DTYPES[value["dtype"]]
+        elif kind in _LITERALS and _LITERALS[kind](value):
+            return value
+        raise _RefusedError(f"has {_shown(value)} as {what}, which no vae-edge export does")
+
+    def build(self, tensors: Path) -> TorchProgram:
+        """Make the program, with the tensors that it uses from their file."""
+        needed = set(self._outputs)
+        for number in reversed(range(len(self._nodes))):
+            if number in needed:
+                needed.update(self._nodes[number].references)
+        from_image = set(range(self._n_inputs))
+        for number, node in enumerate(self._nodes):
+            if not from_image.isdisjoint(node.references):
+                from_image.add(number)
+        for output in self._outputs:
+            if output < self._n_inputs or output not in from_image:
+                raise _RefusedError(f"gives {_shown(self._nodes[output].name)}, which is not computed from the image")
+        calls = [number for number in sorted(needed) if self._nodes[number].operator is not None]
+        stored = {node.tensor: node for number, node in enumerate(self._nodes) if number in needed and node.tensor}
+        loaded = _read_tensors(tensors, list(stored))
+        places = {number: number for number in range(self._n_inputs)}
+        places |= {number: self._n_inputs + i for i, number in enumerate(calls)}
+        constants: list[Any] = []
+
+        def place(value: Any) -> int:
+            """Return where a value stands; a constant gets a place."""
+            if isinstance(value, _Reference) and value in places:
+                return places[value]
+            tensor = self._nodes[value].tensor if isinstance(value, _Reference) else None
+            constants.append(value if tensor is None else loaded[tensor])
+            return self._n_inputs + len(calls) + len(constants) - 1
+
+        steps = []
+        kept = {places[number] for number in self._outputs}
+        arguments = {number: tuple(map(place, self._nodes[number].arguments)) for number in calls}
+        for number in reversed(calls):
+            node = self._nodes[number]
+            assert node.operator is not None  # That is what makes it a call.
+            used = {i for i in arguments[number] if i < self._n_inputs + len(calls)}
+            function = _function(node.operator)
+            steps.append(
+                _Step(
+                    node.name, node.operator, function, arguments[number], node.named, places[number], (*(used - kept),)
+                )
+            )
+            kept |= used
+        return TorchProgram(steps[::-1], constants, [places[number] for number in self._outputs])
+
+
+_REFERENCES = ("tensor", "pair")
+"""Kinds of arguments, or their beginnings, that are the results of other nodes."""
+
+
+def _is_int(value: Any, least: int = -(2**63), most: int = 2**63 - 1) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list(value: Any, least: int = -(2**63), most: int = 2**63 - 1) -> bool:
+    return isinstance(value, list) and len(value) <= _MAX_SIZES and all(_is_int(item, least, most) for item in value)
+
+
+_LITERALS: dict[str, Callable[[Any], bool]] = {
+    "number": _is_number,
+    "operand": _is_number,
+    "int": _is_int,
+    "count": lambda value: _is_int(value, 1, 2**31),
+    "position": lambda value: _is_int(value, 0, 1),
+    "ints": _is_list,
+    "sizes": lambda value: _is_list(value, 0, 2**16) or _is_int(value, 0, 2**16),
+    "counts": lambda value: _is_list(value, 1, 2**16) or _is_int(value, 1, 2**16),
+    "flag": lambda value: isinstance(value, bool),
+    "mode": lambda value: value in ("constant", "reflect", "replicate"),
+    "padding": lambda value: value in ("same", "valid"),
+}
+"""What an argument that is not the result of another node may be, by its kind."""
+
+
+def _list(content: dict[str, Any], key: str, most: int) -> list[Any]:
+    values = content.get(key)
+    if not isinstance(values, list) or not 1 <= len(values) <= most:
+        raise _RefusedError(f"has no list of 1 to {most:,} {key}")
+    return values
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME:
+        raise _RefusedError(f"has {_shown(value)} in the place of a name")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Return a value of the file as part of a message."""
+    if isinstance(value, (dict, list)):
+        return f"a {'record' if isinstance(value, dict) else 'list'} of {len(value)}"
+    text = ascii(value if isinstance(value, (bool, float)) or value is None else str(value)[:80])
+    return text
+
+
+def _function(name: str) -> Callable[..., Any]:
     if name == "getitem":
         return operator.getitem
     _, packet, overload = name.split(".")
     found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
-    return found
+    return (lambda *tensors, dim=0: found(list(tensors), dim)) if name == _JOINS else found
 
 
-def _argument(value: Any, nodes: dict[str, torch.fx.Node]) -> Any:
-    if isinstance(value, dict):
-        return nodes[value["node"]] if "node" in value else _DTYPES[value["dtype"]]
-    if isinstance(value, list):
-        return [_argument(item, nodes) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if value in ("replicate", "constant", "reflect", "same", "valid"):
-        return value
-    raise BundleError(f"the program has the argument {value!r}, which no vae-edge export uses; do not run it")
+def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Read tensors by their names, after the file's header, which the library would read whatever its size."""
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(size_bytes - 8, _MAX_HEADER_BYTES):
+            raise _RefusedError(f"has tensors in {path.name} that are damaged: its header cannot have {length:,} bytes")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict) or len(header) > MAX_NODES:
+        raise _RefusedError(f"has more tensors in {path.name} than the {MAX_NODES:,} that any export may have")
+    missing = [name for name in names if name not in header or name == "__metadata__"]
+    if missing:
+        raise _RefusedError(f"uses the tensor {_shown(missing[0])}, which is not in {path.name}")
+    with safe_open(path, framework="pt") as tensors:
+        loaded = {name: tensors.get_tensor(name) for name in names}
+    for name, tensor in loaded.items():
+        if tensor.dtype is not torch.float32 or not tensor.numel() or tensor.dim() > _MAX_SIZES:
+            raise _RefusedError(
+                f"has the tensor {_shown(name)} as {tensor.dtype} {list(tensor.shape)[:20]}; expected float32 values"
+            )
+    return loaded
