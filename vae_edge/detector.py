@@ -254,13 +254,15 @@ class Detector:
         ]
 
     def _verdict(self, score: float, anomaly_map: NDArray[np.float32], name: str | None) -> Prediction | VaeEdgeError:
+        # What is not finite is neither above nor below a threshold: a broken model must not pass a part as good.
+        # Looking at the map takes 3 microseconds at 128x128 and 200 at 1024x1024.
+        broken = None
         if not math.isfinite(score):
-            # Neither above nor below a threshold: a broken model must not pass a part as good.
-            what = "the image" if name is None else name
-            return DeviceError(
-                f"the anomaly score of {what} is {score}, which is no number: the model or its precision is broken; "
-                "export it again"
-            )
+            broken = f"score of {name or 'the image'} is {score}, which is no number"
+        elif not np.isfinite(anomaly_map).all():
+            broken = f"map of {name or 'the image'} holds values that are no numbers"
+        if broken is not None:
+            return DeviceError(f"the anomaly {broken}: the model or its precision is broken; export it again")
         thresholds, calibration_scores = self._decision
         return Prediction(
             score=score,
