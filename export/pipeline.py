@@ -19,7 +19,7 @@ from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_askable_rate
-from vae_edge.errors import DeviceError, MissingDependencyError, UsageError, VaeEdgeError
+from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecisionModel, LowPrecisionWriter
 from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino
@@ -238,7 +238,9 @@ class _Exporter:
         """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model."""
         try:
             backend = self._open(target, folder)
-        except (MissingDependencyError, DeviceError) as error:
+        except (MissingDependencyError, DeviceError, BundleError) as error:
+            if target is Target.TORCH and isinstance(error, BundleError):
+                raise  # Its reader is this package's own: no device will open what is refused here.
             _logger.info("the %s bundle cannot run here: %s", target, error)
             return self._not_verified(target, precision, folder, str(error))
         images = self.reference.images if precision is Precision.FP32 else self.low_precision.baseline.images
