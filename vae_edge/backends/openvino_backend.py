@@ -24,7 +24,7 @@ from vae_edge.backends.base import (
     check_signature,
 )
 from vae_edge.backends.openvino_module import import_openvino, openvino_core, version_of
-from vae_edge.errors import BundleError, DeviceError
+from vae_edge.errors import DeviceError
 from vae_edge.manifest import TensorSpec
 
 openvino = import_openvino()
@@ -198,10 +198,6 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
                 return _Loaded(core.import_model(content, plugin, settings), blob)
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
-    with model.open("rb") as file:
-        # OpenVINO tries the readers of all its formats on a file that is not XML.
-        if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-            raise BundleError(f"{model} is not an OpenVINO IR, or is damaged; export the bundle again")
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     compiled = core.compile_model(network, plugin, settings)

@@ -17,10 +17,8 @@ against limits far above what an export needs. See `TorchProgram`.
 
 from __future__ import annotations
 
-import json
 import math
 import operator
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +29,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vae_edge.errors import BundleError, said_by
+from vae_edge.model_checks import PROGRAM_LIMITS, read_safetensors_header
+from vae_edge.records import open_regular, parse_json, read_bounded
 
 PROGRAM_FORMAT = 1
 
 MAX_NODES = 10_000
 """Of a program, its tensors among them; exports have 100 to 300, and a few more for each tile."""
-_MAX_PROGRAM_BYTES = 4_000_000
-_MAX_HEADER_BYTES = 4_000_000
-"""Of the safetensors file: what names its tensors."""
 _MAX_SIZES = 8
 """Dimensions of a tensor, and so sizes in a list."""
 _MAX_NAME = 200
@@ -350,14 +347,12 @@ def load_program(program: Path) -> TorchProgram:
             is not allowed.
     """
     try:
-        size_bytes = program.stat().st_size
-        if size_bytes > _MAX_PROGRAM_BYTES:
-            raise _RefusedError(f"has {size_bytes:,} bytes, more than any export")
-        content = json.loads(program.read_text(encoding="utf-8"))
+        with open_regular(program) as file:
+            content = parse_json(read_bounded(file, PROGRAM_LIMITS.size_bytes), PROGRAM_LIMITS)
         return _Reader(content).build(program.with_suffix(".safetensors"))
     except _RefusedError as refused:
         raise BundleError(f"{program} {refused}; do not run it, export the bundle again") from None
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BundleError(f"{program} cannot be read ({said_by(error)}); export the bundle again") from error
 
 
@@ -567,19 +562,8 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read tensors by their names, after the file's header, which the library would read whatever its size."""
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size_bytes - 8, _MAX_HEADER_BYTES):
-            raise _RefusedError(f"has tensors in {path.name} that are damaged: its header cannot have {length:,} bytes")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict) or len(header) > MAX_NODES:
-        raise _RefusedError(f"has more tensors in {path.name} than the {MAX_NODES:,} that any export may have")
-    missing = [name for name in names if name not in header or name == "__metadata__"]
-    if missing:
-        raise _RefusedError(f"uses the tensor {_shown(missing[0])}, which is not in {path.name}")
+    """Read tensors by their names, after the file's header, which the library reads whatever its size."""
+    read_safetensors_header(path)
     with safe_open(path, framework="pt") as tensors:
         loaded = {name: tensors.get_tensor(name) for name in names}
     for name, tensor in loaded.items():
