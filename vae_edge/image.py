@@ -72,8 +72,7 @@ def read_image(path: str | Path, *, white_level: int = 65535, max_pixels: int | 
     Raises:
         InputError: the file is missing, empty, too large, damaged or of another kind, or memory does not suffice.
     """
-    with _enough_memory(path):
-        return _as_rgb_from_decoder(_to_8_bit(read_pixels(path, max_pixels=max_pixels), white_level))
+    return as_8_bit_rgb(read_pixels(path, max_pixels=max_pixels), name=str(path), white_level=white_level)
 
 
 def decode_image(
@@ -85,7 +84,8 @@ def decode_image(
         InputError: the bytes are no whole image; the message says `name`.
     """
     with _enough_memory(name):
-        return _as_rgb_from_decoder(_to_8_bit(_decode(data, name, max_pixels_in_force(max_pixels)), white_level))
+        pixels = _decode(data, name, max_pixels_in_force(max_pixels))
+    return as_8_bit_rgb(pixels, name=name, white_level=white_level)
 
 
 def read_pixels(path: str | Path, *, max_pixels: int | None = None) -> NDArray[Any]:
@@ -100,6 +100,21 @@ def read_pixels(path: str | Path, *, max_pixels: int | None = None) -> NDArray[A
     most = max_pixels_in_force(max_pixels)
     with _enough_memory(path):
         return _decode(_read_bytes(path, most), str(path), most)
+
+
+def as_8_bit_rgb(pixels: NDArray[Any], *, name: str, white_level: int = 65535) -> NDArray[np.uint8]:
+    """Turn what `read_pixels` gives into uint8 [H, W, 3] RGB.
+
+    Raises:
+        InputError: memory does not suffice for the picture, which is called `name`.
+    """
+    with _enough_memory(name):
+        return _as_rgb_from_decoder(_to_8_bit(pixels, white_level))
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Return the size of the largest file that is read for a picture of so many pixels."""
+    return max_pixels * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
 
 
 def max_pixels_in_force(asked: int | None) -> int:
@@ -142,7 +157,7 @@ def _read_bytes(path: str | Path, max_pixels: int) -> NDArray[np.uint8]:
     check_regular_file(path)
     # Between that look and this one the name may have become another file's.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
-    most = max_pixels * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
+    most = most_bytes(max_pixels)
     try:
         descriptor = os.open(path, flags)
         try:
@@ -341,6 +356,17 @@ def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.ui
         size = (preparation.width, preparation.height)
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     return image
+
+
+def white_level_remark(largest: int | None, white_level: int) -> str | None:
+    """Return the question to ask where `likely_white_level` guesses another one; None: all is well."""
+    meant = None if largest is None else likely_white_level(largest, white_level)
+    if meant is None:
+        return None
+    return (
+        f"the 16-bit pictures have no value above {meant} (the largest is {largest}), and {white_level} is taken for "
+        f"white, so they are nearly black; did you mean --white-level {meant}?"
+    )
 
 
 def load_prepared(

@@ -178,7 +178,7 @@ def _count_mcus(content: memoryview, position: int, n_components: int) -> int:
     height, width = struct.unpack_from(">HH", content, position + 3)
     factors = [content[position + 9 + 3 * i] for i in range(n_components)] if n_components > 1 else [0x11]
     across, down = 8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors)
-    return -(-width // max(across, 1)) * -(-height // max(down, 1))
+    return int(-(-width // max(across, 1)) * -(-height // max(down, 1)))
 
 
 def _restarts_are_there(data: NDArray[np.uint8], position: int, n_expected: int) -> bool:

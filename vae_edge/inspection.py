@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,8 @@ from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.prediction import Prediction
 from vae_edge.sinks.sink import Inspected, Sink, record_of
 from vae_edge.sources.pictures import Picture, Source
+
+_log = logging.getLogger(__name__)
 
 _NAMED_ERRORS = 5
 
@@ -33,10 +37,16 @@ class Tally:
     n_skipped: int = 0
     """Frames of cameras and streams that were left out because a newer one had come."""
     first_errors: list[str] = field(default_factory=list)
+    not_made: Counter[str] = field(default_factory=Counter)
+    """By-products that could not be written, by what they are: `Sink.what`."""
+    largest_16_bit: int | None = None
+    """Largest value in all image files of 16 bits; None where there was none."""
     begin_s: float = field(default_factory=time.perf_counter)
 
     def add(self, picture: Picture, result: Prediction | VaeEdgeError) -> None:
         """Count a picture; of those without a verdict the first few are named at the end."""
+        if picture.largest_16_bit is not None:
+            self.largest_16_bit = max(picture.largest_16_bit, self.largest_16_bit or 0)
         if picture.skipped is not None:
             self.n_live += 1
             self.n_skipped += picture.skipped
@@ -69,7 +79,8 @@ def inspect_all(
 ) -> None:
     """Decide about every picture of a source and give each verdict to every sink, in the sinks' order.
 
-    However it ends, the source is stopped then, and every picture that `tally` counts has been written.
+    Where a by-product such as an overlay fails, the record gets a `note` and the run goes on. However it ends, the
+    source is stopped then, and every picture that `tally` counts has been written.
 
     Raises:
         InputError: the source gives no more, or a sink cannot be written.
@@ -80,10 +91,44 @@ def inspect_all(
         for picture, result in decided:
             inspected = Inspected(picture, result, record_of(picture, result, thresholds))
             for sink in sinks:
-                sink.write(inspected)
+                _write(sink, inspected, tally)
             tally.add(picture, result)
             if progress is not None:
                 progress(tally.n_pictures, total)
+
+
+def _write(sink: Sink, inspected: Inspected, tally: Tally) -> None:
+    """Give a verdict to a sink; a by-product may fail in any way."""
+    if not sink.is_by_product:
+        sink.write(inspected)
+        return
+    try:
+        sink.write(inspected)
+    except (VaeEdgeError, OSError, MemoryError, cv2.error) as error:
+        note_failure(sink, error, tally)
+        said = str(error) or type(error).__name__
+        inspected.record["note"] = "; ".join([*filter(None, [inspected.record.get("note")]), said])
+
+
+def note_failure(sink: Sink, error: Exception, tally: Tally) -> None:
+    """Count a by-product that failed, and say why as long as it is not the same again and again."""
+    if tally.not_made[sink.what] < _NAMED_ERRORS:
+        _log.warning("%s", str(error) or type(error).__name__)
+    tally.not_made[sink.what] += 1
+
+
+def close_sink(sink: Sink, tally: Tally) -> None:
+    """Finish what a sink has begun; a by-product may fail.
+
+    Raises:
+        InputError: the verdicts themselves are not all there.
+    """
+    try:
+        sink.close()
+    except (VaeEdgeError, OSError) as error:
+        if not sink.is_by_product:
+            raise
+        note_failure(sink, error, tally)
 
 
 def decide(

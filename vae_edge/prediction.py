@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from vae_edge.image import as_rgb
 
+_STRIP_PIXELS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -35,29 +37,44 @@ class Prediction:
         """Pixels of the map above the pixel threshold, bool [H, W] at the model's size."""
         return np.asarray(self.anomaly_map > self.pixel_threshold)
 
-    def overlay(self, image: NDArray[Any], *, opacity: float = 0.5, white_level: int = 65535) -> NDArray[np.uint8]:
+    def overlay(
+        self,
+        image: NDArray[Any],
+        *,
+        opacity: float = 0.5,
+        white_level: int = 65535,
+        longest_side: int | None = None,
+    ) -> NDArray[np.uint8]:
         """Draw the anomaly map, the outline of the mask and the verdict over an image.
 
         Args:
             image: uint8 or uint16, [H, W], [H, W, 3] RGB or [H, W, 4], of any size: usually the original picture.
             opacity: of the map where it is strongest, 0 to 1.
             white_level: the uint16 value that means white, as in the bundle's preparation.
+            longest_side: draw a picture that is larger so that its longer side has so many pixels; None: in its size.
 
         Returns:
-            uint8 [H, W, 3], RGB, of the image's size. A cold pixel of the map (at most half the pixel threshold)
-            leaves the picture as it is; the outline is red for an anomalous image and yellow otherwise.
+            uint8 [H, W, 3], RGB, of the image's size, or smaller. A cold pixel of the map (at most half the pixel
+            threshold) leaves the picture as it is; the outline is red for an anomalous image and yellow otherwise.
         """
-        canvas = as_rgb(image, white_level=white_level).copy()
-        height, width = canvas.shape[:2]
-        size = (width, height)
+        original = as_rgb(image, white_level=white_level)
+        height, width = original.shape[:2]
+        shrink = 1.0 if longest_side is None else min(1.0, longest_side / max(height, width))
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        shrunk = original.copy() if shrink == 1 else cv2.resize(original, size, interpolation=cv2.INTER_AREA)
+        canvas = np.asarray(shrunk, dtype=np.uint8)
         heat = cv2.resize(self.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
         low, high = 0.5 * self.pixel_threshold, 2.0 * self.pixel_threshold
-        level = np.clip((heat - low) / max(high - low, 1e-30), 0.0, 1.0)
-        colours = cv2.cvtColor(
-            cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
-        )
-        weight = (level * opacity)[:, :, None]
-        canvas = np.rint(canvas * (1 - weight) + colours * weight).astype(np.uint8)
+        # In strips: in floating point a large picture would take ten times its memory.
+        rows = max(1, _STRIP_PIXELS // size[0])
+        for y in range(0, size[1], rows):
+            strip = slice(y, y + rows)
+            level = np.clip((heat[strip] - low) / max(high - low, 1e-30), 0.0, 1.0)
+            colours = cv2.cvtColor(
+                cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
+            )
+            weight = (level * opacity)[:, :, None]
+            canvas[strip] = np.rint(canvas[strip] * (1 - weight) + colours * weight).astype(np.uint8)
         mask = cv2.resize(self.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         colour = (230, 40, 40) if self.is_anomalous else (240, 200, 40)

@@ -19,7 +19,8 @@ from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
 from vae_edge.errors import UsageError
-from vae_edge.inspection import Tally, inspect_all
+from vae_edge.image import MAX_PIXELS
+from vae_edge.inspection import Tally, close_sink, inspect_all
 from vae_edge.sinks.annotated_video import AnnotatedVideos
 from vae_edge.sinks.lines import CsvLines, JsonLines
 from vae_edge.sinks.overlays import OverlayFolder
@@ -74,6 +75,14 @@ def run(
         bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
     ] = False,
     max_pictures: Annotated[int | None, typer.Option(help="Stop after so many pictures.")] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="A picture file with more pixels gets an error and is not decoded.",
+            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -227,7 +236,14 @@ def run(
     white_level = opened.manifest.preparation.white_level
     with _warnings_shown():
         if watching is not None:
-            pictures = open_watch(source, recursive=recursive, white_level=white_level, except_in=out, options=watching)
+            pictures = open_watch(
+                source,
+                recursive=recursive,
+                white_level=white_level,
+                max_pixels=max_pixels,
+                except_in=out,
+                options=watching,
+            )
         else:
             pictures = open_sources(
                 source,
@@ -235,6 +251,7 @@ def run(
                 every=every,
                 max_frames=max_frames,
                 white_level=white_level,
+                max_pixels=max_pixels,
                 except_in=out,
                 null_separated=null,
                 live=live,
@@ -299,7 +316,10 @@ def _open_sinks(
         sinks.append(folder)
     if overwrite:
         clear_earlier_run(out)
-    return [*sinks, *(_LINES[name][0](out / _LINES[name][1]) for name in formats)]
+    lines = [_LINES[name][0](out / _LINES[name][1]) for name in formats]
+    for second in lines[1:]:
+        second.is_by_product = True  # The first holds every verdict.
+    return [*sinks, *lines]
 
 
 def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size: int | None, out: Path | None) -> int:
@@ -311,7 +331,7 @@ def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size
     try:
         with ExitStack() as stack, progress_bar("inspecting", visible=visible) as report:
             for sink in sinks:
-                stack.enter_context(sink)
+                stack.callback(close_sink, sink, tally)
             inspect_all(detector, pictures, sinks, tally, batch_size=batch_size, progress=report)
     except KeyboardInterrupt:
         interrupted = True

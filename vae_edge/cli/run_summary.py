@@ -10,6 +10,7 @@ from rich.markup import escape
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
 from vae_edge.decision import describe_promise
 from vae_edge.detector import Detector, n_stream_workers
+from vae_edge.image import white_level_remark
 from vae_edge.inspection import Tally
 from vae_edge.sinks.sink import Sink, trust_warnings
 from vae_edge.sources.pictures import Source
@@ -29,6 +30,8 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     table.add_row("errors", f"[red]{counts['error']}[/red]" if counts["error"] else "0")
     if tally.n_live:
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
+    if tally.not_made:
+        table.add_row("not written", f"[red]{', '.join(f'{n} {what}' for what, n in tally.not_made.items())}[/red]")
     if pictures.n_reconnections:
         table.add_row("reconnections", str(pictures.n_reconnections))
     table.add_row("device", escape(f"{backend.device.name} with {backend.version} ({backend.device.reason})"))
@@ -42,5 +45,8 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         print_error(message)
     if out is not None and counts["error"] > len(tally.first_errors):
         print_error(f"{counts['error'] - len(tally.first_errors)} more; the lines in {out} name them all")
+    remark = white_level_remark(tally.largest_16_bit, manifest.preparation.white_level)
+    if remark is not None:
+        print_warning(f"{remark} It is chosen in training (vae-train), not here.")
     for sentence in trust_warnings(detector.bundle):
         print_warning(sentence)

@@ -37,6 +37,9 @@ class AnnotatedVideos(Sink):
         InputError: this OpenCV can write no video.
     """
 
+    what = "annotated videos"
+    is_by_product = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._suffix, self._codec = _usable_codec()
@@ -45,15 +48,16 @@ class AnnotatedVideos(Sink):
         self._last: Picture | None = None
         self._finished: list[tuple[Path, int]] = []
         self._n_left_out = 0
+        self._failed = False
 
     def write(self, inspected: Inspected) -> None:
-        """Draw and write one frame.
+        """Draw and write one frame; after a failure nothing more is tried.
 
         Raises:
             InputError: the video cannot be written.
         """
         picture, result = inspected.picture, inspected.result
-        if picture.frame is None:
+        if picture.frame is None or self._failed:
             return
         if isinstance(result, VaeEdgeError) or isinstance(picture.image, InputError):
             self._n_left_out += 1
@@ -61,9 +65,11 @@ class AnnotatedVideos(Sink):
         drawn = cv2.cvtColor(result.overlay(picture.image), cv2.COLOR_RGB2BGR)
         size = (drawn.shape[1], drawn.shape[0])
         if self._writer is None or self._writer.size != size or not self._goes_on(picture):
+            self._failed = True
             self._finish()
             path = self.folder / f"{self._names.take(video_name(picture.source))}{self._suffix}"
             self._writer = _Writer(path, self._codec, max(picture.frame_rate or _USUAL_RATE, _LOWEST_RATE), size)
+            self._failed = False
         self._last = picture
         self._writer.write(np.asarray(drawn, dtype=np.uint8))
 

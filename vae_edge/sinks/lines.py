@@ -26,6 +26,7 @@ COLUMNS = (
     "anomalous_area",
     "overlay",
     "error",
+    "note",
 )
 """Of the CSV table, always all of them and in this order; new ones are added at the end."""
 
@@ -44,14 +45,13 @@ class _TextLines(Sink):
     def __init__(self, file: Path | TextIO, *, overwrite: bool = False) -> None:
         self._path = file if isinstance(file, Path) else None
         if not isinstance(file, Path):
-            self._file = file
+            self._shown = file
             return
         if file.is_file() and not overwrite:
             raise InputError(f"{file} is there from an earlier run; choose another --out, or pass --overwrite")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # A file name that is no UTF-8 is escaped. Line ends are those that are written.
-            self._file = file.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            self._file = file.open("wb", buffering=0)
         except OSError as error:
             raise cannot_write(str(file), error) from error
 
@@ -62,18 +62,35 @@ class _TextLines(Sink):
     def close(self) -> None:
         """Close the file if it was opened here."""
         if self._path is not None:
-            # What could not be written was reported, and closing would try and fail once more.
             with suppress(OSError):
                 self._file.close()
 
     def _write_line(self, line: str) -> None:
         try:
-            self._file.write(line + "\n")
-            self._file.flush()
+            if self._path is None:
+                self._shown.write(line + "\n")
+                self._shown.flush()
+            else:
+                # A file name that is no UTF-8 is escaped.
+                self._write_whole((line + "\n").encode("utf-8", "backslashreplace"))
         except BrokenPipeError:
             raise  # The reader of a pipe has seen enough: no failure.
         except OSError as error:
             raise cannot_write("the output" if self._path is None else str(self._path), error) from error
+
+    def _write_whole(self, line: bytes) -> None:
+        """Write a line, or nothing of it: half a line would spoil the next one, too."""
+        begin = self._file.tell() if self._file.seekable() else None
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            if begin is not None:
+                with suppress(OSError):
+                    self._file.truncate(begin)
+                    self._file.seek(begin)
+            raise
 
 
 class JsonLines(_TextLines):
@@ -85,11 +102,13 @@ class JsonLines(_TextLines):
         Raises:
             InputError: the disk is full or was taken away; the records before this one are written.
         """
-        self._write_line(_as_json(inspected.record, self._file.encoding))
+        self._write_line(_as_json(inspected.record, "utf-8" if self._path else self._shown.encoding))
 
 
 class CsvLines(_TextLines):
     """Writes a table with a header and the columns `COLUMNS`; what a picture does not have is an empty cell."""
+
+    what = "rows of the table"
 
     def __init__(self, file: Path | TextIO, *, overwrite: bool = False) -> None:
         super().__init__(file, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -14,17 +15,25 @@ from vae_edge.prediction import Prediction
 from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
 from vae_edge.sources.pictures import Picture
 
+LONGEST_SIDE = 4096
+"""Pixels of the longer side of an overlay."""
+
 OverlayFormat = Literal["jpg", "png"]
 
 
 class OverlayFolder(Sink):
     """Writes pictures with the anomaly map drawn in, each under a name of its own, which is noted as `overlay`.
 
+    A large picture is drawn smaller, with `LONGEST_SIDE` pixels.
+
     Args:
         folder: made with the first picture.
         file_format: `jpg` is small, `png` exact.
         only_anomalous: leave out the pictures that are normal.
     """
+
+    what = "overlays"
+    is_by_product = True
 
     def __init__(self, folder: Path, *, file_format: OverlayFormat = "jpg", only_anomalous: bool = False) -> None:
         self.folder = folder
@@ -58,18 +67,25 @@ class OverlayFolder(Sink):
             InputError: it cannot be written.
         """
         path = self.folder / f"{self._names.take(picture.name)}.{self._format}"
-        drawn = cv2.cvtColor(prediction.overlay(image), cv2.COLOR_RGB2BGR)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if self._format == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
         try:
+            drawn = cv2.cvtColor(prediction.overlay(image, longest_side=LONGEST_SIDE), cv2.COLOR_RGB2BGR)
             done, data = cv2.imencode(f".{self._format}", drawn, quality)
         except cv2.error as error:
             raise InputError(f"the overlay of {picture.source} could not be encoded ({error.err}); try png") from error
         if not done:
             raise InputError(f"the overlay of {picture.source} could not be encoded as {self._format}; try png")
+        part = path.with_name(f".{path.name}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Encoding and writing apart: imwrite fails without a word on a full disk.
-            path.write_bytes(data.tobytes())
+            try:
+                # Encoding and writing apart: imwrite fails without a word on a full disk.
+                part.write_bytes(data.tobytes())
+                part.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
         except OSError as error:
             raise cannot_write(str(path), error) from error
         self._n_written += 1

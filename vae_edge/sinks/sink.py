@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,10 @@ VIDEOS_FOLDER = "annotated"
 
 _RESULT_FILES = (PREDICTIONS_FILE, TABLE_FILE)
 _RESULT_PICTURES = {OVERLAYS_FOLDER: ("*.jpg", "*.png"), VIDEOS_FOLDER: ("*.mp4", "*.avi")}
-_LONGEST_NAME = 150
+_LONGEST_NAME_BYTES = 150
+"""Of 255 in most file systems; the rest is for a number, an ending, and a name while it is written."""
+_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Devices on Windows, whatever the ending."""
 
 
 @dataclass(eq=False)
@@ -38,6 +43,11 @@ class Inspected:
 
 class Sink(ABC):
     """Something that verdicts go to, one after the other. It is a context manager, and `close` twice is fine."""
+
+    what = "results"
+    """What it writes, for people."""
+    is_by_product = False
+    """Whether a run goes on without it: an overlay that cannot be written must not cost the verdicts behind it."""
 
     @abstractmethod
     def write(self, inspected: Inspected) -> None:
@@ -126,18 +136,31 @@ class FreeNames:
     """Gives files names that are allowed everywhere and were not given before."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}
+        """How often each name was taken."""
 
     def take(self, wanted: str) -> str:
-        """Return a name like the one that is wanted, without an ending."""
-        base = re.sub(r"[^\w.\-]+", "_", wanted)[-_LONGEST_NAME:].lstrip(".") or "picture"
-        name, number = base, 1
-        # Upper and lower case are the same name on many memory cards.
-        while name.casefold() in self._taken:
-            number += 1
-            name = f"{base}-{number}"
-        self._taken.add(name.casefold())
+        """Return a name like the one that is wanted, without an ending: at most 160 bytes of UTF-8.
+
+        A longer one keeps its end and gets a hash of the whole, so that it is the same in every run.
+        """
+        base = re.sub(r"[^\w.\-]+", "_", wanted).strip(".") or "picture"
+        if len(base.encode()) > _LONGEST_NAME_BYTES:
+            mark = hashlib.sha256(wanted.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+            base = base.encode()[len(mark) + 1 - _LONGEST_NAME_BYTES :].decode(errors="ignore").lstrip(".") + "-" + mark
+        if _RESERVED_NAME.fullmatch(base):
+            base = f"_{base}"
+        name = base
+        while (key := _same_name(name)) in self._taken:
+            self._taken[_same_name(base)] += 1
+            name = f"{base}-{self._taken[_same_name(base)]}"
+        self._taken[key] = 1
         return name
+
+
+def _same_name(name: str) -> str:
+    """Return what is equal for names that are one on some disk: upper and lower case, composed letters and others."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def cannot_write(name: str, error: OSError) -> InputError:

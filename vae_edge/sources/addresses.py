@@ -97,6 +97,20 @@ def open_address(
         ) from None
 
 
+def file_of_url(address: str) -> str:
+    """Return the path that a `file` address names, and anything else as it is.
+
+    Raises:
+        InputError: it names another machine.
+    """
+    if _scheme(address) != "file":
+        return address
+    parts = urlsplit(address)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{address} names a file of another machine, {parts.netloc}; expected file:///PATH")
+    return urllib.request.url2pathname(parts.path)
+
+
 def final_address(address: str, *, timeout_s: float, other_hosts: bool = False) -> str:
     """Return where an `http` address leads, with its name and password; one that does not answer, as it is.
 

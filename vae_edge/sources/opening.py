@@ -10,10 +10,12 @@ from pathlib import Path
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
 from vae_edge.outside import user_path
+from vae_edge.sources.addresses import file_of_url
 from vae_edge.sources.live import LiveOptions, open_video
 from vae_edge.sources.path_lines import PathLines
-from vae_edge.sources.pictures import Chain, ImageFiles, Source
-from vae_edge.sources.video import Video, is_video_file
+from vae_edge.sources.pictures import Chain, ImageFiles, OneError, Picture, Source
+from vae_edge.sources.still import open_still
+from vae_edge.sources.video import VIDEO_SUFFIXES, Video, is_video_file
 from vae_edge.sources.watch import WatchedFolders, WatchOptions
 
 STANDARD_INPUT = "-"
@@ -27,6 +29,7 @@ def open_sources(
     every: int = 1,
     max_frames: int | None = None,
     white_level: int = 65535,
+    max_pixels: int | None = None,
     except_in: Path | None = None,
     null_separated: bool = False,
     live: LiveOptions | None = None,
@@ -34,12 +37,13 @@ def open_sources(
     """Find out what the words of a command line mean; nothing is decoded yet.
 
     Args:
-        texts: paths of images and videos, folders (their image files), globs, camera indices, URLs, and `-` for
-            standard input, whose lines are paths of images.
+        texts: paths of images and videos, folders (their image files), globs, camera indices, URLs (of streams,
+            videos and still pictures), and `-` for standard input, whose lines are paths of images.
         recursive: take the folders' sub-folders too.
         every: of a video, every N-th frame.
         max_frames: of each video or camera, at most so many frames.
         white_level: the 16-bit value that means white.
+        max_pixels: a larger picture is an error; None: see `vae_edge.image.read_image`.
         except_in: leave out what lies in this folder, such as the pictures of an earlier run.
         null_separated: a NUL and not a line's end separates the paths of standard input.
         live: how cameras and streams are read.
@@ -61,22 +65,30 @@ def open_sources(
 
     def end_images() -> None:
         if images:
-            sources.append(ImageFiles(images, white_level=white_level))
+            sources.append(ImageFiles(images, white_level=white_level, max_pixels=max_pixels))
             images.clear()
 
     for text in texts:
         if text == STANDARD_INPUT:
             end_images()
-            sources.append(PathLines(sys.stdin, null_separated=null_separated, white_level=white_level))
+            sources.append(
+                PathLines(sys.stdin, null_separated=null_separated, white_level=white_level, max_pixels=max_pixels)
+            )
             continue
+        text = file_of_url(text)
         if _is_live(text):
             end_images()
-            sources.append(open_video(text, every=every, max_frames=max_frames, live=live))
+            still = open_still(text, live=live, white_level=white_level, max_pixels=max_pixels)
+            sources.append(still or open_video(text, every=every, max_frames=max_frames, live=live))
             continue
         for path, name in _files_of(text, recursive=recursive, except_in=except_in):
-            if is_video_file(path):
+            # A folder gives files that are called like images, and too many of them to look into each beforehand.
+            if (path == user_path(text) or not is_image_file(path)) and is_video_file(path):
                 end_images()
-                sources.append(Video(str(path), every=every, max_frames=max_frames))
+                try:
+                    sources.append(Video(str(path), every=every, max_frames=max_frames))
+                except InputError as error:
+                    sources.append(OneError(Picture(str(path), name, error), has_frames=True))
             else:
                 images.append((path, name))
     end_images()
@@ -88,6 +100,7 @@ def open_watch(
     *,
     recursive: bool = False,
     white_level: int = 65535,
+    max_pixels: int | None = None,
     except_in: Path | None = None,
     options: WatchOptions | None = None,
 ) -> Source:
@@ -103,7 +116,14 @@ def open_watch(
             raise UsageError(f"{text} is no folder; --watch waits for the images that arrive in folders")
         if not folder.exists():
             raise InputError(f"{text} does not exist; --watch needs a folder, which may be empty: make it first")
-    return WatchedFolders(folders, recursive=recursive, white_level=white_level, except_in=except_in, options=options)
+    return WatchedFolders(
+        folders,
+        recursive=recursive,
+        white_level=white_level,
+        max_pixels=max_pixels,
+        except_in=except_in,
+        options=options,
+    )
 
 
 def image_files(texts: Sequence[str], *, recursive: bool = False) -> list[Path]:
@@ -139,7 +159,7 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
     for match in sorted(map(Path, glob.glob(str(path), recursive=True))):  # noqa: PTH207
         if match.is_dir():
             found += [] if "**" in text else _files_in(match, recursive=recursive, except_in=except_in, or_raise=False)
-        elif (is_image_file(match) or is_video_file(match)) and not _lies_in(match, except_in):
+        elif (is_image_file(match) or match.suffix.lower() in VIDEO_SUFFIXES) and not _lies_in(match, except_in):
             found.append((match, f"{match.parent.name}-{match.stem}".lstrip("-")))
     if not found:
         raise InputError(f"the glob {text!r} matches no image and no video; check it, and keep it in quotes")

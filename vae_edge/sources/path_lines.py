@@ -32,13 +32,22 @@ class PathLines(Source):
         file: what to read, such as `sys.stdin`; its descriptor is read directly.
         null_separated: a NUL ends each path and nothing else does, as `find -print0` writes them.
         white_level: the 16-bit value that means white.
+        max_pixels: a larger picture is an error; None: see `vae_edge.image.read_image`.
     """
 
-    def __init__(self, file: _HasDescriptor, *, null_separated: bool = False, white_level: int = 65535) -> None:
+    def __init__(
+        self,
+        file: _HasDescriptor,
+        *,
+        null_separated: bool = False,
+        white_level: int = 65535,
+        max_pixels: int | None = None,
+    ) -> None:
         super().__init__()
         self._file = file
         self._null_separated = null_separated
         self._white_level = white_level
+        self._max_pixels = max_pixels
 
     @property
     def n_pictures(self) -> None:
@@ -51,7 +60,7 @@ class PathLines(Source):
         Raises:
             InputError: the input is no list of paths.
         """
-        with FileDecoder(self._white_level) as decoder:
+        with FileDecoder(self._white_level, self._max_pixels) as decoder:
             for paths in self._paths():
                 with decoder.pictures((path, path.stem) for path in paths) as pictures:
                     for picture in pictures:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.image import read_image
+from vae_edge.image import as_8_bit_rgb, read_pixels
 
 _DECODERS = 2
 _AHEAD = 3
@@ -42,6 +42,8 @@ class Picture:
     """Frames of a camera or a stream left out since the picture before because a newer one came; None elsewhere."""
     frame_rate: float | None = None
     """Pictures in a second of the video's own time; None for an image file, and where the video does not say."""
+    largest_16_bit: int | None = None
+    """Largest value in an image file of 16 bits; None elsewhere."""
 
 
 class Source(ABC):
@@ -92,12 +94,16 @@ class ImageFiles(Source):
     Args:
         files: (path, short name) of each.
         white_level: the 16-bit value that means white, from the bundle's preparation.
+        max_pixels: a larger picture is an error; None: see `vae_edge.image.read_image`.
     """
 
-    def __init__(self, files: Sequence[tuple[Path, str]], *, white_level: int = 65535) -> None:
+    def __init__(
+        self, files: Sequence[tuple[Path, str]], *, white_level: int = 65535, max_pixels: int | None = None
+    ) -> None:
         super().__init__()
         self.files = tuple(files)
         self._white_level = white_level
+        self._max_pixels = max_pixels
 
     @property
     def n_pictures(self) -> int:
@@ -106,7 +112,7 @@ class ImageFiles(Source):
 
     def __iter__(self) -> Iterator[Picture]:
         """Give the pictures in the files' order."""
-        with FileDecoder(self._white_level) as decoder, decoder.pictures(self.files) as pictures:
+        with FileDecoder(self._white_level, self._max_pixels) as decoder, decoder.pictures(self.files) as pictures:
             for picture in pictures:
                 if self._stopped.is_set():
                     return
@@ -116,8 +122,9 @@ class ImageFiles(Source):
 class FileDecoder:
     """Two threads that decode image files, from entering to leaving the block."""
 
-    def __init__(self, white_level: int) -> None:
+    def __init__(self, white_level: int, max_pixels: int | None = None) -> None:
         self._white_level = white_level
+        self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vae-edge-read")
 
     @contextmanager
@@ -141,9 +148,11 @@ class FileDecoder:
 
     def _read(self, path: Path, name: str) -> Picture:
         try:
-            return Picture(str(path), name, read_image(path, white_level=self._white_level))
+            pixels = read_pixels(path, max_pixels=self._max_pixels)
+            image = as_8_bit_rgb(pixels, name=str(path), white_level=self._white_level)
         except InputError as error:
             return Picture(str(path), name, error)
+        return Picture(str(path), name, image, largest_16_bit=int(pixels.max()) if pixels.dtype == np.uint16 else None)
 
     def __enter__(self) -> FileDecoder:
         return self
@@ -152,6 +161,30 @@ class FileDecoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown()
+
+
+class OneError(Source):
+    """Something that was named and cannot be opened: one error in its place, so that the others are judged."""
+
+    def __init__(self, picture: Picture, *, has_frames: bool) -> None:
+        super().__init__()
+        self._picture = picture
+        self._has_frames = has_frames
+
+    @property
+    def n_pictures(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether it was to be a video."""
+        return self._has_frames
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Give the error."""
+        if not self._stopped.is_set():
+            yield self._picture
 
 
 class Chain(Source):

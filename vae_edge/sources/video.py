@@ -12,14 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
+from vae_edge.image import check_regular_file
+from vae_edge.image_header import HEAD_BYTES, format_of
 from vae_edge.sources.addresses import ffmpeg_redirects_off, final_address, without_password
 from vae_edge.sources.pictures import Picture, Source
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm"})
-"""Endings of the files that are taken for videos, in lower case."""
+VIDEO_SUFFIXES = (
+    frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".wmv", ".asf", ".flv", ".3gp", ".ogv"})
+    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf"}  # MPEG's
+)
+"""Endings of the files that a glob takes for videos, in lower case; what a file is, its content says."""
 
 DEFAULT_TIMEOUT_S = 5.0
 """How long a stream may take to answer, and to send its next frame; OpenCV's own patience is 30 s."""
+
+_HEAD_BYTES = 600
+_PACKETS = ((0, 188), (4, 192))
+_CONTAINERS = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"\x00\x00\x01\xba",  # MPEG program stream
+    b"\x00\x00\x01\xb3",  # MPEG video
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
+    b"FLV\x01",
+    b"OggS",
+    b"\x06\x0e\x2b\x34",  # MXF
+    b"YUV4MPEG2",
+)
 
 _FRAMES_LOST = 0.02
 """Share of the frames a video announces that may be missing: containers round their counts."""
@@ -29,8 +47,30 @@ _HIGHEST_RATE = 1000.0
 
 
 def is_video_file(path: Path) -> bool:
-    """Tell whether the name ends like a video file."""
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    """Tell whether a file is a video: by its first bytes, or where they say nothing by its name."""
+    try:
+        check_regular_file(path)
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except (InputError, OSError):
+        return False  # Whoever decodes it as a picture says why.
+    if format_of(head[:HEAD_BYTES]) is not None:
+        return False
+    return is_video_content(head) or path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_video_content(head: bytes) -> bool:
+    """Tell whether a file that begins with these bytes, 600 or more, is in a container of videos."""
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    # MPEG transport streams: a packet begins at each 188 bytes, or at 192 with a time before it.
+    packets = any(len(head) > at + 2 * n and head[at] == head[at + n] == head[at + 2 * n] == 0x47 for at, n in _PACKETS)
+    return (
+        packets
+        or head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip")
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or head.startswith(_CONTAINERS)
+    )
 
 
 def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, other_hosts: bool = False) -> cv2.VideoCapture:

@@ -96,6 +96,7 @@ class WatchedFolders(Source):
         folders: existing folders, which may be empty; later they may vanish and come back.
         recursive: watch the sub-folders too.
         white_level: the 16-bit value that means white.
+        max_pixels: a larger picture is an error; None: see `vae_edge.image.read_image`.
         except_in: leave out what lies in this folder.
         options: the times.
 
@@ -109,12 +110,14 @@ class WatchedFolders(Source):
         *,
         recursive: bool = False,
         white_level: int = 65535,
+        max_pixels: int | None = None,
         except_in: Path | None = None,
         options: WatchOptions | None = None,
     ) -> None:
         super().__init__()
         self._recursive = recursive
         self._white_level = white_level
+        self._max_pixels = max_pixels
         self._except_in = None if except_in is None else except_in.resolve()
         self._options = WatchOptions() if options is None else options
         self._folders = [_Folder(folder) for folder in dict.fromkeys(folders)]
@@ -132,7 +135,7 @@ class WatchedFolders(Source):
     def __iter__(self) -> Iterator[Picture]:
         """Give the pictures; a file that stays broken comes as an error when the patience is over."""
         idle_since_s = time.monotonic()
-        with FileDecoder(self._white_level) as decoder:
+        with FileDecoder(self._white_level, self._max_pixels) as decoder:
             while not self._stopped.is_set():
                 for folder in self._folders:
                     self._look(folder)
@@ -162,7 +165,8 @@ class WatchedFolders(Source):
                         del folder.arriving[path]  # If only the folder is away for a while, it will arrive again.
                         continue
                     waited_s = now_s - arrival.since_s
-                    if waited_s < self._options.patience_s:
+                    # A named pipe or a device is no file that is still being written.
+                    if waited_s < self._options.patience_s and path.is_file():
                         # Ever more rarely: a disk may take the content long after it gave the file its size and time.
                         pause_s = max(waited_s, self._options.poll_s)
                         arrival.next_try_s = min(now_s + pause_s, arrival.since_s + self._options.patience_s)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -284,3 +285,138 @@ def test_after_ctrl_c_the_annotated_video_can_be_played(
     n_lines = len(lines.read_text().splitlines())
     # The signal may come between a frame and its line.
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) in (n_lines, n_lines + 1)
+
+
+BLOCKED = """
+import sys, time
+import vae_edge.sources.pictures as pictures
+read = pictures.read_pixels
+def stuck(path, **options):
+    if "stuck" in str(path):
+        print("waiting", file=sys.stderr, flush=True)
+        time.sleep(60)
+    return read(path, **options)
+pictures.read_pixels = stuck
+sys.argv = ["vae-edge", "run", *sys.argv[1:]]
+from vae_edge.cli.main import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal is sent to another process")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_a_signal_ends_a_run_within_two_seconds_while_a_decoder_does_not_answer(
+    onnx_bundle: Bundle, tmp_path: Path, number: str, twice: bool
+) -> None:
+    for name in ("a", "b-stuck", "c"):
+        write_image(tmp_path / "in" / f"{name}.png", dark_image(1))
+    command = [
+        sys.executable,
+        "-c",
+        BLOCKED,
+        str(onnx_bundle.folder),
+        str(tmp_path / "in"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stderr is not None
+        assert run.stderr.readline() == "waiting\n"
+        lines = tmp_path / "o/predictions.jsonl"
+        wait_until(lambda: lines.exists() and lines.stat().st_size > 0)
+        begin_s = time.perf_counter()
+        run.send_signal(getattr(signal, number))
+        if twice:
+            time.sleep(0.5)
+            run.send_signal(getattr(signal, number))
+        run.wait(timeout=30)
+        took_s = time.perf_counter() - begin_s
+        err = run.stderr.read()
+    assert run.returncode == 130
+    assert took_s < (1.2 if twice else 2.2)
+    assert "interrupted" in err
+    (record,) = records((tmp_path / "o/predictions.jsonl").read_text())
+    assert record["source"].endswith("a.png")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal is sent to another process")
+def test_ctrl_c_ends_a_run_that_waits_for_a_server(onnx_bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/still.png"
+        with begin(onnx_bundle.folder, address, env={**os.environ, "no_proxy": "127.0.0.1"}) as run:
+            server.accept()
+            begin_s = time.perf_counter()
+            run.send_signal(signal.SIGINT)
+            run.wait(timeout=30)
+            assert time.perf_counter() - begin_s < 2.2
+    assert run.returncode == 130
+
+
+def test_an_overlay_or_a_table_that_fails_costs_no_verdict(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_image(tmp_path / "in" / f"{number}.png", dark_image(number))
+    encode = cv2.imencode
+
+    def fails_once(suffix: str, *arguments: Any) -> Any:
+        monkeypatch.setattr(cv2, "imencode", encode)
+        raise cv2.error("too large")
+
+    monkeypatch.setattr(cv2, "imencode", fails_once)
+    code, _, err = command(
+        "run",
+        onnx_bundle.folder,
+        tmp_path / "in",
+        "--overlays",
+        "all",
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "jsonl,csv",
+    )
+    assert code == 0
+    found = records((tmp_path / "out/predictions.jsonl").read_text())
+    assert [record.get("overlay") for record in found] == [None, "overlays/in-1.jpg", "overlays/in-2.jpg"]
+    assert "could not be encoded" in found[0]["note"]
+    assert all("is_anomalous" in record for record in found)
+    assert "not written" in err
+    assert "1 overlays" in err
+    with (tmp_path / "out/predictions.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["note"] == found[0]["note"]
+
+
+def test_a_place_for_overlays_that_cannot_be_used_is_said_and_costs_no_verdict(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "in" / "a.png", dark_image(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/overlays").write_text("a file")
+    code, _, err = command("run", onnx_bundle.folder, tmp_path / "in", "--overlays", "all", "--out", tmp_path / "out")
+    assert code == 0
+    (record,) = records((tmp_path / "out/predictions.jsonl").read_text())
+    assert "could not be written" in record["note"]
+    assert "warning" in err
+
+
+def test_pictures_far_below_white_are_asked_about(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).integers(0, 4000, (64, 64)).astype(np.uint16)
+    write_image(tmp_path / "in" / "a.png", values)
+    _, _, err = command("run", onnx_bundle.folder, tmp_path / "in")
+    assert "no value above 4095" in err
+    assert "did you mean --white-level 4095?" in err
+    write_image(tmp_path / "in" / "b.png", values * 16)
+    _, _, err = command("run", onnx_bundle.folder, tmp_path / "in")
+    assert "white-level" not in err
+
+
+def test_the_limit_of_pixels_is_an_option(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", dark_image(1, 64))
+    code, out, _ = command("run", onnx_bundle.folder, tmp_path / "a.png", "--max-pixels", 4095)
+    assert code == 1
+    assert "64x64 pixels" in records(out)[0]["error"]
+    code, out, _ = command("run", onnx_bundle.folder, tmp_path / "a.png", "--max-pixels", 4096)
+    assert code == 0
+    code, _, _ = command("run", onnx_bundle.folder, tmp_path / "a.png", "--max-pixels", 0)
+    assert code == 2

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def test_a_table_has_a_header_and_a_cell_for_every_column(tmp_path: Path) -> Non
         "score": "0.1",
         "overlay": "x.jpg",
     }
-    assert (second[0], second[1], second[3], second[-1]) == ("belt.mp4", "0", "2", "two\nlines")
+    assert (second[0], second[1], second[3], second[-2]) == ("belt.mp4", "0", "2", "two\nlines")
 
 
 def test_a_row_is_on_disk_before_the_next_one_comes(tmp_path: Path) -> None:
@@ -102,3 +104,32 @@ def test_a_row_is_on_disk_before_the_next_one_comes(tmp_path: Path) -> None:
         assert path.read_text().splitlines() == [",".join(COLUMNS)]
         lines.write(inspected({"source": os.fsdecode(b"St\xfcck.png")}))
         assert path.read_text().splitlines()[1].startswith("St\\udcfcck.png,")
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from vae_edge.errors import InputError
+from vae_edge.sinks.lines import JsonLines
+from vae_edge.sinks.sink import Inspected
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+n = 0
+with JsonLines(Path(sys.argv[1])) as lines:
+    for number in range(100):
+        try:
+            lines.write(Inspected(None, None, {"source": "x" * 90 + str(number)}))
+            n += 1
+        except InputError as error:
+            assert "could not be written" in str(error), error
+print(n)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits on the size of a file are POSIX's")
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    n = int(subprocess.check_output([sys.executable, "-c", LIMITED, str(path)], text=True))
+    content = path.read_text()
+    assert content.endswith("\n")
+    assert [json.loads(line)["source"][-1] for line in content.splitlines()] == [str(i) for i in range(n)]
+    assert 0 < n < 10

@@ -9,7 +9,7 @@ import pytest
 from tests.tiny_bundles import dark_image
 from vae_edge import InputError, Prediction
 from vae_edge.sinks.overlays import OverlayFolder
-from vae_edge.sinks.sink import Inspected
+from vae_edge.sinks.sink import FreeNames, Inspected
 from vae_edge.sources.pictures import Picture
 
 PREDICTION = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5, "piece.png")
@@ -60,3 +60,57 @@ def test_an_overlay_is_named_in_the_record_where_one_is_wanted(tmp_path: Path, o
     second = {} if only_anomalous else {"overlay": "overlays/piece-2.jpg"}
     assert records == [{"overlay": "overlays/piece.jpg"}, second, {}]
     assert overlays.summary() == [("overlays", f"{1 if only_anomalous else 2} in {tmp_path / 'overlays'}")]
+
+
+def test_names_are_short_in_bytes_stable_distinct_and_allowed_everywhere(tmp_path: Path) -> None:
+    wanted = [
+        "漢" * 70,
+        "漢" * 69 + "字" * 70,
+        "字" * 70 + "漢" * 69,
+        "é" * 200,
+        "e\u0301" * 20,
+        "\u00e9" * 20,
+        "con",
+        "COM1",
+        "nul.tar",
+        "dots...",
+        "space ",
+        "\udcff\udcfe broken",
+        "😀" * 60,
+        "x" * 4000,
+        "x" * 4001,
+    ]
+    taken = [FreeNames().take(name) for name in wanted]
+    assert taken == [FreeNames().take(name) for name in wanted]
+    names = FreeNames()
+    for name in [*wanted, *wanted]:
+        path = tmp_path / f".{names.take(name)}.jpg.part"
+        assert not path.exists()
+        path.touch()
+        stem = path.name[1 : -len(".jpg.part")]
+        assert len(stem.encode()) <= 200
+        assert not stem.startswith(".")
+        assert not stem.endswith((".", " "))
+        assert stem.split(".")[0].lower() not in {"con", "nul", "com1", "aux"}
+    assert len(list(tmp_path.iterdir())) == 2 * len(wanted)
+
+
+def test_an_overlay_of_a_large_picture_is_drawn_small(tmp_path: Path) -> None:
+    overlays = OverlayFolder(tmp_path)
+    for shape, expected in (((64, 70000), (4, 4096)), ((5000, 2500), (4096, 2048)), ((4096, 10), (4096, 10))):
+        path = overlays.draw(picture(), np.zeros((*shape, 3), dtype=np.uint8), PREDICTION)
+        read = cv2.imread(str(path))
+        assert read is not None
+        assert read.shape[:2] == expected
+
+
+def test_an_overlay_gets_its_name_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        OverlayFolder(tmp_path).draw(picture(), dark_image(0), PREDICTION)
+    assert list(tmp_path.iterdir()) == []

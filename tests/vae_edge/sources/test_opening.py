@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+import socket
 import threading
+import time
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -10,8 +14,10 @@ import pytest
 from tests.threads import our_threads
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge import InputError
-from vae_edge.sources.opening import image_files, open_sources
+from vae_edge.sources.opening import image_files, open_sources, open_watch
 from vae_edge.sources.pictures import AtMost, Picture
+from vae_edge.sources.video import is_video_content
+from vae_edge.sources.watch import WatchOptions
 
 
 @pytest.fixture
@@ -177,10 +183,109 @@ def test_a_video_that_breaks_off_ends_with_an_error(tmp_path: Path) -> None:
     assert not any(isinstance(picture.image, InputError) for picture in pictures[:-1])
 
 
-def test_a_file_that_is_no_video_cannot_be_opened(tmp_path: Path) -> None:
-    (tmp_path / "belt.mp4").write_bytes(b"no video")
-    with pytest.raises(InputError, match=r"belt\.mp4 could not be opened"):
-        open_sources([str(tmp_path / "belt.mp4")])
+def test_a_file_that_is_no_video_is_an_error_in_its_place(folder: Path) -> None:
+    (folder / "belt.mp4").write_bytes(b"no video")
+    first, second, third = open_sources([str(folder / name) for name in ("a.jpg", "belt.mp4", "b.png")])
+    assert [first.name, second.name, third.name] == ["a", "belt", "b"]
+    assert isinstance(second.image, InputError)
+    assert "belt.mp4 could not be opened; expected MP4" in str(second.image)
+    assert not isinstance(third.image, InputError)
+
+
+@pytest.mark.parametrize("name", ["belt.wmv", "belt", "belt.png", "belt.txt"])
+def test_a_video_is_told_by_its_content_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / "belt.avi", 3).rename(tmp_path / name)
+    assert [picture.frame for picture in open_sources([str(tmp_path / name)])] == [0, 1, 2]
+
+
+def test_a_picture_called_like_a_video_is_a_picture(folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").rename(tmp_path / "b.mp4")
+    (picture,) = open_sources([str(tmp_path / "b.mp4")])
+    assert picture.frame is None
+    assert pixels(picture).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "is_video"),
+    [
+        (b"\0\0\0\x20ftypisom", True),
+        (b"\0\0\0\x20ftypavif", False),
+        (b"G" + bytes(187) + b"G" + bytes(187) + b"G" + bytes(200), True),
+        (bytes(4) + b"G" + bytes(191) + b"G" + bytes(191) + b"G" + bytes(200), True),
+        (b"\x1a\x45\xdf\xa3", True),
+        (b"#EXTM3U\nhttp://elsewhere/", False),
+        (b"GG", False),
+        (b"", False),
+    ],
+)
+def test_containers_of_videos_are_told_by_their_first_bytes(head: bytes, is_video: bool) -> None:
+    assert is_video_content(head) is is_video
+
+
+def test_a_playlist_called_like_a_video_is_not_followed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        port = server.getsockname()[1]
+        (tmp_path / "belt.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:{port}/a.ts\n#EXT-X-ENDLIST\n")
+        (picture,) = open_sources([str(tmp_path / "belt.mp4")])
+        assert isinstance(picture.image, InputError)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes in the file system are POSIX's")
+@pytest.mark.parametrize("named_by", ["itself", "its folder", "a glob", "a link", "standard input"])
+def test_a_named_pipe_is_an_error_in_its_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "aa.png").symlink_to(tmp_path / "pipe")
+    if named_by == "standard input":
+        monkeypatch.setattr("sys.stdin", paths_from(tmp_path, [folder / name for name in ("a.jpg", "aa.png", "b.png")]))
+    words: dict[str, list[Path | str]] = {
+        "itself": [folder / "a.jpg", tmp_path / "pipe", folder / "b.png"],
+        "its folder": [folder],
+        "a glob": [folder / "*.[jp]*g"],
+        "a link": [folder / "a.jpg", folder / "aa.png", folder / "b.png"],
+        "standard input": ["-"],
+    }
+    begin_s = time.perf_counter()
+    first, second, third = open_sources([str(word) for word in words[named_by]])
+    assert time.perf_counter() - begin_s < 2
+    assert isinstance(second.image, InputError)
+    assert "is a named pipe; expected a file" in str(second.image)
+    assert pixels(first).size == pixels(third).size
+
+
+def test_the_limit_of_pixels_holds_for_every_way_to_name_a_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", paths_from(tmp_path, [folder / "b.png"]))
+    for source in (
+        open_sources([str(folder)], max_pixels=10),
+        open_sources(["-"], max_pixels=10),
+        AtMost(open_watch([str(folder)], max_pixels=10, options=WatchOptions(0.01, 0.0, 0.0)), 1),
+        open_sources([(folder / "b.png").as_uri()], max_pixels=10),
+    ):
+        picture = next(iter(source))
+        assert isinstance(picture.image, InputError)
+        assert "expected at most 1e-05 million" in str(picture.image)
+        source.stop()
+
+
+def test_a_file_address_is_a_file(folder: Path) -> None:
+    path = folder / "b c%.png"
+    (folder / "b.png").rename(path)
+    (picture,) = open_sources([path.as_uri()])
+    assert (picture.source, picture.frame) == (str(path), None)
+    assert pixels(picture).shape[2] == 3
+    with pytest.raises(InputError, match="another machine"):
+        open_sources(["file://elsewhere/b.png"])
+
+
+def paths_from(tmp_path: Path, paths: list[Path]) -> TextIO:
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
+    return (tmp_path / "list.txt").open()
 
 
 def test_a_file_that_is_called_like_a_camera_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

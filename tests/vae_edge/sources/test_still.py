@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.picture_bytes import animated_png, encoded, part, png_of_zeros
+from vae_edge.errors import InputError
+from vae_edge.sources import still
+from vae_edge.sources.live import LiveOptions, LiveVideo
+from vae_edge.sources.opening import open_sources
+from vae_edge.sources.pictures import Picture
+
+PICTURE = encoded(".png", part())
+CONTENTS = {
+    "/snapshot.png": (PICTURE, "image/png"),
+    "/still": (encoded(".jpg", part()), "application/octet-stream"),
+    "/broken": (b"no picture", "image/jpeg"),
+    "/half": (PICTURE[: len(PICTURE) // 2], "image/png"),
+    "/animated": (animated_png(part(), part()), "image/apng"),
+    "/bomb": (png_of_zeros(12_000), "image/png"),
+    "/slow": (PICTURE, "image/png"),
+    "/endless": (PICTURE, "image/png"),
+}
+WITHOUT_LENGTH = ("/slow", "/endless")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/snapshot.png")  # type: ignore[attr-defined]
+            self.end_headers()
+            return
+        content, kind = CONTENTS[path]
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        if path not in WITHOUT_LENGTH:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        try:
+            if path == "/slow":
+                for value in content:
+                    self.wfile.write(bytes([value]))
+                    time.sleep(0.02)
+            self.wfile.write(content)
+            while path == "/endless":
+                self.wfile.write(bytes(1 << 16))
+        except OSError:
+            pass  # The reader has seen enough.
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as serving:
+        serving.daemon_threads = True
+        threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def only(address: str, **options: int) -> Picture:
+    begin_s = time.perf_counter()
+    (picture,) = open_sources([address], live=LiveOptions(timeout_s=1), **options)  # type: ignore[arg-type]
+    assert time.perf_counter() - begin_s < 10
+    return picture
+
+
+@pytest.mark.parametrize("path", ["/snapshot.png", "/still"])
+def test_a_still_picture_is_judged_once(server: str, path: str) -> None:
+    picture = only(server + path)
+    assert (picture.frame, picture.skipped) == (None, None)
+    assert isinstance(picture.image, np.ndarray)
+    np.testing.assert_allclose(picture.image.astype(int), part(), atol=0 if path == "/snapshot.png" else 60)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/broken", "could not be decoded"),
+        ("/half", "breaks off"),
+        ("/animated", "2 frames"),
+        ("/bomb", "12000x12000 pixels"),
+    ],
+)
+def test_what_is_no_whole_picture_is_an_error_in_its_place(server: str, path: str, says: str) -> None:
+    picture = only(server + path)
+    assert isinstance(picture.image, InputError)
+    assert says in str(picture.image)
+    assert str(picture.image).startswith(server + path)
+
+
+def test_a_server_that_sends_without_end_or_a_byte_at_a_time_is_left(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(still, "_TIME_LIMIT_S", 0.3)
+    monkeypatch.setattr(still, "most_bytes", lambda _: 1 << 20)
+    for path, says in (("/slow", "was not there within 0.3 s"), ("/endless", "sent more than 1 MB")):
+        image = only(server + path).image
+        assert isinstance(image, InputError)
+        assert says in str(image)
+
+
+def test_a_name_and_a_password_stay_out_of_names_and_errors(server: str) -> None:
+    address = server.replace("http://", "http://name:secret@")
+    assert only(f"{address}/snapshot.png?token=secret").source == f"{server}/snapshot.png?token=***"
+    assert "secret" not in str(only(f"{address}/broken?password=secret").image)
+
+
+def test_a_redirect_to_another_host_is_refused_unless_it_is_allowed(server: str) -> None:
+    with pytest.raises(InputError, match=r"leads from 127\.0\.0\.1 to another host, localhost"):
+        open_sources([f"{server}/moved"])
+    (picture,) = open_sources([f"{server}/moved"], live=LiveOptions(other_hosts=True))
+    assert isinstance(picture.image, np.ndarray)
+
+
+def test_a_stream_of_pictures_is_no_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.mjpeg_server import MjpegServer
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with MjpegServer() as camera:
+        if not cv2.VideoCapture(camera.url).isOpened():
+            pytest.skip("this OpenCV reads no stream over HTTP")
+        assert isinstance(open_sources([camera.url]), LiveVideo)
