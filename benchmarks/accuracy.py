@@ -16,7 +16,8 @@ from vae_edge.decision import promised_rate
 from vae_edge.image import Preparation
 from vae_edge.manifest import Thresholds
 from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.loading import Masks, load_images, load_masks
+from vae_edge.train.loading import load_images, load_masks
+from vae_edge.train.masks import Masks
 from vae_edge.train.metrics import Metrics, evaluate, pro_curve, roc_curve
 from vae_edge.train.ranking import Curve
 from vae_edge.train.template_baseline import TemplateBaseline

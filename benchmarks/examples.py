@@ -14,7 +14,7 @@ from vae_edge.benchmarks.accuracy_records import ExampleKind, ImageExample
 from vae_edge.decision import conformal_p_value
 from vae_edge.image import Preparation, load_prepared, prepare, read_image
 from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.loading import read_mask, resize_mask
+from vae_edge.train.masks import read_masks, resize_mask
 
 LONGEST_SIDE = 192
 """Of a picture, in pixels."""
@@ -85,8 +85,8 @@ def draw_examples(
             pictures[f"input-{shared}.jpg"] = _jpeg(load_prepared(file.path, _sized(seen.preparation, size)))
             pictures[f"map-{stem}.jpg"] = _jpeg(_resized(heat(anomaly_map, thresholds.pixel_threshold), size))
             pictures[f"mask-{stem}.png"] = _png(_resized(anomaly_map > thresholds.pixel_threshold, size))
-            if truth is not None and file.mask is not None:
-                pictures[truth] = _png(resize_mask(read_mask(file.mask), *size))
+            if truth is not None and file.masks:
+                pictures[truth] = _png(resize_mask(read_masks(file.masks), *size))
     return tuple(examples), pictures
 
 

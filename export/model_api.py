@@ -24,7 +24,8 @@ from vae_edge.detector import Detector
 from vae_edge.errors import InputError, ParityError, UsageError
 from vae_edge.export.model_api_graph import OUTPUTS, Scale, Scales, as_model_api
 from vae_edge.export.openvino_export import PRECISION_KEY, import_openvino, write_ir
-from vae_edge.image import Preparation, as_rgb, is_image_file, read_image
+from vae_edge.image import Preparation, as_rgb, read_image
+from vae_edge.listing import list_images
 from vae_edge.machine import installed_versions
 from vae_edge.manifest import Provenance, Thresholds
 from vae_edge.progress import Progress, StepProgress
@@ -303,9 +304,9 @@ def images_below(folder: Path) -> list[Path]:
     """Return the image files of a folder and its sub-folders, in order.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or a folder cannot be read.
     """
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_file(path))
+    found = sorted(list_images(folder).images())
     if not found:
         raise InputError(f"there is no image in {folder}; expected a folder of pictures to compare verdicts on")
     return found

@@ -8,10 +8,12 @@ What is left out, and why:
   training on it is fine.
 - `duplicate_in_train`, `duplicate_in_test`: the same bytes again. One is kept: a copy among the held-out
   images would not be held out.
-- `undecodable_mask`, `mask_of_other_size`, `empty_mask`: the image stays, its mask is not used.
+- `undecodable_mask`, `mask_of_other_size`, `empty_mask`: the image stays, its masks are not used.
+- `link_to_nowhere`: a link whose file or folder is missing.
 
-Two kinds leave nothing out: `mask_without_image` and `anomalous_without_mask`. The latter is allowed; pixel metrics are
-then over the images that have masks. With `strict=True` every other kind is an error.
+Three kinds leave nothing out: `mask_without_image`, `mask_of_most` (a mask that marks more than half of its image may
+be inverted) and `anomalous_without_mask`. The last two are allowed; pixel metrics are over the images that have masks.
+With `strict=True` every other kind is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from vae_edge.progress import Progress
 from vae_edge.records import Record
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, fingerprint
 from vae_edge.train.layout import Layout
-from vae_edge.train.loading import map_in_threads, read_mask
+from vae_edge.train.loading import map_in_threads
+from vae_edge.train.masks import read_masks
 
 ProblemKind = Literal[
     "undecodable",
@@ -40,7 +43,9 @@ ProblemKind = Literal[
     "undecodable_mask",
     "mask_of_other_size",
     "empty_mask",
+    "link_to_nowhere",
     "mask_without_image",
+    "mask_of_most",
     "anomalous_without_mask",
 ]
 
@@ -53,9 +58,17 @@ _HEADINGS: dict[ProblemKind, str] = {
     "undecodable_mask": "masks that could not be decoded, not used",
     "mask_of_other_size": "masks of another size than their images, not used",
     "empty_mask": "masks that mark nothing, not used",
+    "link_to_nowhere": "links that lead nowhere, left out",
     "mask_without_image": "masks of no image",
+    "mask_of_most": "masks that mark most of their images; are they inverted? Used as they are",
     "anomalous_without_mask": "anomalous images without a mask, used for the image metrics only",
 }
+
+
+_ALLOWED = ("anomalous_without_mask", "mask_of_most")
+
+_MOST = 0.5
+"""Share of an image from which on it is asked whether its mask is inverted."""
 
 
 class Problem(Record):
@@ -164,12 +177,16 @@ def check_inspection_set(
         mask_problem = looks[file].mask_problem
         if mask_problem is not None:
             problems.append(mask_problem)
-            test[i] = replace(file, mask=None)
+            if mask_problem.kind != "mask_of_most":
+                test[i] = replace(file, mask=None, further_masks=())
         elif file.is_anomalous and file.mask is None:
             problems.append(_problem("anomalous_without_mask", file, file.name))
     problems += [
         Problem(kind="mask_without_image", path=str(path), sentence=str(path))
         for path in inspection_set.unmatched_masks
+    ]
+    problems += [
+        Problem(kind="link_to_nowhere", path=str(path), sentence=str(path)) for path in inspection_set.dangling
     ]
     _refuse(inspection_set, train, problems, strict)
     cleaned = replace(inspection_set, train=tuple(train), test=tuple(test))
@@ -186,7 +203,7 @@ def _look_at(file: ImageFile) -> _Look:
     if file.mask is None or not file.is_anomalous:
         return _Look(size)
     try:
-        mask = read_mask(file.mask)
+        mask = read_masks(file.masks)
     except InputError as error:
         return _Look(size, None, _problem("undecodable_mask", file, str(error)))
     if mask.shape != size:
@@ -194,6 +211,10 @@ def _look_at(file: ImageFile) -> _Look:
         return _Look(size, None, _problem("mask_of_other_size", file, text))
     if not np.any(mask):
         return _Look(size, None, _problem("empty_mask", file, f"{file.name} (mask {file.mask.name})"))
+    share = float(mask.mean())
+    if share > _MOST:
+        text = f"{file.name} (mask {file.mask.name} marks {share:.0%})"
+        return _Look(size, None, _problem("mask_of_most", file, text))
     return _Look(size)
 
 
@@ -222,7 +243,7 @@ def _refuse(
             f"none of the {len(inspection_set.train)} images to train on in {inspection_set.root} can be used; "
             f"expected whole images of good parts. The first: {problems[0].sentence}"
         )
-    serious = [problem for problem in problems if problem.kind != "anomalous_without_mask"]
+    serious = [problem for problem in problems if problem.kind not in _ALLOWED]
     if strict and serious:
         raise InputError(
             f"{len(serious)} things are wrong with {inspection_set.root}; a strict check expects none: repair them or "

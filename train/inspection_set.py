@@ -18,7 +18,7 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES
 from vae_edge.outside import user_path
 from vae_edge.progress import Progress
-from vae_edge.train.layout import Layout, existing_folder, find_below, find_by_name
+from vae_edge.train.layout import FolderUse, Layout, describe_uses, existing_folder, find_below, find_by_name
 
 N_WORKERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read and decode; OpenCV and hashlib release the interpreter while they work."""
@@ -37,6 +37,13 @@ class ImageFile:
     """Defect class, such as "scratch"; None for a good part."""
     mask: Path | None = None
     """Where the defect is, as an image that is black elsewhere."""
+    further_masks: tuple[Path, ...] = ()
+    """More of them, where each marks another defect."""
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All masks, to be united; see `vae_edge.train.masks.read_masks`."""
+        return () if self.mask is None else (self.mask, *self.further_masks)
 
     @property
     def is_anomalous(self) -> bool:
@@ -58,6 +65,14 @@ class InspectionSet:
     """Masks that belong to no image."""
     n_ignored: int = 0
     """Files passed over because their names do not end like an image's."""
+    uses: tuple[FolderUse, ...] = ()
+    """What the images of each folder were taken for, and what was passed over."""
+    dangling: tuple[Path, ...] = ()
+    """Links that lead nowhere, left out."""
+
+    def describe(self) -> list[str]:
+        """Say in a line for each folder what its images were taken for, and what was passed over and why."""
+        return describe_uses(self.uses)
 
     @property
     def defects(self) -> tuple[str, ...]:
@@ -113,9 +128,23 @@ def open_inspection_set(
             f"({', '.join(sorted(IMAGE_SUFFIXES))}) to train on: put them there or name another folder"
         )
     hashes = iter(hash_files([item.path for item in (*found.train, *found.test)], progress))
-    train = tuple(ImageFile(item.path, item.name, next(hashes), item.defect, item.mask) for item in found.train)
-    test = tuple(ImageFile(item.path, item.name, next(hashes), item.defect, item.mask) for item in found.test)
-    return InspectionSet(found.root, found.layout, train, test, tuple(found.unmatched_masks), found.n_ignored)
+    train = tuple(ImageFile(item.path, item.name, next(hashes)) for item in found.train)
+    test = tuple(
+        ImageFile(
+            item.path, item.name, next(hashes), item.defect, next(iter(item.masks), None), further_masks=item.masks[1:]
+        )
+        for item in found.test
+    )
+    return InspectionSet(
+        found.root,
+        found.layout,
+        train,
+        test,
+        tuple(found.unmatched_masks),
+        found.n_ignored,
+        tuple(found.uses),
+        tuple(found.dangling),
+    )
 
 
 def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:

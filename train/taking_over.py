@@ -90,7 +90,7 @@ def take_over(
         watcher.say(sentence)
     found = data.open(watcher.progress_of("finding images"))
     images, report = check_inspection_set(found, watcher.progress_of("checking images"))
-    for sentence in report.sentences():
+    for sentence in (*found.describe(), *report.sentences()):
         watcher.say(sentence)
     notes = trained.notes
     groups = dict(notes.groups) if notes else {}

@@ -14,7 +14,8 @@ from vae_edge.errors import InputError
 from vae_edge.image import Preparation, load_prepared
 from vae_edge.train.data_report import DataReport, check_inspection_set
 from vae_edge.train.inspection_set import InspectionSet, fingerprint, open_inspection_set, resolve_data
-from vae_edge.train.loading import load_images, load_masks, read_mask, resize_mask
+from vae_edge.train.loading import load_images, load_masks
+from vae_edge.train.masks import read_mask, resize_mask
 
 
 def write(path: Path, image: NDArray[Any] | int, size: tuple[int, int] = (40, 48)) -> Path:
@@ -117,10 +118,14 @@ def test_other_files_are_counted_and_hidden_ones_are_not(root: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["nowhere.png", "link.png"])
-def test_an_image_that_is_a_link_to_nowhere_is_not_passed_over(root: Path, target: str) -> None:
+def test_a_link_to_nowhere_is_left_out_and_named(root: Path, target: str) -> None:
     (root / "train" / "good" / "link.png").symlink_to(target)
-    with pytest.raises(InputError, match=r"link\.png could not be read .* or remove it"):
-        open_inspection_set(root)
+    images, report = checked(root)
+    assert len(images.train) == 4
+    assert report.counts == {"link_to_nowhere": 1}
+    assert "train/good: 1 image, passed over: links that lead nowhere (link.png)" in images.describe()
+    with pytest.raises(InputError, match=r"1 things are wrong .*link\.png"):
+        check_inspection_set(open_inspection_set(root), strict=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are any bytes on Linux only")
@@ -150,7 +155,7 @@ def test_progress_is_told_while_opening_and_checking(root: Path) -> None:
         (["set/"], "holds no image"),
         (["set/notes.txt"], "1 other files"),
         (["set"], "is a file"),
-        (["set/train/ok/a.png"], "no train/good"),
+        (["set/train/a.png"], "cannot be told whether these hold good parts: train .*--normal .*set/train"),
         (["set/test/good/a.png"], "no train/good"),
         (["set/train/good/", "set/test/good/a.png"], "holds no image"),
         (["set/dial/train/good/a.png", "set/fabric/train/good/a.png"], "dial, fabric"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, is_image_file
+from vae_edge.listing import is_left_out, list_images
 from vae_edge.outside import user_path
 from vae_edge.sources.addresses import file_of_url
 from vae_edge.sources.live import LiveOptions, open_video
@@ -17,6 +19,8 @@ from vae_edge.sources.pictures import Chain, ImageFiles, OneError, Picture, Sour
 from vae_edge.sources.still import open_still
 from vae_edge.sources.video import VIDEO_SUFFIXES, Video, is_video_file
 from vae_edge.sources.watch import WatchedFolders, WatchOptions
+
+_log = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
 """The word for paths that come as lines of standard input."""
@@ -156,7 +160,8 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
         raise InputError(f"{text} does not exist; expected an image, a folder, a glob in quotes or a video")
     found: list[tuple[Path, str]] = []
     # Path.glob takes no absolute pattern.
-    for match in sorted(map(Path, glob.glob(str(path), recursive=True))):  # noqa: PTH207
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    for match in filter(_listable(path, except_in), matches):
         if match.is_dir():
             found += [] if "**" in text else _files_in(match, recursive=recursive, except_in=except_in, or_raise=False)
         elif (is_image_file(match) or match.suffix.lower() in VIDEO_SUFFIXES) and not _lies_in(match, except_in):
@@ -169,22 +174,45 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
 def _files_in(
     folder: Path, *, recursive: bool, except_in: Path | None, or_raise: bool = True
 ) -> list[tuple[Path, str]]:
-    found = sorted(
-        path
-        for path in folder.glob("**/*" if recursive else "*")
-        # A name with a leading dot is a leftover: macOS writes ._picture.png beside picture.png.
-        if is_image_file(path)
-        and not path.name.startswith(".")
-        # A link to nowhere counts: it gets a line with the error instead of going unnoticed.
-        and (path.is_file() or path.is_symlink())
-        and not path.is_dir()
-        and not _lies_in(path, except_in)
-    )
+    listing = list_images(folder, recursive=recursive, except_in=except_in)
+    # What is no file gets a line with the error.
+    found = sorted([*listing.images(), *listing.special])
+    remarks = listing.remarks()
     if not found and or_raise:
         advice = "name a folder of images" if recursive else "add --recursive to look into its sub-folders"
-        raise InputError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); {advice}")
+        more = f" ({'; '.join(remarks)})" if remarks else f" ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise InputError(f"{folder} holds no image{more}; {advice}")
+    for remark in remarks:
+        _log.warning("%s: %s", folder, remark)
     root = folder.resolve().name
     return [(path, "-".join((root, *path.relative_to(folder).with_suffix("").parts))) for path in found]
+
+
+def _listable(pattern: Path, except_in: Path | None) -> Callable[[Path], bool]:
+    """Return whether a match of a glob is taken by the rule of `vae_edge.listing`; what was spelled out always is."""
+    parts = pattern.parts
+    n_spelled = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    # Python follows links up and down again, and says nothing of folders that it cannot read.
+    listed = (
+        {
+            folder.path
+            for folder in list_images(Path(*parts[:n_spelled]), except_in=except_in).folders
+            if not folder.again
+        }
+        if "**" in parts and Path(*parts[:n_spelled]).is_dir()
+        else None
+    )
+
+    def is_listable(match: Path) -> bool:
+        if match.is_symlink() and not match.exists():
+            _log.warning("%s is a link that leads nowhere and was left out", match)
+            return False
+        folder = match if match.is_dir() else match.parent
+        if listed is not None:
+            return folder in listed
+        return not any(is_left_out(name) and name not in parts for name in folder.parts[n_spelled:])
+
+    return is_listable
 
 
 def _lies_in(path: Path, folder: Path | None) -> bool:

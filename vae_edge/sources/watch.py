@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.image import is_image_file
+from vae_edge.listing import list_images
 from vae_edge.sources.pictures import FileDecoder, Picture, Source
 
 _log = logging.getLogger(__name__)
@@ -178,13 +177,12 @@ class WatchedFolders(Source):
     def _look(self, folder: _Folder) -> None:
         """Bring what is known about a folder up to date."""
         try:
-            found = dict(self._files(folder, folder.root, folder.root.resolve().name))
-        except OSError as error:
+            found = self._files(folder)
+        except (InputError, OSError) as error:
             # Nothing is forgotten meanwhile: all of it may come back.
             if not folder.lost:
-                _log.warning(
-                    "%s cannot be read (%s); waiting for it to come back", folder.root, error.strerror or error
-                )
+                reason = getattr(error.__cause__ or error, "strerror", None) or error
+                _log.warning("%s cannot be read (%s); waiting for it to come back", folder.root, reason)
             folder.lost = True
             folder.arriving.clear()
             return
@@ -212,28 +210,24 @@ class WatchedFolders(Source):
         if known is None or known.stamp != stamp:
             folder.arriving[path] = _Arrival(name, stamp, now_s, now_s + self._options.settle_s)
 
-    def _files(self, folder: _Folder, inside: Path, prefix: str) -> Iterator[tuple[Path, str]]:
-        with os.scandir(inside) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = Path(entry.path)
-                if not entry.is_dir(follow_symlinks=False):
-                    if is_image_file(path):
-                        yield path, f"{prefix}-{path.stem}"
-                elif self._recursive and path.resolve() != self._except_in:
-                    yield from self._files_below(folder, path, f"{prefix}-{entry.name}")
+    def _files(self, folder: _Folder) -> dict[Path, str]:
+        """Return the images there with their short names; a sub-folder that cannot be read does not hide the others."""
 
-    def _files_below(self, folder: _Folder, inside: Path, prefix: str) -> Iterator[tuple[Path, str]]:
-        """Give a sub-folder's files; one that cannot be read does not keep the others from being read."""
-        try:
-            yield from self._files(folder, inside, prefix)
-        except FileNotFoundError:
-            pass  # It went between two calls.
-        except OSError as error:
+        def closed(inside: Path, error: OSError) -> None:
+            if isinstance(error, FileNotFoundError):
+                return  # It went between two calls.
             if inside not in folder.closed:
                 _log.warning("%s cannot be read (%s) and is left out", inside, error.strerror or error)
             folder.closed.add(inside)
+
+        listing = list_images(folder.root, recursive=self._recursive, except_in=self._except_in, on_unreadable=closed)
+        prefix = folder.root.resolve().name
+        return {
+            files.path / name: "-".join((prefix, *files.parts, PurePath(name).stem))
+            for files in listing.folders
+            if not files.again
+            for name in files.images
+        }
 
 
 def _stamp(path: Path) -> _Stamp | None:

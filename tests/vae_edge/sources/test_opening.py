@@ -80,11 +80,12 @@ def test_sources_come_in_the_order_given_and_twice_if_named_twice(folder: Path) 
 
 
 @pytest.mark.parametrize("target", ["nowhere.png", "b-link.png"])
-def test_an_image_that_is_a_link_to_nowhere_is_an_error_in_its_place(folder: Path, target: str) -> None:
+def test_a_link_to_nowhere_is_left_out_and_named(folder: Path, target: str, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "b-link.png").symlink_to(target)
-    pictures = list(open_sources([str(folder)], except_in=folder / "out"))
-    assert names(pictures) == ["a.jpg", "b-link.png", "b.png"]
-    assert "could not be read" in str(pictures[1].image)
+    assert names(list(open_sources([str(folder)], except_in=folder / "out"))) == ["a.jpg", "b.png"]
+    assert "links that lead nowhere, left out: 1 (b-link.png)" in caplog.text
+    assert names(list(open_sources([f"{folder}/?*.*"]))) == ["a.jpg", "b.png"]
+    assert "b-link.png is a link that leads nowhere and was left out" in caplog.text
 
 
 def test_a_damaged_image_is_an_error_in_its_place(folder: Path) -> None:
