@@ -39,8 +39,8 @@ def bench(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder in the layout of MVTec AD or of good parts, or sample or sample:PRODUCT. Without it the "
-            "sample images are timed and no accuracy is measured.",
+            help="Folder in a layout that vae-train knows, such as MVTec AD, or sample or sample:PRODUCT. Without it "
+            "the sample images are timed and no accuracy is measured.",
             show_default=False,
         ),
     ] = None,

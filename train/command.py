@@ -39,7 +39,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A folder in the layout of MVTec AD, a folder of good parts, or sample or sample:PRODUCT.",
+            help="A folder in the layout of MVTec AD or with folders such as OK and NG, a folder of good parts, or "
+            "sample or sample:PRODUCT.",
             metavar="DIR|sample[:PRODUCT]",
         ),
     ] = None,

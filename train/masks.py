@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
+from vae_edge.image import check_regular_file, read_pixels
 
 _LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
+_OPAQUE_SUFFIXES = frozenset({".jpg", ".jpeg"})
 
 
 class Masks(NamedTuple):
@@ -39,31 +41,34 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         InputError: the file is missing or cannot be decoded.
     """
     try:
+        values = read_pixels(path)
+    except InputError as error:
+        full = _with_all_channels(path)
+        if full is None or full.dtype.kind != "f":  # Some tools write 0.0 and 1.0, which is no picture.
+            raise InputError(f"the mask {error}") from error
+        values = full
+    least = 128 if path.suffix.lower() in _LOSSY_SUFFIXES else 1e-9
+    colour = np.asarray((values if values.ndim == 2 else values[:, :, :3].max(axis=2)) >= least)
+    full = None if path.suffix.lower() in _OPAQUE_SUFFIXES else _with_all_channels(path)
+    if full is None or full.ndim == 2 or full.shape[2] < 4 or full[:, :, 3].min() == full[:, :, 3].max():
+        return colour
+    alpha = full[:, :, 3]
+    if (full[:, :, :3] == full[0, 0, :3]).all():
+        return np.asarray(alpha >= least)
+    # OpenCV turns an image only where it drops the transparency: what was turned has its colours alone.
+    unturned = np.asarray(full[:, :, :3].max(axis=2) >= least)
+    return np.asarray(colour & (alpha > 0)) if np.array_equal(unturned, colour) else colour
+
+
+def _with_all_channels(path: Path) -> NDArray[Any] | None:
+    """Decode a file as it is, with transparency and not turned; None where that cannot be done."""
+    try:
+        check_regular_file(path)
         data = np.fromfile(path, dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-        if image is not None and not (image.ndim == 3 and image.shape[2] == 4):
-            # Only this way OpenCV turns the image as its EXIF orientation says; it drops the transparency.
-            image = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    except OSError as error:
-        raise InputError(f"the mask {path} could not be read ({error.strerror}); check its permissions") from error
-    except cv2.error as error:
-        raise InputError(f"the mask {path} could not be decoded ({error.err}); draw it again or remove it") from error
-    if image is None:
-        raise InputError(
-            f"the mask {path} could not be decoded; expected a whole image file: draw it again or remove it"
-        )
-    values: NDArray[Any] = np.asarray(image)
-    least = 128 if path.suffix.lower() in _LOSSY_SUFFIXES else 1e-9
-    if values.ndim == 2:
-        return np.asarray(values >= least)
-    colour = np.asarray(values[:, :, :3].max(axis=2) >= least)
-    if values.shape[2] < 4:
-        return colour
-    alpha = values[:, :, 3]
-    if alpha.min() == alpha.max():
-        return colour
-    has_one_colour = bool((values[:, :, :3] == values[0, 0, :3]).all())
-    return np.asarray(alpha >= least if has_one_colour else colour & (alpha > 0))
+    except (InputError, OSError, cv2.error):
+        return None
+    return None if image is None else np.asarray(image)
 
 
 def read_masks(paths: Sequence[Path]) -> NDArray[np.bool_]:
@@ -93,13 +98,9 @@ def read_masks(paths: Sequence[Path]) -> NDArray[np.bool_]:
 def looks_like_mask(path: Path) -> bool:
     """Tell whether a file is a grey image of one or two values that is black somewhere, as a mask is."""
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if data.size else None
-    except (OSError, cv2.error):
+        values = read_pixels(path)
+    except InputError:
         return False
-    if image is None:
-        return False
-    values: NDArray[Any] = np.asarray(image)
     if values.ndim == 3:
         if not (values == values[:, :, :1]).all():
             return False

@@ -447,7 +447,7 @@ def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path, orientation: int, su
 
 
 def masked(shape: tuple[int, ...], dtype: type, rest: int, marked: int) -> np.ndarray:
-    values = np.full(shape, rest, dtype)
+    values: np.ndarray = np.full(shape, rest, dtype)
     values[2:4, 2:4] = marked
     return values
 
