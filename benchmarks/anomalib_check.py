@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from vae_edge.benchmarks.peers.measured_process import declare_torchvision_operators
+from vae_edge.benchmarks.peers.measured_process import declare_torchvision_operators, keep_telemetry_off
 from vae_edge.errors import MissingDependencyError, VaeEdgeError
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     Raises:
         MissingDependencyError: anomalib is not installed.
     """
+    keep_telemetry_off()  # anomalib imports OpenVINO.
     try:
         importlib.import_module("torchvision")
     except ModuleNotFoundError as error:

@@ -6,6 +6,7 @@ result with a runtime, and tells when it had it. Nothing of this package is impo
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -20,9 +21,18 @@ Run = Callable[[NDArray[np.uint8]], object]
 
 FIRST_RESULT = "first-result"
 
+BENCHMARK_APP = (
+    "import sys; sys.modules['openvino_telemetry'] = None; from openvino.tools.benchmark.main import main; main()"
+)
+"""OpenVINO's own tool as a program for `python -c`, without its telemetry."""
+
+# As `vae_edge.telemetry` does, which is not imported here.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 def open_openvino(model: str, height: int, width: int) -> Run:
     """Compile for one image at a time and least latency; FP32 arithmetic as in the bundle."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # looks missing
     import openvino
 
     core = openvino.Core()

@@ -33,6 +33,7 @@ from vae_edge.export.model_api_graph import Scale
 from vae_edge.machine import installed_version
 from vae_edge.progress import Progress
 from vae_edge.records import Record
+from vae_edge.telemetry import import_openvino
 
 
 class ModelApiComparison(Record):
@@ -153,6 +154,7 @@ def _open(model: Path, *, as_created: bool) -> tuple[Judge, str]:
             return _Verdict(outputs["pred_score"].item(), bool(outputs["pred_label"].item()))
 
         return by_openvino, "OpenVINO alone, FP32"
+    import_openvino()  # Before Model API does: without its telemetry.
     from model_api.adapters import OpenvinoAdapter, create_core
     from model_api.models import AnomalyDetection
 

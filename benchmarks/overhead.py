@@ -169,8 +169,7 @@ def _throughput(bundle: Bundle, files: Sequence[str], rounds: int, seconds: floa
 def _benchmark_app(bundle: Bundle, seconds: float) -> float:
     """Return images/s of OpenVINO's own tool in its throughput mode, for one image at a time as in the bundle."""
     size = bundle.manifest.preparation
-    program = "from openvino.tools.benchmark.main import main; main()"
-    command = [sys.executable, "-c", program, "-m", str(bundle.model_path), "-d", "CPU"]
+    command = [sys.executable, "-c", bare_runtime.BENCHMARK_APP, "-m", str(bundle.model_path), "-d", "CPU"]
     command += ["-hint", "throughput", "-shape", f"image[1,{size.height},{size.width},3]", "-infer_precision", "f32"]
     done = subprocess.run([*command, "-t", str(max(1, round(seconds)))], capture_output=True, text=True, check=False)
     match = re.search(r"Throughput:\s+([\d.]+)\s+FPS", done.stdout)

@@ -19,6 +19,7 @@ from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.network_graph import network_nodes
 from vae_edge.export.settings import Estimator
 from vae_edge.progress import Progress
+from vae_edge.telemetry import import_onnxruntime
 
 N_BINS = 2048
 """Bins of the histograms of absolute values, as TensorRT's entropy calibration has them."""
@@ -167,7 +168,7 @@ def _tensors(model: onnx.ModelProto) -> list[str]:
 def _observe(model: onnx.ModelProto, tensors: Sequence[str]) -> Callable[[NDArray[np.uint8]], list[Any]]:
     """Return a function that gives the tensors' values for a batch of images."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "calibration runs the model with the package 'onnxruntime', which is not installed; "

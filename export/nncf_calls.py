@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from vae_edge.export.openvino_export import network_operations
 from vae_edge.export.settings import Estimator
 from vae_edge.machine import look_at_machine
 from vae_edge.progress import Progress
+from vae_edge.telemetry import openvino_telemetry_hidden
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,9 @@ def _import_nncf() -> Any:
         MissingDependencyError: it is not installed.
     """
     kind = logging.getLoggerClass()
-    # NNCF reports its use to Intel over the network unless this variable is there while it is imported.
-    silenced = "NNCF_CI" in os.environ
-    os.environ.setdefault("NNCF_CI", "1")
     try:
-        import nncf
+        with openvino_telemetry_hidden():
+            import nncf
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "int8 for target openvino needs the package 'nncf', which is not installed; "
@@ -149,8 +147,6 @@ def _import_nncf() -> Any:
         ) from error
     finally:
         logging.setLoggerClass(kind)
-        if not silenced:
-            os.environ.pop("NNCF_CI", None)
     return nncf
 
 

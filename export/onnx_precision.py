@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vae_edge.errors import MissingDependencyError
 from vae_edge.export.activation_ranges import Ranges
 from vae_edge.export.network_graph import LAYERS, check_layer_names, network_nodes
+from vae_edge.telemetry import import_onnxruntime
 
 _PAIRS = 15
 _SLOWER = 1.02
@@ -148,10 +149,9 @@ def _time_s(session: Any, name: str, image: NDArray[np.uint8]) -> float:
 
 def _import_onnxruntime() -> Any:
     try:
-        import onnxruntime
+        return import_onnxruntime()
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "INT8 and FP16 for ONNX Runtime need the package 'onnxruntime', which is not installed; "
             "run: pip install 'vae-edge[onnxruntime]'"
         ) from error
-    return onnxruntime

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vae_edge import telemetry
 from vae_edge.backends import openvino_module
 from vae_edge.backends.base import missing_runtime
 from vae_edge.errors import DeviceError, InputError
@@ -196,6 +197,6 @@ def import_openvino() -> Any:
         MissingDependencyError: it is not installed.
     """
     try:
-        return openvino_module.import_openvino()
+        return telemetry.import_openvino()
     except ModuleNotFoundError as error:
         raise missing_runtime(Target.OPENVINO, "openvino") from error

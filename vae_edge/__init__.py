@@ -5,13 +5,16 @@
     with Detector.open("bundles/tile-openvino-fp32") as detector:
         prediction = detector.predict("part.png")
 
-Importing this package loads neither torch nor a runtime; a runtime loads when a bundle for it is opened.
+Importing this package loads neither torch nor a runtime; a runtime loads when a bundle for it is opened. It sets
+`ORT_DISABLE_TELEMETRY=1` in the environment, unless that is 0: see `vae_edge.telemetry`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vae_edge.telemetry import disable_onnxruntime_telemetry
 
 if TYPE_CHECKING:
     from vae_edge.bundle import Bundle as Bundle
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from vae_edge.image import read_image as read_image
     from vae_edge.prediction import Prediction as Prediction
     from vae_edge.train.network import Vae as Vae
+
+# Before anything imports ONNX Runtime, which reads it once; see the module.
+disable_onnxruntime_telemetry()
 
 __version__ = "0.2.0"
 

@@ -21,6 +21,7 @@ from vae_edge.backends.base import RuntimeOptions
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.machine import installed_version
 from vae_edge.manifest import TensorSpec
+from vae_edge.telemetry import import_onnxruntime, import_openvino
 
 Purpose = Literal["runs bundles", "reaches the GPU", "trains and exports"]
 Status = Literal["works", "partly", "broken", "missing"]
@@ -54,8 +55,7 @@ class Probe:
 
 def probe_onnxruntime() -> Probe:
     """Run one layer with ONNX Runtime on the CPU."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     providers = tuple(onnxruntime.get_available_providers())
     session = onnxruntime.InferenceSession(_RELU_ONNX, providers=["CPUExecutionProvider"])
     _compare(session.run(None, {"x": _X})[0])
@@ -68,7 +68,7 @@ def probe_onnxruntime() -> Probe:
 
 def probe_openvino() -> Probe:
     """Compile and run one layer with OpenVINO on the CPU."""
-    from vae_edge.backends.openvino_module import import_openvino, openvino_core, version_of
+    from vae_edge.backends.openvino_module import openvino_core, version_of
 
     openvino, core = import_openvino(), openvino_core()
     devices = tuple(device.lower() for device in core.available_devices)

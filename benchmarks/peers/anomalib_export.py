@@ -21,12 +21,13 @@ from typing import Any
 def main(arguments: list[str]) -> int:
     """Export as the job of the file `arguments[0]` says."""
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    # Beside this script, which runs isolated: its own folder is not on the path.
+    sys.path.append(str(Path(__file__).parent))
+    measured_process = importlib.import_module("measured_process")
+    sys.path.pop()
+    measured_process.keep_telemetry_off()
     if job["declare_operators"]:
-        # Beside this script, which runs isolated: its own folder is not on the path.
-        sys.path.append(str(Path(__file__).parent))
-        measured_process = importlib.import_module("measured_process")
         measured_process.declare_torchvision_operators()
-        sys.path.pop()
     model = _make_model(job)
     _fit_post_processor(model, job)
 

@@ -46,10 +46,6 @@ class Environment:
         """The interpreter."""
         return python_of(self.folder)
 
-    def program(self, name: str) -> Path:
-        """Return a program that a package installed."""
-        return self.python.with_name(name + self.python.suffix)
-
 
 def python_of(folder: Path) -> Path:
     """Return the interpreter of the environment in a folder."""

@@ -149,6 +149,12 @@ class _Anomalib(Tool):
         return _callers_rate(self._inferencer.predict, cycle(ready), 1, seconds)
 
 
+def keep_telemetry_off() -> None:
+    """Keep the runtimes from reporting to their makers, as `vae_edge.telemetry` does, which may not be installed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # looks missing
+
+
 def declare_torchvision_operators() -> None:
     """Let a torchvision that was built for CUDA be imported beside a torch for the CPU.
 
@@ -177,6 +183,7 @@ TOOLS: dict[str, Callable[[str, dict[str, Any]], Tool]] = {
 
 def main(arguments: list[str]) -> int:
     """Do the job of the file `arguments[0]` and write its result to `arguments[1]`."""
+    keep_telemetry_off()
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     tool = TOOLS[job["tool"]](job["model"], job["options"])
     tool.predict(job["files"][0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vae_edge.benchmarks.bare_runtime import BENCHMARK_APP
 from vae_edge.errors import DeviceError
 
 FIRST_INFERENCE = re.compile(r"First inference took")
@@ -17,13 +18,12 @@ _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 def benchmark_app_command(
-    python: Path, program: Path, model: Path, shape: tuple[int, ...], hint: str, seconds: float, precision: str | None
+    python: Path, model: Path, shape: tuple[int, ...], hint: str, seconds: float, precision: str | None
 ) -> list[str]:
     """Return the command line of OpenVINO's benchmark_app.
 
     Args:
         python: interpreter of its environment.
-        program: benchmark_app in the same.
         model: `model.xml`.
         shape: of the one input, batch included.
         hint: `latency` or `throughput`.
@@ -32,7 +32,7 @@ def benchmark_app_command(
             where the processor has it.
     """
     text = "[" + ",".join(str(size) for size in shape) + "]"
-    command = [str(python), "-I", str(program), "-m", str(model), "-d", "CPU", "-hint", hint, "-shape", text]
+    command = [str(python), "-I", "-c", BENCHMARK_APP, "-m", str(model), "-d", "CPU", "-hint", hint, "-shape", text]
     command += ["-t", str(max(1, round(seconds)))]
     return command if precision is None else [*command, "-infer_precision", precision]
 

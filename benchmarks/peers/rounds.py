@@ -127,9 +127,9 @@ def _run_program(candidate: Candidate, seconds: float, timeout_s: float) -> dict
     options = candidate.options
     if candidate.kind == "benchmark_app":
         assert candidate.environment is not None
-        python, program = candidate.environment.python, candidate.environment.program("benchmark_app")
+        python = candidate.environment.python
         command = benchmark_app_command(
-            python, program, candidate.model, candidate.shape, options["hint"], seconds, options["precision"]
+            python, candidate.model, candidate.shape, options["hint"], seconds, options["precision"]
         )
         read, hint = read_benchmark_app, options["hint"]
     else:

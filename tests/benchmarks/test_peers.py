@@ -94,7 +94,7 @@ def test_output_without_figures_is_an_error_with_its_last_line() -> None:
 
 
 def test_benchmark_app_is_told_the_shape_and_the_arithmetic() -> None:
-    arguments = (Path("python"), Path("app"), Path("model.xml"), (1, 128, 128, 3), "latency", 2.0)
+    arguments = (Path("python"), Path("model.xml"), (1, 128, 128, 3), "latency", 2.0)
     assert "[1,128,128,3]" in benchmark_app_command(*arguments, "f32")
     assert benchmark_app_command(*arguments, "f32")[-2:] == ["-infer_precision", "f32"]
     assert "-infer_precision" not in benchmark_app_command(*arguments, None)

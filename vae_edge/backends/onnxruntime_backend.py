@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from vae_edge.backends.base import (
@@ -23,6 +22,9 @@ from vae_edge.backends.base import (
 from vae_edge.errors import DeviceError, said_by
 from vae_edge.machine import usable_cores
 from vae_edge.manifest import TensorSpec
+from vae_edge.telemetry import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 _log = logging.getLogger(__name__)
 

@@ -23,9 +23,10 @@ from vae_edge.backends.base import (
     Tensors,
     check_signature,
 )
-from vae_edge.backends.openvino_module import import_openvino, openvino_core, version_of
+from vae_edge.backends.openvino_module import openvino_core, version_of
 from vae_edge.errors import DeviceError
 from vae_edge.manifest import TensorSpec
+from vae_edge.telemetry import import_openvino
 
 openvino = import_openvino()
 

@@ -1,35 +1,11 @@
-"""Imports OpenVINO without its telemetry, and holds its core."""
+"""Holds OpenVINO's core."""
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import Any
 
-
-def import_openvino() -> Any:
-    """Import `openvino` so that the import itself tells nobody.
-
-    `import openvino` sends an event to Intel over the network wherever its dependency `openvino-telemetry` is
-    installed, which a device beside a line must not do unasked; loading that package also costs 30 ms. Where it is
-    missing OpenVINO goes on without, so for the time of the import it is made to look missing. A program that has
-    imported openvino before is left as it is.
-
-    Raises:
-        ModuleNotFoundError: openvino is not installed.
-    """
-    loaded = sys.modules.get("openvino")
-    if loaded is not None:
-        return loaded
-    hidden = "openvino_telemetry" not in sys.modules
-    if hidden:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what makes an import fail at once
-    try:
-        import openvino
-    finally:
-        if hidden:
-            del sys.modules["openvino_telemetry"]
-    return openvino
+from vae_edge.telemetry import import_openvino
 
 
 @cache
