@@ -68,7 +68,7 @@ def test_the_telemetry_package_is_there_again_after_imports_in_several_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = object()
-    monkeypatch.setitem(sys.modules, "openvino_telemetry", package)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", package)
     missing = []
 
     def hide() -> None:
