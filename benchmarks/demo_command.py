@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vae_edge.benchmarks.report import HTML_FILE, REPORT_FILE, Report
 from vae_edge.benchmarks.report_files import read_report
@@ -47,7 +46,7 @@ def demo(
     started = time.perf_counter()
     _step(1, "draw a sample inspection set", "vae-edge", "sample", data, "--product", name)
     if is_trained(run, epochs):
-        notes_console().print(f"\n[bold]2/5[/bold] {escape(str(run))} is trained already; delete it to train again")
+        notes_console().print(f"\n2/5 {run} is trained already; delete it to train again")
     else:
         size = ("--preset", "nano", "--image-size", IMAGE_SIZE)
         # Smaller batches than the defaults, hence more steps: the demo has a minute for what may take longer.
@@ -64,9 +63,9 @@ def demo(
     _step(5, "inspect the test images with the recommended bundle", "vae-run", bundles / best, *look)
 
     console = results_console()
-    console.print(f"\n[bold]The demo took {time.perf_counter() - started:.0f} s.[/bold] Look at:")
-    console.print(f"  {escape(str(report / HTML_FILE))}  the benchmark of every bundle", soft_wrap=True)
-    console.print(f"  {escape(str(predictions / 'overlays'))}  where the defects were seen", soft_wrap=True)
+    console.print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Look at:", style="bold")
+    console.print(f"  {report / HTML_FILE}  the benchmark of every bundle", soft_wrap=True)
+    console.print(f"  {predictions / 'overlays'}  where the defects were seen", soft_wrap=True)
     console.print("Then take your own pictures of good parts:")
     console.print("  vae-train --data FOLDER --out runs/mine", markup=False)
     console.print("  vae-export runs/mine --target all --out bundles", markup=False)
@@ -80,7 +79,7 @@ def _step(number: int, what: str, program: str, *arguments: object) -> None:
     """
     words = [str(argument) for argument in arguments]
     notes = notes_console()
-    notes.print(f"\n[bold]{number}/5 {what}[/bold]")
+    notes.print(f"\n{number}/5 {what}", style="bold")
     notes.print(f"$ {shlex.join([program, *words])}", style="cyan", markup=False, soft_wrap=True)
     code = invoke(words, command=None if program == "vae-edge" else program.removeprefix("vae-"))
     if code != 0:

@@ -30,7 +30,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.markup import escape
 
 from vae_edge.atomic import write_text
 from vae_edge.cli.console import notes_console, plain_table, results_console
@@ -306,14 +305,14 @@ def main(
     print_study(study)
     if out is not None:
         write_text(out, study.model_dump_json(indent=2) + "\n")
-        notes_console().print(escape(f"Written: {out}"))
+        notes_console().print(f"Written: {out}")
 
 
 def print_study(study: FalseAlarmStudy) -> None:
     """Print a study as a table."""
     n_images = study.n_threshold + study.n_test
     table = plain_table(
-        title=f"false alarms on fresh normals, run {escape(study.run)}: {study.splits} divisions of {n_images} images "
+        title=f"false alarms on fresh normals, run {study.run}: {study.splits} divisions of {n_images} images "
         f"of {study.n_parts} parts, {study.mean_n_calibrating:.0f} of which calibrate"
     )
     table.add_column("promised", style="cyan", no_wrap=True)

@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.markup import escape
 
 from vae_edge.atomic import write_text
 from vae_edge.cli.console import notes_console, plain_table, results_console
@@ -201,14 +200,14 @@ def main(
     print_comparison(found)
     if out is not None:
         write_text(out, found.model_dump_json(indent=2) + "\n")
-        notes_console().print(escape(f"Written: {out}"))
+        notes_console().print(f"Written: {out}")
     if found.differing_images:
         raise typer.Exit(3)
 
 
 def print_comparison(found: ModelApiComparison) -> None:
     """Print a comparison as a table."""
-    table = plain_table(title=f"{escape(found.bundle)} and its Model API export ({found.opened_with})", headers=False)
+    table = plain_table(title=f"{found.bundle} and its Model API export ({found.opened_with})", headers=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_row("pictures", f"{found.n_images}, {found.n_anomalous} of them anomalous")
@@ -219,7 +218,7 @@ def print_comparison(found: ModelApiComparison) -> None:
     table.add_row("Model API", f"{found.model_api_ms:.1f} ms")
     results_console().print(table)
     if found.differing_images:
-        notes_console().print(escape("another verdict: " + ", ".join(found.differing_images)))
+        notes_console().print("another verdict: " + ", ".join(found.differing_images))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from vae_edge.backends.tensorrt_build import EngineSettings
 from vae_edge.bundle import Bundle
@@ -247,7 +246,7 @@ def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | N
 
     with step_progress() as progress:
         bundle = rebuild_engine(Bundle.open(source), out, engine, name=name, progress=progress)
-    results_console().print(f"{escape(str(bundle.folder))}: {size_text(bundle.size_bytes)}")
+    results_console().print(f"{bundle.folder}: {size_text(bundle.size_bytes)}")
     print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
 
 
@@ -313,7 +312,7 @@ def _with_model_api(
 def _report_model_api(folder: Path, record: ModelApiRecord) -> None:
     check = record.check
     results_console().print(
-        f"{escape(str(folder))}: {size_text(sum(file.size_bytes for file in record.files))}, the bundle's verdict on "
+        f"{folder}: {size_text(sum(file.size_bytes for file in record.files))}, the bundle's verdict on "
         f"{check.n_images - check.label_differences} of {check.n_images} pictures, score drift "
         f"{check.max_score_difference:.1e}",
         soft_wrap=True,
@@ -339,7 +338,7 @@ def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
                 f"{parity.label_flips} of {parity.n_images}",
             )
         table.add_row(
-            escape(manifest.name),
+            manifest.name,
             size_text(result.bundle.size_bytes),
             *drift,
             "-" if manifest.accuracy is None else f"{manifest.accuracy.image_auroc_drop:.4f}",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, describe_support, too_few_normals
@@ -314,7 +313,7 @@ def print_result(run: RunFolder) -> None:
     """Print what a run came to."""
     record, metrics, thresholds = run.record, run.metrics, run.thresholds
     console = results_console()
-    table = plain_table(title=f"run {escape(str(run.folder))}", headers=False)
+    table = plain_table(title=f"run {run.folder}", headers=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     outcome = record.training
@@ -330,7 +329,7 @@ def print_result(run: RunFolder) -> None:
         f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
     )
     table.add_row("model", f"{record.tiling.describe()}; {record.photometric.describe()}")
-    table.add_row("scoring", escape(record.scoring.describe()))
+    table.add_row("scoring", record.scoring.describe())
     if record.choice is not None:
         table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")
     n_pictures = len(run.split.of(*run.calibration_roles))
@@ -360,7 +359,7 @@ def print_result(run: RunFolder) -> None:
     few = too_few_normals(thresholds)
     if few:
         print_warning(few)
-    console.print(escape(f"Next: vae-export {run.folder} --target all --out bundles"))
+    console.print(f"Next: vae-export {run.folder} --target all --out bundles")
 
 
 def _print_ranking(console: Console, run: RunFolder) -> None:
@@ -382,7 +381,7 @@ def _print_ranking(console: Console, run: RunFolder) -> None:
     ):
         for each in ranked:
             table.add_row(
-                escape(f"{kind} {each.name}"),
+                f"{kind} {each.name}",
                 f"{each.auroc:.3f}",
                 f"{each.behind:.3f} ± {each.standard_error:.3f}",
                 "yes" if each.name == name else "",
@@ -400,7 +399,7 @@ def _print_defects(console: Console, run: RunFolder) -> None:
         table.add_column(heading, justify="right")
     for name, defect in run.metrics.per_defect.items():
         values = (defect.image_auroc, defect.recall, defect.pixel_auroc)
-        table.add_row(escape(name), str(defect.n), *("" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(name, str(defect.n), *("" if value is None else f"{value:.3f}" for value in values))
     console.print()
     console.print(table)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from rich.markup import escape
 from rich.progress import TaskID, TextColumn
 
 from vae_edge.cli.console import notes_console
@@ -21,7 +20,7 @@ class TerminalWatcher(Watcher):
         self.console = notes_console()
         self.stage = ""
         self._task: TaskID | None = None
-        self._bars = new_bars(self.console, TextColumn("{task.fields[note]}"), count=False)
+        self._bars = new_bars(self.console, TextColumn("{task.fields[note]}", markup=False), count=False)
         self._line_at = 0.0
 
     def __enter__(self) -> TerminalWatcher:
@@ -35,7 +34,7 @@ class TerminalWatcher(Watcher):
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        self.console.print(escape(" ".join(sentence.split())), soft_wrap=not self.console.is_terminal)
+        self.console.print(" ".join(sentence.split()), soft_wrap=not self.console.is_terminal)
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Move the stage's bar."""

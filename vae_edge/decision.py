@@ -37,7 +37,8 @@ def normals_needed(false_alarm_rate: float) -> int:
         InputError: a rate outside (0, 1).
     """
     check_rate(false_alarm_rate, "false-alarm rate")
-    n = max(math.floor(1.0 / false_alarm_rate) - 1, 1)
+    # A rate below that is of no use to anybody, and 1 / rate may be infinite.
+    n = max(math.floor(1.0 / max(false_alarm_rate, 1e-12)) - 1, 1)
     return n if smallest_false_alarm_rate(n) <= false_alarm_rate else n + 1
 
 

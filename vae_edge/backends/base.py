@@ -32,6 +32,10 @@ from vae_edge.targets import SUPPORTED, Target
 Tensors = dict[str, NDArray[Any]]
 
 
+MOST_THREADS = 1024
+"""Of threads or requests; a runtime that is asked for a billion tries to start them."""
+
+
 class Hint(str, Enum):
     """What a loaded model is laid out for."""
 
@@ -68,8 +72,10 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("requests", self.requests)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; expected 1 or more, or nothing for the backend's own choice")
+            if value is not None and not 1 <= value <= MOST_THREADS:
+                raise UsageError(
+                    f"{name} is {value}; expected 1 to {MOST_THREADS}, or nothing for the backend's own choice"
+                )
         if not self.device.strip():
             raise UsageError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
 

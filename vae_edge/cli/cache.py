@@ -10,13 +10,12 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from vae_edge import compiled_cache
 from vae_edge.cache import SampleSet, cache_folder, sample_sets
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.compiled_cache import CompiledEntry
-from vae_edge.errors import UsageError
+from vae_edge.errors import InputError, UsageError
 
 _KINDS = ("openvino", "tensorrt", "tensorrt-timings", "sample")
 
@@ -40,6 +39,8 @@ def cache(
     """
     if older_than is not None and not older_than >= 0:
         raise UsageError(f"--older-than is {older_than}; expected a number of days, 0 or more")
+    if cache_folder().exists() and not cache_folder().is_dir():
+        raise InputError(f"the cache is {cache_folder()}, which is not a folder; set VAE_EDGE_CACHE to a folder")
     items = [*map(_compiled_item, compiled_cache.entries()), *map(_sample_item, sample_sets())]
     kinds = dict.fromkeys([*_KINDS, *(item.kind for item in items)])
     if kind is not None and kind not in kinds:
@@ -111,7 +112,7 @@ def _clear(chosen: list[_Item], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folder": str(cache_folder()), "removed": len(removed), "size_bytes": size_bytes}, indent=2))
     else:
-        results_console().print(escape(f"{_entries(len(removed))} removed, {size_text(size_bytes)}: {cache_folder()}"))
+        results_console().print(f"{_entries(len(removed))} removed, {size_text(size_bytes)}: {cache_folder()}")
     if left_alone:
         print_warning(f"{_entries(len(left_alone))} left: a process may be writing there; try again in an hour")
     if failed:
@@ -146,15 +147,15 @@ def _print(chosen: list[_Item]) -> None:
             model = item.model[:12] if re.fullmatch(r"[0-9a-f]{64}", item.model) else item.model
             what = item.runtime if item.state == "kept" else f"({item.state})"
             row = (item.kind, model or "-", what or "-", item.device or "-")
-            table.add_row(*map(escape, row), size_text(item.size_bytes), _age_text(item.age_s))
+            table.add_row(*row, size_text(item.size_bytes), _age_text(item.age_s))
         console.print(table)
         console.print()
     for kind in dict.fromkeys(item.kind for item in chosen):
         of_kind = [item for item in chosen if item.kind == kind]
         total = size_text(sum(item.size_bytes for item in of_kind))
-        console.print(escape(f"{kind}: {_entries(len(of_kind))}, {total}"))
+        console.print(f"{kind}: {_entries(len(of_kind))}, {total}")
     total = size_text(sum(item.size_bytes for item in chosen))
-    console.print(escape(f"{_entries(len(chosen))}, {total}: {cache_folder()}"), soft_wrap=True)
+    console.print(f"{_entries(len(chosen))}, {total}: {cache_folder()}", soft_wrap=True)
 
 
 def _entries(number: int) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from vae_edge.cli.console import plain_table, results_console
 from vae_edge.cli.progress import progress_bar
@@ -17,10 +17,10 @@ from vae_edge.machine import Machine
 from vae_edge.probes import Probe
 
 _MARKS = {
-    "works": "[green]works[/green]",
-    "partly": "[yellow]partly[/yellow]",
-    "broken": "[red]broken[/red]",
-    "missing": "[dim]missing[/dim]",
+    "works": Text("works", "green"),
+    "partly": Text("partly", "yellow"),
+    "broken": Text("broken", "red"),
+    "missing": Text("missing", "dim"),
 }
 
 
@@ -47,7 +47,7 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     for name, value in _machine_rows(diagnosis.machine):
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     console.print(table)
     for purpose, title in (
         ("runs bundles", "Runtimes"),
@@ -58,13 +58,13 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
         console.print(_probe_table(title, [probe for probe in diagnosis.probes if probe.purpose == purpose]))
     console.print()
     if not diagnosis.can_run_bundles:
-        console.print("[red]Nothing here can run a bundle yet.[/red]")
+        console.print("Nothing here can run a bundle yet.", style="red")
     if diagnosis.fixes:
-        console.print("[bold]To add or mend what you need[/bold]")
+        console.print("To add or mend what you need", style="bold")
         for fix in diagnosis.fixes:
             names = ", ".join(probe.name for probe in diagnosis.probes if probe.fix == fix)
-            console.print(f"  {escape(fix)}", soft_wrap=True)
-            console.print(f"    [dim]for {escape(names)}[/dim]", soft_wrap=True)
+            console.print(f"  {fix}", soft_wrap=True)
+            console.print(f"    for {names}", style="dim", soft_wrap=True)
     else:
         console.print("Everything is there.")
 
@@ -93,7 +93,5 @@ def _probe_table(title: str, probes: list[Probe]) -> object:
     table.add_column(overflow="fold", ratio=1)
     for probe in probes:
         devices = f"{', '.join(probe.devices)}; " if probe.devices else ""
-        table.add_row(
-            probe.name, _MARKS[probe.status], escape(probe.version or ""), escape(f"{devices}{probe.notes}".strip("; "))
-        )
+        table.add_row(probe.name, _MARKS[probe.status], probe.version or "", f"{devices}{probe.notes}".strip("; "))
     return table

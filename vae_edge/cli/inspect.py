@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
@@ -17,6 +16,7 @@ from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.model_file import ModelFileDescription, describe_model_file
+from vae_edge.outside import printable
 from vae_edge.sinks.sink import trust_warnings
 
 
@@ -77,7 +77,7 @@ def _inspect_bundle(folder: Path, device: str, threads: int | None, requests: in
 
 def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
     if as_json:
-        print(found.model_dump_json(indent=2))
+        print(json.dumps(found.model_dump(mode="json"), indent=2))
         return
     facts = [("format", found.format), *found.details.items()]
     if found.bundle is not None:
@@ -86,7 +86,7 @@ def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
     said = list(found.metadata.items()) or [("nothing", "no metadata of vae-edge, and no manifest beside it")]
     _print_sections(
         {
-            f"{escape(Path(found.path).name)}  {size_text(found.size_bytes)}": facts,
+            f"{printable(Path(found.path).name)}  {size_text(found.size_bytes)}": facts,
             "What it says": said,
         }
     )
@@ -101,7 +101,7 @@ def _print_sections(sections: dict[str, list[tuple[str, str]]]) -> None:
         table.add_column(min_width=18, style="cyan")
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(escape(name), escape(value))
+            table.add_row(printable(name), printable(value))
         console.print(table)
         console.print()
 
@@ -139,7 +139,7 @@ def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str,
         *_rows_here(found),
     ]
     return {
-        f"{escape(manifest.name)}  {size_text(bundle.size_bytes)}": model,
+        f"{printable(manifest.name)}  {size_text(bundle.size_bytes)}": model,
         "Decision": _decision_rows(manifest),
         "Trust": _trust_rows(manifest),
         "Provenance": [

@@ -3,31 +3,45 @@
 This is the composition root: the only module of the device's part that names training, export and benchmarks. It does
 so as text, and a command's module is imported when that command is asked for, so that `vae-run` never loads torch.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate said no, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate said no, 130 interrupted, 143 terminated. A reader of the output
+that has seen enough, as in `vae-run ... | head -1`, is no failure.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
 from vae_edge import __version__
-from vae_edge.cli.console import decoders_silenced, escape_what_stdout_cannot_encode, print_error
-from vae_edge.errors import MissingDependencyError, VaeEdgeError
+from vae_edge.cli.console import (
+    ReaderLeftError,
+    decoders_silenced,
+    open_closed_descriptors,
+    print_error,
+    standard_streams,
+    warnings_shown,
+)
+from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
+from vae_edge.outside import printable, user_path
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -35,6 +49,9 @@ EXIT_INTERRUPTED = 130
 _TIME_TO_END_S = 1.6
 """After Ctrl-C, for closing files and models; the promise is two seconds."""
 _SAME_SIGNAL_S = 0.2
+
+_LEAST, _MOST = 1e-9, 1e10
+"""Sizes of the numbers that options take: from shares to seeds and bytes; each option has closer limits of its own."""
 
 _EPILOG = "Every command takes --debug: it shows where an error came from."
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -124,28 +141,81 @@ def invoke(arguments: Sequence[str], *, command: str | None = None) -> int:
         command: the command, where the program's name implies it (`vae-run`); None: the first argument names it.
     """
     rest, debug = _take_debug(arguments)
-    escape_what_stdout_cannot_encode()
+    with standard_streams() as finish, warnings_shown(), _ended_like_ctrl_c() as signals:
+        code = _run(rest, debug, command)
+        # The code of a signal that ends a process: 143 for SIGTERM.
+        return finish(128 + signals[0] if code == EXIT_INTERRUPTED and signals else code)
+
+
+def _run(arguments: list[str], debug: bool, command: str | None) -> int:
+    """Run a command line and say in one line why it failed, if it did; return its exit code."""
+    program = "vae-edge" if command is None else f"vae-{command}"
     try:
-        with _ended_like_ctrl_c():
-            app = _Apps(debug).all_commands(rest) if command is None else _Apps(debug).one_command(command, rest)
-            get_command(app).main(args=rest, prog_name="vae-edge" if command is None else f"vae-{command}")
+        _refuse_empty(arguments)
+        app = _Apps(debug).all_commands(arguments) if command is None else _Apps(debug).one_command(command, arguments)
+        run = functools.partial(get_command(app).main, prog_name=program, standalone_mode=False)
+        if command is None and not arguments:
+            run(args=["--help"])
+            return UsageError.exit_code
+        code = run(args=arguments)
+        return code if isinstance(code, int) else 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except VaeEdgeError as error:
-        if debug:
-            traceback.print_exception(error)
-        print_error(str(error))
-        return error.exit_code
-    except OSError as error:
-        # What no command foresaw: a full disk behind stdout, a stick that was pulled out.
-        if debug:
-            traceback.print_exception(error)
-        print_error(f"{error.filename or 'the output'}: {error.strerror or error}; mend that and run the command again")
-        return EXIT_FAILED
-    except (KeyboardInterrupt, _InterruptedError):
+    except ReaderLeftError:
+        return 0
+    except (KeyboardInterrupt, _InterruptedError, typer.Abort):
         print_error("interrupted; nothing half-finished was left behind")
         return EXIT_INTERRUPTED
-    return 0
+    except Exception as error:  # noqa: BLE001 - this is the end of the line
+        if debug:
+            print(printable("".join(traceback.format_exception(error)), keep_lines=True), end="", file=sys.stderr)
+        if not isinstance(error, VaeEdgeError) and hasattr(error, "format_message"):  # typer's, about the usage.
+            if (context := getattr(error, "ctx", None)) is not None:
+                print(context.get_usage(), file=sys.stderr)
+            print_error(f"{error.format_message().rstrip('.')}; {program} --help shows what there is")
+            return UsageError.exit_code
+        print_error(_sentence(error))
+        return error.exit_code if isinstance(error, VaeEdgeError) else EXIT_FAILED
+
+
+def _sentence(error: Exception) -> str:
+    """Return what to say about an error: its own message, or of what no command foresaw, what can be done about it."""
+    if isinstance(error, VaeEdgeError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; close other programs, or take smaller pictures or fewer at a time"
+    if not isinstance(error, OSError):
+        return (
+            f"unexpected {type(error).__name__}: {error}; this is a fault of vae-edge: run the command again with "
+            "--debug and report what it shows"
+        )
+    try:
+        Path.cwd()
+    except OSError:
+        return "the current folder does not exist any more; cd into another one and run the command again"
+    temporary = "set TMPDIR to a folder that has room and can be written"
+    if "No usable temporary directory" in str(error):
+        return f"there is no temporary folder ({error.strerror}); {temporary}"
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"the folder of the results, or the temporary folder {tempfile.gettempdir()}"
+        return f"{where}, is full ({error.strerror}); make room, or {temporary}"
+    return (
+        f"{error.filename or 'a file or a connection'}: {error.strerror or error}; mend that and run the command again"
+    )
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument that is nothing: a path of that name would be the current folder.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for position, argument in enumerate(arguments):
+        if argument == "":
+            after = f", after {arguments[position - 1]}," if position else ""
+            raise UsageError(f"argument {position + 1}{after} is empty; is a variable of the shell not set?")
+        if re.fullmatch(r"--[a-z][a-z\-]*=", argument):
+            raise UsageError(f"{argument} has no value; is a variable of the shell not set?")
 
 
 def _end_soon_after_a_signal() -> None:
@@ -157,13 +227,14 @@ def _end_soon_after_a_signal() -> None:
     """
     import socket
 
+    open_closed_descriptors()  # Or the socket would get the number of a closed stdout.
     hears, told = socket.socketpair()
     told.setblocking(False)
     signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
     ending = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
     def watch(_kept_open: socket.socket) -> None:
-        while not ending & set(hears.recv(1)):
+        while not (came := ending & set(hears.recv(1))):
             pass
         # Both a terminal and a parent process may send one signal, one right after the other.
         time.sleep(_SAME_SIGNAL_S)
@@ -177,24 +248,33 @@ def _end_soon_after_a_signal() -> None:
         message = b"error: interrupted while something did not answer; what was written is whole\n"
         with suppress(OSError, ValueError, AttributeError):
             os.write(sys.stderr.fileno(), message)
-        os._exit(EXIT_INTERRUPTED)
+        os._exit(128 + min(came))
 
     threading.Thread(target=watch, args=(told,), name="vae-edge-signals", daemon=True).start()
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: with what it had begun cleared away."""
+def _ended_like_ctrl_c() -> Iterator[list[int]]:
+    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: with what it had begun cleared away.
+
+    Gives the list that gets their numbers.
+    """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     # Not where somebody had other plans for it, such as nohup.
     ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, interrupt)
     try:
-        yield
+        yield came
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
@@ -208,7 +288,7 @@ class _Apps:
 
     def all_commands(self, arguments: list[str]) -> typer.Typer:
         """Build `vae-edge`: the command that was asked for is real, the others are their lines in the list only."""
-        app = _new_app(no_args_is_help=True)
+        app = _new_app()
 
         @app.callback(epilog=_EPILOG)
         def root(
@@ -266,8 +346,9 @@ class _Apps:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
+                given = {name: _as_meant(name, value) for name, value in kwargs.items()}
                 with decoders_silenced() if silence else nullcontext():
-                    return function(*args, **kwargs)
+                    return function(*args, **given)
             except KeyboardInterrupt:
                 raise _InterruptedError from None
             except ModuleNotFoundError as error:
@@ -277,8 +358,24 @@ class _Apps:
         return call
 
 
-def _new_app(*, no_args_is_help: bool = False) -> typer.Typer:
-    return typer.Typer(add_completion=False, no_args_is_help=no_args_is_help, context_settings=_CONTEXT)
+def _as_meant(name: str, value: Any) -> Any:
+    """Return an option's value with the home folder in the place of `~` where it is a path, or several.
+
+    Raises:
+        UsageError: there is no such home folder, or a number is one that no option can mean.
+    """
+    if isinstance(value, list):
+        return [_as_meant(name, item) for item in value]
+    if isinstance(value, Path):
+        return user_path(value)
+    if isinstance(value, int | float) and value != 0 and not _LEAST <= abs(value) <= _MOST:
+        # Not a number, infinite, or so large or small that a sum or a division of it is.
+        raise UsageError(f"--{name.replace('_', '-')} is {value}; expected 0 or a number from {_LEAST:g} to {_MOST:g}")
+    return value
+
+
+def _new_app() -> typer.Typer:
+    return typer.Typer(add_completion=False, context_settings=_CONTEXT)
 
 
 def _load(entry: Command) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,7 +33,7 @@ def new_bars(console: Console, *more: ProgressColumn, transient: bool = True, co
     """Return bars in the one look that all commands have: description, bar, count or share, time, and `more`."""
     amount = MofNCompleteColumn() if count else TextColumn("{task.percentage:>3.0f} %")
     time = TimeRemainingColumn(elapsed_when_finished=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), amount, time, *more)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), amount, time, *more)
     return Progress(*columns, console=console, transient=transient)
 
 
@@ -50,10 +49,10 @@ def progress_bar(description: str, *, visible: bool = True) -> Iterator[MoveBar]
         yield ignore
         return
     with new_bars(console) as bars:
-        task = bars.add_task(escape(description), total=None)
+        task = bars.add_task(description, total=None)
 
         def move(done: int, total: int | None, /, *, doing: str | None = None) -> None:
-            bars.update(task, completed=done, total=total, description=None if doing is None else escape(doing))
+            bars.update(task, completed=done, total=total, description=doing)
 
         yield move
 
@@ -68,7 +67,7 @@ def step_progress() -> Iterator[StepProgress]:
         def note(step: str, done: int, total: int) -> None:
             if step not in seen:
                 seen[step] = TaskID(0)
-                console.print(f"  {step}", markup=False)
+                console.print(f"  {step}")
 
         yield note
         return
@@ -76,7 +75,7 @@ def step_progress() -> Iterator[StepProgress]:
 
         def move(step: str, done: int, total: int) -> None:
             if step not in seen:
-                seen[step] = bars.add_task(escape(step), total=total)
+                seen[step] = bars.add_task(step, total=total)
             bars.update(seen[step], completed=done, total=total)
 
         yield move

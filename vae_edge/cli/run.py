@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +12,7 @@ import typer
 
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import print_error, print_warning
+from vae_edge.cli.console import lines_stdout, print_error, warnings_shown
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
@@ -234,7 +232,7 @@ def run(
         check_no_earlier_run(out, overwrite=overwrite)
     opened = Bundle.open(bundle)
     white_level = opened.manifest.preparation.white_level
-    with _warnings_shown():
+    with warnings_shown():
         if watching is not None:
             pictures = open_watch(
                 source,
@@ -306,7 +304,7 @@ def _open_sinks(
 ) -> list[Sink]:
     """Open what the verdicts go to; what makes files comes before the lines that name them."""
     if out is None:
-        return [_LINES[name][0](sys.stdout) for name in formats]
+        return [_LINES[name][0](lines_stdout()) for name in formats]
     sinks: list[Sink] = []
     if video:
         sinks.append(AnnotatedVideos(out / VIDEOS_FOLDER))
@@ -340,21 +338,3 @@ def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size
         print_error(f"interrupted after {tally.n_pictures} pictures; their results are written")
         raise typer.Exit(130) from None
     return tally.counts["error"]
-
-
-class _AsWarnings(logging.Handler):
-    """Writes what the library logs, such as a lost connection, as the command line's other warnings."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print_warning(record.getMessage())
-
-
-@contextmanager
-def _warnings_shown() -> Iterator[None]:
-    handler = _AsWarnings(logging.WARNING)
-    logger = logging.getLogger("vae_edge")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
+from rich.text import Text
 
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
 from vae_edge.decision import describe_promise
@@ -25,21 +25,21 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     table.add_column(overflow="fold")
     counts = tally.counts
     table.add_row("pictures", f"{tally.n_pictures}  ({tally.pictures_per_s:.1f}/s)")
-    table.add_row("anomalous", f"[red]{counts['anomalous']}[/red]" if counts["anomalous"] else "0")
+    table.add_row("anomalous", _red_if_any(counts["anomalous"]))
     table.add_row("normal", str(counts["normal"]))
-    table.add_row("errors", f"[red]{counts['error']}[/red]" if counts["error"] else "0")
+    table.add_row("errors", _red_if_any(counts["error"]))
     if tally.n_live:
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
     if tally.not_made:
         table.add_row("not written", f"[red]{', '.join(f'{n} {what}' for what, n in tally.not_made.items())}[/red]")
     if pictures.n_reconnections:
         table.add_row("reconnections", str(pictures.n_reconnections))
-    table.add_row("device", escape(f"{backend.device.name} with {backend.version} ({backend.device.reason})"))
-    table.add_row("layout", escape(f"{backend.layout}; {n_stream_workers(backend.layout)} workers"))
+    table.add_row("device", f"{backend.device.name} with {backend.version} ({backend.device.reason})")
+    table.add_row("layout", f"{backend.layout}; {n_stream_workers(backend.layout)} workers")
     promise = describe_promise(manifest.thresholds)
     table.add_row("false alarms", f"{promise}, from {manifest.thresholds.n_normals} normals")
     for what, where in (row for sink in sinks for row in sink.summary()):
-        table.add_row(what, escape(where))
+        table.add_row(what, where)
     notes_console().print(table)
     for message in tally.first_errors if out is not None else ():
         print_error(message)
@@ -50,3 +50,7 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         print_warning(f"{remark} It is chosen in training (vae-train), not here.")
     for sentence in trust_warnings(detector.bundle):
         print_warning(sentence)
+
+
+def _red_if_any(number: int) -> Text:
+    return Text(str(number), "red" if number else "")

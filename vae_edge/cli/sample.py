@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vae_edge.cli.console import plain_table, results_console
 from vae_edge.cli.progress import progress_bar
@@ -55,7 +54,7 @@ def sample(
     for name, path in zip(chosen, folders, strict=True):
         kinds = defect_kinds(name)
         numbers = (settings.n_train, settings.n_test_good, settings.n_test_per_defect * len(kinds))
-        table.add_row(escape(str(path)), *map(str, numbers), ", ".join(kinds))
+        table.add_row(str(path), *map(str, numbers), ", ".join(kinds))
     console = results_console()
     console.print(table)
     console.print(f"{n_drawn} images drawn." if n_drawn else "Everything was there already.")

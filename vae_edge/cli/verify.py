@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
@@ -140,7 +139,7 @@ def _print_refit(refit: Refit) -> None:
     console.print(f"With the thresholds before, {above} of these {new.n_normals} normals would be called anomalous.")
     manifest = refit.bundle.manifest
     trust = "is verified now." if manifest.verified else f"is not verified: {manifest.not_verified_because}."
-    console.print(escape(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which {trust}"))
+    console.print(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which {trust}")
     if old.method is ThresholdMethod.CROSS_CONFORMAL:
         print_warning(
             "this model was trained on all good parts that its run had; the thresholds hold for new parts only if "

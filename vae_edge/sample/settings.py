@@ -12,6 +12,7 @@ SAMPLE_VERSION = 1
 
 SMALLEST_IMAGE = 64
 LARGEST_IMAGE = 1024
+_MOST_IMAGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class SampleSettings:
     Attributes:
         seed: Where the random numbers start, 0 or more.
         image_size: Height and width of every image in pixels, 64 to 1024.
-        n_train: Normal images for training in each product, at least 1.
-        n_test_good: Normal images for testing in each product, at least 1.
-        n_test_per_defect: Defective images of each kind in each product, at least 1.
+        n_train: Normal images for training in each product, 1 to 1,000,000.
+        n_test_good: Normal images for testing in each product, 1 to 1,000,000.
+        n_test_per_defect: Defective images of each kind in each product, 1 to 1,000,000.
 
     Raises:
         InputError: A value is no integer or lies outside its range.
@@ -43,7 +44,7 @@ class SampleSettings:
         _check("seed", self.seed, 0, None)
         _check("image_size", self.image_size, SMALLEST_IMAGE, LARGEST_IMAGE)
         for name in ("n_train", "n_test_good", "n_test_per_defect"):
-            _check(name, getattr(self, name), 1, None)
+            _check(name, getattr(self, name), 1, _MOST_IMAGES)
 
     def as_dict(self) -> dict[str, int]:
         """Return the settings as plain values for JSON."""

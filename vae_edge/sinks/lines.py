@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vae_edge.errors import InputError
+from vae_edge.outside import printable, printable_json
 from vae_edge.sinks.sink import Inspected, Sink, cannot_write
 
 COLUMNS = (
@@ -29,6 +30,8 @@ COLUMNS = (
     "note",
 )
 """Of the CSV table, always all of them and in this order; new ones are added at the end."""
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
 class _TextLines(Sink):
@@ -106,7 +109,12 @@ class JsonLines(_TextLines):
 
 
 class CsvLines(_TextLines):
-    """Writes a table with a header and the columns `COLUMNS`; what a picture does not have is an empty cell."""
+    """Writes a table with a header and the columns `COLUMNS`; what a picture does not have is an empty cell.
+
+    The cells are text that a terminal and a spreadsheet can show without harm: control characters other than line ends
+    and tabs are escapes, see `vae_edge.outside.printable`, and `./` stands before a name that begins with =, +, - or @,
+    which a spreadsheet would compute. The lines of JSON have every name exactly.
+    """
 
     what = "rows of the table"
 
@@ -124,11 +132,11 @@ class CsvLines(_TextLines):
 
 
 def _as_json(record: dict[str, Any], encoding: str | None) -> str:
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    text = printable_json(json.dumps(record, ensure_ascii=False, allow_nan=False))
     try:
         text.encode(encoding or "utf-8")
     except UnicodeEncodeError:
-        # An ASCII terminal, or a file name that is no UTF-8: JSON has an escape for every character.
+        # An ASCII terminal: JSON has an escape for every character.
         return json.dumps(record, allow_nan=False)
     return text
 
@@ -143,5 +151,8 @@ def _as_csv(cells: tuple[str, ...] | list[str]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    # As JSON has it: Python's True means nothing to a spreadsheet in another program.
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if not isinstance(value, str):
+        # As JSON has it: Python's True means nothing to a spreadsheet in another program.
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    text = printable(value, keep_lines=True)
+    return f"./{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -29,21 +29,26 @@ class PathLines(Source):
     Where input cannot be waited for with a time limit (Windows), `stop` takes effect when the next bytes come.
 
     Args:
-        file: what to read, such as `sys.stdin`; its descriptor is read directly.
+        file: what to read, such as `sys.stdin`, which is None where it is closed; its descriptor is read directly.
         null_separated: a NUL ends each path and nothing else does, as `find -print0` writes them.
         white_level: the 16-bit value that means white.
         max_pixels: a larger picture is an error; None: see `vae_edge.image.read_image`.
+
+    Raises:
+        InputError: standard input is closed.
     """
 
     def __init__(
         self,
-        file: _HasDescriptor,
+        file: _HasDescriptor | None,
         *,
         null_separated: bool = False,
         white_level: int = 65535,
         max_pixels: int | None = None,
     ) -> None:
         super().__init__()
+        if file is None:
+            raise InputError("standard input is closed; expected paths from a file or a pipe: give it one, or no -")
         self._file = file
         self._null_separated = null_separated
         self._white_level = white_level
@@ -93,7 +98,12 @@ class PathLines(Source):
         while not self._stopped.is_set():
             if os.name == "posix" and not select.select([descriptor], [], [], _PATIENCE_S)[0]:
                 continue
-            chunk = os.read(descriptor, _CHUNK_BYTES)
+            try:
+                chunk = os.read(descriptor, _CHUNK_BYTES)
+            except OSError as error:
+                raise InputError(
+                    f"standard input could not be read ({error.strerror}); expected paths from a file or a pipe"
+                ) from error
             if not chunk:
                 return
             yield chunk

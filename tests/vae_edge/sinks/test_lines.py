@@ -133,3 +133,32 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Pat
     assert content.endswith("\n")
     assert [json.loads(line)["source"][-1] for line in content.splitlines()] == [str(i) for i in range(n)]
     assert 0 < n < 10
+
+
+HOSTILE = [
+    "\x1b]0;owned\x07.png",
+    "a\u202egnp.exe",
+    "\x9b31m.png",
+    "a\u2028b.png",
+    "\x7f.png",
+    "a\rb.png",
+    "\udcff.png",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_line_holds_what_a_terminal_would_act_on_and_json_has_the_exact_name(name: str) -> None:
+    lines, table = io.StringIO(), io.StringIO()
+    for sink in (JsonLines(lines), CsvLines(table)):
+        sink.write(inspected({"source": name, "error": f"{name} is empty"}))
+    assert json.loads(lines.getvalue()) == {"source": name, "error": f"{name} is empty"}
+    for text in (lines.getvalue(), table.getvalue()):
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+x", "-x", "@SUM(A1)", "\tx"])
+def test_a_name_is_no_formula_in_a_table_and_still_the_files_path(name: str) -> None:
+    table = io.StringIO()
+    CsvLines(table).write(inspected({"source": name, "score": -0.5, "error": f"{name} is empty"}))
+    row = dict(zip(COLUMNS, list(csv.reader(io.StringIO(table.getvalue())))[1], strict=True))
+    assert (row["source"], row["score"], row["error"]) == (f"./{name}", "-0.5", f"./{name} is empty")
