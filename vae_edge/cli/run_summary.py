@@ -31,7 +31,7 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     if tally.n_live:
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
     if tally.not_made:
-        table.add_row("not written", f"[red]{', '.join(f'{n} {what}' for what, n in tally.not_made.items())}[/red]")
+        table.add_row("not written", Text(", ".join(f"{n} {what}" for what, n in tally.not_made.items()), "red"))
     if pictures.n_reconnections:
         table.add_row("reconnections", str(pictures.n_reconnections))
     table.add_row("device", f"{backend.device.name} with {backend.version} ({backend.device.reason})")
