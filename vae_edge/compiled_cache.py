@@ -5,12 +5,14 @@ used twice, and `HASH.json`, which names the content with its size and SHA-256 a
 JSON file gets its name last and in one rename. So a reader sees the old entry or the new one, and two processes that
 fill one key at once both succeed; what a process leaves that is killed in between is cleared away by later ones.
 
-Runtimes execute what lies here. Hence the folder is the user's alone, and an entry whose bytes are not the ones that
-were written is never given out. Nothing here is an error to a caller: without the cache, work is done again.
+Runtimes execute what lies here. Hence nobody but this user and root may be able to write to the folder or to put
+another in its place, and an entry whose bytes are not the ones that were written is never given out. Nothing here is an
+error to a caller: without the cache, work is done again.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -27,6 +29,7 @@ from vae_edge.atomic import new_file, write_text
 from vae_edge.cache import compiled_cache_folder
 from vae_edge.compiled_entries import (
     ADVICE,
+    ENTRY_LIMITS,
     CompiledEntry,
     CompiledKey,
     EntryRecord,
@@ -56,6 +59,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_LIMIT_MB = 2000
 """Most that the entries may take together, in megabytes of 10^6 bytes; `$VAE_EDGE_CACHE_LIMIT_MB` sets another."""
 
+_MAX_LINKS = 40
+"""On the way to the folder, as Linux allows."""
+
 _MAY_BE_OPENED_FOR_S = 60.0
 """Content that was replaced stays for so long: whoever was told its path may still have to open it."""
 
@@ -79,12 +85,12 @@ def find(key: CompiledKey) -> Path | None:
     """
     record_path = _record_path(key)
     # The common answer first, and cheaply: a single call of the system.
-    if record_path is None or stat_or_none(record_path) is None or not _is_private(record_path.parent.parent):
+    if record_path is None or stat_or_none(record_path) is None or not _is_private(record_path.parent):
         return None
     for _ in range(2):
         before = _stamp(record_path)
         try:
-            record = read_record(record_path, EntryRecord, 1, advice=ADVICE)
+            record = read_record(record_path, EntryRecord, 1, advice=ADVICE, limits=ENTRY_LIMITS)
             check_recorded_files(record_path.parent, (record.content,), said_by=record_path.name, advice=ADVICE)
         except (BundleError, OSError) as error:
             if _stamp(record_path) != before:
@@ -119,7 +125,7 @@ def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
     is_kept = False
     try:
         _make_folder(record_path.parent)
-        if not _is_private(record_path.parent.parent):
+        if not _is_private(record_path.parent):
             return None
         with new_file(content_path) as temporary:
             write(temporary)
@@ -166,6 +172,8 @@ def building(key: CompiledKey, on_wait: Callable[[], None] | None = None) -> Ite
         lock = FileLock(record_path.with_suffix(".lock"))
         try:
             _make_folder(record_path.parent)
+            if not _is_private(record_path.parent):
+                raise PermissionError(errno.EPERM, "others could put a link in the place of the lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -184,7 +192,7 @@ def building(key: CompiledKey, on_wait: Callable[[], None] | None = None) -> Ite
 
 def _content_named_by(record_path: Path) -> Path | None:
     with suppress(BundleError):
-        record = read_record(record_path, EntryRecord, 1, advice=ADVICE)
+        record = read_record(record_path, EntryRecord, 1, advice=ADVICE, limits=ENTRY_LIMITS)
         return record_path.parent / record.content.name
     return None
 
@@ -202,26 +210,78 @@ def _record_path(key: CompiledKey) -> Path | None:
     return None if folder is None else folder / key.kind / f"{key.hash}.json"
 
 
-def _make_folder(kind_folder: Path) -> None:
-    """Make a kind's folder and the one above it, for this user alone: what will lie there is the model."""
-    kind_folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kind_folder.mkdir(exist_ok=True, mode=0o700)
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, for this user alone: what will lie there is the model."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def _is_private(folder: Path) -> bool:
     """Tell whether nobody but this user and root can put something here: runtimes would execute it."""
     if os.name != "posix":
         return True  # Below the user's own profile, whose rights are no mode bits.
-    facts = stat_or_none(folder)
-    if facts is None:
+    try:
+        untrusted = _untrusted_on_the_way_to(folder)
+    except OSError as error:
+        _log.debug("%s is not used: %s", folder, error)
         return False
-    if facts.st_uid in (os.geteuid(), 0) and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if untrusted is None:
         return True
     _warn_once(
-        f"{folder} is not used, for others can write to it and what lies there is executed; run: chmod 700 {folder}, "
-        "or set VAE_EDGE_CACHE to a folder of this user"
+        f"{folder} is not used, for {untrusted} is another user's or others can write to it, and what lies there is "
+        f"executed; run: chmod go-w {untrusted}, or set VAE_EDGE_CACHE to a folder of this user"
     )
     return False
+
+
+def _untrusted_on_the_way_to(folder: Path) -> Path | None:
+    """Return the first folder or link, from the root on, that others could replace or put something into; None: none.
+
+    Whoever can write to a folder can rename what lies in it, unless it is sticky, as `/tmp` is: there only the owner of
+    a file can. So each has to be this user's or root's, and writable for them alone or sticky. Links are followed one
+    by one, and the folders that they lie in and lead through are looked at as well.
+
+    Raises:
+        OSError: one of them does not exist or may not be looked at, or links lead in a circle.
+    """
+    here = Path("/")
+    parts = [*folder.absolute().parts[::-1]]
+    n_links = 0
+    while parts:
+        part = parts.pop()
+        here = here.parent if part == ".." else here / part
+        facts = here.lstat()
+        if facts.st_uid not in (os.geteuid(), 0):
+            return here
+        if stat.S_ISLNK(facts.st_mode):
+            n_links += 1
+            if n_links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+            parts.extend(here.readlink().parts[::-1])
+            here = here.parent
+        elif _others_can_write(facts) and not facts.st_mode & stat.S_ISVTX:
+            return here
+    # A sticky folder keeps what lies in it, and lets others add to it.
+    return here if _others_can_write(here.lstat()) else None
+
+
+def _others_can_write(facts: os.stat_result) -> bool:
+    if facts.st_mode & stat.S_IWOTH:
+        return True
+    return bool(facts.st_mode & stat.S_IWGRP) and not _is_own_group(facts.st_gid)
+
+
+def _is_own_group(gid: int) -> bool:
+    """Tell whether a group is the one of this user's own name that many systems give each user, and has no others."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return gid != 0 and gid == user.pw_gid and group.gr_name == user.pw_name and not group.gr_mem
 
 
 def _age_s(path: Path) -> float:

@@ -17,12 +17,15 @@ from typing import Literal, NamedTuple
 
 from vae_edge.cache import compiled_cache_folder
 from vae_edge.errors import BundleError, InputError
-from vae_edge.records import FileRecord, Record, read_record
+from vae_edge.records import FileRecord, JsonLimits, Record, read_record
 
 _log = logging.getLogger(__name__)
 
 ADVICE = "it is made again"
 """What a message about a damaged record says of it."""
+
+ENTRY_LIMITS = JsonLimits(100_000, 1000)
+"""Of the JSON file of an entry."""
 
 _LEFT_OVER_AFTER_S = 3600.0
 """A file without its JSON may still get it for so long; writing takes seconds, and a build is done before it begins."""
@@ -44,7 +47,7 @@ class CompiledKey:
     device: str
     """The device's full name, such as `NVIDIA Orin (8.7)`."""
     settings: tuple[tuple[str, str], ...] = ()
-    """Whatever else decides what comes out: batch, number of streams, precision hint."""
+    """Whatever else decides what comes out: input shapes, number of streams, precision hint, processor features."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9\-]*", self.kind):
@@ -136,7 +139,7 @@ def _entries_in(folder: Path) -> list[CompiledEntry]:
         record_path = folder / f"{hash_}.json"
         if record_path in rest:
             with suppress(BundleError):
-                record = read_record(record_path, EntryRecord, 1, advice=ADVICE)
+                record = read_record(record_path, EntryRecord, 1, advice=ADVICE, limits=ENTRY_LIMITS)
                 content_path = folder / record.content.name
                 if record.key.hash == hash_ and content_path in rest:
                     found.append(_entry(folder.name, (record_path, content_path), record))

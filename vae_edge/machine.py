@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -108,6 +109,20 @@ def look_at_machine() -> Machine:
         sees_system_packages=not virtual or bool(re.search(r"include-system-site-packages\s*=\s*true", settings, re.I)),
         jetson=find_jetson(read_system_file(Path("/etc/nv_tegra_release")), platform.release()),
     )
+
+
+def processor_features() -> str:
+    """Return all instruction sets of this processor as one word, which another processor does not have.
+
+    Two machines with processors of one name can differ in them: a virtual machine hides some. Empty: not known.
+    """
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            cpu = _first_processor(file.read(1 << 14))  # Of hundreds of processors only the first is of use.
+    except OSError:
+        return ""
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    return hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:16] if flags else ""
 
 
 def usable_cores() -> int:

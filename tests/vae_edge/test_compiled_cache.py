@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ KEY = CompiledKey(
     "openvino", "a" * 64, "OpenVINO 2026.4.1", "CPU of this machine", (("batch", "1"), ("hint", "latency"))
 )
 
+posix = pytest.mark.skipif(os.name != "posix", reason="mode bits are POSIX's")
 is_root = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
@@ -149,6 +151,110 @@ class TestKeeping:
         assert find(KEY) is None
         assert keep(KEY, lambda path: None) is None
         assert caplog.text.count("others can write to it") == 1
+
+    @posix
+    @pytest.mark.parametrize("mode", [0o770, 0o775, 0o777, 0o707, 0o3770])
+    @pytest.mark.parametrize("depth", range(4))
+    def test_a_folder_that_others_can_write_to_is_not_used_wherever_it_is_on_the_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: int, depth: int
+    ) -> None:
+        monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path / "above" / "vae-edge"))
+        monkeypatch.setattr(compiled_cache, "_is_own_group", lambda gid: False)
+        kept = keep_bytes()
+        kind = compiled_cache_folder() / KEY.kind
+        folder = [kind, *kind.parents][depth]
+        assert [kind.name, "compiled", "vae-edge", "above"][depth] == folder.name
+        folder.chmod(mode)
+        if mode & stat.S_ISVTX and folder != kind:
+            # As in /tmp, others can add something there and can neither rename nor replace what lies in it.
+            assert find(KEY) == kept
+            return
+        assert find(KEY) is None
+        assert keep(KEY, lambda path: None) is None
+        with building(KEY):
+            assert not list(kind.glob("*.lock"))
+        assert caplog.text.count(f"chmod go-w {folder},") == 1
+        folder.chmod(0o755)
+        assert find(KEY) == kept
+
+    @posix
+    @pytest.mark.skipif(not is_root, reason="only root can give a folder to somebody else")
+    @pytest.mark.parametrize("depth", range(4))
+    def test_a_folder_of_another_user_is_not_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+    ) -> None:
+        monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path / "above" / "vae-edge"))
+        keep_bytes()
+        kind = compiled_cache_folder() / KEY.kind
+        folder = [kind, *kind.parents][depth]
+        os.chown(folder, 12345, -1)
+        assert find(KEY) is None
+        assert keep(KEY, lambda path: None) is None
+
+    @posix
+    def test_links_are_followed_and_what_they_lead_through_is_looked_at(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "disk" / "open" / "deep").mkdir(parents=True)
+        (tmp_path / "disk" / "second").symlink_to("open/../open/deep")
+        (tmp_path / "first").symlink_to(tmp_path / "disk" / "second")
+        monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path / "first" / "vae-edge"))
+        kept = keep_bytes()
+        assert find(KEY) == kept
+        (tmp_path / "disk" / "open").chmod(0o777)
+        assert find(KEY) is None
+        (tmp_path / "disk" / "open").chmod(0o755)
+        assert find(KEY) == kept
+        (tmp_path / "disk").chmod(0o777)
+        assert find(KEY) is None
+        assert keep(KEY, lambda path: None) is None
+
+    @posix
+    @pytest.mark.skipif(not is_root, reason="only root can give a link to somebody else")
+    def test_a_link_of_another_user_is_not_followed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "link").symlink_to("mine")
+        monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path / "link" / "vae-edge"))
+        keep_bytes()
+        os.chown(tmp_path / "link", 12345, -1, follow_symlinks=False)
+        assert find(KEY) is None
+
+    @posix
+    def test_links_in_a_circle_are_no_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a").symlink_to("b")
+        (tmp_path / "b").symlink_to("a")
+        monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path / "a" / "vae-edge"))
+        assert find(KEY) is None
+        assert keep(KEY, lambda path: None) is None
+
+    @posix
+    def test_every_folder_that_is_made_is_this_users_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("VAE_EDGE_CACHE", str(tmp_path / "a" / "b" / "vae-edge"))
+        before = os.umask(0)
+        try:
+            keep_bytes()
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_dir()} == {0o700}
+
+    @posix
+    def test_a_group_of_the_users_own_is_nobody_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import grp
+        import pwd
+
+        user = pwd.struct_passwd(("ada", "x", os.geteuid(), 1234, "", "/home/ada", "/bin/sh"))
+        monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
+        groups: dict[int, tuple[str, str, int, list[str]]] = {
+            1234: ("ada", "x", 1234, []),
+            5: ("tty", "x", 5, []),
+            0: ("ada", "x", 0, []),
+        }
+        monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group(groups[gid]))
+        assert [compiled_cache._is_own_group(gid) for gid in (1234, 5, 0, 77)] == [True, False, False, False]
+        groups[1234] = ("ada", "x", 1234, ["bob"])
+        assert not compiled_cache._is_own_group(1234)
 
     @pytest.mark.skipif(is_root or os.name != "posix", reason="root may write everywhere")
     def test_a_read_only_folder_is_warned_of_once_and_still_read(self, caplog: pytest.LogCaptureFixture) -> None:

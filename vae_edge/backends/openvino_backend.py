@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +26,7 @@ from vae_edge.backends.base import (
 )
 from vae_edge.backends.openvino_module import openvino_core, version_of
 from vae_edge.errors import DeviceError
+from vae_edge.machine import processor_features, usable_cores
 from vae_edge.manifest import TensorSpec
 from vae_edge.telemetry import import_openvino
 
@@ -188,7 +190,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
             model_sha256=options.model_sha256,
             runtime=f"OpenVINO {openvino.__version__}",
             device=f"{plugin} {core.get_property(plugin, 'FULL_DEVICE_NAME')}",
-            settings=(("batch", "1"), *sorted((name, str(value)) for name, value in settings.items())),
+            settings=_key_settings(core, plugin, inputs, settings),
         )
         kept = compiled_cache.find(key)
         if kept is not None:
@@ -221,6 +223,36 @@ def _signature(ports: Any, specs: tuple[TensorSpec, ...]) -> Signature:
         shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
         found[name] = str(port.get_element_type().to_dtype()), shape
     return found
+
+
+_DEVICE_FACTS = (
+    "DEVICE_ARCHITECTURE",
+    "OPTIMIZATION_CAPABILITIES",
+    "NPU_DRIVER_VERSION",
+    "NPU_COMPILER_VERSION",
+    "GPU_UARCH_VERSION",
+    "GPU_EXECUTION_UNITS_COUNT",
+)
+"""Properties of devices that decide what a model is compiled to; each device has some of them."""
+
+_TUNING_VARIABLES = ("DNNL_", "ONEDNN_", "OV_")
+"""How the names of variables begin that change how OpenVINO compiles, such as ONEDNN_MAX_CPU_ISA."""
+
+
+def _key_settings(
+    core: Any, plugin: str, inputs: tuple[TensorSpec, ...], settings: Mapping[str, Any]
+) -> tuple[tuple[str, str], ...]:
+    """Return, for the key of the cache, what decides what comes out of compiling beside model, runtime and device."""
+    facts = {spec.name: f"{spec.dtype} {[1, *spec.shape[1:]]}" for spec in inputs}
+    facts |= {name: str(value) for name, value in settings.items()}
+    facts |= {name: str(version.build_number) for name, version in core.get_versions(plugin).items()}
+    for name in _DEVICE_FACTS:
+        with suppress(RuntimeError):
+            facts[name] = str(core.get_property(plugin, name))
+    if plugin == "CPU":
+        facts["cores"], facts["processor"] = str(usable_cores()), processor_features()
+    facts |= {name: value for name, value in os.environ.items() if name.startswith(_TUNING_VARIABLES)}
+    return tuple(sorted(facts.items()))
 
 
 def _requests(options: RuntimeOptions) -> int | None:

@@ -66,6 +66,7 @@ class Rebuild:
                 ("workspace_bytes", str(settings.workspace_bytes)),
                 ("optimization_level", str(settings.optimization_level)),
                 ("compute_capabilities", ",".join(settings.compute_capabilities)),
+                ("describe_layers", str(settings.describe_layers)),
             ),
         )
 

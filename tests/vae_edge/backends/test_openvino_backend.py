@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny_bundles import dark_image, make_bundle, toy_outputs
+from tests.tiny_bundles import SIZE, dark_image, make_bundle, toy_onnx, toy_outputs
 from vae_edge.backends.base import Hint, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.compiled_cache import entries
+from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
 
 pytest.importorskip("openvino")
 
 from vae_edge.backends import openvino_backend
-from vae_edge.backends.openvino_backend import OpenVinoBackend
+from vae_edge.backends.openvino_backend import OpenVinoBackend, openvino
 
 
 @pytest.fixture
@@ -52,6 +53,53 @@ def test_the_second_start_takes_the_compiled_model_from_the_cache(bundle: Bundle
             np.testing.assert_array_equal(value, expected[name])
         assert second.layout == first.layout
     with open_it(bundle, hint=Hint.THROUGHPUT) as other:
+        assert not other.is_from_cache
+
+
+def test_a_model_that_was_compiled_for_other_shapes_is_not_taken(bundle: Bundle, tmp_path: Path) -> None:
+    import onnx
+
+    # The same file twice, whose size is open; only the manifests say other ones.
+    model = onnx.load_from_string(toy_onnx())
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim[1:3]:
+            dim.dim_param = f"{value.name}_{dim.dim_value}"
+    (tmp_path / "open.onnx").write_bytes(model.SerializeToString())
+    openvino.save_model(openvino.Core().read_model(tmp_path / "open.onnx"), tmp_path / "model.xml")
+    for size in (SIZE, 2 * SIZE):
+        backend = OpenVinoBackend(
+            tmp_path / "model.xml",
+            graph_inputs(size, size),
+            graph_outputs(size, size),
+            max_batch=None,
+            options=RuntimeOptions(model_sha256="a" * 64),
+        )
+        with backend:
+            assert not backend.is_from_cache
+            image = dark_image(0, size)[None]
+            assert backend.run({"image": image})["anomaly_map"].shape == (1, size, size)
+    assert len(entries()) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        lambda patch: patch.setattr(openvino_backend, "processor_features", lambda: "another processor"),
+        lambda patch: patch.setattr(openvino_backend, "usable_cores", lambda: 64),
+        lambda patch: patch.setattr(openvino_backend.openvino, "__version__", "2027.0"),
+    ],
+    ids=["variable", "processor", "cores", "version"],
+)
+def test_what_decides_how_a_model_is_compiled_is_in_the_key(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    with open_it(bundle):
+        pass
+    with open_it(bundle) as same:
+        assert same.is_from_cache
+    change(monkeypatch)
+    with open_it(bundle) as other:
         assert not other.is_from_cache
 
 
