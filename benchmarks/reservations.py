@@ -53,7 +53,9 @@ def bundle_warnings(result: BundleResult, manifest: Manifest, settings: SuiteSet
         *_device_warnings(result, settings),
         *_accuracy_warnings(result),
     ]
-    if not manifest.verified:
+    if manifest.schema_version == 1:
+        found.append(f"it is not verified: {manifest.not_verified_because}")
+    elif not manifest.verified:
         found.append(f"its thresholds are not its own ({manifest.not_verified_because or 'not verified'})")
     few = too_few_normals(manifest.thresholds)
     if few is not None:

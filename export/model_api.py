@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,16 @@ from vae_edge.agreement import compare_scores
 from vae_edge.atomic import check_replaceable, new_folder
 from vae_edge.backends.openvino_module import openvino_core
 from vae_edge.bundle import Bundle
+from vae_edge.decision import check_thresholds
 from vae_edge.detector import Detector
-from vae_edge.errors import InputError, ParityError, UsageError
+from vae_edge.errors import BundleError, InputError, ParityError, UsageError
 from vae_edge.export.model_api_graph import OUTPUTS, Scale, Scales, as_model_api
 from vae_edge.export.openvino_export import PRECISION_KEY, import_openvino, write_ir
 from vae_edge.image import Preparation, as_rgb, read_image
 from vae_edge.listing import list_images
 from vae_edge.machine import installed_versions
-from vae_edge.manifest import Provenance, Thresholds
+from vae_edge.manifest import MANIFEST_LIMITS, Provenance, Thresholds
+from vae_edge.model_checks import check_model_files
 from vae_edge.progress import Progress, StepProgress
 from vae_edge.records import (
     FileName,
@@ -49,7 +51,8 @@ MAX_IMAGES = 400
 
 _TOLERANCE = 1e-4
 """Largest difference allowed between a score from 0 to 1 and what the bundle's own score amounts to on that scale."""
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION: Final = 2
+"""History: 1 (first), 2 (`bundle_not_verified_because`; vae-edge 0.2)."""
 _ADVICE = "copy or export the folder again"
 
 Source = str | Path | NDArray[np.uint8]
@@ -80,13 +83,15 @@ class ScaleRecord(Record):
 class ModelApiRecord(Record):
     """What a Model API folder is, and where it comes from."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = _SCHEMA_VERSION
     kind: Literal["openvino-model-api"] = "openvino-model-api"
     name: str
     bundle: str
     """Name of the bundle that it was made from and has the verdicts of."""
     bundle_model_sha256: Sha256
     """Hash over that bundle's model files."""
+    bundle_not_verified_because: str | None = None
+    """Why that bundle did not count as verified; None: it did, or an older version did not record it."""
     precision: Precision
     model_file: FileName
     input_colours: Literal["BGR"] = "BGR"
@@ -105,10 +110,20 @@ def read_model_api_record(folder: Path) -> ModelApiRecord:
     """Read `model_api.json` and check that the model files are the ones that were exported.
 
     Raises:
-        BundleError: no such folder, a damaged or newer record, or a file that is missing or was changed.
+        BundleError: no such folder, a damaged or newer record, thresholds that do not follow from their scores, or a
+            file that is missing or was changed.
     """
-    record = read_record(folder / RECORD_FILE, ModelApiRecord, _SCHEMA_VERSION, advice=_ADVICE)
-    check_recorded_files(folder, record.files, said_by=RECORD_FILE, advice=_ADVICE)
+    path = folder / RECORD_FILE
+    record = read_record(path, ModelApiRecord, _SCHEMA_VERSION, advice=_ADVICE, limits=MANIFEST_LIMITS)
+    try:
+        check_thresholds(record.thresholds)
+    except ValueError as error:
+        raise BundleError(f"{path} was changed: {error}; {_ADVICE}") from error
+    scales = Scales.of(record.thresholds)
+    if (record.image_scale, record.pixel_scale) != (_recorded(scales.image), _recorded(scales.pixel)):
+        raise BundleError(f"{path} was changed: its scales do not follow from its thresholds; {_ADVICE}")
+    check_recorded_files(folder, record.files, said_by=RECORD_FILE, advice=_ADVICE, links=False)
+    check_model_files(folder, [file.name for file in record.files], advice=_ADVICE)
     return record
 
 
@@ -191,6 +206,7 @@ def export_model_api(
             name=folder.name,
             bundle=manifest.name,
             bundle_model_sha256=bundle.model_sha256,
+            bundle_not_verified_because=None if manifest.verified else manifest.not_verified_because or "not verified",
             precision=manifest.precision,
             model_file=MODEL_FILE,
             preparation=manifest.preparation,

@@ -160,6 +160,8 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); {_ADVICE}") from error
+    if not isinstance(content, dict) or type(content.get("schema_version")) is not int:
+        raise BundleError(f"{path} is damaged: it has no schema_version, a whole number; {_ADVICE}")
     manifest = parse_record(content, path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
     if manifest.schema_version == 1:
         manifest = _without_digest(manifest, path)

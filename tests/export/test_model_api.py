@@ -12,6 +12,7 @@ import openvino
 import pytest
 from numpy.typing import NDArray
 
+from tests.hostile_bundles import as_first_schema, hostile_bundle
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, move_threshold, spotted_image, write_image
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
@@ -29,7 +30,7 @@ from vae_edge.export.model_api import (
 )
 from vae_edge.export.model_api_graph import Scale, Scales, as_model_api
 from vae_edge.image import Preparation
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import NO_DIGEST, Thresholds
 from vae_edge.targets import Precision, Target
 
 SIZES = (SIZE, 2 * SIZE, 50, 20, 97)
@@ -68,6 +69,33 @@ def test_the_folder_says_what_it_is_and_where_it_comes_from(bundle: Bundle, expo
     assert record.provenance.library_versions["openvino"]
     assert (record.check.label_differences, record.check.mask_differences) == (0, 0)
     assert record.check.images == "drawn pictures"
+
+
+def test_the_record_says_that_its_bundle_was_not_verified(bundle: Bundle, tmp_path: Path) -> None:
+    old = Bundle.open(hostile_bundle(bundle, tmp_path / "old", manifest=as_first_schema))
+    record = export_model_api(old, tmp_path / "out")
+    assert record.bundle_not_verified_because == NO_DIGEST
+    assert export_model_api(bundle, tmp_path / "other").bundle_not_verified_because is None
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "message"),
+    [
+        ("thresholds", "image_threshold", 99.0, r"the image threshold is 99\.0; its own"),
+        ("thresholds", "false_alarm_rate", 0.2, r"the false-alarm rate is 0\.2; its own"),
+        ("thresholds", "calibration_scores", ["x"] * 99, "there is a str among them"),
+        ("image_scale", "threshold", 99.0, "scales do not follow"),
+        ("pixel_scale", "spread", 99.0, "scales do not follow"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_own_scores_is_refused(
+    exported: Path, place: str, key: str, value: object, message: str
+) -> None:
+    content = json.loads((exported / "model_api.json").read_text(encoding="utf-8"))
+    content[place][key] = value
+    (exported / "model_api.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match=message):
+        read_model_api_record(exported)
 
 
 def test_a_changed_byte_is_found(exported: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.hostile_bundles import as_first_schema, hostile_bundle, read_content, with_digest
+from tests.hostile_bundles import as_first_schema, change_manifest, hostile_bundle, read_content, with_digest
 from tests.tiny_bundles import dark_image, make_bundle, make_manifest
 from vae_edge.bundle import Bundle, bundles_in, manifest_text, new_bundle, read_manifest
 from vae_edge.decision import PixelTail, check_thresholds, fit_f1_thresholds_with_tail, fit_thresholds_with_tail
@@ -61,9 +61,11 @@ def test_a_newer_schema_asks_for_an_upgrade(onnx_bundle: Bundle) -> None:
         Bundle.open(onnx_bundle.folder)
 
 
-@pytest.mark.parametrize("version", ["1", None, 0, -1, 1.5])
+@pytest.mark.parametrize("version", ["1", None, 0, -1, 1.5, 1.0, 2.0, True, [2], "absent"])
 def test_a_schema_version_that_is_none_is_damage(onnx_bundle: Bundle, version: object) -> None:
     rewrite(onnx_bundle, schema_version=version)
+    if version == "absent":
+        change_manifest(onnx_bundle.folder, lambda content: content.pop("schema_version"))
     with pytest.raises(BundleError):
         Bundle.open(onnx_bundle.folder)
 

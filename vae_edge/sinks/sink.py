@@ -172,9 +172,8 @@ def trust_warnings(bundle: Bundle) -> list[str]:
     """Return the sentences a user must see about a bundle whose verdicts rest on less than they should."""
     manifest = bundle.manifest
     warnings = []
-    if manifest.schema_version == 1:
-        warnings.append(f"this bundle is not verified: {manifest.not_verified_because}")
-    elif not manifest.verified:
+    # Of a bundle of the first schema, which cannot be verified here, that was said when it was opened.
+    if not manifest.verified and manifest.schema_version > 1:
         because = f" ({manifest.not_verified_because})" if manifest.not_verified_because else ""
         warnings.append(
             f"this bundle was never run before its thresholds were written{because}; "
