@@ -10,11 +10,11 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vae_edge.atomic import check_replaceable, new_folder, write_text
+from vae_edge.atomic import LOCK_FILE, check_replaceable, claim, new_file, new_folder, restore, sha256_file
 from vae_edge.decision import check_thresholds
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import (
@@ -35,6 +35,7 @@ from vae_edge.records import (
     parse_json,
     parse_record,
     read_bounded,
+    recorded_names,
 )
 from vae_edge.targets import Target
 
@@ -43,13 +44,27 @@ _log = logging.getLogger(__name__)
 _ADVICE = "copy or export the bundle again"
 _MAX_ENTRIES = 1000
 
+Stamp = tuple[int, ...] | None
+"""What changes when a file is replaced or written to: its place on disk, size and times; None: there is none."""
+
+
+class Seen(NamedTuple):
+    """What the files of a bundle were when it was opened."""
+
+    manifest_sha256: str
+    stamps: tuple[Stamp, ...]
+    """Of the manifest and of the files that it names, from before they were read."""
+
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle on disk whose manifest has been read."""
 
     folder: Path
+    """Absolute and without links, where `open` made it: neither a changed working folder nor a moved link matters."""
     manifest: Manifest
+    seen: Seen | None = field(default=None, repr=False, compare=False)
+    """The files as they were opened."""
 
     @property
     def model_path(self) -> Path:
@@ -82,8 +97,18 @@ class Bundle:
         Raises:
             BundleError: no bundle, a damaged or newer manifest, or a file that is missing or was changed.
         """
-        folder = Path(folder)
-        bundle = cls(folder, read_manifest(folder))
+        try:
+            folder = Path(folder).resolve()
+        except (OSError, RuntimeError) as error:  # A loop of links, or a working folder that is gone.
+            raise BundleError(f"{folder} cannot be found ({error}); pass a folder that export made") from error
+        restore(folder)
+        manifest_stamp = _stamp(folder / MANIFEST_FILE)
+        manifest = read_manifest(folder)
+        stamps = (manifest_stamp, *(_stamp(folder / file.name) for file in manifest.files))
+        seen = Seen(sha256_file(folder / MANIFEST_FILE), stamps)
+        if _stamp(folder / MANIFEST_FILE) != manifest_stamp:
+            raise BundleError(f"the bundle {folder} was replaced or changed while it was opened; open it again")
+        bundle = cls(folder, manifest, seen)
         if bundle.manifest.schema_version == 1:
             _log.warning("%s is not verified: %s", folder, NO_DIGEST)
         if check_files:
@@ -92,15 +117,43 @@ class Bundle:
             check_model_files(folder, [file.name for file in bundle.manifest.files], advice=_ADVICE)
         return bundle
 
+    def check_unchanged(self) -> None:
+        """Make sure that the files are still those that were opened.
+
+        It takes a look at each, and reads those that look different: they may have been copied.
+
+        Raises:
+            BundleError: the bundle was replaced or changed, or is gone.
+        """
+        stamps = tuple(_stamp(self.folder / name) for name in (MANIFEST_FILE, *(f.name for f in self.manifest.files)))
+        if self.seen is not None and stamps == self.seen.stamps:
+            return
+        try:
+            manifest = self.folder / MANIFEST_FILE
+            if None in stamps or (self.seen is not None and sha256_file(manifest) != self.seen.manifest_sha256):
+                raise BundleError(f"{manifest} or a file that it names is missing or was changed")
+            check_recorded_files(self.folder, self.manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
+        except (BundleError, OSError) as error:
+            raise BundleError(
+                f"the bundle {self.folder} was replaced or changed since it was opened; open it again"
+            ) from error
+
     def with_manifest(self, manifest: Manifest) -> Bundle:
         """Write a changed manifest in place of the old one, whole or not at all, and return the bundle with it.
 
         Raises:
+            BundleError: the bundle was replaced or changed since it was opened; what is there now is left as it is.
             InputError: the folder cannot be written.
         """
         text = manifest_text(manifest)
-        write_text(self.folder / MANIFEST_FILE, text)
-        return Bundle(self.folder, Manifest.model_validate_json(text))
+        path = self.folder / MANIFEST_FILE
+        with claim(self.folder / LOCK_FILE, f"another process writes into {self.folder}"):
+            with new_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="")
+                # Now, that the new file lies in the folder: in one that takes its place after this it does not.
+                self.check_unchanged()
+            seen = None if self.seen is None else Seen(sha256_file(path), (_stamp(path), *self.seen.stamps[1:]))
+        return Bundle(self.folder, Manifest.model_validate_json(text), seen)
 
 
 @contextmanager
@@ -112,7 +165,7 @@ def new_bundle(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: the name is taken by something else, or the disk is full. No half-written bundle gets the name.
     """
-    with new_folder(folder, replaces=MANIFEST_FILE) as temporary:
+    with new_folder(folder, replaces=MANIFEST_FILE, own=_own_files) as temporary:
         yield temporary
         if not (temporary / MANIFEST_FILE).is_file():
             raise AssertionError("a bundle was to be published without its manifest")
@@ -125,7 +178,21 @@ def check_bundle_name_is_free(folder: Path) -> None:
         InputError: with the name.
     """
     check_recordable(folder)
-    check_replaceable(folder, MANIFEST_FILE)
+    check_replaceable(folder, MANIFEST_FILE, _own_files)
+
+
+def _own_files(folder: Path) -> set[str]:
+    return recorded_names(folder, MANIFEST_FILE) | {"model.sig"}
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.after_fork import Process
 from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
-from vae_edge.errors import DeviceError, UsageError, VaeEdgeError
+from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared
 from vae_edge.in_order import InOrder
 from vae_edge.machine import usable_cores
@@ -34,6 +36,8 @@ Source = str | Path | NDArray[Any]
 DEFAULT_BATCH_SIZE = 1
 """On the processors this is made for a batch gains nothing over as many single images at the same time."""
 
+_CLOSED = "this detector has been closed; open it again"
+
 MAX_REFIT_IMAGES = 10_000
 """Normals that a re-fit takes at most: enough for a rate of 1 in 10,000."""
 
@@ -43,6 +47,12 @@ class Detector:
 
     with Detector.open("bundles/tile-openvino-fp32") as detector:
         prediction = detector.predict("part.png")
+
+    It is bound to the bundle as it was opened: a changed working folder and a moved link do not matter, and a bundle
+    that was replaced meanwhile is an error where its files are needed again. To use it in other processes, pass it to
+    them or pickle it: it is opened there anew with the same arguments, once in a worker process, if the bundle is still
+    the same. `copy` does the same here. A child that was forked after it was opened cannot use it and is told so; it
+    can open its own.
     """
 
     def __init__(
@@ -61,6 +71,8 @@ class Detector:
         self._stream_backend: Backend | None = None if open_for_streams else backend
         self._opening = threading.Lock()
         self._closed = False
+        self._process = Process("this detector")
+        self._arguments: dict[str, Any] | None = None
         self._preparation = bundle.manifest.preparation
         self._take_thresholds(bundle.manifest.thresholds)
 
@@ -98,7 +110,7 @@ class Detector:
             progress: told of the steps of such a build, which takes minutes.
 
         Raises:
-            BundleError: the bundle is damaged, changed or too new.
+            BundleError: the bundle is damaged, changed or too new, or was replaced while it was opened.
             MissingDependencyError: its runtime is not installed.
             DeviceError: the device or the runtime cannot run it.
             InputError: an argument makes no sense.
@@ -119,8 +131,9 @@ class Detector:
             progress=progress,
         )
 
-        def load(options: RuntimeOptions) -> Backend:
-            return open_backend(
+        def load(options: RuntimeOptions, opened: Bundle) -> Backend:
+            opened.check_unchanged()
+            backend = open_backend(
                 manifest.target,
                 opened.model_path,
                 manifest.inputs,
@@ -128,19 +141,54 @@ class Detector:
                 max_batch=manifest.max_batch,
                 options=options,
             )
+            try:
+                opened.check_unchanged()  # Once more: so it was the same while it was loaded.
+            except BundleError:
+                backend.close()
+                raise
+            return backend
 
-        backend = load(options)
-        if chosen is not None or not backend.separate_throughput:
-            return cls(opened, backend)
-        return cls(opened, backend, open_for_streams=lambda: load(replace(options, hint=Hint.THROUGHPUT)))
+        def load_for_streams() -> Backend:
+            return load(replace(options, hint=Hint.THROUGHPUT), detector.bundle)
+
+        backend = load(options, opened)
+        is_one = chosen is not None or not backend.separate_throughput
+        detector = cls(opened, backend, open_for_streams=None if is_one else load_for_streams)
+        detector._arguments = {
+            "device": device,
+            "hint": chosen,
+            "threads": threads,
+            "requests": requests,
+            "spinning": spinning,
+            "cache": cache,
+            "rebuild": rebuild,
+        }
+        return detector
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how it was opened, without `progress`; what comes out of the pickle is another detector.
+
+        Raises:
+            DeviceError: it has been closed.
+            TypeError: it was put together from its parts.
+        """
+        if self._closed:
+            raise DeviceError(_CLOSED)
+        if self._arguments is None or self.bundle.seen is None:
+            raise TypeError(
+                "a detector that was put together from its parts cannot be copied or sent to another process; one that "
+                "Detector.open made can"
+            )
+        return _reopen, (type(self), self.bundle.folder, self.bundle.seen.manifest_sha256, self._arguments)
 
     def predict(self, image: Source) -> Prediction:
         """Decide about one image, as soon as possible.
 
         Raises:
             InputError: the image cannot be read, or the array has another type or shape.
-            DeviceError: the runtime failed, or the score is not a finite number.
+            DeviceError: the runtime failed, the score is not a finite number, or this process was forked since.
         """
+        self._process.check()
         result = self._decide(self.backend, self._prepare(image)[None], [_name(image)])[0]
         if isinstance(result, VaeEdgeError):
             raise result
@@ -175,18 +223,23 @@ class Detector:
 
         Args:
             images: paths or arrays; may be endless. It is iterated in those threads, by one at a time, a few images
-                ahead: an array must stay as it is until its prediction has come. A source that may wait for long should
-                have a method `stop()`: it is called when the loop over the verdicts ends, and has to end the waiting.
-                If the source itself fails, what it gave before is decided first.
+                ahead. An array that it gives is copied before it is asked for the next, so that it may use one buffer
+                again and again; those of a list, a tuple or an array of images are not. A source that may wait for long
+                should have a method `stop()`: it is called when the loop over the verdicts ends, and has to end the
+                waiting. If the source itself fails, what it gave before is decided first.
             batch_size: images for one run of the model, at most the bundle's `max_batch`; None: what the device is
                 fastest with, which is 1 on a CPU.
             errors: `raise` at an image that cannot be read or gets no finite score, or `return` the error in that
                 image's place and go on. A runtime that fails ends the stream either way.
 
         Raises:
-            InputError: `batch_size` is not positive or more than the bundle allows; an image cannot be read.
-            DeviceError: the runtime failed, or the detector was closed.
+            InputError: `images` is one image or nothing that a loop can go over, `batch_size` is not positive or more
+                than the bundle allows; an image cannot be read.
+            BundleError: the bundle was replaced since it was opened, and its model has to be loaded once more.
+            DeviceError: the runtime failed, the detector was closed, or this process was forked since.
         """
+        self._process.check()
+        _check_is_many(images)
         limit = self.backend.max_batch
         if batch_size is not None and (batch_size < 1 or (limit is not None and batch_size > limit)):
             allowed = "1 or more" if limit is None else f"1 to {limit}"
@@ -203,6 +256,7 @@ class Detector:
                 lambda batch: self._decide_batch(backend, batch),
                 n_workers=n_stream_workers(backend.layout),
                 batch_size=batch_size,
+                take=None if isinstance(images, Sequence | np.ndarray) else _own,
             )
         )
         with closing(results):  # type: ignore[type-var]  # it is a generator
@@ -215,12 +269,14 @@ class Detector:
         """Return the model that `stream` runs, loading it if this is the first time.
 
         Raises:
-            DeviceError: it cannot be loaded, or the detector is closed.
+            BundleError: the bundle was replaced since it was opened.
+            DeviceError: it cannot be loaded, the detector is closed, or this process was forked since.
         """
+        self._process.check()
         with self._opening:
             if self._stream_backend is None:
                 if self._closed or self._open_for_streams is None:
-                    raise DeviceError("this detector has been closed; open it again")
+                    raise DeviceError(_CLOSED)
                 self._stream_backend = self._open_for_streams()
             return self._stream_backend
 
@@ -309,8 +365,13 @@ class Detector:
             InputError: no image can be read, or no anomalous one where they were given; the rate is outside (0, 1), or
                 does not go with the method; no anomalous image scores above a normal one; or the bundle cannot be
                 written. The bundle is as it was.
-            DeviceError: the runtime failed, or a score is not a finite number. The bundle is as it was.
+            BundleError: the bundle was replaced or changed since it was opened. What is there now is left as it is.
+            DeviceError: the runtime failed, a score is not a finite number, or this process was forked since. The
+                bundle is as it was.
         """
+        self._process.check()
+        for source in (images, () if anomalous is None else anomalous):
+            _check_is_many(source)
         # Loaded when it is needed: most programs on a device never do this.
         from vae_edge.refit import refit_thresholds
 
@@ -328,7 +389,12 @@ class Detector:
         return refit
 
     def close(self) -> None:
-        """Wait for the images that are being decided, then free the model; a second call does nothing."""
+        """Wait for the images that are being decided, then free the model; a second call does nothing.
+
+        Nor does one in a child that was forked since: the model is the parent's.
+        """
+        if not self._process.is_this:
+            return
         with self._opening:
             self._closed = True
             backends = (self.backend, self._stream_backend)
@@ -360,6 +426,47 @@ def _checked_hint(hint: Hint | str) -> Hint:
     if hint not in known:
         raise UsageError(f"hint is {hint!r}; expected {' or '.join(known)}, or nothing for both")
     return Hint(hint)
+
+
+def _check_is_many(images: object) -> None:
+    """Refuse what a loop would go over in another way than is meant."""
+    if hasattr(images, "__aiter__"):
+        raise UsageError(
+            "the images come from an asynchronous source, which stream does not await; collect them with `async for` "
+            "and call `await asyncio.to_thread(detector.predict, image)` for each"
+        )
+    if isinstance(images, str | bytes | Path):
+        raise UsageError(f"stream takes many images and got one path, {images!s}; call predict, or pass a list")
+    if isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))):
+        raise UsageError(
+            f"stream takes many images and got one array of shape {'x'.join(map(str, images.shape))}, which is one "
+            "image; call predict, or pass a list"
+        )
+    if not isinstance(images, Iterable):
+        raise UsageError(f"stream takes many images and got {type(images).__name__}; pass a list or another iterable")
+
+
+def _own(image: Source) -> Source:
+    """Copy an array: its source may write the next frame into the same memory. It takes 0.7 ms for 1920x1080 RGB."""
+    return image.copy() if isinstance(image, np.ndarray) else image
+
+
+_reopened: dict[tuple[Any, ...], Detector] = {}
+"""What a worker process was sent, so that it opens a detector once and not with every task."""
+
+
+def _reopen(kind: type[Detector], folder: Path, manifest_sha256: str, arguments: dict[str, Any]) -> Detector:
+    key = (kind, folder, manifest_sha256, tuple(arguments.items()))
+    kept = _reopened.get(key)
+    if kept is not None and kept._process.is_this and not kept._closed:
+        return kept
+    bundle = Bundle.open(folder)
+    if bundle.seen is None or bundle.seen.manifest_sha256 != manifest_sha256:
+        raise BundleError(f"the bundle {folder} was replaced or changed since its detector was pickled; open it anew")
+    detector = kind.open(bundle, **arguments)
+    if multiprocessing.parent_process() is not None:
+        _reopened[key] = detector
+    return detector
 
 
 def _name(image: Source) -> str | None:

@@ -10,6 +10,8 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
+from vae_edge.after_fork import Process
+
 _log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
@@ -36,6 +38,7 @@ class InOrder(Generic[_Item, _Result]):
         n_workers: threads.
         batch_size: items that are taken together; fewer at the end.
         n_ahead: batches that may have been taken and not been given yet; None: one more than workers.
+        take: called with each item before the source is asked for the next; what it returns is worked on.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class InOrder(Generic[_Item, _Result]):
         n_workers: int,
         batch_size: int = 1,
         n_ahead: int | None = None,
+        take: Callable[[_Item], _Item] | None = None,
     ) -> None:
         self._source = source
-        self._items = iter(source)
+        self._items: Iterator[_Item] = iter(source) if take is None else map(take, source)
+        self._process = Process("this stream")
         self._work = work
         self._n_workers = n_workers
         self._batch_size = batch_size
@@ -64,7 +69,12 @@ class InOrder(Generic[_Item, _Result]):
         self._workers: list[threading.Thread] = []
 
     def __iter__(self) -> Iterator[_Result]:
-        """Give the results; an exception of the source or of `work` is raised in its place in the order."""
+        """Give the results; an exception of the source or of `work` is raised in its place in the order.
+
+        Raises:
+            DeviceError: in a child that was forked after the workers were started; they are not there.
+        """
+        self._process.check()
         workers = [
             threading.Thread(target=self._run, name=f"{THREAD_PREFIX}-{number}", daemon=True)
             for number in range(self._n_workers)
@@ -82,6 +92,7 @@ class InOrder(Generic[_Item, _Result]):
             self.stop()
 
     def _next_results(self) -> list[_Result] | BaseException | None:
+        self._process.check()  # Nobody would wake a child, nor unlock what a worker had locked at the fork.
         with self._changed:
             while self._n_given not in self._done:
                 if self._n_given == self._end:
@@ -133,6 +144,8 @@ class InOrder(Generic[_Item, _Result]):
 
     def stop(self) -> None:
         """Let the workers end and wait for them."""
+        if not self._process.is_this:
+            return
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -251,6 +251,15 @@ def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
         raise UsageError(f"{place} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
+def recorded_names(folder: Path, record_name: str) -> set[str]:
+    """Return the names of the files that a folder's record lists, and the record's own; none where it is no record."""
+    try:
+        content = json.loads((folder / record_name).read_text(encoding="utf-8"))
+        return {record_name, *(str(file["name"]) for file in content["files"])}
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return set()
+
+
 def check_recordable(path: Path) -> None:
     """Refuse a path that no record can hold: JSON is Unicode, and a file name may be any bytes.
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.after_fork import Process, never_free_in_children
 from vae_edge.errors import (
     BundleError,
     DeviceError,
@@ -169,6 +170,8 @@ class Backend(ABC):
         self.version = version
         """The runtime and its version, such as `OpenVINO 2026.4.1`."""
         self._calls = _Calls()
+        self._process = Process("this model")
+        never_free_in_children(self)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the model once.
@@ -181,8 +184,10 @@ class Backend(ABC):
 
         Raises:
             InputError: a name, dtype or shape does not fit the specs, or the batch is larger than `max_batch`.
-            DeviceError: the runtime failed, an output is another one than its spec says, or the backend is closed.
+            DeviceError: the runtime failed, an output is another one than its spec says, the backend is closed, or it
+                was loaded before this process was forked.
         """
+        self._process.check()
         with self._calls:
             check_feeds(feeds, self.inputs, self.max_batch)
             try:
@@ -199,8 +204,11 @@ class Backend(ABC):
         """Run checked feeds and return outputs that belong to the caller; any exception may be thrown."""
 
     def close(self) -> None:
-        """Wait for the calls under way, then free the model and everything it holds on the device."""
-        if self._calls.end():
+        """Wait for the calls under way, then free the model and everything it holds on the device.
+
+        In a child that was forked since it does nothing: the model is the parent's.
+        """
+        if self._process.is_this and self._calls.end():
             self._free()
 
     @abstractmethod

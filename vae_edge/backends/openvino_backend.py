@@ -24,7 +24,13 @@ from vae_edge.backends.base import (
     Tensors,
     check_signature,
 )
-from vae_edge.backends.openvino_module import openvino_core, version_of
+from vae_edge.backends.openvino_module import (
+    check_can_load,
+    model_is_freed,
+    model_is_there,
+    openvino_core,
+    version_of,
+)
 from vae_edge.errors import DeviceError
 from vae_edge.machine import processor_features, usable_cores
 from vae_edge.manifest import TensorSpec
@@ -66,6 +72,7 @@ class OpenVinoBackend(Backend):
         max_batch: int | None,
         options: RuntimeOptions,
     ) -> None:
+        check_can_load()
         core = openvino_core()
         device = _choose_device(core, options.device)
         self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)
@@ -87,6 +94,7 @@ class OpenVinoBackend(Backend):
             layout=layout,
             version=f"OpenVINO {version_of(openvino)}",
         )
+        model_is_there(self)
 
     @property
     def is_from_cache(self) -> bool:
@@ -144,6 +152,7 @@ class OpenVinoBackend(Backend):
         # The requests first: they refer to the model.
         self._idle.clear()
         self._loaded = None
+        model_is_freed(self)
 
 
 class _Loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vae_edge.after_fork import was_loaded_before_fork
 from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors, check_outputs
 from vae_edge.backends.torch_program import TorchProgram, load_program
 from vae_edge.errors import BundleError, DeviceError, InputError, said_by
 from vae_edge.manifest import TensorSpec
+
+_log = logging.getLogger(__name__)
 
 
 class TorchBackend(Backend):
@@ -37,7 +41,11 @@ class TorchBackend(Backend):
         options: RuntimeOptions,
     ) -> None:
         device = _choose_device(options.device)
-        if options.threads is not None:
+        if was_loaded_before_fork("torch"):
+            # Its threads stayed with the parent, and with more than one it would wait for them.
+            torch.set_num_threads(1)
+            _log.warning("torch was loaded before this process was forked and has one thread in it")
+        elif options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = torch.device(device.name)
         self._one_at_a_time = threading.Lock() if self._device.type == "cpu" else nullcontext()
