@@ -184,7 +184,11 @@ def claim(lock_path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def claim_name(final: Path, *, wait: bool = False) -> AbstractContextManager[None]:
-    """Claim the name of a folder that `new_folder` makes; see `claim`."""
+    """Claim the name of a folder that `new_folder` makes, and make the one above it; see `claim`."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
     return claim(_beside(final, "lock"), f"another process is writing {final}", wait=wait)
 
 
