@@ -5,7 +5,7 @@ may refer to a file that the manifest does not list, and nothing grows when it i
 
 | file | checked |
 |---|---|
-| `.onnx` | tensors whose values are in another file |
+| `.onnx` | tensors whose values are in another file; that it holds no loops, branches and functions |
 | `.xml` (OpenVINO IR) | size, depth, document types and entities; that all weights are in the `.bin` |
 | `.safetensors` | length of the header, number of tensors; that all tensors are in the file |
 | `program.json` | size and number of values; the torch backend checks the rest |
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from xml.parsers import expat
 
 from vae_edge.errors import BundleError, InputError
-from vae_edge.onnx_header import read_external_data
+from vae_edge.onnx_header import check_straight, read_external_data
 from vae_edge.records import JsonLimits, open_regular, parse_json, read_bounded
 
 PROGRAM_LIMITS = JsonLimits(10_000_000, 200_000)
@@ -56,6 +56,7 @@ def check_model_files(folder: Path, names: Collection[str], *, advice: str) -> N
                 if others:
                     other = sorted(others)[0][:100]
                     raise InputError(f"{path} refers to the file {other!r}, which the manifest does not list")
+                check_straight(path)
             elif path.suffix == ".xml":
                 _check_weights(path, read_ir(path), names)
             elif path.suffix == ".safetensors":

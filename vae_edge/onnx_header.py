@@ -102,6 +102,34 @@ def read_external_data(path: Path) -> set[str]:
             raise InputError(f"{path} is no ONNX model, or is damaged: {error}") from error
 
 
+def check_straight(path: Path) -> None:
+    """Refuse a graph whose nodes hold graphs, and functions: a loop may go on for ever, functions may multiply.
+
+    Raises:
+        InputError: it holds one, is no ONNX model, or is damaged.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        parts = [("model", 0, path.stat().st_size)]
+        n_fields = 0
+        try:
+            while parts:
+                kind, begin, end = parts.pop()
+                file.seek(begin)
+                for number, value in _fields(file, end, set()):
+                    n_fields += 1
+                    if n_fields > _MAX_FIELDS:
+                        raise ValueError(f"it has more than {_MAX_FIELDS} fields")
+                    part = _PARTS.get(kind, {}).get(number)
+                    if (kind, part) == ("model", "graph") or part in ("node", "attribute"):
+                        if isinstance(value, _Skipped):
+                            parts.append((str(part), value.begin, value.end))
+                    elif part in ("graph", "training", "function"):
+                        raise ValueError("it holds a loop, a branch or a function, which no export does")
+        except ValueError as error:
+            raise InputError(f"{path} is no ONNX model of vae-edge, or is damaged: {error}") from error
+
+
 def _contains(file: BinaryIO, word: bytes) -> bool:
     rest = b""
     while block := file.read(1 << 20):

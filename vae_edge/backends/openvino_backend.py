@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from vae_edge.backends.openvino_module import (
     openvino_core,
     version_of,
 )
-from vae_edge.errors import DeviceError
+from vae_edge.errors import BundleError, DeviceError
 from vae_edge.machine import processor_features, usable_cores
 from vae_edge.manifest import TensorSpec
 from vae_edge.telemetry import import_openvino
@@ -39,6 +40,10 @@ from vae_edge.telemetry import import_openvino
 openvino = import_openvino()
 
 _log = logging.getLogger(__name__)
+
+_BASE_BYTES, _BYTES_PER_VALUE = 256 << 20, 2048
+"""What one tensor of a model may take: so much, and for each value of an image; the reference network, in tiles that
+overlap as far as they may, takes less than half of the second."""
 
 _DEVICES = ("cpu", "gpu", "npu")
 
@@ -212,6 +217,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
                 _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
+    _check_sizes(model, network, prod(size or 1 for spec in inputs for size in spec.shape))
     compiled = core.compile_model(network, plugin, settings)
     if key is not None and "EXPORT_IMPORT" in core.get_property(plugin, "OPTIMIZATION_CAPABILITIES"):
         try:
@@ -221,6 +227,30 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
         else:
             compiled_cache.keep(key, lambda path: path.write_bytes(blob))
     return _Loaded(compiled)
+
+
+def _check_sizes(model: Path, network: Any, n_values: int) -> None:
+    """Refuse, before memory is taken for it, a model with loops or branches, or tensors larger than any export's.
+
+    Raises:
+        BundleError: with the layer.
+    """
+    most_bytes = _BASE_BYTES + _BYTES_PER_VALUE * n_values
+    for layer in network.get_ops():
+        if layer.get_type_name() in ("If", "Loop", "TensorIterator"):
+            raise BundleError(f"{model} holds a loop or a branch, which no export does; export the bundle again")
+        for port in layer.outputs() if layer.get_type_name() != "Constant" else ():  # Those are in the file.
+            shape = port.get_partial_shape()
+            if shape.is_static and prod(size.get_length() for size in shape) * 4 > most_bytes:
+                raise BundleError(
+                    f"{model} has the layer {layer.get_friendly_name()[:80]!a}, which makes a tensor of "
+                    f"{_sizes(shape)} values; a model of this size needs at most {most_bytes:,} bytes: "
+                    "do not run it, export the bundle again"
+                )
+
+
+def _sizes(shape: Any) -> str:
+    return "x".join(str(size.get_length()) for size in shape)
 
 
 def _signature(ports: Any, specs: tuple[TensorSpec, ...]) -> Signature:
