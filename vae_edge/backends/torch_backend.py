@@ -52,7 +52,13 @@ class TorchBackend(Backend):
         if self._device.type == "cuda":
             # TF32 would move the scores away from the trained model's.
             torch.backends.cudnn.allow_tf32 = False
-        self._program: TorchProgram | None = load_program(model).to(self._device)
+        program = load_program(model)
+        if (program.n_inputs, program.n_outputs) != (len(inputs), len(outputs)):
+            raise BundleError(
+                f"{model} has {program.n_inputs} inputs and {program.n_outputs} outputs; expected {len(inputs)} and "
+                f"{len(outputs)}: it is not a model of vae-edge; export the bundle again"
+            )
+        self._program: TorchProgram | None = program.to(self._device)
         super().__init__(
             inputs,
             outputs,

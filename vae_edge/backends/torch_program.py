@@ -40,12 +40,13 @@ _MAX_SIZES = 8
 """Dimensions of a tensor, and so sizes in a list."""
 _MAX_NAME = 200
 
-_BASE_BYTES, _BYTES_PER_PIXEL = 512 << 20, 512
-"""What the tensors between the steps may take at a time; the reference network takes about 200 bytes for a pixel."""
-_BASE_WORK, _WORK_PER_PIXEL = 10_000_000_000, 500_000
-"""What a program may compute: multiplications of convolutions and matrices, and `_WORK_PER_ELEMENT` for each element
-that a step reads or writes. The reference network takes about 90,000 for a pixel."""
-_WORK_PER_ELEMENT = 16
+_BASE_BYTES, _BYTES_PER_PIXEL, _MAX_BYTES = 256 << 20, 8192, 8 << 30
+"""What the tensors between the steps may take at a time: so much, and for each pixel of the images; at most for each
+image. The reference network takes 330 bytes a pixel, and 16 times that in tiles that overlap as far as they may."""
+_BASE_ELEMENTS, _ELEMENTS_PER_PIXEL = 500_000_000, 60_000
+"""Elements that all steps together may read and write; the reference network's 2,000 a pixel, and 16 times that."""
+_BASE_PRODUCTS, _PRODUCTS_PER_PIXEL = 5_000_000_000, 3_000_000
+"""Multiplications in convolutions and products of matrices; 90,000 a pixel, and 16 times that."""
 
 _DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
@@ -93,7 +94,8 @@ def _same(bound: _Bound) -> tuple[int, int]:
 
 def _sorted(bound: _Bound) -> tuple[int, int]:
     numel = bound["self"].numel()
-    return 3 * numel, 256 * numel  # The positions have eight bytes.
+    # Positions have eight bytes. Sorting an element takes as long as a thousand multiplications.
+    return 3 * numel, 64 * numel + 2048 * min(bound["k"], numel)
 
 
 def _broadcast(bound: _Bound) -> tuple[int, int]:
@@ -252,7 +254,8 @@ class TorchProgram:
     so the calls after it, which are not checked, allocate the same.
     """
 
-    def __init__(self, steps: Sequence[_Step], constants: Sequence[Any], outputs: Sequence[int]) -> None:
+    def __init__(self, n_inputs: int, steps: Sequence[_Step], constants: Sequence[Any], outputs: Sequence[int]) -> None:
+        self.n_inputs, self.n_outputs = n_inputs, len(outputs)
         self._steps = tuple(steps)
         self._calls = tuple((s.function, s.arguments, s.named, s.result, s.done) for s in steps)
         self._rest: list[Any] = [*[None] * len(steps), *constants]
@@ -283,8 +286,7 @@ class TorchProgram:
         return tuple([values[place] for place in self._outputs])
 
     def _run_checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        pixels = sum(value.numel() // 3 for value in inputs)
-        meter = _Meter(_BASE_BYTES + _BYTES_PER_PIXEL * pixels, _BASE_WORK + _WORK_PER_PIXEL * pixels)
+        meter = _Meter(inputs[0].shape[0], inputs[0].numel() // 3)
         values: list[Any] = [*inputs, *self._rest]
         for step in self._steps:
             try:
@@ -310,18 +312,20 @@ class TorchProgram:
 class _Meter:
     """Counts what the steps of a run allocate and compute."""
 
-    def __init__(self, max_bytes: int, max_work: int) -> None:
-        self._max_bytes, self._max_work = max_bytes, max_work
-        self._work = 0
+    def __init__(self, n_images: int, n_pixels: int) -> None:
+        self._max_bytes = min(_BASE_BYTES + _BYTES_PER_PIXEL * n_pixels, _MAX_BYTES * n_images)
+        self._elements = _BASE_ELEMENTS + _ELEMENTS_PER_PIXEL * n_pixels
+        self._products = _BASE_PRODUCTS + _PRODUCTS_PER_PIXEL * n_pixels
         self._held: dict[int, int] = {}
 
     def allow(self, cost: Callable[[_Bound], tuple[int, int]], bound: _Bound) -> None:
         """Refuse a call that would exceed a limit."""
         numel, products = cost(bound)
-        self._work += products + _WORK_PER_ELEMENT * (numel + _same(bound)[0])
+        self._elements -= numel + _same(bound)[0]
+        self._products -= products
         if 4 * numel + sum(self._held.values()) > self._max_bytes:
             raise _RefusedError(f"needs more memory than the {self._max_bytes:,} bytes that a model of this size may")
-        if self._work > self._max_work:
+        if self._elements < 0 or self._products < 0:
             raise _RefusedError("computes more than a model of this size may")
 
     def take(self, place: int, result: Any) -> None:
@@ -466,8 +470,11 @@ class _Reader:
             if not from_image.isdisjoint(node.references):
                 from_image.add(number)
         for output in self._outputs:
-            if output < self._n_inputs or output not in from_image:
-                raise _RefusedError(f"gives {_shown(self._nodes[output].name)}, which is not computed from the image")
+            is_tensor = output >= self._n_inputs and self._nodes[output].operator != _PAIRS
+            if not is_tensor or output not in from_image:
+                raise _RefusedError(
+                    f"gives {_shown(self._nodes[output].name)}, which is not a tensor computed from the image"
+                )
         calls = [number for number in sorted(needed) if self._nodes[number].operator is not None]
         stored = {node.tensor: node for number, node in enumerate(self._nodes) if number in needed and node.tensor}
         loaded = _read_tensors(tensors, list(stored))
@@ -497,7 +504,7 @@ class _Reader:
                 )
             )
             kept |= used
-        return TorchProgram(steps[::-1], constants, [places[number] for number in self._outputs])
+        return TorchProgram(self._n_inputs, steps[::-1], constants, [places[number] for number in self._outputs])
 
 
 _REFERENCES = ("tensor", "pair")
