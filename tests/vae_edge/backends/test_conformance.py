@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -173,3 +173,83 @@ def test_a_missing_file_is_an_error_of_ours(bundle: Bundle, tmp_path: Path) -> N
 def test_a_path_with_spaces_and_umlauts_is_fine(bundle: Bundle, tmp_path: Path) -> None:
     with open_it(make_bundle(tmp_path / "bündel mit leerzeichen", bundle.manifest.target)) as backend:
         assert backend.run({"image": images(1)})["score"].shape == (1,)
+
+
+def test_what_a_runtime_throws_is_one_sentence_of_ours_with_its_own_as_the_cause(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        SystemError("error return\nwithout exception set"),
+        MemoryError(),
+        KeyError("score"),
+        RuntimeError("Exception from src/core.cpp:1:\n\n\x1b[2Jline one\nline two" + "x" * 10_000),
+    ):
+
+        def fail(feeds: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(backend, "_run", fail)
+        with pytest.raises(DeviceError, match="failed on cpu: ") as caught:
+            backend.run({"image": images(1)})
+        assert caught.value.__cause__ is error
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
+    assert "failed on cpu: \\x1b[2Jline one" in str(caught.value)
+
+
+def test_what_a_runtime_throws_while_it_loads_is_of_the_bundle_or_of_the_device(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _, name = SUPPORTED[bundle.manifest.target].backend.partition(":")
+
+    class Panic(BaseException):
+        """As of an extension in Rust."""
+
+    for error, kind in (
+        (ValueError("no\nmore"), BundleError),
+        (Panic("at the disco"), BundleError),
+        (MemoryError(), DeviceError),
+    ):
+
+        def fail(*_: object, error: BaseException = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(f"{place}.{name}", fail)
+        with pytest.raises(kind, match=f"{bundle.manifest.model_file} cannot be loaded") as caught:
+            open_it(bundle)
+        assert caught.value.__cause__ is error
+    monkeypatch.setattr(f"{place}.{name}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_it(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: o.pop("score"), "gave NoneType as its output 'score'"),
+        (lambda o: o.update(score=o["score"].astype(np.float64)), "gave float64 2"),
+        (lambda o: o.update(score=o["score"][:1]), "gave float32 1 as its output 'score'; expected float32 2"),
+        (lambda o: o.update(score=o["score"][:, None]), "gave float32 2x1"),
+        (lambda o: o.update(score=list(o["score"])), "gave list"),
+        (lambda o: o.update(anomaly_map=o["anomaly_map"][:, 1:]), f"expected float32 2x{SIZE}x{SIZE}"),
+        (lambda o: o.update(score=o["anomaly_map"][:, 0, 0]), "are one piece of memory"),
+        (
+            lambda o: o.update(score=o["anomaly_map"], anomaly_map=o["score"]),
+            "gave float32 2 as its output 'anomaly_map'",
+        ),
+    ],
+)
+def test_outputs_that_are_not_those_of_the_manifest_are_an_error(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    run = backend._run
+
+    def changed(feeds: Any) -> dict[str, Any]:
+        outputs = run(feeds)
+        change(outputs)
+        return outputs
+
+    monkeypatch.setattr(backend, "_run", changed)
+    with pytest.raises(DeviceError, match=message):
+        backend.run({"image": images(2)})
