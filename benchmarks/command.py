@@ -265,7 +265,7 @@ def _numbers(option: str, text: str | None, *, whole: bool = False) -> tuple[flo
             value = float(word)
         except ValueError:
             value = 0.0
-        if not 0 < value < float("inf") or (whole and value != int(value)):
+        if not 0 < value < 1e10 or (whole and value != int(value)):
             kind = "whole numbers" if whole else "numbers"
             raise UsageError(f"{option} is {text!r}; expected {kind} above 0, separated by commas, as {option} 1,4")
         found.append(value)

@@ -13,7 +13,7 @@ from vae_edge.backends.tensorrt_build import EngineSettings
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
-from vae_edge.decision import too_few_normals
+from vae_edge.decision import check_rate, too_few_normals
 from vae_edge.errors import InputError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, ExportLayout, LowPrecisionSettings
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
@@ -120,6 +120,8 @@ def export(
         estimator=estimator,
         budget=Budget(max_auroc_drop=max_auroc_drop, max_flip_rate=max_flip_rate),
     )
+    if false_alarm_rate is not None:
+        check_rate(false_alarm_rate, "false-alarm rate")
     if name is not None and (Path(name).name != name or name.startswith(".")):
         raise UsageError(
             f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out says where"

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from vae_edge.atomic import scratch_folder
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
 from vae_edge.errors import DeviceError, VaeEdgeError
@@ -88,7 +88,7 @@ def read_layers(onnx_path: Path, settings: EngineSettings | None = None) -> list
         return module
 
     detailed = replace(settings or EngineSettings(), describe_layers=True)
-    with TemporaryDirectory() as folder, _listening() as messages:
+    with scratch_folder("layers") as folder, _listening() as messages:
         build_engine(onnx_path, Path(folder, "model.engine"), detailed, find_module=find)
     layers = parse_layers("\n".join(message for message in messages if message.startswith("Layers:")))
     if not layers:

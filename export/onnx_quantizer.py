@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from vae_edge.agreement import Outputs, run_backend
+from vae_edge.atomic import scratch_folder
 from vae_edge.backends.base import open_backend
 from vae_edge.export.activation_ranges import activation_ranges
 from vae_edge.export.deconvolution import rewrite_transposed_convolutions
@@ -83,7 +83,7 @@ def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], progress: Progre
         MissingDependencyError: onnxruntime is not installed.
     """
     _, height, width, _ = images.shape
-    with TemporaryDirectory(prefix="vae-edge-onnx-") as folder:
+    with scratch_folder("onnx") as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, str(path))
         inputs, outputs = graph_inputs(height, width), graph_outputs(height, width)

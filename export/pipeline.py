@@ -8,13 +8,13 @@ import shutil
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import torch
 
 import vae_edge
 from vae_edge.agreement import Outputs, run_backend
+from vae_edge.atomic import scratch_folder
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
@@ -118,7 +118,7 @@ def export_run(
     program = export_program(reference.graph)
     report("tracing the graph", 1, 1)
     results = []
-    with TemporaryDirectory(prefix="vae-edge-export-") as scratch:
+    with scratch_folder("export") as scratch:
         onnx_path = Path(scratch) / _ONNX_FILE
         report("writing ONNX", 0, 1)
         metadata = _model_metadata(reference, name)

@@ -6,18 +6,20 @@ under such a name is removed by the next one that writes the same, and never whi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.file_system import OWNER, LockFile, exchange, is_abandoned, lock, owner, sync_file, sync_folder
 
 LOCK_FILE = ".lock"
@@ -29,6 +31,8 @@ _SWAP_TAKES_S = 1.0
 _SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini", LOCK_FILE}
 """What file managers leave in every folder."""
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{OWNER.pattern})-[0-9a-f]{{8}}\.(?P<kind>tmp|old)", re.DOTALL)
+_FULL_BYTES = 1 << 20
+"""A disk with less room is full for whatever is written in a temporary folder."""
 
 
 def sha256_file(path: Path) -> str:
@@ -375,3 +379,32 @@ def _remove(path: Path) -> None:
 def _cannot_write(path: Path, error: OSError) -> InputError:
     reason = error.strerror or str(error)
     return InputError(f"{path} could not be written ({reason}); nothing was changed: make room or choose another place")
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """Give an empty folder for what is needed during the block only, in the system's folder for temporary files.
+
+    Raises:
+        InputError: that folder cannot be used or is full; the message names it.
+    """
+    advice = "make room there, or set TMPDIR to another folder"
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=f"vae-edge-{purpose}-", ignore_cleanup_errors=True)
+    except OSError as error:
+        if tempfile.tempdir is None:  # Python tried several; its own sentence names them.
+            raise InputError(f"there is no temporary folder: {error.strerror}; {advice}") from error
+        raise InputError(
+            f"the temporary folder {tempfile.gettempdir()} cannot be used ({error.strerror}); {advice}"
+        ) from error
+    with scratch as name:
+        try:
+            yield Path(name)
+        except VaeEdgeError:
+            raise
+        except Exception as error:
+            # Libraries say it in errors of their own, and often without the reason.
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or shutil.disk_usage(name).free < _FULL_BYTES:
+                raise InputError(f"the temporary folder {tempfile.gettempdir()} is full ({error}); {advice}") from error
+            raise

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vae_edge import __version__
+from vae_edge.atomic import scratch_folder
 from vae_edge.machine import Jetson, Machine, look_at_machine
 from vae_edge.probes import GPU_FIX, PACKAGES, RUNTIME_PROBES, Probe, Purpose, probe_package, read_probe
 from vae_edge.progress import Progress
@@ -95,7 +95,7 @@ def _probe_apart(key: str, *, command: str = _CHILD) -> Probe:
     purpose: Purpose = "reaches the GPU" if key == "cuda" else "runs bundles"
     fix = f"pip install --force-reinstall 'vae-edge[{extra}]'"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with tempfile.TemporaryDirectory(prefix="vae-edge-doctor-") as folder:
+    with scratch_folder("doctor") as folder:
         result = Path(folder, "probe.json")
         try:
             done = subprocess.run(

@@ -7,7 +7,6 @@ A probe belongs into a process of its own: a wheel built for another processor e
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vae_edge.atomic import scratch_folder
 from vae_edge.backends.base import RuntimeOptions
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.machine import installed_version
@@ -214,7 +214,7 @@ def _run_plan(plan: Any) -> None:
 
 @contextmanager
 def _file(content: bytes) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("probe") as folder:
         path = Path(folder, "model.engine")
         path.write_bytes(content)
         yield path

@@ -79,7 +79,7 @@ def standard_streams() -> Iterator[Callable[[int], int]]:
     open_closed_descriptors()
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) < _LEAST_COLUMNS:
-        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+        os.environ["COLUMNS"] = "80"
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -13,7 +13,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detector import Detector, n_stream_workers
-from vae_edge.errors import VaeEdgeError
+from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.model_file import ModelFileDescription, describe_model_file
 from vae_edge.outside import printable
@@ -118,6 +118,8 @@ def _try_to_open(bundle: Bundle, device: str, threads: int | None, requests: int
                 stream=f"{many.layout}; {n_stream_workers(many.layout)} workers",
                 notes=one.notes,
             )
+    except UsageError:
+        raise
     except VaeEdgeError as error:
         return str(error)
 

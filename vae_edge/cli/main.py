@@ -180,6 +180,11 @@ def _run(arguments: list[str], debug: bool, command: str | None) -> int:
 
 def _sentence(error: Exception) -> str:
     """Return what to say about an error: its own message, or of what no command foresaw, what can be done about it."""
+    gone = "the current folder does not exist any more; cd into another one and run the command again"
+    try:
+        Path.cwd()
+    except OSError:
+        return f"{error}: {gone}" if isinstance(error, VaeEdgeError) else gone
     if isinstance(error, VaeEdgeError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -189,10 +194,6 @@ def _sentence(error: Exception) -> str:
             f"unexpected {type(error).__name__}: {error}; this is a fault of vae-edge: run the command again with "
             "--debug and report what it shows"
         )
-    try:
-        Path.cwd()
-    except OSError:
-        return "the current folder does not exist any more; cd into another one and run the command again"
     temporary = "set TMPDIR to a folder that has room and can be written"
     if "No usable temporary directory" in str(error):
         return f"there is no temporary folder ({error.strerror}); {temporary}"

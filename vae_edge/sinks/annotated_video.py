@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.atomic import scratch_folder
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
 from vae_edge.sources.pictures import Picture
@@ -147,7 +147,7 @@ class _Writer:
 
 def _usable_codec() -> tuple[str, str]:
     """Find out by trying what this OpenCV can write."""
-    with tempfile.TemporaryDirectory(prefix="vae-edge-") as folder:
+    with scratch_folder("video") as folder:
         for suffix, codec in _CODECS:
             writer = _open_writer(Path(folder, f"try{suffix}"), codec, _USUAL_RATE, (64, 64))
             usable = writer.isOpened()
