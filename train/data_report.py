@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 
 from vae_edge.errors import InputError
-from vae_edge.image import read_image
+from vae_edge.image import read_pixels, white_level_remark
 from vae_edge.progress import Progress
 from vae_edge.records import Record
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, fingerprint
@@ -104,6 +104,8 @@ class DataReport(Record):
     train_fingerprint: str
     """`vae_edge.train.inspection_set.fingerprint` of the train images that are used."""
     problems: tuple[Problem, ...] = ()
+    largest_16_bit: int | None = None
+    """Largest value in all images of 16 bits; None where there is none."""
 
     @property
     def counts(self) -> dict[ProblemKind, int]:
@@ -111,8 +113,13 @@ class DataReport(Record):
         found = Counter(problem.kind for problem in self.problems)
         return {kind: found[kind] for kind in _HEADINGS if found[kind]}
 
-    def sentences(self, max_names: int = 3) -> list[str]:
-        """Return the report for people, a sentence for each kind of problem, with the first files' names."""
+    def sentences(self, max_names: int = 3, *, white_level: int = 65535) -> list[str]:
+        """Return the report for people, a sentence for each kind of problem, with the first files' names.
+
+        Args:
+            max_names: of the files of one kind.
+            white_level: the 16-bit value that will be taken for white: it is asked about where no value comes near it.
+        """
         lines = [
             f"{self.n_train} images to train on; {self.n_test_normal} normal and {self.n_test_anomalous} anomalous "
             f"images to test on, {self.n_with_mask} with masks"
@@ -123,7 +130,8 @@ class DataReport(Record):
             own = [problem.sentence for problem in self.problems if problem.kind == kind]
             more = f"; and {count - max_names} more" if count > max_names else ""
             lines.append(f"{_HEADINGS[kind]}: {count} ({'; '.join(own[:max_names])}{more})")
-        return lines
+        remark = white_level_remark(self.largest_16_bit, white_level)
+        return [*lines, *([remark] if remark is not None else [])]
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ class _Look:
     size: tuple[int, int] | None
     problem: Problem | None = None
     mask_problem: Problem | None = None
+    largest_16_bit: int | None = None
 
 
 def check_inspection_set(
@@ -191,31 +200,38 @@ def check_inspection_set(
     _refuse(inspection_set, train, problems, strict)
     cleaned = replace(inspection_set, train=tuple(train), test=tuple(test))
     sizes = {file: size for file, look in looks.items() if (size := look.size)}
-    return cleaned, _report(cleaned, sizes, problems)
+    largest = max((look.largest_16_bit for look in looks.values() if look.largest_16_bit is not None), default=None)
+    return cleaned, _report(cleaned, sizes, problems, largest)
 
 
 def _look_at(file: ImageFile) -> _Look:
+    """Decode an image and its masks."""
     try:
-        height, width = read_image(file.path).shape[:2]
+        pixels = read_pixels(file.path)
     except InputError as error:
         return _Look(None, _problem("undecodable", file, str(error)))
-    size = (height, width)
+    size = (pixels.shape[0], pixels.shape[1])
+    largest = int(pixels.max()) if pixels.dtype == np.uint16 else None
+    return _Look(size, None, _look_at_masks(file, size), largest)
+
+
+def _look_at_masks(file: ImageFile, size: tuple[int, int]) -> Problem | None:
     if file.mask is None or not file.is_anomalous:
-        return _Look(size)
+        return None
     try:
         mask = read_masks(file.masks)
     except InputError as error:
-        return _Look(size, None, _problem("undecodable_mask", file, str(error)))
+        return _problem("undecodable_mask", file, str(error))
     if mask.shape != size:
-        text = f"{file.name} is {height}x{width} and its mask {file.mask.name} {mask.shape[0]}x{mask.shape[1]}"
-        return _Look(size, None, _problem("mask_of_other_size", file, text))
+        text = f"{file.name} is {size[0]}x{size[1]} and its mask {file.mask.name} {mask.shape[0]}x{mask.shape[1]}"
+        return _problem("mask_of_other_size", file, text)
     if not np.any(mask):
-        return _Look(size, None, _problem("empty_mask", file, f"{file.name} (mask {file.mask.name})"))
+        return _problem("empty_mask", file, f"{file.name} (mask {file.mask.name})")
     share = float(mask.mean())
     if share > _MOST:
         text = f"{file.name} (mask {file.mask.name} marks {share:.0%})"
-        return _Look(size, None, _problem("mask_of_most", file, text))
-    return _Look(size)
+        return _problem("mask_of_most", file, text)
+    return None
 
 
 def _drop_copies(
@@ -260,7 +276,10 @@ def _typical_size(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], fl
 
 
 def _report(
-    cleaned: InspectionSet, sizes: Mapping[ImageFile, tuple[int, int]], problems: Sequence[Problem]
+    cleaned: InspectionSet,
+    sizes: Mapping[ImageFile, tuple[int, int]],
+    problems: Sequence[Problem],
+    largest_16_bit: int | None,
 ) -> DataReport:
     order = list(_HEADINGS)
     typical_size, aspect_spread = _typical_size([sizes[file] for file in cleaned.train])
@@ -280,6 +299,7 @@ def _report(
         typical_size=typical_size,
         aspect_spread=aspect_spread,
         train_fingerprint=fingerprint(cleaned.train),
+        largest_16_bit=largest_16_bit,
         problems=tuple(sorted(problems, key=lambda problem: (order.index(problem.kind), problem.path))),
     )
 

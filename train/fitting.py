@@ -236,7 +236,7 @@ def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord 
     found = settings.source.open(watcher.progress_of("finding images"))
     checked_set, report = check_inspection_set(found, watcher.progress_of("checking images"), strict=settings.strict)
     remarks = settings.source.listed.remarks if settings.source.listed is not None else ()
-    for sentence in (*found.describe(), *report.sentences(), *remarks):
+    for sentence in (*found.describe(), *report.sentences(white_level=settings.white_level), *remarks):
         watcher.say(sentence)
     grouping, groups = _group(settings, checked_set, watcher, recorded)
     choice: tuple[ImageFile, ...] = ()

@@ -15,7 +15,7 @@ from pathlib import Path
 from vae_edge.atomic import sha256_file
 from vae_edge.cache import sample_cache_folder
 from vae_edge.errors import InputError, UsageError
-from vae_edge.image import IMAGE_SUFFIXES
+from vae_edge.image import IMAGE_SUFFIXES, max_pixels_in_force, most_bytes
 from vae_edge.outside import user_path
 from vae_edge.progress import Progress
 from vae_edge.train.layout import FolderUse, Layout, describe_uses, existing_folder, find_below, find_by_name
@@ -199,7 +199,10 @@ def hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
 
 
 def _hash_file(path: Path) -> str:
+    """Return a file's SHA-256; of one that is too large for a picture only its name's, for it is left out unread."""
     try:
+        if path.stat().st_size > most_bytes(max_pixels_in_force(None)):
+            return hashlib.sha256(os.fsencode(path)).hexdigest()
         return sha256_file(path)
     except OSError as error:
         raise InputError(

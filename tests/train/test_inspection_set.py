@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.picture_bytes import animated_png, part, png, tiff
 from vae_edge.cache import cache_folder, sample_cache_folder
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation, load_prepared
@@ -406,3 +407,33 @@ def test_the_word_sample_writes_a_sound_set_once(tmp_path: Path) -> None:
     told.clear()
     assert resolve_data("sample", tmp_path, lambda done, total: told.append((done, total))) == folder
     assert not told
+
+
+@pytest.mark.parametrize(("bits", "meant"), [(8, 255), (10, 1023), (12, 4095), (14, 16383), (16, None)])
+def test_16_bit_images_far_below_white_are_asked_about(tmp_path: Path, bits: int, meant: int | None) -> None:
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 2**bits, (40, 48)).astype(np.uint16)
+        write(tmp_path / f"{number}.png", values)
+    _, report = check_inspection_set(open_inspection_set(tmp_path))
+    asked = [sentence for sentence in report.sentences() if "did you mean" in sentence]
+    if meant is None:
+        assert asked == []
+    else:
+        assert f"no value above {meant} " in asked[0]
+        assert asked[0].endswith(f"did you mean --white-level {meant}?")
+        assert not any("did you mean" in sentence for sentence in report.sentences(white_level=meant))
+
+
+def test_a_picture_of_several_pages_or_too_large_is_left_out_and_named(root: Path) -> None:
+    pixels = part(40, 48)
+    (root / "train/good/pages.tif").write_bytes(tiff(pixels, pixels))
+    (root / "train/good/frames.png").write_bytes(animated_png(pixels, pixels))
+    (root / "train/good/bomb.png").write_bytes(png(pixels, 2)[:16] + bytes([0, 1, 0, 0] * 2) + png(pixels, 2)[24:])
+    (root / "train/good/sparse.png").write_bytes(png(pixels, 2))
+    os.truncate(root / "train/good/sparse.png", 300 * 10**9)
+    images, report = checked(root)
+    assert report.counts["undecodable"] == 4
+    told = " ".join(report.sentences(max_names=9))
+    for says in ("TIFF of 2 pages", "PNG of 2 frames", "65536x65536 pixels", "a file of 300000 MB"):
+        assert says in told
+    assert not {"pages.tif", "frames.png", "bomb.png", "sparse.png"} & {file.path.name for file in images.train}

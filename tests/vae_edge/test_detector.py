@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.picture_bytes import animated_png, part
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, spotted_image, toy_outputs, write_image
 from vae_edge import Detector, DeviceError, InputError, MissingDependencyError, Prediction, VaeEdgeError
 from vae_edge.backends.base import Backend, DeviceChoice, Layout, Tensors
@@ -249,3 +251,18 @@ def test_a_damaged_runtime_is_named_with_the_command_that_mends_it(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "is installed and does not load" in done.stdout
     assert "pip install --force-reinstall 'vae-edge[onnxruntime]'" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes in the file system are POSIX's")
+def test_a_named_pipe_or_an_animation_is_an_input_error_and_waits_for_nobody(
+    onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "frames.png").write_bytes(animated_png(part(), part()))
+    with Detector.open(onnx_bundle) as detector:
+        for name, says in (("pipe.png", "a named pipe"), ("frames.png", "2 frames")):
+            with pytest.raises(InputError, match=says):
+                detector.predict(tmp_path / name)
+        first, second = detector.stream([tmp_path / "pipe.png", part()], errors="return")
+        assert isinstance(first, InputError)
+        assert not isinstance(second, InputError)

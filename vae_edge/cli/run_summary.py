@@ -30,6 +30,10 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     table.add_row("errors", _red_if_any(counts["error"]))
     if tally.n_live:
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
+    if pictures.n_passed_over:
+        table.add_row(
+            "left out", f"{pictures.n_passed_over} files in these folders that are no pictures by their names"
+        )
     if tally.not_made:
         table.add_row("not written", Text(", ".join(f"{n} {what}" for what, n in tally.not_made.items()), "red"))
     if pictures.n_reconnections:

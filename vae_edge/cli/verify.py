@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from vae_edge.backends.base import Hint
@@ -16,11 +18,14 @@ from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
+from vae_edge.image import read_pixels, white_level_remark
 from vae_edge.manifest import ThresholdMethod
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
 
 _NAMED = 10
+_LOOKED_AT = 8
+"""Pictures that are looked at beforehand: enough to tell that a camera has 12 bits."""
 
 
 class RefitMethod(str, Enum):
@@ -74,6 +79,9 @@ def verify(
     _check_apart(files, defects or [])
     with step_progress() as progress:
         detector = Detector.open(opened, device=device, hint=Hint.THROUGHPUT, rebuild=not no_rebuild, progress=progress)
+    remark = white_level_remark(_largest_16_bit(files[:_LOOKED_AT]), opened.manifest.preparation.white_level)
+    if remark is not None:
+        print_warning(remark)
     for note in detector.backend.notes:
         print_warning(note)
     with detector, progress_bar("verifying") as report:
@@ -99,6 +107,17 @@ def _check_method(method: RefitMethod, abnormal: list[str] | None, false_alarm_r
             f"--method f1-optimal promises no false-alarm rate, and --false-alarm-rate is {false_alarm_rate}; "
             "leave out one of them"
         )
+
+
+def _largest_16_bit(files: Sequence[Path]) -> int | None:
+    """Return the largest value in the 16-bit pictures among some files; None where there is none."""
+    values = []
+    for path in files:
+        with suppress(InputError):  # It is named when the scores are taken.
+            pixels = read_pixels(path)
+            if pixels.dtype == np.uint16:
+                values.append(int(pixels.max()))
+    return max(values, default=None)
 
 
 def _check_apart(normal: Sequence[Path], abnormal: Sequence[Path]) -> None:

@@ -66,6 +66,7 @@ def open_sources(
         raise UsageError("--null is about the paths of standard input; add - as a source, or leave it out")
     sources: list[Source] = []
     images: list[tuple[Path, str]] = []
+    passed_over: list[int] = []
 
     def end_images() -> None:
         if images:
@@ -85,7 +86,7 @@ def open_sources(
             still = open_still(text, live=live, white_level=white_level, max_pixels=max_pixels)
             sources.append(still or open_video(text, every=every, max_frames=max_frames, live=live))
             continue
-        for path, name in _files_of(text, recursive=recursive, except_in=except_in):
+        for path, name in _files_of(text, recursive=recursive, except_in=except_in, passed_over=passed_over):
             # A folder gives files that are called like images, and too many of them to look into each beforehand.
             if (path == user_path(text) or not is_image_file(path)) and is_video_file(path):
                 end_images()
@@ -96,7 +97,9 @@ def open_sources(
             else:
                 images.append((path, name))
     end_images()
-    return sources[0] if len(sources) == 1 else Chain(sources)
+    source = sources[0] if len(sources) == 1 else Chain(sources)
+    source.n_passed_over = sum(passed_over)
+    return source
 
 
 def open_watch(
@@ -145,7 +148,9 @@ def image_files(texts: Sequence[str], *, recursive: bool = False) -> list[Path]:
     return files
 
 
-def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tuple[Path, str]]:
+def _files_of(
+    text: str, *, recursive: bool, except_in: Path | None, passed_over: list[int] | None = None
+) -> list[tuple[Path, str]]:
     """Return the files that one word stands for, each with its short name.
 
     A file that is named itself is taken whatever its ending; a folder or a glob gives what ends like an image, a glob
@@ -153,7 +158,7 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
     """
     path = user_path(text)
     if path.is_dir():
-        return _files_in(path, recursive=recursive, except_in=except_in)
+        return _files_in(path, recursive=recursive, except_in=except_in, passed_over=passed_over)
     if path.exists():
         return [(path, path.stem)]
     if not glob.has_magic(text):
@@ -163,7 +168,11 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
     matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
     for match in filter(_listable(path, except_in), matches):
         if match.is_dir():
-            found += [] if "**" in text else _files_in(match, recursive=recursive, except_in=except_in, or_raise=False)
+            found += (
+                []
+                if "**" in text
+                else _files_in(match, recursive=recursive, except_in=except_in, passed_over=passed_over, or_raise=False)
+            )
         elif (is_image_file(match) or match.suffix.lower() in VIDEO_SUFFIXES) and not _lies_in(match, except_in):
             found.append((match, f"{match.parent.name}-{match.stem}".lstrip("-")))
     if not found:
@@ -172,7 +181,7 @@ def _files_of(text: str, *, recursive: bool, except_in: Path | None) -> list[tup
 
 
 def _files_in(
-    folder: Path, *, recursive: bool, except_in: Path | None, or_raise: bool = True
+    folder: Path, *, recursive: bool, except_in: Path | None, passed_over: list[int] | None, or_raise: bool = True
 ) -> list[tuple[Path, str]]:
     listing = list_images(folder, recursive=recursive, except_in=except_in)
     # What is no file gets a line with the error.
@@ -182,6 +191,9 @@ def _files_in(
         advice = "name a folder of images" if recursive else "add --recursive to look into its sub-folders"
         more = f" ({'; '.join(remarks)})" if remarks else f" ({', '.join(sorted(IMAGE_SUFFIXES))})"
         raise InputError(f"{folder} holds no image{more}; {advice}")
+    if passed_over is not None:
+        n_hidden = sum(files.n_hidden for files in listing.folders if not files.again)
+        passed_over.append(listing.n_other + n_hidden + len(listing.dangling))
     for remark in remarks:
         _log.warning("%s: %s", folder, remark)
     root = folder.resolve().name

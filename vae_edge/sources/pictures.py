@@ -54,6 +54,8 @@ class Source(ABC):
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
+        self.n_passed_over = 0
+        """Files in the folders of the source that are not taken, for they are not called like images or are hidden."""
 
     @property
     @abstractmethod
@@ -237,6 +239,7 @@ class AtMost(Source):
         super().__init__()
         self.source = source
         self._limit = limit
+        self.n_passed_over = source.n_passed_over
 
     @property
     def n_pictures(self) -> int:

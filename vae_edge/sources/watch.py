@@ -222,12 +222,14 @@ class WatchedFolders(Source):
 
         listing = list_images(folder.root, recursive=self._recursive, except_in=self._except_in, on_unreadable=closed)
         prefix = folder.root.resolve().name
-        return {
+        images = {
             files.path / name: "-".join((prefix, *files.parts, PurePath(name).stem))
             for files in listing.folders
             if not files.again
             for name in files.images
         }
+        # What is no file gets its line with the error, too.
+        return images | {path: f"{prefix}-{path.stem}" for path in listing.special}
 
 
 def _stamp(path: Path) -> _Stamp | None:

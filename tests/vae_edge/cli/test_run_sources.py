@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -333,7 +334,7 @@ def test_a_signal_ends_a_run_within_two_seconds_while_a_decoder_does_not_answer(
         run.wait(timeout=30)
         took_s = time.perf_counter() - begin_s
         err = run.stderr.read()
-    assert run.returncode == 130
+    assert run.returncode == 128 + getattr(signal, number)
     assert took_s < (1.2 if twice else 2.2)
     assert "interrupted" in err
     (record,) = records((tmp_path / "o/predictions.jsonl").read_text())
@@ -420,3 +421,12 @@ def test_the_limit_of_pixels_is_an_option(command: Run, onnx_bundle: Bundle, tmp
     assert code == 0
     code, _, _ = command("run", onnx_bundle.folder, tmp_path / "a.png", "--max-pixels", 0)
     assert code == 2
+
+
+def test_files_that_are_passed_over_are_counted(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", dark_image(1))
+    for name in ("notes.txt", "Thumbs.db", ".hidden.png"):
+        (tmp_path / "in" / name).write_text("no picture")
+    _, out, err = command("run", onnx_bundle.folder, tmp_path / "in")
+    assert len(records(out)) == 1
+    assert re.search(r"left out\s+3 files", err)

@@ -200,3 +200,16 @@ def test_what_cannot_be_watched_is_refused(folder: Path) -> None:
 def test_times_that_make_no_sense_are_refused(times: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"or more seconds|at least as much patience"):
         WatchOptions(**times)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes in the file system are POSIX's")
+def test_a_named_pipe_in_a_watched_folder_is_an_error_at_once_and_holds_up_nothing(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", dark_image(1))
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "b.png")
+    write_image(tmp_path / "d.png", dark_image(1))
+    begin_s = time.monotonic()
+    pictures = list(AtMost(WatchedFolders([tmp_path], options=WatchOptions(0.02, 0.1, 60.0)), 4))
+    assert time.monotonic() - begin_s < 5
+    assert [Path(picture.source).name for picture in pictures] == ["a.png", "b.png", "c.png", "d.png"]
+    assert ["is a named pipe" in str(picture.image) for picture in pictures] == [False, True, True, False]
