@@ -20,7 +20,7 @@ from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, open_b
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
-from vae_edge.image import load_prepared
+from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.in_order import InOrder
 from vae_edge.machine import usable_cores
 from vae_edge.manifest import ThresholdMethod, Thresholds
@@ -74,6 +74,7 @@ class Detector:
         self._process = Process("this detector")
         self._arguments: dict[str, Any] | None = None
         self._preparation = bundle.manifest.preparation
+        self._max_pixels: int | None = None
         self._take_thresholds(bundle.manifest.thresholds)
 
     def _take_thresholds(self, thresholds: Thresholds) -> None:
@@ -91,6 +92,7 @@ class Detector:
         spinning: bool = False,
         cache: bool = True,
         rebuild: bool = True,
+        max_pixels: int | None = None,
         progress: StepProgress | None = None,
     ) -> Detector:
         """Check a bundle and load its model.
@@ -107,6 +109,8 @@ class Detector:
             spinning: let ONNX Runtime's threads wait for work at full load.
             cache: keep what is compiled for this device in the user's cache folder and look it up there.
             rebuild: build a TensorRT engine that does not fit this device anew from the bundle's ONNX.
+            max_pixels: refuse a picture file with more pixels before it is decoded; None: see
+                `vae_edge.image.read_image`.
             progress: told of the steps of such a build, which takes minutes.
 
         Raises:
@@ -117,6 +121,7 @@ class Detector:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = opened.manifest
+        max_pixels_in_force(max_pixels)
         chosen = None if hint is None else _checked_hint(hint)
         if chosen is Hint.LATENCY and requests is not None:
             raise UsageError(f"requests is {requests} and the hint latency, which means 1; leave one of them out")
@@ -154,6 +159,7 @@ class Detector:
         backend = load(options, opened)
         is_one = chosen is not None or not backend.separate_throughput
         detector = cls(opened, backend, open_for_streams=None if is_one else load_for_streams)
+        detector._max_pixels = max_pixels
         detector._arguments = {
             "device": device,
             "hint": chosen,
@@ -162,6 +168,7 @@ class Detector:
             "spinning": spinning,
             "cache": cache,
             "rebuild": rebuild,
+            "max_pixels": max_pixels,
         }
         return detector
 
@@ -298,7 +305,7 @@ class Detector:
         return [result for result in results if result is not None]
 
     def _prepare(self, image: Source) -> NDArray[np.uint8]:
-        return load_prepared(image, self._preparation)
+        return load_prepared(image, self._preparation, max_pixels=self._max_pixels)
 
     def _decide(
         self, backend: Backend, images: NDArray[np.uint8], names: list[str | None]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -263,6 +264,18 @@ def test_a_named_pipe_or_an_animation_is_an_input_error_and_waits_for_nobody(
         for name, says in (("pipe.png", "a named pipe"), ("frames.png", "2 frames")):
             with pytest.raises(InputError, match=says):
                 detector.predict(tmp_path / name)
+        assert detector.predict(write_image(tmp_path / "a.png", dark_image(1, 64))).score >= 0
         first, second = detector.stream([tmp_path / "pipe.png", part()], errors="return")
         assert isinstance(first, InputError)
         assert not isinstance(second, InputError)
+
+
+def test_the_limit_of_pixels_is_the_detectors(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", dark_image(1, 64))
+    with Detector.open(onnx_bundle.folder, max_pixels=64 * 64 - 1) as detector:
+        with pytest.raises(InputError, match="64x64 pixels"):
+            detector.predict(path)
+        with pickle.loads(pickle.dumps(detector)) as other, pytest.raises(InputError, match="64x64 pixels"):
+            other.predict(path)
+    with pytest.raises(InputError, match="max_pixels is 0"):
+        Detector.open(onnx_bundle.folder, max_pixels=0)
