@@ -28,7 +28,8 @@ TRIES = int(os.environ.get("VAE_EDGE_FUZZ_TRIES", "40"))
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2**31, 2**63, -(2**70), 0.5, -0.0, 1e-300, 1e308, "", "x", "..", "../x", "/etc/passwd",
-    "a\0b", "\x1b[31m", "\ud800", "é" * 300, "y" * 70_000, [], [None], [[]], {}, {"a": {}}, [0] * 3000, "1", "NaN", "onnx",
+    "a\0b", "\x1b[31m", "\ud800", "é" * 300, "y" * 70_000, [], [None], [[]], {}, {"a": {}}, [0] * 3000, "1", "NaN",
+    "onnx",
 )  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Bundle]:
 
 def change_json(rng: random.Random, content: Any) -> None:
     """Replace, remove, repeat or add something at a random place."""
-    place, key = None, None
+    place: Any = None
+    key: Any = None
     while isinstance(content, (dict, list)) and content:
         place, key = content, rng.choice(list(content) if isinstance(content, dict) else range(len(content)))
         content = place[key]
