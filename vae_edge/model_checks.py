@@ -10,8 +10,10 @@ may refer to a file that the manifest does not list, and nothing grows when it i
 | `.safetensors` | length of the header, number of tensors; that all tensors are in the file |
 | `program.json` | size and number of values; the torch backend checks the rest |
 
-What this does not promise: the runtime opens the file once more, so whoever can write to the folder meanwhile can put
-another one there. A bundle belongs into a folder that only those can write to whose bundles are trusted.
+What this does not promise: a runtime opens the file once more, so whoever can write to the folder at that moment can
+show it another one. That is noticed by the files' places and times once the model is loaded (`Bundle.check_unchanged`),
+when a runtime has parsed it already. A bundle belongs into a folder that only those can write to whose bundles are
+trusted.
 """
 
 from __future__ import annotations

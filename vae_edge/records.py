@@ -254,9 +254,10 @@ def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
 def recorded_names(folder: Path, record_name: str) -> set[str]:
     """Return the names of the files that a folder's record lists, and the record's own; none where it is no record."""
     try:
-        content = json.loads((folder / record_name).read_text(encoding="utf-8"))
-        return {record_name, *(str(file["name"]) for file in content["files"])}
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        with open_regular(folder / record_name) as file:
+            content = parse_json(read_bounded(file, RECORD_LIMITS.size_bytes), RECORD_LIMITS)
+        return {record_name, *(str(each["name"]) for each in content["files"])}
+    except (OSError, ValueError, TypeError, KeyError):
         return set()
 
 
