@@ -10,6 +10,7 @@ from vae_edge.benchmarks.report import DataRecord
 from vae_edge.image import read_image
 from vae_edge.train.data_report import check_inspection_set
 from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data, spread
+from vae_edge.train.layout import describe_uses
 
 DEFAULT_DATA = "sample"
 
@@ -72,7 +73,7 @@ def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int)
             n_test_anomalous=n_anomalous,
             n_with_mask=sum(file.mask is not None for file in checked.test),
             no_accuracy_because=reason,
-            notes=tuple(found.sentences(max_names=3)[1:]),
+            notes=(*describe_uses(use for use in opened.uses if not use.is_used), *found.sentences(max_names=3)[1:]),
         ),
     )
 

@@ -146,20 +146,22 @@ def _defect(path: Path, row: dict[str, Any]) -> str | None:
     return label if isinstance(label, str) and label.lower() not in ("", _NAMELESS) else path.parent.name
 
 
-def _mask(row: dict[str, Any]) -> Path | None:
-    mask = row.get("mask_path")
-    if _label(row) == _NORMAL or not isinstance(mask, str | PurePath) or not str(mask):
-        return None
-    return Path(mask).absolute()
+def _masks(row: dict[str, Any]) -> list[Path]:
+    """Return where an image's masks are; MVTec LOCO's rows have several."""
+    given = row.get("mask_path")
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if _label(row) == _NORMAL:
+        return []
+    return [Path(mask).absolute() for mask in several if isinstance(mask, str | PurePath) and str(mask)]
 
 
 def _listed(name: str, roles: Mapping[Path, tuple[bool, dict[str, Any]]], remarks: tuple[str, ...]) -> ListedFiles:
     images, masks = [], []
     for path, (to_train, row) in roles.items():
         check_recordable(path)
-        mask = _mask(row)
-        masks += [] if mask is None else [mask]
-        images.append((to_train, path, _defect(path, row), mask))
+        own = _masks(row)
+        masks += own
+        images.append((to_train, path, _defect(path, row), own))
     try:
         root = Path(os.path.commonpath([path.parent for path in (*roles, *masks)]))
     except ValueError as error:
@@ -169,8 +171,16 @@ def _listed(name: str, roles: Mapping[Path, tuple[bool, dict[str, Any]]], remark
         return path.relative_to(root).as_posix()
 
     listed = [
-        (to_train, ListedImage(path=below(path), defect=defect, mask=None if mask is None else below(mask)))
-        for to_train, path, defect, mask in images
+        (
+            to_train,
+            ListedImage(
+                path=below(path),
+                defect=defect,
+                mask=below(own[0]) if own else None,
+                further_masks=tuple(map(below, own[1:])),
+            ),
+        )
+        for to_train, path, defect, own in images
     ]
     listed.sort(key=lambda each: by_place(each[1].path))
     return ListedFiles(

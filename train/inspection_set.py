@@ -123,8 +123,10 @@ def open_inspection_set(
             existing_folder(masks, "a folder of masks") if masks is not None else None,
         )
     if not found.train:
+        passed_over = describe_uses(use for use in found.uses if not use.is_used)
+        there_is = "; ".join([f"{found.n_ignored} other files", *passed_over])
         raise InputError(
-            f"{found.train_folder} holds no image ({found.n_ignored} other files); expected images of good parts "
+            f"{found.train_folder} holds no image ({there_is}); expected images of good parts "
             f"({', '.join(sorted(IMAGE_SUFFIXES))}) to train on: put them there or name another folder"
         )
     hashes = iter(hash_files([item.path for item in (*found.train, *found.test)], progress))

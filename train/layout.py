@@ -372,8 +372,17 @@ class _Search:
         for image in (*found, *tested):
             check_recordable(image.path)
         unmatched = sorted({mask.path for mask in self.masks} - used)
+        # Beside train and test lie licenses and notes.
+        n_ignored = sum(
+            folder.n_other
+            for folder in self.listing.folders
+            if not folder.again
+            and (
+                train_folder == root or any(self.meanings[folder.parts[: i + 1]].part for i in range(len(folder.parts)))
+            )
+        )
         return FoundFiles(
-            root, layout, train_folder, found, tested, unmatched, self.listing.n_other, tuple(self.uses),
+            root, layout, train_folder, found, tested, unmatched, n_ignored, tuple(self.uses),
             tuple(self.listing.dangling),
         )  # fmt: skip
 
@@ -405,7 +414,8 @@ class _Search:
                 # Images that no product explains: not for this sentence.
                 products.setdefault("", None)
             elif above:
-                products.setdefault("/".join(above), None)
+                n = max(i for i, meaning in enumerate(meanings[:first], 1) if not meaning.is_empty)
+                products.setdefault("/".join(above[:n]), None)
         names = [name for name in products if name]
         if not names or ("" in products and not any((self.root / name / "train" / "good").is_dir() for name in names)):
             return
@@ -558,16 +568,18 @@ def _meanings(listing: Listing) -> dict[tuple[str, ...], Meaning]:
     }
 
 
+_LIKE_MASKS = re.compile("mask|label|gt|truth|seg|annot", re.IGNORECASE)
 _SPEAKING = re.compile(
-    "mask|label|gt|truth|seg|annot|ng|bad|nok|ok|ko|io|defe[ck]t|anomal|normal|reject|fail|fault|scrap|flaw|damage|conform|"
-    "accept|error|outlier|invalid|schlecht|fehler|ausschu|good|pass|不|缺|异|異|欠|良|合",
+    f"{_LIKE_MASKS.pattern}|ng|bad|nok|ko|n.?io|defe[ck]t|anomal|abnormal|reject|fail|fault|scrap|flaw|damage|nonconform|"
+    "unaccept|error|outlier|invalid|schlecht|fehler|ausschu|n.{0,9}(?:ok|good|normal|pass|accept|conform|io|gut)|without|"
+    "不|缺|异|異|欠|n[\\W_]*i",
     re.IGNORECASE,
 )
 """What a file name must hold before it is worth taking apart: a set may have a hundred thousand."""
 
 
 def _stem(file: str) -> str:
-    return PurePosixPath(file).stem
+    return file.rpartition(".")[0] or file
 
 
 def _apart(folders: Iterable[_Folder]) -> tuple[list[_Picture], list[_Mask]]:
@@ -583,7 +595,7 @@ def _apart(folders: Iterable[_Folder]) -> tuple[list[_Picture], list[_Mask]]:
         stems = Counter(_stem(file).casefold() for file in files)
         for file in files:
             stem = _stem(file)
-            base = masked_stem(stem) if _SPEAKING.search(stem) else None
+            base = masked_stem(stem) if _LIKE_MASKS.search(stem) else None
             if base is not None and base.casefold() in stems:
                 masks.append(_Mask(folder, file))
             elif base is not None:

@@ -24,6 +24,8 @@ class ListedImage(Record):
     """Defect class; None for a good part."""
     mask: str | None = None
     """Where the defect is, from the list's root."""
+    further_masks: tuple[str, ...] = ()
+    """More of them, where each marks another defect."""
 
 
 class ListedFiles(Record):
@@ -65,7 +67,12 @@ class ListedFiles(Record):
         hashes = hash_files([root / image.path for image in both], progress)
         images = tuple(
             ImageFile(
-                root / image.path, image.path, sha256, image.defect, None if image.mask is None else root / image.mask
+                root / image.path,
+                image.path,
+                sha256,
+                image.defect,
+                None if image.mask is None else root / image.mask,
+                tuple(root / mask for mask in image.further_masks),
             )
             for image, sha256 in zip(both, hashes, strict=True)
         )

@@ -2,9 +2,9 @@
 
 A name is cut into words at separators, digits and changes of case; `notOK`, `no_defect` and `defect-free` are
 understood as a whole. A name is certain when every word of it is known: a word of meaning, a number, or one that
-changes nothing, such as "part" or "front". Where another word is left over ("fail-safe-ring", "good_but_dirty") the
-name is uncertain, and what it means must follow from something else. A name that only contains the letters (passenger,
-goodyear) says nothing.
+changes nothing, such as "part" or "front", or where a word such as NG or defect cannot mean anything else. Where
+another word is left over ("fail-safe-ring", "good_but_dirty") the name is uncertain, and what it means must follow
+from something else. A name that only contains the letters (passenger, goodyear) says nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +35,16 @@ _BAD = _words(
     "abnormal abnormals abnormality abnormalities reject rejects rejected rejection rejections fail fails failed "
     "failing failure failures fault faults faulty scrap scrapped flaw flaws flawed damage damages damaged "
     "nonconforming nonconformity unacceptable error errors outlier outliers invalid schlecht schlechte "
-    "schlechtteil schlechtteile fehler fehlerhaft fehlerhafte defekt defekte ausschuss "
-    "不良 不良品 不合格 不合格品 缺陷 异常 異常 "
-    "欠陥"
+    "schlechtteil schlechtteile fehler fehlerhaft fehlerhafte defekt defekte ausschuss def nonconformities "
+    "nonconformance nonconformances defaut defauts mauvais rebut rebuts defecto defectos difetto difetti scarto "
+    "scarti "
+    "défaut défauts 不良 不良品 不合格 不合格品 缺陷 异常 異常 欠陥"
 )
+_STRONG = _words(
+    "ng ngs nok noks nio defect defects def defective defectives anomaly anomalies anomalous abnormal abnormals reject "
+    "rejects rejected ausschuss"
+)
+"""Words that no product is named after: whatever stands beside them (`NG_scratch`), it is not good."""
 _MASK = _words(
     "mask masks maske masken gt gts groundtruth groundtruths label labels annotation annotations segmentation "
     "segmentations segmask segmasks"
@@ -65,7 +71,7 @@ _LINKS = _words("of from the any von an")
 _LETTERS = {"n"}  # "n.OK", "n_io"
 
 _TAKEN_APART = (_GOOD | _BAD | _MASK | _NOT | _FREE | _FILLERS | frozenset(_PART)) - _words(
-    "io ko gt gts of from the ng ngs less an no set sets"
+    "io ko def gt gts of from the ng ngs less an no set sets"
 ) | {"ng", "no"}
 """Words that a longer one may consist of, such as `goodparts` and `notok`."""
 
@@ -79,7 +85,7 @@ class Meaning:
     certain: bool = True
     """Whether no word is left over that might change the quality."""
     rest: str = ""
-    """The words that are neither quality, part nor filler, and the numbers: equal for `NG_lens` and `OK_lens`."""
+    """The words that are neither quality, part nor filler, and the numbers: equal for `bad_lens` and `OK_lens`."""
     kind: str = ""
     """As `rest`, with the words of good and bad: equal for `NG_lens` and `NG_lens_mask`."""
 
@@ -104,6 +110,7 @@ def meaning_of(name: str) -> Meaning:
     # Single letters number things (OK_A, OK_B); beside a word that turns the meaning around they are not known.
     disturbing = [word for word in unknown if len(word) > 1 or word in _LETTERS]
     quality: Quality | None = None
+    is_plain = not any(word in _NOT or word in _FREE or word in _LETTERS for word in words)
     if is_mask:
         quality = "mask"
     elif len(qualities) == 2:
@@ -114,7 +121,9 @@ def meaning_of(name: str) -> Meaning:
     return Meaning(
         quality,
         parts.pop() if len(parts) == 1 else None,
-        certain=not disturbing and len(parts) < 2 and quality != "mixed",
+        certain=len(parts) < 2
+        and quality != "mixed"
+        and (not disturbing or (quality == "bad" and is_plain and any(word in _STRONG for word in words))),
         rest="-".join(rest),
         kind="-".join([*(word for word in words if _quality(word) in ("good", "bad")), *rest]),
     )
@@ -123,7 +132,7 @@ def meaning_of(name: str) -> Meaning:
 def with_siblings(names: Sequence[str]) -> dict[str, Meaning]:
     """Return what the names of folders beside each other say.
 
-    `OK_lens` and `NG_lens` make each other certain: what is left over is the same, so it is no part of the judgement.
+    `OK_lens` and `bad_lens` make each other certain: what is left over is the same, so it is no part of the judgement.
     """
     meanings = {name: meaning_of(name) for name in names}
     opposite: dict[str, set[Quality]] = {}

@@ -171,6 +171,11 @@ def test_masks_are_taken_where_there_are_any(data: Path) -> None:
     for nothing in (None, "", float("nan")):
         test = [{**each, "mask_path": nothing} for each in rows["test"]]
         assert not any(image.mask for image in list_images(FakeDataModule(train=rows["train"], test=test)).test)
+    # MVTec LOCO has several masks for an image.
+    test = [{**each, "mask_path": [each["mask_path"]] * 2 if each["mask_path"] else None} for each in rows["test"]]
+    named = [image for image in list_images(FakeDataModule(train=rows["train"], test=test)).test if image.mask]
+    assert named
+    assert all(image.further_masks == (image.mask,) for image in named)
     # A normal image's mask, as some data modules have it, says nothing.
     train = [{**each, "mask_path": each["image_path"]} for each in rows["train"]]
     assert not any(image.mask for image in list_images(FakeDataModule(train=train)).train)

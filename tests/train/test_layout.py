@@ -172,6 +172,20 @@ RECOGNISED: dict[str, tuple[str, str, str, str, dict[str, str], dict[str, list[s
         "named", "{OK_lens,NG_lens,OK_rim,NG_rim}/0.png", "{OK_lens,OK_rim}/0.png", "",
         {"NG_lens": "NG_lens/0.png", "NG_rim": "NG_rim/0.png"}, {},
     ),
+    "NG for each kind of defect": (
+        "named", "OK/0.png NG_scratch/1.png NG-dent/2.png", "OK/0.png", "",
+        {"NG_scratch": "NG_scratch/1.png", "NG-dent": "NG-dent/2.png"}, {},
+    ),
+    "castings": (
+        "mvtec", "{train,test}/{ok_front,def_front}/0.png", "train/ok_front/0.png", "test/ok_front/0.png",
+        {"def_front": "test/def_front/0.png"}, {},
+    ),
+    "MVTec 3D-AD": (
+        "mvtec", "train/good/rgb/0.png train/good/gt/0.png=0 validation/good/rgb/1.png validation/good/gt/1.png=0 "
+        "test/{good,hole}/rgb/2.png test/hole/gt/2.png=m test/good/gt/2.png=0",
+        "{train/good/rgb/0,validation/good/rgb/1}.png", "test/good/rgb/2.png", {"hole": "test/hole/rgb/2.png"},
+        {"test/hole/rgb/2.png": ["test/hole/gt/2.png"]},
+    ),
     "German": (
         "named", "i.O./0.png n.i.O./kratzer/0.png", "i.O./0.png", "", {"kratzer": "n.i.O./kratzer/0.png"}, {},
     ),
@@ -271,6 +285,7 @@ REFUSED = {
     "a defect below train/good": ("train/good/0.png train/good/NG/1.png", r"good parts: train/good/NG"),
     "images directly in train": ("train/0.png test/{good,bad}/1.png", r"good parts: train .*--normal \S*train"),
     "products with OK and NG": ("{nut,ring}/{OK,NG}/0.png", r"one folder for each product \(nut, ring\)"),
+    "products of VisA": ("{candle,pcb1}/Data/Images/{Normal,Anomaly}/0.JPG", r"each product \(candle, pcb1\)"),
     "one product with a word": ("screw_bad_light/{OK,NG}/0.png", r"each product \(screw_bad_light\); .*give \S*light,"),
     "files named NG": ("{OK,NG}_{1,2}.png", r"2 of the 4 images .* named like defective parts .*NG_1\.png.*--normal"),
     "files named like masks": ("{a,b}_mask.png", r"2 of the 2 images .* or masks \(a_mask\.png"),

@@ -10,12 +10,12 @@ without_any_defects zero_defects not-abnormal fehlerfrei kein-fehler ohne_fehler
 good(2) train_good testok OK_A faultless good-images Normal.parts"""
 BAD = """ng NG bad Bad_parts NOK nok ko KO defect Defects defective anomaly Anomalies anomalous abnormal Abnormal
 reject rejected FAIL failed fails not_ok NotOK notok not_good no_good nogood not_normal Not_Passed
-n.i.O. N.I.O NIO niO n_ok n.OK non_OK nicht_io NG12 001NG NG(front) N.G. test_bad not_defect_free
-Ausschuss"""
+n.i.O. N.I.O NIO niO n_ok n.OK NG_scratch logical_anomalies def_front défauts non_OK nicht_io NG12 001NG
+NG(front) N.G. test_bad not_defect_free Ausschuss"""
 MASKS = """mask Masks MASK gt GT ground_truth groundtruth GroundTruth ground-truth label Labels bad_mask MaskNG
 defects_masks good_masks"""
 UNCERTAIN = """fail-safe-ring screw_bad_light good_but_dirty nearly_good OK_lens pass-through not_yet_ok ok_ng OK-NG
-okng pass_fail good_bad_mixed GT_car no_mask logical_anomalies didn't_pass No.3_good"""
+okng pass_fail good_bad_mixed GT_car no_mask didn't_pass No.3_good"""
 NOTHING = """passenger goodyear passport book badge okra gooding masked normalized kos01 union bypass failsafe Data
 images 2024-01-05 001 scratch bent_wire Class1 unlabelled ngk ratio"""
 
@@ -49,8 +49,8 @@ def test_a_name_says_train_test_or_validation(name: str, part: str | None) -> No
 
 
 def test_opposite_names_with_the_same_rest_make_each_other_certain() -> None:
-    meanings = with_siblings(["OK_lens", "NG_lens", "NG_ring", "not_yet_ok", "ng_yet"])
-    assert {name for name, meaning in meanings.items() if meaning.certain} == {"OK_lens", "NG_lens"}
+    meanings = with_siblings(["OK_lens", "bad_lens", "bad_ring", "not_yet_ok", "bad_yet"])
+    assert {name for name, meaning in meanings.items() if meaning.certain} == {"OK_lens", "bad_lens"}
 
 
 @pytest.mark.parametrize(
