@@ -18,7 +18,8 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.image import IMAGE_SUFFIXES, max_pixels_in_force, most_bytes
 from vae_edge.outside import user_path
 from vae_edge.progress import Progress
-from vae_edge.train.layout import FolderUse, Layout, describe_uses, existing_folder, find_below, find_by_name
+from vae_edge.train.layout import FolderUse, Layout, describe_uses, existing_folder, find_below
+from vae_edge.train.named_folders import find_by_name
 
 N_WORKERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read and decode; OpenCV and hashlib release the interpreter while they work."""

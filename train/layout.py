@@ -13,8 +13,9 @@ and at any depth, and from label pictures. So these layouts are understood, and 
   the folder of labels lies among the images (DAGM: `Train/Label`) an image without a label picture is good too;
   elsewhere it is not used.
 - `folder`, one folder of good parts: no name in it says anything, so every image in it and below it is for training.
-- `folders`, given by name: `normal` for training; optionally `normal_test`, `abnormal` (its sub-folders are the defect
-  classes; images directly in it belong to a class named after the folder) and `masks`, arranged like `abnormal`.
+- `folders`, given by name (`vae_edge.train.named_folders`): `normal` for training; optionally `normal_test`, `abnormal`
+  (its sub-folders are the defect classes; images directly in it belong to a class named after the folder) and `masks`,
+  arranged like `abnormal`.
 
 Another, `listed`, is no layout: each file was named; see `vae_edge.train.listed_files`.
 
@@ -31,7 +32,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -40,8 +40,16 @@ from vae_edge.errors import InputError
 from vae_edge.listing import FolderFiles, Listing, count_images, list_images
 from vae_edge.outside import user_path
 from vae_edge.records import check_recordable
-from vae_edge.train.masks import looks_like_mask, read_masks
-from vae_edge.train.name_meanings import Meaning, Part, masked_stem, meaning_of, with_siblings
+from vae_edge.train.mask_pairing import (
+    LIKE_MASKS,
+    FolderQuality,
+    ImageFolder,
+    Picture,
+    pair_masks,
+    tell_apart,
+    what_masks_mark,
+)
+from vae_edge.train.name_meanings import Meaning, masked_stem, meaning_of, with_siblings
 
 Layout = Literal["mvtec", "named", "labels", "folder", "folders", "listed"]
 
@@ -88,64 +96,6 @@ class FoundFiles:
     """Links that lead nowhere."""
 
 
-_Quality = Literal["good", "bad", "mask", "unclear", "perhaps good"]
-
-
-@dataclass
-class _Folder:
-    """A folder with images, and what its name says together with the names above it."""
-
-    files: FolderFiles
-    quality: _Quality | None = None
-    part: Part | None = None
-    is_certain_mask: bool = True
-    defect: str | None = None
-    """The name on its way that tells its defects from others; None: no name does."""
-    decided_by: tuple[str, ...] = ()
-    """Its path up to that name, or all of it."""
-    kinds: tuple[str, ...] = ()
-    """What tells it from folders with the same role: equal for a folder of images and that of their masks."""
-    kinds_above: tuple[str, ...] = ()
-    """The same for the folder that it lies in."""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return self.files.parts
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.parts) or "."
-
-
-@dataclass(frozen=True)
-class _Mask:
-    folder: _Folder
-    file: str
-
-    @property
-    def path(self) -> Path:
-        return self.folder.files.path / self.file
-
-
-@dataclass
-class _Picture:
-    folder: _Folder
-    file: str
-    masks: tuple[_Mask, ...] = ()
-
-    @property
-    def path(self) -> Path:
-        return self.folder.files.path / self.file
-
-    @property
-    def name(self) -> str:
-        return "/".join((*self.folder.parts, self.file))
-
-    @property
-    def stem(self) -> str:
-        return _stem(self.file)
-
-
 def find_below(root: Path) -> FoundFiles:
     """Find the files below one folder.
 
@@ -162,11 +112,11 @@ class _Search:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.listing = list_images(root)
-        self.meanings = _meanings(self.listing)
+        self.meanings = meanings_below(self.listing)
         self.folders = [self._judged(files) for files in self.listing.folders if files.images]
         self.uses: list[FolderUse] = []
-        self.pictures, self.masks = _apart(self.folders)
-        _pair(self.pictures, self.masks)
+        self.pictures, self.masks = tell_apart(self.folders)
+        pair_masks(self.pictures, self.masks)
         self._settle_uncertain_masks()
 
     def result(self) -> FoundFiles:
@@ -174,15 +124,15 @@ class _Search:
         self._refuse_products()
         says_something = any(folder.quality not in (None, "perhaps good") or folder.part for folder in self.folders)
         labelled = self._is_labelled()
-        train: list[_Picture] = []
-        test: list[tuple[_Picture, str | None]] = []
+        train: list[Picture] = []
+        test: list[tuple[Picture, str | None]] = []
         has_test = any(folder.part == "test" and folder.quality != "mask" for folder in self.folders)
         is_established = (
             any(folder.quality == "good" and folder.part == "train" for folder in self.folders)
             or (self.root / "train" / "good").is_dir()
         )
-        unclear: list[_Folder] = []
-        by_folder: dict[int, list[_Picture]] = defaultdict(list)
+        unclear: list[ImageFolder] = []
+        by_folder: dict[int, list[Picture]] = defaultdict(list)
         for picture in self.pictures:
             by_folder[id(picture.folder)].append(picture)
         for folder in self.folders:
@@ -235,9 +185,9 @@ class _Search:
         self._refuse_conflicts(train, test)
         return self._found(train, test, says_something=says_something, labelled=labelled)
 
-    def _judged(self, files: FolderFiles) -> _Folder:
+    def _judged(self, files: FolderFiles) -> ImageFolder:
         """Put together what the names on the way to a folder say."""
-        folder = _Folder(files, decided_by=files.parts)
+        folder = ImageFolder(files, decided_by=files.parts)
         kinds: list[str] = []
         meanings = [self.meanings[files.parts[: depth + 1]] for depth in range(len(files.parts))]
         for meaning in meanings:
@@ -273,23 +223,23 @@ class _Search:
                 if not any(mask.path in matched for mask in own):
                     folder.quality = "unclear"
                     self.masks = [mask for mask in self.masks if mask.folder is not folder]
-                    self.pictures += [_Picture(folder, mask.path.name) for mask in own]
+                    self.pictures += [Picture(folder, mask.path.name) for mask in own]
 
     def _is_labelled(self) -> bool:
         """Tell whether label pictures say which images are good: names do not, and images have some."""
         return any(picture.masks and _waits_for_label(picture.folder) for picture in self.pictures)
 
     def _by_label(
-        self, folder: _Folder, pictures: Sequence[_Picture], *, has_test: bool
-    ) -> tuple[list[_Picture], list[_Picture]]:
+        self, folder: ImageFolder, pictures: Sequence[Picture], *, has_test: bool
+    ) -> tuple[list[Picture], list[Picture]]:
         """Tell good and defective parts apart by whether their label pictures mark something."""
-        marks = _what_masks_mark(pictures)
+        marks = what_masks_mark(pictures)
         place = folder.files.path
         lies_among = any(mask.folder.files.path.parent == place for picture in pictures for mask in picture.masks)
-        good: list[_Picture] = []
-        bad: list[_Picture] = []
-        nameless: list[_Picture] = []
-        broken: list[_Picture] = []
+        good: list[Picture] = []
+        bad: list[Picture] = []
+        nameless: list[Picture] = []
+        broken: list[Picture] = []
         for picture, mark in zip(pictures, marks, strict=True):
             if not picture.masks:
                 (good if lies_among else nameless).append(picture)
@@ -314,9 +264,9 @@ class _Search:
             )
         return good, bad
 
-    def _without_marked(self, folder: _Folder, pictures: list[_Picture]) -> list[_Picture]:
+    def _without_marked(self, folder: ImageFolder, pictures: list[Picture]) -> list[Picture]:
         """Leave out images of good parts whose masks mark something all the same."""
-        marks = _what_masks_mark(pictures)
+        marks = what_masks_mark(pictures)
         good = [picture for picture, mark in zip(pictures, marks, strict=True) if mark is False]
         if len(good) < len(pictures):
             first = next(picture for picture, mark in zip(pictures, marks, strict=True) if mark is not False)
@@ -333,14 +283,14 @@ class _Search:
         self._use(folder, what, len(good))
         return good
 
-    def _use(self, folder: _Folder, use: str, n: int) -> None:
+    def _use(self, folder: ImageFolder, use: str, n: int) -> None:
         self.uses.append(FolderUse(folder.name, use, n))
 
-    def _pass_over(self, folder: _Folder, why: str, n: int) -> None:
+    def _pass_over(self, folder: ImageFolder, why: str, n: int) -> None:
         self.uses.append(FolderUse(folder.name, why, n, is_used=False))
 
     def _found(
-        self, train: list[_Picture], test: list[tuple[_Picture, str | None]], *, says_something: bool, labelled: bool
+        self, train: list[Picture], test: list[tuple[Picture, str | None]], *, says_something: bool, labelled: bool
     ) -> FoundFiles:
         root = self.root
         train_folder = root / "train" / "good" if (root / "train" / "good").is_dir() else root
@@ -361,7 +311,7 @@ class _Search:
             used |= {mask.path for picture in self.pictures for mask in picture.masks}
         counts = Counter(mask.folder.name for mask in self.masks)
         self.uses += [FolderUse(name, "masks", n) for name, n in sorted(counts.items())]
-        self.uses += _left_out(self.listing)
+        self.uses += left_out(self.listing)
         train.sort(key=lambda picture: picture.name)
         test.sort(key=lambda item: (item[0].folder.decided_by, item[0].name))
         found = [FoundImage(picture.path, picture.name) for picture in train]
@@ -425,7 +375,7 @@ class _Search:
             f"{self.root / names[0]}, for example"
         )
 
-    def _unclear(self, folders: Sequence[_Folder]) -> InputError:
+    def _unclear(self, folders: Sequence[ImageFolder]) -> InputError:
         counts = Counter(picture.folder.name for picture in self.pictures)
         named = [f"{folder.name} ({counts[folder.name]} images)" for folder in folders]
         shown = ", ".join(named[:_NAMED_FOLDERS]) + (
@@ -444,7 +394,7 @@ class _Search:
         ]
         return describe_uses([use for use in uses if use.use != "masks" or use.n], most=8)
 
-    def _advice(self, unclear: Sequence[_Folder] = ()) -> str:
+    def _advice(self, unclear: Sequence[ImageFolder] = ()) -> str:
         """Say with the folders that are there how to name them."""
 
         def places(quality: str, *, in_test: bool) -> list[str]:
@@ -469,9 +419,9 @@ class _Search:
             )
         return f"{sentence}; or move what belongs to no part out of {self.root}"
 
-    def _refuse_names(self, train: Sequence[_Picture]) -> None:
+    def _refuse_names(self, train: Sequence[Picture]) -> None:
         """Refuse files to train on whose own names speak of defects or masks; in a folder called good, only say it."""
-        said: dict[bool, list[_Picture]] = {True: [], False: []}
+        said: dict[bool, list[Picture]] = {True: [], False: []}
         perhaps = []
         for picture in train:
             if not _SPEAKING.search(picture.stem):
@@ -496,7 +446,7 @@ class _Search:
             use = f"named like defective parts or masks ({_first_names(said[True])}), but trained on as the folder says"
             self.uses.append(FolderUse(said[True][0].folder.name, use, len(said[True])))
 
-    def _refuse_conflicts(self, train: list[_Picture], test: Sequence[tuple[_Picture, str | None]]) -> None:
+    def _refuse_conflicts(self, train: list[Picture], test: Sequence[tuple[Picture, str | None]]) -> None:
         """Refuse links from good parts to what is not good, and drop what a link leads to a second time."""
         again = {
             (picture.folder.files.identity, picture.file)
@@ -532,7 +482,7 @@ class _Search:
         train[:] = kept
 
 
-def _combined(was: _Quality | None, meaning: Meaning, *, in_test: bool) -> _Quality | None:
+def _combined(was: FolderQuality | None, meaning: Meaning, *, in_test: bool) -> FolderQuality | None:
     """Return what a folder is, from what the folders above it are and its own name says."""
     quality = meaning.quality
     if quality is None or was == "mask":
@@ -552,12 +502,12 @@ def _combined(was: _Quality | None, meaning: Meaning, *, in_test: bool) -> _Qual
     return "unclear" if in_test else "perhaps good"
 
 
-def _waits_for_label(folder: _Folder) -> bool:
+def _waits_for_label(folder: ImageFolder) -> bool:
     """Tell whether only a label picture can say what a folder's images are."""
     return folder.quality in (None, "perhaps good") and not (folder.part == "test" and folder.defect)
 
 
-def _meanings(listing: Listing) -> dict[tuple[str, ...], Meaning]:
+def meanings_below(listing: Listing) -> dict[tuple[str, ...], Meaning]:
     """Return what the name of each folder says, beside the others in the same folder."""
     beside: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for folder in listing.folders:
@@ -568,9 +518,8 @@ def _meanings(listing: Listing) -> dict[tuple[str, ...], Meaning]:
     }
 
 
-_LIKE_MASKS = re.compile("mask|label|gt|truth|seg|annot", re.IGNORECASE)
 _SPEAKING = re.compile(
-    f"{_LIKE_MASKS.pattern}|ng|bad|nok|ko|n.?io|defe[ck]t|anomal|abnormal|reject|fail|fault|scrap|flaw|damage|nonconform|"
+    f"{LIKE_MASKS.pattern}|ng|bad|nok|ko|n.?io|defe[ck]t|anomal|abnormal|reject|fail|fault|scrap|flaw|damage|nonconform|"
     "unaccept|error|outlier|invalid|schlecht|fehler|ausschu|n.{0,9}(?:ok|good|normal|pass|accept|conform|io|gut)|without|"
     "不|缺|异|異|欠|n[\\W_]*i",
     re.IGNORECASE,
@@ -578,98 +527,7 @@ _SPEAKING = re.compile(
 """What a file name must hold before it is worth taking apart: a set may have a hundred thousand."""
 
 
-def _stem(file: str) -> str:
-    return file.rpartition(".")[0] or file
-
-
-def _apart(folders: Iterable[_Folder]) -> tuple[list[_Picture], list[_Mask]]:
-    """Tell images from label pictures: those in a folder of masks, and those beside the image whose name they have."""
-    pictures: list[_Picture] = []
-    masks: list[_Mask] = []
-    orphans: list[_Picture] = []
-    for folder in folders:
-        files = folder.files.images
-        if folder.quality == "mask":
-            masks += [_Mask(folder, file) for file in files]
-            continue
-        stems = Counter(_stem(file).casefold() for file in files)
-        for file in files:
-            stem = _stem(file)
-            base = masked_stem(stem) if _LIKE_MASKS.search(stem) else None
-            if base is not None and base.casefold() in stems:
-                masks.append(_Mask(folder, file))
-            elif base is not None:
-                orphans.append(_Picture(folder, file))
-            # Real-IAD: a.jpg has its mask in a.png. Or somebody has one picture in two formats.
-            elif stems[stem.casefold()] > 1 and looks_like_mask(folder.files.path / file):
-                masks.append(_Mask(folder, file))
-            else:
-                pictures.append(_Picture(folder, file))
-    if masks:
-        masks += [_Mask(orphan.folder, orphan.file) for orphan in orphans]
-    else:
-        pictures += orphans
-    return pictures, masks
-
-
-def _pair(pictures: Iterable[_Picture], masks: Iterable[_Mask]) -> None:
-    """Give each image its masks.
-
-    A mask belongs to the image of its stem in the folder of the same kind, such as `test/hole/0.png` and
-    `ground_truth/hole/0_mask.png`; where that says nothing, to the only image that its own folders fit, such as
-    `NG/0.png` and `masks/0.png`. A longer name (`0_mask`) comes before an equal one (`0`), and this before a folder.
-    """
-    known: dict[tuple[Part | None, tuple[str, ...], str], list[tuple[int, str, _Mask]]] = defaultdict(list)
-    for mask in masks:
-        folder, stem = mask.folder, _stem(mask.file)
-        base = masked_stem(stem)
-        names = [(1, stem, folder.kinds), *([(0, base, folder.kinds)] if base is not None else [])]
-        if folder.quality == "mask" and folder.parts:
-            names.append((2, folder.parts[-1], folder.kinds_above))
-        for rank, name, kinds in names:
-            known[folder.part, kinds, name.casefold()].append((rank, name, mask))
-    if not known:
-        return
-    guessed: dict[Path, list[_Picture]] = defaultdict(list)
-    for picture in pictures:
-        folder = picture.folder
-        depths = range(1 if folder.quality == "good" else len(folder.kinds) + 1)
-        for depth in depths:
-            for part in dict.fromkeys((folder.part, None)):
-                candidates = known.get((part, folder.kinds[depth:], picture.stem.casefold()), ())
-                exact = [each for each in candidates if each[1] == picture.stem] or candidates
-                if exact:
-                    best = min(rank for rank, _, _ in exact)
-                    picture.masks = tuple(mask for rank, _, mask in exact if rank == best)
-                    break
-            if picture.masks:
-                if depth:
-                    for mask in picture.masks:
-                        guessed[mask.path].append(picture)
-                break
-    for several in guessed.values():
-        for picture in several if len(several) > 1 else ():
-            picture.masks = ()
-
-
-def _what_masks_mark(pictures: Sequence[_Picture]) -> list[bool | InputError]:
-    """Return for each image whether its masks mark anything; false where it has none."""
-
-    def marks(picture: _Picture) -> bool | InputError:
-        if not picture.masks:
-            return False
-        try:
-            return bool(read_masks([mask.path for mask in picture.masks]).any())
-        except InputError as error:
-            return error
-
-    if not any(picture.masks for picture in pictures):
-        return [False] * len(pictures)
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(marks, pictures))
-
-
-def _left_out(listing: Listing) -> list[FolderUse]:
+def left_out(listing: Listing) -> list[FolderUse]:
     """Say what the listing left out by its rule."""
     root = listing.root
     uses = [
@@ -703,134 +561,15 @@ def describe_uses(uses: Iterable[FolderUse], most: int = 40) -> list[str]:
     return [*lines[:most], *([f"and {rest} more folders"] if rest > 0 else [])]
 
 
-def _first_names(pictures: Sequence[_Picture]) -> str:
+def _first_names(pictures: Sequence[Picture]) -> str:
     return ", ".join(picture.name for picture in pictures[:3]) + (", ..." if len(pictures) > 3 else "")
 
 
-def _common(root: Path, pictures: Sequence[_Picture]) -> Path:
+def _common(root: Path, pictures: Sequence[Picture]) -> Path:
     """Return the folder that all the images lie in or below."""
     parts = [picture.folder.parts for picture in pictures]
     n = next((i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), min(map(len, parts)))
     return root.joinpath(*parts[0][:n])
-
-
-def find_by_name(normal: Path, normal_test: Path | None, abnormal: Path | None, masks: Path | None) -> FoundFiles:
-    """Find the files of folders given by name, the layout `folders`.
-
-    What was named is what it was named as, whatever it is called. Only a folder below one of good parts is refused
-    whose name says plainly that it holds others; label pictures beside images are no images.
-
-    Raises:
-        InputError: masks without abnormal images, one folder within another, a folder below the good parts that holds
-            others, or good and abnormal parts given the wrong way round.
-    """
-    if masks is not None and abnormal is None:
-        raise InputError(f"masks were given ({masks}) without abnormal images; give the folder of those too")
-    named = [("normal", normal), ("normal_test", normal_test), ("abnormal", abnormal)]
-    folders = [(role, folder, folder.resolve()) for role, folder in named if folder is not None]
-    for i, (role, folder, place) in enumerate(folders):
-        for other_role, other, other_place in folders[i + 1 :]:
-            if place == other_place or place in other_place.parents or other_place in place.parents:
-                raise InputError(
-                    f"{role} ({folder}) and {other_role} ({other}) overlap; expected folders apart from each other"
-                )
-    if abnormal is not None and [_said(normal.resolve().name), _said(abnormal.resolve().name)] == ["bad", "good"]:
-        raise InputError(
-            f"normal ({normal}) is called like parts that are not good and abnormal ({abnormal}) like good ones; "
-            "exchange the two, or rename the folders"
-        )
-    found = {role: _ByName(role, folder) for role, folder, _ in folders}
-    mask_listing = None if masks is None else list_images(masks)
-    train = [FoundImage(path, name) for path, name, _ in found["normal"].images]
-    test = [FoundImage(path, name) for path, name, _ in found["normal_test"].images] if normal_test is not None else []
-    unmatched: list[Path] = []
-    uses = [use for each in found.values() for use in each.uses()]
-    if abnormal is not None:
-        by_name = found["abnormal"]
-        pictures, own_masks = by_name.pictures, by_name.masks
-        if mask_listing is not None:
-            for files in mask_listing.folders:
-                mask_folder = _Folder(files, "mask", kinds=files.parts, kinds_above=files.parts[:-1])
-                own_masks += [_Mask(mask_folder, file) for file in files.images if not files.again]
-            n = len(mask_listing.images())
-            uses += [FolderUse(str(masks), "masks", n), *_left_out(mask_listing)]
-        _pair(pictures, own_masks)
-        for picture in sorted(pictures, key=lambda picture: picture.name):
-            defect = picture.folder.parts[0] if picture.folder.parts else abnormal.resolve().name
-            own = tuple(mask.path for mask in picture.masks)
-            test.append(FoundImage(picture.path, f"abnormal/{picture.name}", defect, own))
-        matched = {mask.path for picture in pictures for mask in picture.masks}
-        unmatched = sorted({mask.path for mask in own_masks} - matched)
-    for image in (*train, *test):
-        check_recordable(image.path)
-    listings = [each.listing for each in found.values()]
-    return FoundFiles(
-        normal,
-        "folders",
-        normal,
-        train,
-        test,
-        unmatched,
-        sum(listing.n_other for listing in listings),
-        tuple(uses),
-        tuple(path for listing in listings for path in listing.dangling),
-    )
-
-
-class _ByName:
-    """The images of one folder that was given by name."""
-
-    def __init__(self, role: str, root: Path) -> None:
-        self.role, self.root = role, root
-        self.listing = list_images(root)
-        meanings = _meanings(self.listing)
-        folders = []
-        for files in self.listing.folders:
-            if files.again:
-                continue
-            said = [meanings[files.parts[: depth + 1]] for depth in range(len(files.parts))]
-            qualities = {meaning.quality for meaning in said if meaning.certain}
-            if role != "abnormal" and files.images and qualities & {"bad", "mask"}:
-                raise InputError(
-                    f"{role} ({root}) holds a folder {'/'.join(files.parts)}, a name for what is no good part, with "
-                    f"{len(files.images)} images; move it out of there, or name the folder of good parts alone"
-                )
-            quality: _Quality = "mask" if "mask" in qualities else "bad" if role == "abnormal" else "good"
-            folder = _Folder(files, quality, kinds=files.parts, kinds_above=files.parts[:-1])
-            if quality == "mask":
-                own = tuple(name for name, meaning in zip(files.parts, said, strict=True) if meaning.quality != "mask")
-                folder.kinds, folder.kinds_above = own, own[:-1]
-            folders.append(folder)
-        self.pictures, self.masks = _apart(folders)
-        if role != "abnormal":
-            _pair(self.pictures, self.masks)
-            for picture, mark in zip(list(self.pictures), _what_masks_mark(self.pictures), strict=True):
-                if mark is not False:
-                    raise InputError(
-                        f"{picture.path} is among the good parts ({role}), but {picture.masks[0].path.name} beside it "
-                        "marks a defect or cannot be decoded; move both to the abnormal parts, or remove the mask"
-                    )
-
-    @property
-    def images(self) -> list[tuple[Path, str, None]]:
-        """Path and name of each image, sorted by name."""
-        ordered = sorted(self.pictures, key=lambda picture: picture.name)
-        return [(picture.path, f"{self.role}/{picture.name}", None) for picture in ordered]
-
-    def uses(self) -> list[FolderUse]:
-        """Say what the folder was taken for and what was passed over."""
-        what = {
-            "normal": "good parts to train on",
-            "normal_test": "good parts to test on",
-            "abnormal": "defective parts to test on",
-        }[self.role]
-        beside = [FolderUse(str(self.root), "label pictures beside images", len(self.masks))] if self.masks else []
-        return [FolderUse(str(self.root), what, len(self.pictures)), *beside, *_left_out(self.listing)]
-
-
-def _said(name: str) -> str | None:
-    meaning = meaning_of(name)
-    return meaning.quality if meaning.certain else None
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

@@ -46,8 +46,8 @@ _STRONG = _words(
 )
 """Words that no product is named after: whatever stands beside them (`NG_scratch`), it is not good."""
 _MASK = _words(
-    "mask masks maske masken gt gts groundtruth groundtruths label labels annotation annotations segmentation "
-    "segmentations segmask segmasks"
+    "truth truths mask masks maske masken gt gts groundtruth groundtruths label labels annotation annotations "
+    "segmentation segmentations segmask segmasks"
 )
 _PART: dict[str, Part] = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),

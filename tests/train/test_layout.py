@@ -394,6 +394,18 @@ def test_a_word_in_the_name_of_every_file_is_the_product_s(tmp_path: Path) -> No
         open_inspection_set(root)
 
 
+def test_files_called_like_masks_are_images_where_all_of_a_folder_of_parts_are(tmp_path: Path) -> None:
+    root = make(
+        tmp_path / "set",
+        "train/good/bottle_label_{1,2}.png test/torn/bottle_label_3.png ground_truth/torn/bottle_label_3_mask.png=m",
+    )
+    images = open_inspection_set(root)
+    assert len(images.train) == 2
+    assert what_is_masked(images) == {"test/torn/bottle_label_3.png": ["ground_truth/torn/bottle_label_3_mask.png"]}
+    make(root, "train/good/0.png")
+    assert [image.name for image in open_inspection_set(root).train] == ["train/good/0.png"]
+
+
 # Links
 
 

@@ -1,0 +1,189 @@
+"""Which mask belongs to which image, by the names of files and folders."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vae_edge.errors import InputError
+from vae_edge.listing import FolderFiles
+from vae_edge.train.masks import looks_like_mask, read_masks
+from vae_edge.train.name_meanings import Part, masked_stem
+
+FolderQuality = Literal["good", "bad", "mask", "unclear", "perhaps good"]
+
+LIKE_MASKS = re.compile("mask|label|gt|truth|seg|annot", re.IGNORECASE)
+"""What a file name must hold before it is worth taking apart: a set may have a hundred thousand."""
+
+
+@dataclass
+class ImageFolder:
+    """A folder with images, and what its name says together with the names above it."""
+
+    files: FolderFiles
+    quality: FolderQuality | None = None
+    part: Part | None = None
+    is_certain_mask: bool = True
+    defect: str | None = None
+    """The name on its way that tells its defects from others; None: no name does."""
+    decided_by: tuple[str, ...] = ()
+    """Its path up to that name, or all of it."""
+    kinds: tuple[str, ...] = ()
+    """What tells it from folders with the same role: equal for a folder of images and that of their masks."""
+    kinds_above: tuple[str, ...] = ()
+    """The same for the folder that it lies in."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Its path from the root."""
+        return self.files.parts
+
+    @property
+    def name(self) -> str:
+        """Its path from the root as text; "." for the root."""
+        return "/".join(self.parts) or "."
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask or label picture."""
+
+    folder: ImageFolder
+    file: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder.files.path / self.file
+
+
+@dataclass
+class Picture:
+    """An image and its masks."""
+
+    folder: ImageFolder
+    file: str
+    masks: tuple[MaskFile, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder.files.path / self.file
+
+    @property
+    def name(self) -> str:
+        """Its path from the root, with forward slashes."""
+        return "/".join((*self.folder.parts, self.file))
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending."""
+        return _stem(self.file)
+
+
+def _stem(file: str) -> str:
+    return file.rpartition(".")[0] or file
+
+
+def tell_apart(folders: Iterable[ImageFolder]) -> tuple[list[Picture], list[MaskFile]]:
+    """Tell images from label pictures: those in a folder of masks, and those beside the image whose name they have.
+
+    Files that are called like masks of images that are not there are masks where the set has others; but not if all
+    files of a folder that holds parts by its name are called so: then it is the product's name.
+    """
+    pictures: list[Picture] = []
+    masks: list[MaskFile] = []
+    orphans: list[Picture] = []
+    n_in_folder: Counter[str] = Counter()
+    for folder in folders:
+        files = folder.files.images
+        if folder.quality == "mask":
+            masks += [MaskFile(folder, file) for file in files]
+            continue
+        stems = Counter(_stem(file).casefold() for file in files)
+        for file in files:
+            stem = _stem(file)
+            base = masked_stem(stem) if LIKE_MASKS.search(stem) else None
+            if base is not None and base.casefold() in stems:
+                masks.append(MaskFile(folder, file))
+            elif base is not None:
+                orphans.append(Picture(folder, file))
+                n_in_folder[folder.name] += 1
+            # Real-IAD: a.jpg has its mask in a.png. Or somebody has one picture in two formats.
+            elif stems[stem.casefold()] > 1 and looks_like_mask(folder.files.path / file):
+                masks.append(MaskFile(folder, file))
+            else:
+                pictures.append(Picture(folder, file))
+    are_masks = bool(masks)
+    for orphan in orphans:
+        folder = orphan.folder
+        is_product = n_in_folder[folder.name] == len(folder.files.images) and (
+            folder.quality in ("good", "bad") or (folder.part == "test" and folder.defect is not None)
+        )
+        if are_masks and not is_product:
+            masks.append(MaskFile(folder, orphan.file))
+        else:
+            pictures.append(orphan)
+    return pictures, masks
+
+
+def pair_masks(pictures: Iterable[Picture], masks: Iterable[MaskFile]) -> None:
+    """Give each image its masks.
+
+    A mask belongs to the image of its stem in the folder of the same kind, such as `test/hole/0.png` and
+    `ground_truth/hole/0_mask.png`; where that says nothing, to the only image that its own folders fit, such as
+    `NG/0.png` and `masks/0.png`. A longer name (`0_mask`) comes before an equal one (`0`), and this before a folder.
+    """
+    known: dict[tuple[Part | None, tuple[str, ...], str], list[tuple[int, str, MaskFile]]] = defaultdict(list)
+    for mask in masks:
+        folder, stem = mask.folder, _stem(mask.file)
+        base = masked_stem(stem)
+        names = [(1, stem, folder.kinds), *([(0, base, folder.kinds)] if base is not None else [])]
+        if folder.quality == "mask" and folder.parts:
+            names.append((2, folder.parts[-1], folder.kinds_above))
+        for rank, name, kinds in names:
+            known[folder.part, kinds, name.casefold()].append((rank, name, mask))
+    if not known:
+        return
+    guessed: dict[Path, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        folder = picture.folder
+        depths = range(1 if folder.quality == "good" else len(folder.kinds) + 1)
+        for depth in depths:
+            for part in dict.fromkeys((folder.part, None)):
+                candidates = known.get((part, folder.kinds[depth:], picture.stem.casefold()), ())
+                exact = [each for each in candidates if each[1] == picture.stem] or candidates
+                if exact:
+                    best = min(rank for rank, _, _ in exact)
+                    picture.masks = tuple(mask for rank, _, mask in exact if rank == best)
+                    break
+            if picture.masks:
+                if depth:
+                    for mask in picture.masks:
+                        guessed[mask.path].append(picture)
+                break
+    for several in guessed.values():
+        for picture in several if len(several) > 1 else ():
+            picture.masks = ()
+
+
+def what_masks_mark(pictures: Sequence[Picture]) -> list[bool | InputError]:
+    """Return for each image whether its masks mark anything; false where it has none."""
+
+    def marks(picture: Picture) -> bool | InputError:
+        if not picture.masks:
+            return False
+        try:
+            return bool(read_masks([mask.path for mask in picture.masks]).any())
+        except InputError as error:
+            return error
+
+    if not any(picture.masks for picture in pictures):
+        return [False] * len(pictures)
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(marks, pictures))
