@@ -26,6 +26,8 @@ from vae_edge.benchmarks.page.tradeoff_section import tradeoff_section
 from vae_edge.benchmarks.page.validity import validity_section
 from vae_edge.benchmarks.page.verdict import verdict_section
 from vae_edge.benchmarks.report import Report
+from vae_edge.outside import printable
+from vae_edge.records import with_texts
 
 
 def to_html(report: Report, images: Mapping[str, bytes] | None = None) -> str:
@@ -35,6 +37,7 @@ def to_html(report: Report, images: Mapping[str, bytes] | None = None) -> str:
         report: what was found; every number on the page is one of its.
         images: JPEG and PNG files by the names in the report's examples; an example whose file is missing is left out.
     """
+    report = with_texts(report, printable)  # HTML is escaped where it is made; bidirectional text is not.
     by_name: dict[str, Look] = dict(
         zip((bundle.name for bundle in report.bundles), looks(len(report.bundles)), strict=True)
     )

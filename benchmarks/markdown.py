@@ -7,10 +7,13 @@ from vae_edge.benchmarks.markdown_accuracy import accuracy_section, parity_secti
 from vae_edge.benchmarks.markdown_method import machine_section, method_section
 from vae_edge.benchmarks.markdown_tables import bullets, cell, table
 from vae_edge.benchmarks.report import BundleResult, Report
+from vae_edge.outside import plain_markdown
+from vae_edge.records import with_texts
 
 
 def to_markdown(report: Report) -> str:
     """Return the report as GitHub-flavoured Markdown. Every number in it is one of the report's."""
+    report = with_texts(report, plain_markdown)  # Names come from bundles and file names.
     parts = [
         "# vae-edge benchmark",
         _verdict(report),

@@ -11,7 +11,7 @@ _MOST_NAMES = 10
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table: names to the left, numbers to the right."""
-    lines = ["| " + " | ".join(header) + " |"]
+    lines = ["| " + " | ".join(map(cell, header)) + " |"]
     numeric = [
         all(row[i][:1].isdigit() or row[i] == ABSENT for row in rows) and any(row[i] != ABSENT for row in rows)
         for i in range(len(header))

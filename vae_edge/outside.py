@@ -55,6 +55,16 @@ def printable_json(text: str) -> str:
     return _NOT_PRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
+def plain_markdown(text: str) -> str:
+    r"""Return a text as Markdown that shows it and does nothing else: no HTML, no link, no code, no new line.
+
+    `<b>` becomes `&lt;b>`, `[` becomes `\[`, a backtick an apostrophe; what is not printable becomes an escape. A bar
+    stays, for only in a table does it mean something.
+    """
+    one_line = printable(" ".join(text.split())).replace("`", "'")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line).replace("[", "\\[")
+
+
 def home_folder() -> Path | None:
     """Return this user's home folder: `$HOME` where it is an absolute path, else the system's entry, else None.
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
@@ -259,6 +259,22 @@ def recorded_names(folder: Path, record_name: str) -> set[str]:
         return {record_name, *(str(each["name"]) for each in content["files"])}
     except (OSError, ValueError, TypeError, KeyError):
         return set()
+
+
+def with_texts(record: _Kind, change: Callable[[str], str]) -> _Kind:
+    """Return a record with every text in it changed, names of dictionaries too, as before it is shown somewhere."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_copy(update={name: changed(getattr(value, name)) for name in type(value).model_fields})
+        if isinstance(value, dict):
+            return {changed(key): changed(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(map(changed, value))
+        return change(value) if type(value) is str else value
+
+    copied: _Kind = changed(record)
+    return copied
 
 
 def check_recordable(path: Path) -> None:
