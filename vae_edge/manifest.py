@@ -264,10 +264,10 @@ class Manifest(Record):
         missing = {self.model_file, *SUPPORTED[self.target].other_files}.difference(names)
         if missing:
             raise ValueError(f"size and SHA-256 of {', '.join(sorted(missing))} are missing")
-        if len(set(names)) != len(names):
-            raise ValueError("a file is listed twice")
         if len(names) > MAX_FILES:
             raise ValueError(f"{len(names)} files are listed; expected at most {MAX_FILES}")
+        if len(set(names)) != len(names):
+            raise ValueError("a file is listed twice")
         for file in self.files:
             if file.size_bytes > MAX_FILE_BYTES:
                 raise ValueError(f"{file.name} has {file.size_bytes} bytes; expected at most {MAX_FILE_BYTES}")

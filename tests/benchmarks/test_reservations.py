@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmarks.conftest import MakeBundle
 from tests.benchmarks.example_report import example_pictures, example_report
+from tests.hostile_bundles import as_first_schema, hostile_bundle
 from vae_edge.benchmarks.accuracy_records import PromiseRecord
 from vae_edge.benchmarks.estimates import Interval
 from vae_edge.benchmarks.html_report import to_html
@@ -15,7 +17,7 @@ from vae_edge.benchmarks.measurement import configurations
 from vae_edge.benchmarks.reservations import bundle_warnings, machine_warnings, round_warnings
 from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.bundle import Bundle
-from vae_edge.manifest import ThresholdMethod
+from vae_edge.manifest import NO_DIGEST, ThresholdMethod
 
 
 def a_round(number: int, **changes: Any) -> RoundRecord:
@@ -76,6 +78,13 @@ def test_a_device_that_is_not_the_one_asked_for_is_told(
     assert "as it was loaded: its engine was built anew" in found
     assert (warning is None) == ("asked for (" not in found and "fell back" not in found)
     assert warning is None or warning in found
+
+
+def test_a_bundle_of_the_first_schema_is_told_as_not_verified(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    old = hostile_bundle(make_bundle("whole"), tmp_path / "old", manifest=as_first_schema)
+    result = example_report().bundles[0]
+    found = bundle_warnings(result, Bundle.open(old).manifest, SuiteSettings())
+    assert f"{result.name}: it is not verified: {NO_DIGEST}" in found
 
 
 def test_an_accuracy_that_may_be_chance_and_a_broken_promise_are_told(make_bundle: MakeBundle) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile_bundles import as_first_schema, hostile_bundle
 from tests.tiny_bundles import make_bundle
 from vae_edge.backends.tensorrt_build import EngineSettings
+from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError
 from vae_edge.export.rebuild import rebuild_engine
+from vae_edge.manifest import NO_DIGEST
 from vae_edge.targets import Target
 
 
@@ -23,6 +26,17 @@ def test_an_engine_is_built_from_a_bundles_onnx(tmp_path: Path) -> None:
     assert bundle.manifest.max_batch == 2
     assert not bundle.manifest.verified
     assert bundle.manifest.thresholds == source.manifest.thresholds
+
+
+def test_an_engine_from_a_bundle_of_the_first_schema_stays_one(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    whole = make_bundle(tmp_path / "whole", Target.ONNX)
+    source = Bundle.open(hostile_bundle(whole, tmp_path / "toy-onnx-fp32", manifest=as_first_schema))
+    bundle = rebuild_engine(source, tmp_path, EngineSettings())
+    assert bundle.manifest.schema_version == 1
+    assert bundle.manifest.digest is None
+    assert not bundle.manifest.verified
+    assert str(bundle.manifest.not_verified_because).endswith(NO_DIGEST)
 
 
 def test_a_bundle_without_onnx_is_refused(tmp_path: Path) -> None:

@@ -288,7 +288,8 @@ def shifted(content: dict[str, Any]) -> None:
             lambda content: content["provenance"].update(library_versions=dict.fromkeys(map(str, range(60_000)), "1")),
             "values; expected at most",
         ),
-        (lambda content: content["files"].extend(content["files"] * 20), "listed twice"),
+        (lambda content: content["files"].extend(content["files"] * 20), "21 files are listed; expected at most 16"),
+        (lambda content: content["files"].extend(content["files"]), "listed twice"),
     ],
 )
 def test_what_follows_from_the_rest_is_checked_behind_the_digest(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile_bundles import as_first_schema, hostile_bundle
 from tests.tiny_bundles import TARGETS, dark_image, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
-from vae_edge.manifest import ThresholdMethod
+from vae_edge.manifest import NO_DIGEST, ThresholdMethod
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,6 +95,24 @@ def test_inspect_refuses_a_file_that_is_no_model(command: Run, tmp_path: Path, n
     code, _, err = command("inspect", tmp_path / name)
     assert code == 1
     assert sentence in err
+
+
+def test_every_command_says_once_that_a_bundle_of_the_first_schema_is_not_verified(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    out = hostile_bundle(onnx_bundle, tmp_path / "old", manifest=as_first_schema)
+    picture = write_image(tmp_path / "normals" / "0.png", dark_image(0))
+    for arguments in (
+        ("inspect", out),
+        ("run", out, picture, "--out", tmp_path / "results"),
+        ("verify", out, "--data", picture.parent),
+    ):
+        code, said, err = command(*arguments)
+        assert code == 0
+        assert " ".join(err.split()).count(NO_DIGEST) == 1
+        assert "is verified now" not in " ".join(said.split())
+    found = json.loads(command("inspect", out, "--json")[1])["manifest"]
+    assert (found["verified"], found["not_verified_because"]) == (False, NO_DIGEST)
 
 
 def test_verify_writes_thresholds_that_fit_this_device(command: Run, tmp_path: Path) -> None:
