@@ -152,39 +152,60 @@ def check_regular_file(path: str | Path) -> None:
         raise InputError(f"{path} is {kind}; expected a file: save the picture as one")
 
 
-def _read_bytes(path: str | Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Read a file whose beginning is that of an image; uint8 [n]. Nothing here waits for another process."""
+def read_head(path: str | Path, n_bytes: int) -> bytes:
+    """Return the first bytes of a regular file, fewer where it is shorter, without waiting for another process.
+
+    Raises:
+        InputError: it is none, or cannot be read.
+    """
+    with _opened(path) as descriptor:
+        return os.read(descriptor, n_bytes)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[int]:
+    """Give the descriptor of a regular file.
+
+    Raises:
+        InputError: it is none, or cannot be opened or read.
+    """
     check_regular_file(path)
-    # Between that look and this one the name may have become another file's.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
-    most = most_bytes(max_pixels)
     try:
         descriptor = os.open(path, flags)
         try:
-            state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode):
+            # Between that look and this one the name may have become another file's.
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise InputError(f"{path} is no regular file; expected {FORMATS}")
-            if state.st_size > most:
-                raise InputError(
-                    f"{path} is a file of {state.st_size / 1e6:.0f} MB; expected at most {most / 1e6:.0f} MB, for a "
-                    f"picture of {max_pixels / 1e6:.4g} million pixels: {_HOW_TO_ALLOW}"
-                )
-            head = os.read(descriptor, HEAD_BYTES)
-            if format_of(head) is None:
-                return np.frombuffer(head, dtype=np.uint8)  # Enough to refuse it.
-            data = np.empty(max(state.st_size, len(head)), dtype=np.uint8)
-            data[: len(head)] = np.frombuffer(head, dtype=np.uint8)
-            with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                n_read = len(head)
-                while n_read < data.size and (n_more := file.readinto(data[n_read:].data)):
-                    n_read += n_more
-            return data[:n_read]
+            yield descriptor
         finally:
             os.close(descriptor)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise _cannot_read(path, error) from error
+
+
+def _read_bytes(path: str | Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Read a file whose beginning is that of an image; uint8 [n]."""
+    most = most_bytes(max_pixels)
+    with _opened(path) as descriptor:
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes > most:
+            raise InputError(
+                f"{path} is a file of {size_bytes / 1e6:.0f} MB; expected at most {most / 1e6:.0f} MB, for a picture "
+                f"of {max_pixels / 1e6:.4g} million pixels: {_HOW_TO_ALLOW}"
+            )
+        head = os.read(descriptor, HEAD_BYTES)
+        if format_of(head) is None:
+            return np.frombuffer(head, dtype=np.uint8)  # Enough to refuse it.
+        data = np.empty(max(size_bytes, len(head)), dtype=np.uint8)
+        data[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+        n_read = len(head)
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            while n_read < data.size and (n_more := file.readinto(data[n_read:].data)):
+                n_read += n_more
+        return data[:n_read]
 
 
 def _cannot_read(path: str | Path, error: OSError | ValueError) -> InputError:
@@ -271,14 +292,12 @@ def _as_rgb_from_decoder(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _enough_memory(name: str | Path) -> Iterator[None]:
-    """Turn the lack of memory, in Python or in OpenCV, into an error of this picture."""
+    """Turn the lack of memory, in Python or in OpenCV, and whatever OpenCV refuses into an error of this picture."""
     try:
         yield
-    except MemoryError as error:
-        raise InputError(f"{name} needs more memory than there is; make it smaller or free memory") from error
-    except cv2.error as error:
-        if error.code != _OUT_OF_MEMORY:
-            raise
+    except (MemoryError, cv2.error) as error:
+        if isinstance(error, cv2.error) and error.code != _OUT_OF_MEMORY:
+            raise InputError(f"{name} could not be used ({error.err}); make it smaller or take it again") from error
         raise InputError(f"{name} needs more memory than there is; make it smaller or free memory") from error
 
 

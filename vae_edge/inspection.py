@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,7 +103,7 @@ def _write(sink: Sink, inspected: Inspected, tally: Tally) -> None:
         return
     try:
         sink.write(inspected)
-    except (VaeEdgeError, OSError, MemoryError, cv2.error) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the verdict was given
         note_failure(sink, error, tally)
         said = str(error) or type(error).__name__
         inspected.record["note"] = "; ".join([*filter(None, [inspected.record.get("note")]), said])
@@ -125,7 +124,7 @@ def close_sink(sink: Sink, tally: Tally) -> None:
     """
     try:
         sink.close()
-    except (VaeEdgeError, OSError) as error:
+    except Exception as error:
         if not sink.is_by_product:
             raise
         note_failure(sink, error, tally)

@@ -394,3 +394,19 @@ def test_mutated_files_are_pictures_or_input_errors_in_bounded_time_and_memory()
         assert time.perf_counter() - begin_s < 5
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
     assert grown_mb < 300
+
+
+@pytest.mark.parametrize("shape", [(1, 1_000_000), (1_000_000, 1), (1, 1)])
+def test_a_very_long_picture_is_prepared_or_an_input_error(tmp_path: Path, shape: tuple[int, int]) -> None:
+    (tmp_path / "long.png").write_bytes(png(np.full(shape, 77, np.uint8), 0))
+    prepared = load_prepared(tmp_path / "long.png", Preparation(height=32, width=48))
+    assert (prepared == 77).all()
+
+
+def test_what_opencv_refuses_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise cv2.error("no")
+
+    monkeypatch.setattr(cv2, "resize", fail)
+    with pytest.raises(InputError, match="could not be used"):
+        load_prepared(RGB, Preparation(height=32, width=32))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.image import check_regular_file
+from vae_edge.image import read_head
 from vae_edge.image_header import HEAD_BYTES, format_of
 from vae_edge.sources.addresses import ffmpeg_redirects_off, final_address, without_password
 from vae_edge.sources.pictures import Picture, Source
@@ -49,10 +49,8 @@ _HIGHEST_RATE = 1000.0
 def is_video_file(path: Path) -> bool:
     """Tell whether a file is a video: by its first bytes, or where they say nothing by its name."""
     try:
-        check_regular_file(path)
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except (InputError, OSError):
+        head = read_head(path, _HEAD_BYTES)
+    except InputError:
         return False  # Whoever decodes it as a picture says why.
     if format_of(head[:HEAD_BYTES]) is not None:
         return False
