@@ -123,6 +123,8 @@ class _Search:
         self._refuse_root_name()
         self._refuse_products()
         says_something = any(folder.quality not in (None, "perhaps good") or folder.part for folder in self.folders)
+        # OK_lens beside scratch: somebody has sorted them.
+        says_something |= {None, "perhaps good"} <= {folder.quality for folder in self.folders}
         labelled = self._is_labelled()
         train: list[Picture] = []
         test: list[tuple[Picture, str | None]] = []

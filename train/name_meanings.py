@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 Quality = Literal["good", "bad", "mask", "mixed"]
-"""`bad` is what is not good; `mixed` is a name that says both."""
+"""`bad` is what is not good; `mixed` is a name that says both, or good with a word that may deny it."""
 Part = Literal["train", "validation", "test"]
 
 
@@ -54,7 +54,7 @@ _PART: dict[str, Part] = {
     **dict.fromkeys(("val", "valid", "validation", "validate"), "validation"),
     **dict.fromkeys(("test", "tests", "testing", "testset", "eval", "evaluation"), "test"),
 }
-_NOT = _words("not no non nicht kein keine ohne without zero")
+_NOT = _words("not no non nicht kein keine ohne without zero never nie didn didnt doesn doesnt isn isnt")
 _FREE = _words("free frei less")
 _FILLERS = _words(
     "part parts piece pieces item items unit units component components image images img imgs picture pictures "
@@ -113,7 +113,7 @@ def meaning_of(name: str) -> Meaning:
     is_plain = not any(word in _NOT or word in _FREE or word in _LETTERS for word in words)
     if is_mask:
         quality = "mask"
-    elif len(qualities) == 2:
+    elif len(qualities) == 2 or (qualities == {"good"} and not is_plain):
         quality = "mixed"
     elif qualities:
         quality = "good" if "good" in qualities else "bad"
