@@ -247,7 +247,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
             network sees the whole image.
         photometric: "none"; "image" or "local" even out the light first, for exposures that differ.
         scoring: how a residual becomes a score: "default", "normalized", "mse", or maps as in `vae-train --scoring`.
-        false_alarm_rate: share of normal images that may be called anomalous, 0 to 1.
+        false_alarm_rate: share of normal images that may be called anomalous, 0.000001 to 0.5.
         pixel_false_positive_rate: share of normal pixels that may lie above the pixel threshold, 0 to 1.
         seed: of the division of the normals into roles.
         pre_processor: True: `DevicePreProcessor`, 256 x 256; another size with `Vae.configure_pre_processor((h, w))`.

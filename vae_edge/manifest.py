@@ -34,7 +34,7 @@ manifest holds, and larger ones call most normal parts anomalous. Nobody asks fo
 amounts to, which may be any."""
 
 MAX_FILES, MAX_FILE_BYTES = 16, 2**31
-"""Files of a bundle, and the size of each: ONNX and the runtimes' own formats end at 2 GiB."""
+"""Files of a bundle, and the size of each: an ONNX file ends at 2 GiB. Together they have at most twice as much."""
 
 MAX_OTHER_VALUES = 50_000
 """Values in a manifest beside the scores: a few hundred, and the names of images that get another verdict."""
@@ -271,6 +271,9 @@ class Manifest(Record):
         for file in self.files:
             if file.size_bytes > MAX_FILE_BYTES:
                 raise ValueError(f"{file.name} has {file.size_bytes} bytes; expected at most {MAX_FILE_BYTES}")
+        total = sum(file.size_bytes for file in self.files)
+        if total > 2 * MAX_FILE_BYTES:
+            raise ValueError(f"the files have {total} bytes together; expected at most {2 * MAX_FILE_BYTES}")
         return self
 
     @model_validator(mode="after")

@@ -290,6 +290,12 @@ def shifted(content: dict[str, Any]) -> None:
         ),
         (lambda content: content["files"].extend(content["files"] * 20), "21 files are listed; expected at most 16"),
         (lambda content: content["files"].extend(content["files"]), "listed twice"),
+        (
+            lambda content: content["files"].extend(
+                {"name": name, "size_bytes": 2**31, "sha256": "0" * 64} for name in ("a", "b", "c")
+            ),
+            "bytes together; expected at most 4294967296",
+        ),
     ],
 )
 def test_what_follows_from_the_rest_is_checked_behind_the_digest(
