@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.benchmarks.choosing import parse_objective, parse_requirement
 from vae_edge.benchmarks.comparing import compare_reports, gate_lines
 from vae_edge.benchmarks.measurement import SuiteProgress
@@ -150,7 +151,8 @@ def bench(
     results, notes = results_console(), notes_console()
     if data is None:
         notes.print("No --data: the sample images are timed, and no accuracy is measured.", soft_wrap=True)
-    with _progress(notes) as progress:
+    busy = f"another vae-bench writes into {report}"
+    with _progress(notes) as progress, nullcontext() if report is None else claim(report / LOCK_FILE, busy):
         found = run_suite(
             bundles,
             data,

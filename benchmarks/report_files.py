@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge.atomic import check_place, write_bytes, write_text
+from vae_edge.atomic import LOCK_FILE, check_place, write_bytes, write_text
 from vae_edge.benchmarks.report import (
     IMAGES_FOLDER,
     REPORT_FILE,
@@ -83,7 +83,7 @@ def check_report_folder(folder: Path) -> None:
     Raises:
         InputError: with what is there.
     """
-    if folder.is_dir() and (not any(folder.iterdir()) or _is_report(folder)):
+    if folder.is_dir() and (all(path.name == LOCK_FILE for path in folder.iterdir()) or _is_report(folder)):
         return
     check_place(folder.parent)
     if folder.exists() or folder.is_symlink():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from vae_edge.train.run_folder import (
     check_folder,
     claim_folder,
     forget_replaced,
+    only_training,
     read_settings,
     read_split,
     write_record,
@@ -50,6 +52,7 @@ from vae_edge.train.surroundings import TrainingInterruptedError, interrupted
 from vae_edge.train.trainer_arguments import (
     NOTHING_ATTACHED,
     Attached,
+    TrainerArguments,
     check_timers,
     check_trainer,
     sort_arguments,
@@ -121,15 +124,19 @@ def fit_run(
     out = Path(out)
     watcher = watcher if watcher and _is_first_process() else Watcher()
     settings = settings.model_copy(update={"source": settings.source.absolute()})
-    if _is_first_process():
-        check_folder(out, overwrite=overwrite)
-    data = _open_data(settings, watcher)
-    settings = _with_sizes(settings, data, watcher)
-    if _is_first_process():
-        claim_folder(out, overwrite=overwrite)
-        write_record(out / SPLIT_FILE, data.record())
-        write_record(out / SETTINGS_FILE, settings)
-    return _fit_and_finish(settings, data, out, watcher, attached)
+    with ExitStack() as claims:
+        if _is_first_process():
+            check_folder(out, overwrite=overwrite)
+            claims.enter_context(only_training(out))
+            check_folder(out, overwrite=overwrite)
+        data = _open_data(settings, watcher)
+        settings = _with_sizes(settings, data, watcher)
+        if _is_first_process():
+            if claim_folder(out, overwrite=overwrite):
+                claims.enter_context(only_training(out))
+            write_record(out / SPLIT_FILE, data.record())
+            write_record(out / SETTINGS_FILE, settings)
+        return _fit_and_finish(settings, data, out, watcher, attached)
 
 
 def resume_run(
@@ -161,8 +168,13 @@ def resume_run(
     """
     run = Path(run)
     watcher = watcher if watcher and _is_first_process() else Watcher()
+    read_settings(run)
+    with only_training(run) if _is_first_process() else nullcontext():
+        return _resume(run, data, watcher, sort_arguments(logger, callbacks, trainer_arguments))
+
+
+def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> RunFolder:
     begun = read_settings(run)
-    given = sort_arguments(logger, callbacks, trainer_arguments)
     checkpoint = run / CHECKPOINT
     is_trained = checkpoint.is_file() and read_state(checkpoint).get("ended_by") is not None
     settings = take_up(begun, given, is_trained=is_trained)

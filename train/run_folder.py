@@ -13,14 +13,16 @@ model.json          everything else, and the hashes of these files; written last
 from __future__ import annotations
 
 import hashlib
-import shutil
+import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vae_edge.atomic import check_place, new_file, write_text
+from vae_edge.atomic import LOCK_FILE, check_place, claim, new_file, remove_leftovers_in, write_text
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.records import FileRecord, Record, check_recordable, check_recorded_files, file_record, read_record
@@ -55,6 +57,15 @@ CHECKPOINT = "checkpoints/last.ckpt"
 RECORDED_FILES = (MODEL_FILE, SCORING_FILE, SPLIT_FILE, CALIBRATION_FILE, METRICS_FILE)
 """Files whose hashes `model.json` holds."""
 _ADVICE = "copy the run again or train again"
+
+_log = logging.getLogger(__name__)
+
+_OWN_FILE = re.compile(
+    r"(training|split|calibration|metrics|model)\.json|(model|scoring)\.safetensors|\.lock"
+    r"|(.+/)?checkpoints/([^/]+/)*[^/]+\.ckpt"
+    r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv)"
+)
+"""What a training writes, relative to its folder; all else in it is somebody's."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +227,7 @@ def check_folder(out: Path, *, overwrite: bool) -> None:
     if not out.exists():
         check_place(out)
         return
-    if out.is_dir() and not any(out.iterdir()):
+    if out.is_dir() and _is_empty(out):
         return
     if (out / RECORD_FILE).is_file():
         if not overwrite:
@@ -230,28 +241,47 @@ def check_folder(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"{out} is already there and is not a run; choose another --out or move it away")
 
 
-def claim_folder(out: Path, *, overwrite: bool) -> None:
+def only_training(out: Path) -> AbstractContextManager[None]:
+    """Keep other trainings out of a run folder until the block ends; see `vae_edge.atomic.claim`."""
+    return claim(out / LOCK_FILE, f"another training writes into {out}")
+
+
+def claim_folder(out: Path, *, overwrite: bool) -> bool:
     """Make the folder of a new run.
 
     A run that ended before its first checkpoint is taken over. With `overwrite` an earlier run of that name is moved
     aside and is deleted only when the new one is complete; an unfinished one that stands where a complete one was moved
-    aside already goes at once.
+    aside already goes at once. What no training wrote is kept.
+
+    Returns:
+        Whether an earlier run was moved aside, with the claim of `only_training`, which has to be made anew then.
 
     Raises:
         InputError: the name is taken, or the folder cannot be written.
     """
     check_folder(out, overwrite=overwrite)
     try:
-        if out.exists() and any(out.iterdir()):
-            _make_room(out)
+        is_moved = out.exists() and not _is_empty(out) and _make_room(out)
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers_in(out)
     except OSError as error:
         raise InputError(f"{out} cannot be made ({error.strerror}); choose another place for the run") from error
+    return is_moved
 
 
 def forget_replaced(folder: Path) -> None:
-    """Delete the earlier run that a complete one replaces."""
-    shutil.rmtree(_aside(folder), ignore_errors=True)
+    """Delete the earlier run that a complete one replaces; files that no training wrote go back into the folder."""
+    aside = _aside(folder)
+    _remove_own_files(aside)
+    for path in [path for path in aside.rglob("*") if path.is_symlink() or not path.is_dir()]:
+        back = folder / path.relative_to(aside)
+        if not os.path.lexists(back):
+            with suppress(OSError):
+                back.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(back)
+    _remove_own_files(aside)
+    if aside.exists():
+        _log.warning("%s holds files that were in the replaced run and are no training's", aside)
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -316,16 +346,35 @@ def fingerprint_of(files: Sequence[FileRecord]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _make_room(out: Path) -> None:
+def _make_room(out: Path) -> bool:
     if not ((out / RECORD_FILE).is_file() or (out / CHECKPOINT).is_file()):
-        return  # It never got through an epoch, so there is nothing to lose.
+        return False  # It never got through an epoch, so there is nothing to lose.
     aside = _aside(out)
     if aside.exists():
         if not (out / RECORD_FILE).is_file():
-            shutil.rmtree(out)
-            return
-        shutil.rmtree(aside)
+            _remove_own_files(out, but=LOCK_FILE)
+            return False
+        forget_replaced(out)
+    if aside.exists():
+        raise InputError(f"{aside} holds files that no training wrote, where the old run is to go; move them away")
     out.rename(aside)
+    return True
+
+
+def _remove_own_files(folder: Path, *, but: str | None = None) -> None:
+    """Remove what a training wrote into a folder, and what is empty then."""
+    paths = sorted(folder.rglob("*"), reverse=True)  # What is in a folder comes before the folder.
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and not path.is_symlink() and name != but and _OWN_FILE.fullmatch(name):
+            path.unlink()
+    for path in [*(path for path in paths if path.is_dir() and not path.is_symlink()), folder]:
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(path.name == LOCK_FILE for path in folder.iterdir())
 
 
 def _aside(folder: Path) -> Path:

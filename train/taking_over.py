@@ -34,6 +34,7 @@ from vae_edge.train.run_folder import (
     check_folder,
     claim_folder,
     forget_replaced,
+    only_training,
     write_record,
 )
 from vae_edge.train.run_records import (
@@ -136,19 +137,20 @@ def take_over(
             *split_images(images.test, "test", groups),
         )
     )
-    claim_folder(out, overwrite=False)
-    write_record(out / SETTINGS_FILE, settings)
-    finish_run(
-        out,
-        settings,
-        fitted,
-        report,
-        record,
-        calibration,
-        metrics,
-        taken_from=f"{trained.path.name}: {trained.description}",
-    )
-    forget_replaced(out)
+    with only_training(out):
+        claim_folder(out, overwrite=False)
+        write_record(out / SETTINGS_FILE, settings)
+        finish_run(
+            out,
+            settings,
+            fitted,
+            report,
+            record,
+            calibration,
+            metrics,
+            taken_from=f"{trained.path.name}: {trained.description}",
+        )
+        forget_replaced(out)
     return RunFolder.open(out, check_files=False)
 
 

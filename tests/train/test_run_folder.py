@@ -15,10 +15,17 @@ from vae_edge.errors import BundleError, InputError
 from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train.anomaly_graph import run_graph
 from vae_edge.train.calibration import Calibration
-from vae_edge.train.fitting import fit_run
+from vae_edge.train.fitting import fit_run, resume_run
 from vae_edge.train.loading import load_images
 from vae_edge.train.presets import Architecture
-from vae_edge.train.run_folder import RECORD_FILE, SETTINGS_FILE, RunFolder, claim_folder, forget_replaced
+from vae_edge.train.run_folder import (
+    RECORD_FILE,
+    SETTINGS_FILE,
+    RunFolder,
+    claim_folder,
+    forget_replaced,
+    only_training,
+)
 from vae_edge.train.run_records import SCHEMA_VERSION, DataSource, TrainSettings
 from vae_edge.train.scoring import NORMALIZED_SCORING
 
@@ -152,6 +159,46 @@ def test_a_complete_run_is_replaced_only_on_request_and_only_by_a_complete_one(r
     assert RunFolder.open(aside)
     forget_replaced(run)
     assert not aside.exists()
+
+
+def test_files_that_no_training_wrote_outlive_the_run_that_is_replaced(run: Path) -> None:
+    mine = ["notes.txt", "logs/notes.txt", "checkpoints/best.txt", "pictures/part.png", "model.json.bak", ".hidden"]
+    for name in mine:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    own = ["logs/csv/version_0/metrics.csv", "logs/tensorboard/events.out.tfevents.1.host.2.0", "checkpoints/last.ckpt"]
+    for name in own:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    assert claim_folder(run, overwrite=True)
+    (run / "notes.txt").write_text("newer")
+    forget_replaced(run)
+    left = {path.relative_to(run).as_posix(): path.read_text() for path in run.rglob("*") if path.is_file()}
+    assert left == {name: name for name in mine} | {"notes.txt": "newer"}
+    aside = run.with_name(".run.replaced")
+    assert [path.relative_to(aside).as_posix() for path in aside.rglob("*")] == ["notes.txt"]  # not lost either
+    assert (aside / "notes.txt").read_text() == "notes.txt"
+
+
+def test_an_unfinished_run_that_is_replaced_leaves_what_no_training_wrote(run: Path) -> None:
+    claim_folder(run, overwrite=True)
+    for name in (SETTINGS_FILE, "checkpoints/last.ckpt", "notes.txt"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    assert not claim_folder(run, overwrite=True)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_two_trainings_cannot_share_a_folder(run: Path, tmp_path: Path) -> None:
+    settings = RunFolder.open(run).record.settings
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with only_training(run), pytest.raises(InputError, match="another training writes into"):
+        fit_run(settings, out=run, overwrite=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / SETTINGS_FILE).write_text(settings.model_dump_json())
+    with only_training(tmp_path / "begun"), pytest.raises(InputError, match="another training writes into"):
+        resume_run(tmp_path / "begun")
 
 
 def test_a_run_without_a_checkpoint_is_taken_over(tmp_path: Path) -> None:

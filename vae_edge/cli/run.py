@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import lines_stdout, print_error, warnings_shown
@@ -232,7 +233,10 @@ def run(
         check_no_earlier_run(out, overwrite=overwrite)
     opened = Bundle.open(bundle)
     white_level = opened.manifest.preparation.white_level
-    with warnings_shown():
+    busy = f"another vae-run writes into {out}"
+    with warnings_shown(), nullcontext() if out is None else claim(out / LOCK_FILE, busy):
+        if out is not None:
+            check_no_earlier_run(out, overwrite=overwrite)  # Which may have ended meanwhile.
         if watching is not None:
             pictures = open_watch(
                 source,

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.atomic import new_folder
+from vae_edge.atomic import claim_name, new_folder
 from vae_edge.errors import InputError, UsageError
 from vae_edge.progress import Progress
 from vae_edge.sample.drawing import PRODUCTS, defect_kinds, draw_defective, draw_normal
@@ -81,21 +81,27 @@ def write_sample_set(
     missing = [product for product in chosen if not _is_complete(folder / product, product, settings, tasks[product])]
     done, total = 0, sum(len(tasks[product]) for product in missing)
     for product in missing:
-        with new_folder(folder / product) as unfinished:
-            for parent in {path.parent for task in tasks[product] for path in task.files}:
-                (unfinished / parent).mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-                futures = [pool.submit(_draw_to, unfinished, task, settings) for task in tasks[product]]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        done += 1
-                        if progress is not None:
-                            progress(done, total)
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-            (unfinished / MARKER).write_text(json.dumps(_marker(product, settings), indent=2) + "\n", encoding="utf-8")
+        # Another training may be drawing the same set at this moment.
+        with claim_name(folder / product, wait=True):
+            if _is_complete(folder / product, product, settings, tasks[product]):
+                continue
+            with new_folder(folder / product, is_claimed=True) as unfinished:
+                for parent in {path.parent for task in tasks[product] for path in task.files}:
+                    (unfinished / parent).mkdir(parents=True, exist_ok=True)
+                with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+                    futures = [pool.submit(_draw_to, unfinished, task, settings) for task in tasks[product]]
+                    try:
+                        for future in as_completed(futures):
+                            future.result()
+                            done += 1
+                            if progress is not None:
+                                progress(done, total)
+                    except BaseException:
+                        pool.shutdown(cancel_futures=True)
+                        raise
+                (unfinished / MARKER).write_text(
+                    json.dumps(_marker(product, settings), indent=2) + "\n", encoding="utf-8"
+                )
     return [folder / product for product in chosen]
 
 

@@ -67,6 +67,8 @@ class AnnotatedVideos(Sink):
         if self._writer is None or self._writer.size != size or not self._goes_on(picture):
             self._failed = True
             self._finish()
+            if not self._finished:
+                self._names.spare(self.folder)
             path = self.folder / f"{self._names.take(video_name(picture.source))}{self._suffix}"
             self._writer = _Writer(path, self._codec, max(picture.frame_rate or _USUAL_RATE, _LOWEST_RATE), size)
             self._failed = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.atomic import new_file
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.prediction import Prediction
-from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
+from vae_edge.sinks.sink import FreeNames, Inspected, Sink
 from vae_edge.sources.pictures import Picture
 
 LONGEST_SIDE = 4096
@@ -66,6 +66,8 @@ class OverlayFolder(Sink):
         Raises:
             InputError: it cannot be written.
         """
+        if not self._n_written:
+            self._names.spare(self.folder)
         path = self.folder / f"{self._names.take(picture.name)}.{self._format}"
         quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if self._format == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
         try:
@@ -75,19 +77,9 @@ class OverlayFolder(Sink):
             raise InputError(f"the overlay of {picture.source} could not be encoded ({error.err}); try png") from error
         if not done:
             raise InputError(f"the overlay of {picture.source} could not be encoded as {self._format}; try png")
-        part = path.with_name(f".{path.name}.part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                # Encoding and writing apart: imwrite fails without a word on a full disk.
-                part.write_bytes(data.tobytes())
-                part.replace(path)
-            except BaseException:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise cannot_write(str(path), error) from error
+        # Encoding and writing apart: imwrite fails without a word on a full disk.
+        with new_file(path, is_flushed=False) as temporary:
+            temporary.write_bytes(data.tobytes())
         self._n_written += 1
         return path
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vae_edge.atomic import remove_leftovers_in
 from vae_edge.bundle import Bundle
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
 from vae_edge.prediction import Prediction
 from vae_edge.sources.pictures import Picture
+from vae_edge.sources.video import video_name
 
 PREDICTIONS_FILE = "predictions.jsonl"
 TABLE_FILE = "predictions.csv"
@@ -24,7 +30,7 @@ OVERLAYS_FOLDER = "overlays"
 VIDEOS_FOLDER = "annotated"
 
 _RESULT_FILES = (PREDICTIONS_FILE, TABLE_FILE)
-_RESULT_PICTURES = {OVERLAYS_FOLDER: ("*.jpg", "*.png"), VIDEOS_FOLDER: ("*.mp4", "*.avi")}
+_OVERLAY = re.compile(rf"{OVERLAYS_FOLDER}/[^/\\]+\.(jpg|png)")
 _LONGEST_NAME_BYTES = 150
 """Of 255 in most file systems; the rest is for a number, an ending, and a name while it is written."""
 _RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -119,17 +125,66 @@ def check_no_earlier_run(folder: Path, *, overwrite: bool) -> None:
 def clear_earlier_run(folder: Path) -> None:
     """Remove what an earlier run wrote, whatever its options were: its pictures must not stay beside new verdicts.
 
+    Only the lines go, and the pictures and videos that they record.
+
     Raises:
-        InputError: something cannot be removed.
+        InputError: something cannot be removed, or what has the name of the lines was not written by a run.
     """
+    overlays: set[str] = set()
+    videos: set[str] = set()
+    for name in _RESULT_FILES:
+        if (folder / name).exists() and not _is_of_a_run(folder / name):
+            raise InputError(f"{folder / name} was not written by vae-run; move it away, or choose another --out")
+        for record in _records(folder / name):
+            overlay, source = record.get("overlay"), record.get("source")
+            if isinstance(overlay, str) and _OVERLAY.fullmatch(overlay):
+                overlays.add(overlay)
+            if record.get("frame") not in (None, "") and isinstance(source, str):
+                videos.add(FreeNames().take(video_name(source)))
     try:
+        for place in (OVERLAYS_FOLDER, VIDEOS_FOLDER):
+            remove_leftovers_in(folder / place)
+        for name in overlays:
+            (folder / name).unlink(missing_ok=True)
+        for path in [path for ending in ("*.mp4", "*.avi") for path in (folder / VIDEOS_FOLDER).glob(ending)]:
+            name = path.stem.removesuffix(".part").removeprefix(".") if path.stem.endswith(".part") else path.stem
+            if name in videos or re.sub(r"-\d+$", "", name) in videos:
+                path.unlink()
         for name in _RESULT_FILES:
             (folder / name).unlink(missing_ok=True)
-        for name, patterns in _RESULT_PICTURES.items():
-            for old in [path for pattern in patterns for path in (folder / name).glob(pattern)]:
-                old.unlink()
     except OSError as error:
         raise InputError(f"{error.filename} of an earlier run could not be removed ({error.strerror})") from error
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Give what an earlier run's lines say, as far as they can be read."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        if path.name == TABLE_FILE:
+            yield from csv.DictReader(file)
+            return
+        for line in file:
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Tell whether a file holds lines of vae-run, or nothing."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(1 << 20)
+    except OSError:
+        return False
+    if not first or path.name == TABLE_FILE:
+        return not first or first.startswith(b"source,frame,")
+    try:
+        record = json.loads(first)
+    except ValueError:
+        return not first.endswith(b"\n")  # A line that a crash cut short.
+    return isinstance(record, dict) and "source" in record
 
 
 class FreeNames:
@@ -138,6 +193,12 @@ class FreeNames:
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
         """How often each name was taken."""
+
+    def spare(self, folder: Path) -> None:
+        """Give none of the names, without their endings, that are in a folder already."""
+        with suppress(OSError):
+            for path in folder.iterdir():
+                self._taken.setdefault(_same_name(path.stem), 1)
 
     def take(self, wanted: str) -> str:
         """Return a name like the one that is wanted, without an ending: at most 160 bytes of UTF-8.

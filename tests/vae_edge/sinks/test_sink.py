@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 
 from tests.tiny_bundles import dark_image, make_bundle
 from vae_edge import Bundle, InputError, Prediction
-from vae_edge.sinks.sink import check_no_earlier_run, clear_earlier_run, error_record, prediction_record, trust_warnings
+from vae_edge.sinks.overlays import OverlayFolder
+from vae_edge.sinks.sink import (
+    check_no_earlier_run,
+    clear_earlier_run,
+    error_record,
+    prediction_record,
+    trust_warnings,
+)
 from vae_edge.sources.pictures import Picture
 
 PREDICTION = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5, "piece.png")
@@ -67,10 +75,39 @@ def test_a_folder_of_an_earlier_run_is_refused_whatever_its_format(tmp_path: Pat
 
 
 def test_results_of_an_earlier_run_go_and_other_files_stay(tmp_path: Path) -> None:
-    results = ["predictions.jsonl", "predictions.csv", "overlays/a.jpg", "overlays/b.png", "annotated/belt.mp4"]
-    others = ["notes.txt", "a.jpg", "overlays/notes.txt", "annotated/notes.txt"]
-    for name in [*results, *others]:
+    own = ["overlays/a.jpg", "overlays/b.png", "annotated/belt.mp4", "annotated/belt-2.avi", "annotated/.belt.part.mp4"]
+    others = ["notes.txt", "overlays/notes.txt", "overlays/holiday.jpg", "annotated/holiday.mp4", "annotated/belt.txt"]
+    for name in [*own, *others]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    records: list[dict[str, object]] = [
+        {"source": "a.png", "overlay": "overlays/a.jpg"},
+        {"source": "films/belt.avi", "frame": 0},
+        {"source": "c.png", "overlay": "notes.txt"},
+        {"source": "d.png", "overlay": "overlays/../notes.txt"},
+        {"source": "e.png", "overlay": "overlays/gone.jpg"},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "predictions.jsonl").write_text(lines + '{"source": "b')
+    (tmp_path / "predictions.csv").write_text("source,frame,overlay\r\nb.png,,overlays/b.png\r\n")
     clear_earlier_run(tmp_path)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == sorted(others)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == sorted(others)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("predictions.jsonl", '{"mine": 1}\n'), ("predictions.jsonl", "text\n"), ("predictions.csv", "name,age\n")],
+)
+def test_a_file_of_somebody_else_with_the_name_of_the_lines_stays(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match="was not written by vae-run"):
+        clear_earlier_run(tmp_path)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_an_overlay_does_not_take_the_name_of_a_picture_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays" / "piece.jpg").write_bytes(b"mine")
+    path = OverlayFolder(tmp_path / "overlays").draw(picture(), dark_image(0, 64), PREDICTION)
+    assert path.name == "piece-2.jpg"
+    assert (tmp_path / "overlays" / "piece.jpg").read_bytes() == b"mine"
