@@ -43,6 +43,7 @@ def results_of(target: Target, module: str, cases: dict[str, Files], folder: Pat
     )
     results = {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 0, f"it ended after {list(results)[-1:]}: {done.stderr[-2000:]}"
+    assert "\x1b" not in done.stderr
     return results
 
 
