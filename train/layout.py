@@ -296,7 +296,13 @@ class _Search:
     ) -> FoundFiles:
         root = self.root
         train_folder = root / "train" / "good" if (root / "train" / "good").is_dir() else root
-        if not train and train_folder == root and (says_something or labelled):
+        if not train and labelled:
+            raise InputError(
+                f"no label picture in {root} is empty, so none of its images shows a good part "
+                f"({'; '.join(self._described())}); add good parts with empty label pictures, or name a folder of "
+                f"good parts: --normal DIR --abnormal {root}"
+            )
+        if not train and train_folder == root and says_something:
             raise InputError(
                 f"{root} has no train/good/ and no other folder of good parts to train on "
                 f"({'; '.join(self._described()) or 'no image at all'}). {self._advice()}"

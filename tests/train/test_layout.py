@@ -292,7 +292,7 @@ REFUSED = {
     "one product with a word": ("screw_bad_light/{OK,NG}/0.png", r"each product \(screw_bad_light\); .*give \S*light,"),
     "files named NG": ("{OK,NG}_{1,2}.png", r"2 of the 4 images .* named like defective parts .*NG_1\.png.*--normal"),
     "files named like masks": ("{a,b}_mask.png", r"2 of the 2 images .* or masks \(a_mask\.png"),
-    "all label pictures marked": ("p{1,2}/P.jpg p{1,2}/P_label.bmp=m", r"defective parts .* by their label pictures"),
+    "all label pictures marked": ("p{1,2}/P.jpg p{1,2}/P_label.bmp=m", r"no label picture in .* is empty.*--normal"),
     "labels of defects only": ("images/{0,1}.png masks/0.png=m", r"they have no label picture, others do"),
 }  # fmt: skip
 
