@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+PYTHONS ?= 3.10 3.12 3.13
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-lowest lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +46,12 @@ test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skippe
 test: install ## all tests that need no GPU, with coverage of lines
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered
 
+test-runtime: ## what runs on a device, without torch, on each of PYTHONS="3.10 3.12 3.13" that is installed
+	@for version in $(PYTHONS); do bash tests/packaging/runtime_tests.sh $$version || exit 1; done
+
+test-lowest: ## the same with the lowest versions that pyproject.toml allows, on Python 3.10
+	@bash tests/packaging/runtime_tests.sh 3.10 lowest
+
 lint: install ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,4 +65,4 @@ build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets made, .venv too
-	rm -rf $(VENV) .venv-anomalib build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib .venv-runtime build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

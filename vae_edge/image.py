@@ -405,6 +405,15 @@ def load_prepared(
         return prepare(as_rgb(source, white_level=preparation.white_level), preparation)
 
 
+def set_opencv_log_level(level: int) -> int:
+    """Set how much OpenCV writes to stderr, 0 is nothing, and return what it was before."""
+    # OpenCV 4.8 to 4.12 have the functions at the top.
+    log: Any = getattr(cv2.utils, "logging", cv2)
+    before: int = log.getLogLevel()
+    log.setLogLevel(level)
+    return before
+
+
 def is_image_file(path: Path) -> bool:
     """Tell whether the name ends like an image file."""
     return path.suffix.lower() in IMAGE_SUFFIXES

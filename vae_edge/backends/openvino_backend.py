@@ -209,10 +209,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
         kept = compiled_cache.find(key)
         if kept is not None:
             try:
-                # Mapped, so that the weights are read once; copy-on-write, as OpenVINO shares no read-only memory.
-                blob = np.memmap(kept, dtype=np.uint8, mode="c")
-                content = openvino.Tensor(np.asarray(blob), shared_memory=True)
-                return _Loaded(core.import_model(content, plugin, settings), blob)
+                return _import(core, kept, plugin, settings)
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
     network = core.read_model(model)
@@ -221,10 +218,12 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
     compiled = core.compile_model(network, plugin, settings)
     if key is not None and "EXPORT_IMPORT" in core.get_property(plugin, "OPTIMIZATION_CAPABILITIES"):
         try:
-            blob = compiled.export_model().getbuffer()
+            exported = compiled.export_model()
         except RuntimeError as error:
             _log.warning("the compiled model cannot be kept for the next start: %s", error)
         else:
+            # OpenVINO 2024 gives bytes, later ones a stream.
+            blob = exported if isinstance(exported, bytes) else exported.getbuffer()
             compiled_cache.keep(key, lambda path: path.write_bytes(blob))
     return _Loaded(compiled)
 
@@ -292,6 +291,16 @@ def _key_settings(
         facts["cores"], facts["processor"] = str(usable_cores()), processor_features()
     facts |= {name: value for name, value in os.environ.items() if name.startswith(_TUNING_VARIABLES)}
     return tuple(sorted(facts.items()))
+
+
+def _import(core: Any, kept: Path, plugin: str, settings: dict[str, Any]) -> _Loaded:
+    # Mapped, so that the weights are read once; copy-on-write, as OpenVINO shares no read-only memory.
+    blob = np.memmap(kept, dtype=np.uint8, mode="c")
+    content = openvino.Tensor(np.asarray(blob), shared_memory=True)
+    try:
+        return _Loaded(core.import_model(content, plugin, settings), blob)
+    except TypeError:  # Before 2025.4 it takes bytes only, and copies them.
+        return _Loaded(core.import_model(blob.tobytes(), plugin, settings), blob)
 
 
 def _requests(options: RuntimeOptions) -> int | None:

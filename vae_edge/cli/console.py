@@ -253,9 +253,9 @@ def decoders_silenced() -> Iterator[None]:
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     # Loaded here and not at the top: the list of commands does not need it.
-    import cv2
+    from vae_edge.image import set_opencv_log_level
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_opencv_log_level(0)
     ours = sys.stderr
     try:
         direct = ours.fileno() == 2

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.image import read_head
+from vae_edge.image import read_head, set_opencv_log_level
 from vae_edge.image_header import HEAD_BYTES, format_of
 from vae_edge.sources.addresses import ffmpeg_redirects_off, final_address, without_password
 from vae_edge.sources.pictures import Picture, Source
@@ -213,9 +213,8 @@ class Video(Source):
 
 @contextmanager
 def _opencv_silenced() -> Iterator[None]:
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    level = set_opencv_log_level(0)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        set_opencv_log_level(level)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import cv2
 import pytest
 
 from tests.mjpeg_server import MjpegServer
@@ -140,6 +142,11 @@ def test_a_camera_behind_a_redirect_follows_the_same_rule(server: RedirectingSer
 def test_ffmpeg_itself_follows_no_redirect_after_the_check(
     server: RedirectingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found = re.search(r"avformat:\s+YES \((\d+)", cv2.getBuildInformation())
+    if found is not None and int(found[1]) < 61:
+        pytest.skip(
+            f"the FFmpeg in OpenCV {cv2.__version__} has no option for redirects; the check before is all there is"
+        )
     monkeypatch.setattr("vae_edge.sources.video.final_address", lambda address, **_: address)  # A server that lies.
     with MjpegServer() as camera:
         with pytest.raises(InputError, match="could not be opened"):

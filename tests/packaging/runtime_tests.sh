@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs the tests of what runs on a device, in an environment of its own without torch:
+#   bash tests/packaging/runtime_tests.sh 3.12            # the newest versions of everything
+#   bash tests/packaging/runtime_tests.sh 3.10 lowest     # the lowest that pyproject.toml allows
+# Where that Python is not installed they are skipped with the reason; with REQUIRE_PYTHONS set that is a failure.
+set -euo pipefail
+
+version=$1 versions=${2:-newest}
+cd "$(dirname "$0")/../.."
+
+python=$(command -v "python$version" || true)
+if [ -z "$python" ] || ! "$python" -c '' 2>/dev/null; then # pyenv puts a script in place of a Python that is not chosen.
+    python=$(ls "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python 2>/dev/null | tail -n 1 || true)
+fi
+if [ -z "$python" ]; then
+    echo "skipped: the runtime's tests on Python $version, for it is neither on the path nor in pyenv"
+    [ -z "${REQUIRE_PYTHONS:-}" ]
+    exit
+fi
+
+environment=.venv-runtime/$version-$versions
+mark=$environment/installed
+if ! [ "$mark" -nt pyproject.toml ] || ! [ "$mark" -nt constraints-lowest.txt ]; then
+    rm -rf "$environment"
+    "$python" -m venv "$environment"
+    wanted=(--editable '.[onnxruntime,openvino]' pytest onnx)
+    if [ "$versions" = lowest ]; then wanted+=(--constraint constraints-lowest.txt); fi
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}"
+    touch "$mark"
+fi
+"$environment/bin/python" -c 'import sys, importlib.util as u; assert not u.find_spec("torch"); print("Python", sys.version)'
+"$environment/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
+    grep -iE '^(filelock|numpy|onnxruntime|opencv|openvino|pydantic|rich|typer|click) ' | tr -s ' ' | paste -sd ',' -
+"$environment/bin/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/vae_edge
