@@ -26,19 +26,19 @@ demo: install ## sample data, training, every target, benchmark, report, overlay
 	$(BIN)/vae-edge demo --out $(DEMO)
 
 bench-runtime: install ## what the Detector costs on top of the bare runtimes: overhead, throughput, start, memory; into bench/
-	$(BIN)/python -m vae_edge.benchmarks.overhead --environments --out bench
+	$(BIN)/python -m vae_edge.benchmarks.studies.peers.overhead --environments --out bench
 
 bench-peers: install ## the same weights in the bare runtimes and in anomalib, side by side; 2.5 GB and 20 minutes; into bench/peers/
-	$(BIN)/python -m vae_edge.benchmarks.peers --out bench/peers $(PEERS)
+	$(BIN)/python -m vae_edge.benchmarks.studies.peers.command --out bench/peers $(PEERS)
 
 bench-anomalib: ## the same checkpoint in anomalib and as bundles: AUROC, verdicts, start, memory, images/s, on DATA=DIR; into bench/anomalib
-	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib -- -m vae_edge.benchmarks.anomalib_check $(DATA) --out bench/anomalib
+	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib -- -m vae_edge.benchmarks.studies.anomalib_check $(DATA) --out bench/anomalib
 
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on fresh normals, over random divisions of its held-out ones
-	$(BIN)/python -m vae_edge.benchmarks.false_alarms $(RUN)
+	$(BIN)/python -m vae_edge.benchmarks.studies.false_alarms $(RUN)
 
 bench-detection: install ## how well defects are found, every part switched off in turn, on DATA="DIR ..."; hours; into bench/detection
-	$(BIN)/python -m vae_edge.benchmarks.detection $(DATA) --out bench/detection $(DETECTION)
+	$(BIN)/python -m vae_edge.benchmarks.studies.detection.command $(DATA) --out bench/detection $(DETECTION)
 
 test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, where it cannot be installed
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib

@@ -1,4 +1,4 @@
-"""`vae-bench`: measure bundles on this device, say which one to ship, and compare two benchmarks."""
+"""`vae-bench`: measure bundles on this device, say which one to ship, compare two benchmarks, make a report's pages."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import typer
 from rich.console import Console
 
 from vae_edge.atomic import LOCK_FILE, claim
-from vae_edge.benchmarks.choosing import parse_objective, parse_requirement
-from vae_edge.benchmarks.comparing import compare_reports, gate_lines
-from vae_edge.benchmarks.measurement import SuiteProgress
-from vae_edge.benchmarks.metric_names import metric_help
-from vae_edge.benchmarks.ratios import RATIO_METRICS
-from vae_edge.benchmarks.report import HTML_FILE, MARKDOWN_FILE, REPORT_FILE, Report
-from vae_edge.benchmarks.settings import SuiteSettings
+from vae_edge.benchmarks.measure.measurer import SuiteProgress
+from vae_edge.benchmarks.measure.plan import SuiteSettings
+from vae_edge.benchmarks.measure.samples import RATIO_METRICS
+from vae_edge.benchmarks.report.choosing import parse_objective, parse_requirement
+from vae_edge.benchmarks.report.compare import compare_reports, gate_lines
+from vae_edge.benchmarks.report.figures import figure_help
+from vae_edge.benchmarks.report.html import render_report
+from vae_edge.benchmarks.report.records import REPORT_FILE, Report
+from vae_edge.benchmarks.report.terminal import is_unstable, reasons, result_table, verdict_lines
 from vae_edge.benchmarks.suite import run_suite
-from vae_edge.benchmarks.terminal import reasons, result_table, verdict_lines
 from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED
 from vae_edge.cli.progress import progress_bar
-from vae_edge.errors import UsageError
+from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.records import make_record
 
 EXIT_NONE_RAN = 1
 EXIT_GATE = 3
 
-_REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {metric_help()}."
+_REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
 
 
 def bench(
@@ -164,8 +165,12 @@ def bench(
         )
     _show(found, results, notes)
     if report is not None:
-        written = ", ".join(str(report / name) for name in (HTML_FILE, MARKDOWN_FILE, REPORT_FILE))
-        notes.print(f"Written: {written}", markup=False, soft_wrap=True)
+        pages: tuple[Path, ...] = ()
+        try:
+            pages = render_report(report)
+        except MissingDependencyError as error:
+            print_warning(str(error))
+        notes.print(f"Written: {', '.join(map(str, (*pages, report / REPORT_FILE)))}", markup=False, soft_wrap=True)
     if found.interrupted_because is not None:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not found.any_ran:
@@ -219,6 +224,20 @@ def compare(
         console.print(line, markup=False, soft_wrap=True)
     if fail_above is not None and found.fails(fail_above):
         raise typer.Exit(EXIT_GATE)
+
+
+def render(
+    report: Annotated[Path, typer.Argument(metavar="report.json", help="What vae-bench wrote, or its folder.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; else beside it.", show_default=False)
+    ] = None,
+) -> None:
+    """Make report.html and report.md from a report.json and the pictures beside it, on any machine.
+
+    Needs neither the bundles nor a runtime, so a device may measure and another machine make the pages.
+    """
+    written = render_report(report, out)
+    notes_console().print(f"Written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
 
 
 def make_settings(
@@ -278,7 +297,7 @@ def _show(report: Report, results: Console, notes: Console) -> None:
     results.print(result_table(report, results.width))
     for line in (*reasons(report), "", *verdict_lines(report)):
         results.print(line, markup=False, soft_wrap=True)
-    if any(bundle.latency and not bundle.latency.file.is_stable for bundle in report.bundles):
+    if is_unstable(report):
         results.print("~ not stable: see the warnings")
     if report.interrupted_because is not None:
         print_warning(f"not complete: {report.interrupted_because}; what is shown comes from complete rounds")

@@ -13,7 +13,7 @@ pytest.importorskip("anomalib", reason="anomalib is not installed")
 
 @pytest.mark.slow
 def test_every_way_of_measuring_is_in_the_table(tmp_path: Path) -> None:
-    from vae_edge.benchmarks.anomalib_comparison import compare
+    from vae_edge.benchmarks.studies.anomalib_comparison import compare
 
     sizes = SampleSettings(image_size=64, n_train=60, n_test_good=6, n_test_per_defect=2)
     data = write_sample_set(tmp_path, ["dial"], sizes)[0]

@@ -10,8 +10,8 @@ import pytest
 
 from tests.tiny_bundles import make_bundle as make_tiny_bundle
 from tests.tiny_bundles import move_threshold, write_image
-from vae_edge.benchmarks.jobs import MeasuringRules
-from vae_edge.benchmarks.settings import SuiteSettings
+from vae_edge.benchmarks.measure.instruments import MeasuringRules
+from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Target
 

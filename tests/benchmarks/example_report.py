@@ -8,20 +8,31 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.benchmarks.accuracy_records import (
+from vae_edge.benchmarks.measure.conditions import MachineFacts
+from vae_edge.benchmarks.measure.plan import DataRecord, SuiteSettings
+from vae_edge.benchmarks.measure.statistics import Interval, Ratio
+from vae_edge.benchmarks.report.accuracy_records import (
     AccuracyRecord,
     Comparison,
+    CurveRecord,
     Flip,
     ImageExample,
     PromiseRecord,
     ScoreHistogram,
     SimpleMethodRecord,
 )
-from vae_edge.benchmarks.choice_records import Judgement, Objective, Recommendation, Requirement
-from vae_edge.benchmarks.estimates import CurveRecord, Histogram, Interval, Ratio
-from vae_edge.benchmarks.machine import MachineFacts
-from vae_edge.benchmarks.measured import (
+from vae_edge.benchmarks.report.records import (
+    BundleResult,
+    Judgement,
+    Objective,
+    Recommendation,
+    Report,
+    Requirement,
+    SamplesFile,
+)
+from vae_edge.benchmarks.report.speed_records import (
     EnergyRecord,
+    Histogram,
     LatencyRecord,
     LatencyStatistics,
     LoadRecord,
@@ -34,8 +45,6 @@ from vae_edge.benchmarks.measured import (
     StreamRecord,
     ThroughputRecord,
 )
-from vae_edge.benchmarks.report import BundleResult, DataRecord, Report, SamplesFile
-from vae_edge.benchmarks.settings import SuiteSettings
 from vae_edge.targets import Precision, Target
 from vae_edge.train.metrics import DefectMetrics, Metrics
 

@@ -10,14 +10,14 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.conftest import MakeBundle
-from vae_edge.benchmarks.choosing import parse_objective, parse_requirement
 from vae_edge.benchmarks.command import make_settings
-from vae_edge.benchmarks.report import Report
-from vae_edge.benchmarks.report_files import read_report, sample_file_name, write_report
-from vae_edge.benchmarks.reproducing import command_line
-from vae_edge.benchmarks.settings import SuiteSettings
+from vae_edge.benchmarks.measure.plan import SuiteSettings
+from vae_edge.benchmarks.report.choosing import parse_objective, parse_requirement
+from vae_edge.benchmarks.report.files import read_report, sample_file_name, write_report
+from vae_edge.benchmarks.report.records import Report
+from vae_edge.benchmarks.report.reproducing import command_line
+from vae_edge.benchmarks.report.terminal import result_table
 from vae_edge.benchmarks.suite import run_suite
-from vae_edge.benchmarks.terminal import result_table
 from vae_edge.errors import InputError, UsageError
 from vae_edge.targets import Target
 

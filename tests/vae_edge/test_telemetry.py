@@ -17,9 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 QUIET = {
     "vae_edge/telemetry.py",
-    # Stand-alone scripts, which import nothing of this package and do the same themselves.
-    "benchmarks/bare_runtime.py",
-    "benchmarks/peers/measured_process.py",
+    # A stand-alone script, which imports nothing of this package and does the same itself.
+    "benchmarks/studies/peers/measured_process.py",
 }
 """Modules that may write `import onnxruntime` or `import openvino`."""
 

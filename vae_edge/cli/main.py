@@ -89,7 +89,7 @@ COMMANDS: dict[str, Command] = {
         "vae_edge.benchmarks.command:bench",
         "Measure bundles on this device, and say which one to ship.",
         "bench",
-        children=("compare",),
+        children=("compare", "render"),
         decodes_pictures=True,
     ),
     "verify": Command(

@@ -1,0 +1,246 @@
+"""The state of the processor while it is measured: clock, heat, power mode. What is not known is None.
+
+Everything is read from files below a root, which is `/` but in tests.
+
+
+How busy the processor is with other things, which disturbs a measurement. What is not known is absent.
+
+Facts about the machine a benchmark ran on, beyond those of `vae_edge.machine`. What is not known is absent.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from vae_edge import __version__
+from vae_edge.benchmarks.measure import conditions
+from vae_edge.machine import installed_versions, look_at_machine, read_system_file
+from vae_edge.records import Record
+
+ROOT = Path("/")
+
+
+def frequency_mhz(root: Path = ROOT) -> float | None:
+    """Return the mean clock of the cores, by cpufreq where it is there, else by /proc/cpuinfo."""
+    files = sorted(_cpu_folder(root).glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    found = [value / 1e3 for file in files if (value := _number(file)) is not None]
+    if not found:
+        text = read_system_file(root / "proc/cpuinfo")
+        found = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)]
+    return round(sum(found) / len(found), 1) if found else None
+
+
+def largest_frequency_mhz(root: Path = ROOT) -> float | None:
+    """Return the highest clock that the fastest core is allowed."""
+    files = _cpu_folder(root).glob("cpu[0-9]*/cpufreq/scaling_max_freq")
+    found = [value / 1e3 for file in files if (value := _number(file)) is not None]
+    return max(found, default=None)
+
+
+def governor(root: Path = ROOT) -> str | None:
+    """Return what decides the clock of the first core, such as `performance`."""
+    return read_system_file(_cpu_folder(root) / "cpu0/cpufreq/scaling_governor") or None
+
+
+def temperature_c(root: Path = ROOT) -> float | None:
+    """Return the temperature of the hottest thermal zone; on a Jetson these are CPU, GPU and others."""
+    files = (root / "sys/class/thermal").glob("thermal_zone*/temp")
+    # A zone that is switched off reads 0, below 0 or not at all; units are thousandths of a degree.
+    found = [value / 1e3 for file in files if (value := _number(file)) is not None and value > 0]
+    return max(found, default=None)
+
+
+def throttle_count(root: Path = ROOT) -> int | None:
+    """Return how often the processor slowed down for heat since it was switched on (Intel only)."""
+    files = _cpu_folder(root).glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
+    found = [value for file in files if (value := _number(file)) is not None]
+    return int(sum(found)) if found else None
+
+
+def power_mode(root: Path = ROOT) -> str | None:
+    """Return a Jetson's power mode as nvpmodel has stored it, such as `0 (MAXN)`."""
+    status = read_system_file(root / "var/lib/nvpmodel/status")
+    match = re.search(r"pmode:(\d+)", status)
+    if match is None:
+        return None
+    number = int(match[1])
+    models = read_system_file(root / "etc/nvpmodel.conf")
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)\s*>", models)
+    return f"{number} ({name[1]})" if name else str(number)
+
+
+def is_virtual(root: Path = ROOT) -> bool | None:
+    """Tell whether the processor says that it is a virtual machine's (x86 only)."""
+    text = read_system_file(root / "proc/cpuinfo")
+    flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return None if flags is None else "hypervisor" in flags[1].split()
+
+
+def _cpu_folder(root: Path) -> Path:
+    return root / "sys/devices/system/cpu"
+
+
+def _number(file: Path) -> float | None:
+    try:
+        return float(read_system_file(file))
+    except ValueError:
+        return None
+
+
+try:
+    import psutil
+except ModuleNotFoundError:
+    # Comes with the extra `bench`; a device without it loses a few facts, not its benchmark.
+    psutil = None
+
+BUSY_CORES = 0.25
+"""Processor cores that other programs used on average, from which they are said to disturb a measurement."""
+
+STOLEN_SHARE = 0.02
+"""Share of processor time that a virtual machine did not get, from which that is said to disturb a measurement."""
+
+
+def load_average() -> float | None:
+    """Return the load average of the last minute, None where the system has none."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def physical_cores() -> int | None:
+    """Return the number of processor cores, None where it is not known."""
+    return psutil.cpu_count(logical=False) if psutil else None
+
+
+class CpuClock:
+    """Says, for the time since it was made, how busy the processor was with anything but this process."""
+
+    def __init__(self) -> None:
+        self._begin = _CpuTimes()
+
+    def foreign_cores(self) -> float | None:
+        """Return how many cores other programs kept busy on average; None where the system does not tell."""
+        end = _CpuTimes()
+        if end.busy_s is None or self._begin.busy_s is None:
+            return None
+        elapsed_s = max(end.wall_s - self._begin.wall_s, 1e-9)
+        foreign_s = (end.busy_s - self._begin.busy_s) - (end.own_s - self._begin.own_s)
+        return max(foreign_s / elapsed_s, 0.0)
+
+    def stolen_share(self) -> float | None:
+        """Return the share of processor time that the host of a virtual machine gave to others."""
+        end = _CpuTimes()
+        if end.stolen_s is None or self._begin.stolen_s is None:
+            return None
+        elapsed_s = max(end.wall_s - self._begin.wall_s, 1e-9)
+        return max((end.stolen_s - self._begin.stolen_s) / elapsed_s / (os.cpu_count() or 1), 0.0)
+
+
+class _CpuTimes:
+    def __init__(self) -> None:
+        self.wall_s = time.perf_counter()
+        own = os.times()
+        self.own_s = own.user + own.system
+        self.busy_s: float | None = None
+        self.stolen_s: float | None = None
+        if psutil is not None:
+            times: Any = psutil.cpu_times()
+            self.busy_s = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+            self.stolen_s = getattr(times, "steal", None)
+
+
+_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch",
+)
+
+
+class MachineFacts(Record):
+    """The machine, as far as it decides how fast a model runs."""
+
+    system: str
+    architecture: str
+    board: str | None = None
+    """The board's own name, such as a Jetson's."""
+    processor: str | None = None
+    cores_usable: int
+    """Logical processors that this process may use."""
+    cores_physical: int | None = None
+    processor_flags: tuple[str, ...] = ()
+    frequency_governor: str | None = None
+    frequency_mhz: float | None = None
+    """Mean over the cores before the benchmark."""
+    largest_frequency_mhz: float | None = None
+    """What the processor is allowed to run at most."""
+    temperature_c: float | None = None
+    """The hottest thermal zone before the benchmark."""
+    power_mode: str | None = None
+    """A Jetson's, as nvpmodel calls it."""
+    is_virtual: bool | None = None
+    """Whether this is a virtual machine, whose clock and neighbours cannot be seen."""
+    memory_bytes: int | None = None
+    gpus: tuple[str, ...] = ()
+    """Name and driver of each NVIDIA GPU."""
+    python: str
+    vae_edge: str
+    packages: dict[str, str]
+    load_average_start: float | None = None
+    """Processes that ran or waited to, averaged over the last minute before the benchmark."""
+    load_average_end: float | None = None
+
+
+def machine_facts() -> MachineFacts:
+    """Look at this machine."""
+    machine = look_at_machine()
+    return MachineFacts(
+        system=machine.system,
+        architecture=machine.architecture,
+        board=machine.board,
+        processor=machine.processor,
+        cores_usable=machine.n_cores,
+        cores_physical=physical_cores(),
+        processor_flags=machine.processor_flags,
+        frequency_governor=conditions.governor(),
+        frequency_mhz=conditions.frequency_mhz(),
+        largest_frequency_mhz=conditions.largest_frequency_mhz(),
+        temperature_c=conditions.temperature_c(),
+        power_mode=conditions.power_mode(),
+        is_virtual=conditions.is_virtual(),
+        memory_bytes=machine.memory_bytes,
+        gpus=_gpus(),
+        python=machine.python,
+        vae_edge=__version__,
+        packages=installed_versions(_PACKAGES),
+        load_average_start=load_average(),
+    )
+
+
+def _gpus() -> tuple[str, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    try:
+        listing = subprocess.run(
+            [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        # The tool without its driver, as in a container: there is no GPU to speak of.
+        return ()
+    return tuple(line.strip().replace(", ", ", driver ") for line in listing.stdout.splitlines() if line.strip())

@@ -1,0 +1,166 @@
+"""What a benchmark is asked to do.
+
+Which images a benchmark times and judges with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from vae_edge.benchmarks.measure.instruments import QUICK_RULES, MeasuringRules
+from vae_edge.image import read_image
+from vae_edge.records import Record
+from vae_edge.train.data_report import check_inspection_set
+from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data, spread
+from vae_edge.train.layout import describe_uses
+
+
+class SuiteSettings(Record):
+    """How bundles are measured; the report repeats it."""
+
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    quick: bool = False
+    """Shortened: good for trying things out, too short to compare machines by."""
+    rounds: int = Field(default=10, ge=1)
+    """Times that each bundle is started afresh and measured, the bundles taking turns."""
+    rules: MeasuringRules = MeasuringRules()
+    """How long each latency is measured in each round."""
+    throughput_s: float = Field(default=1.0, gt=0)
+    """In each round, for each configuration."""
+    requests: tuple[int, ...] = ()
+    """Numbers of requests to measure the throughput with, beside the device's own choice."""
+    batch_sizes: tuple[int, ...] = ()
+    """Batch sizes to measure the throughput with, each with each of `requests`."""
+    load_fps: tuple[float, ...] = ()
+    """Rates of a paced source, images a second."""
+    load_s: float = Field(default=3.0, gt=0)
+    """In each round, for each rate."""
+    deadline_ms: float | None = Field(default=None, gt=0)
+    """None: the time between two images of the paced source."""
+    cold_starts: int = Field(default=3, ge=0)
+    """Starts with an empty cache of compiled models, one in each of the first rounds."""
+    n_memory_images: int = Field(default=16, ge=1)
+    """Images that each fresh process predicts before its peak of memory is taken."""
+    n_timing_images: int = Field(default=32, ge=1)
+    """Images that the timed calls go through in rotation, at most."""
+    reference: str | None = None
+    """Name of the bundle whose verdicts the others are compared with; None: torch in FP32, or else the first in FP32,
+    of the same training run."""
+    baseline: str | None = None
+    """Name of the bundle that ratios of speed and memory are to; None: the reference of the first bundle."""
+    simple_method: bool = False
+    """Whether a method without a network is measured too."""
+    n_examples: int = Field(default=3, ge=0)
+    """Pictures of each kind (hit, miss, false alarm, flip) for each bundle."""
+    worker_timeout_s: float = Field(default=1800.0, gt=0)
+    """A process that measures is given up after that long; rebuilding a TensorRT engine takes minutes."""
+
+    @classmethod
+    def make_quick(cls, *, device: str = "auto", threads: int | None = None) -> SuiteSettings:
+        """Return shortened settings."""
+        return cls(
+            device=device,
+            threads=threads,
+            quick=True,
+            rounds=5,
+            rules=QUICK_RULES,
+            throughput_s=0.3,
+            load_s=1.0,
+            cold_starts=1,
+            n_memory_images=8,
+            n_timing_images=8,
+        )
+
+
+DEFAULT_DATA = "sample"
+
+_JUDGED_WITHOUT_TEST = 64
+"""Good parts of the training folder that outputs are compared on where there is no test set."""
+
+
+@dataclass(frozen=True)
+class BenchmarkImages:
+    """The images, and what the report says about them."""
+
+    timing: tuple[Path, ...]
+    judged: tuple[ImageFile, ...]
+    train: tuple[ImageFile, ...]
+    has_labels: bool
+    """Whether the judged images are test images of the very part that the bundles are for."""
+    record: DataRecord
+
+
+def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int) -> BenchmarkImages:
+    """Open and check the data, and choose from it.
+
+    Args:
+        data: a folder, `sample`, `sample:PRODUCT`, or an inspection set; None: the sample set for its pixels alone.
+            Nobody said that the bundles are for its product, so no accuracy is taken from it.
+        n_timing_images: images to time with, at most; evenly spread over the test images, or else the train images.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    if isinstance(data, InspectionSet):
+        source, opened = data.root.name, data
+    else:
+        text = DEFAULT_DATA if data is None else str(data)
+        folder = resolve_data(text)
+        opened = open_inspection_set(folder)
+        source = f"sample:{folder.name}" if text.partition(":")[0] == "sample" else folder.resolve().name
+    checked, found = check_inspection_set(opened)
+    judged = checked.test or spread(checked.train, _JUDGED_WITHOUT_TEST)
+    timing = tuple(file.path for file in spread(checked.test or checked.train, n_timing_images))
+    reason: str | None = None
+    if data is None:
+        source += ", taken for its pixels because no data was given"
+        reason = "no data was given: the sample images are not what the bundles were trained for; give --data"
+    elif not checked.test:
+        reason = "the data has no test images: expected test/good and test/<defect> folders"
+    n_anomalous = sum(file.is_anomalous for file in checked.test)
+    return BenchmarkImages(
+        timing=timing,
+        judged=judged,
+        train=checked.train,
+        has_labels=reason is None,
+        record=DataRecord(
+            source=source,
+            n_timing_images=len(timing),
+            timing_image_sizes=_sizes(timing),
+            n_judged=len(judged),
+            judged="test images" if checked.test else "good parts of the training images",
+            n_test_normal=len(checked.test) - n_anomalous,
+            n_test_anomalous=n_anomalous,
+            n_with_mask=sum(file.mask is not None for file in checked.test),
+            no_accuracy_because=reason,
+            notes=(*describe_uses(use for use in opened.uses if not use.is_used), *found.sentences(max_names=3)[1:]),
+        ),
+    )
+
+
+def _sizes(paths: Sequence[Path]) -> tuple[str, ...]:
+    shapes = {read_image(path).shape[:2] for path in paths}
+    return tuple(f"{height}x{width}" for height, width in sorted(shapes))
+
+
+class DataRecord(Record):
+    """The images that were measured on."""
+
+    source: str
+    """What was asked for, in words."""
+    n_timing_images: int = Field(ge=1)
+    timing_image_sizes: tuple[str, ...]
+    """Height x width of the images that were timed."""
+    n_judged: int = Field(ge=0)
+    judged: str
+    """What images scores and maps were compared on, in words."""
+    n_test_normal: int = Field(ge=0)
+    n_test_anomalous: int = Field(ge=0)
+    n_with_mask: int = Field(ge=0)
+    no_accuracy_because: str | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,218 @@
+"""Starting a program, watching it from outside and taking its result: the one place that launches what is measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vae_edge.benchmarks.measure.instruments import EVENT_PREFIX, high_water_mark
+from vae_edge.errors import DeviceError
+
+_LOOK_EVERY_S = 0.1
+
+Listener = Callable[[dict[str, Any]], None]
+"""Called with every event that a measured process reports."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What was seen of a process from outside."""
+
+    status: int
+    """0, or what it failed with; negative: the signal that ended it."""
+    output: str
+    first_result_ns: int | None
+    """From just before it was started until the line of its first result came."""
+    peak_bytes: int | None
+    """The most physical memory it held; None unless it was asked for and the system tells."""
+    complaint: str
+    """The last line that it wrote to standard error, or else to standard output."""
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words, with its complaint."""
+        if self.status >= 0:
+            how = f"ended with status {self.status}"
+        else:
+            names = {each.value: each.name for each in signal.Signals}
+            how = f"was ended by {names.get(-self.status, f'signal {-self.status}')}"
+        return f"{how}: {self.complaint}" if self.complaint else how
+
+
+def run_process(
+    command: Sequence[str],
+    timeout_s: float,
+    *,
+    is_first_result: Callable[[str], bool] = lambda line: False,
+    variables: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    watch_memory: bool = False,
+    cancel: threading.Event | None = None,
+    log: Path | None = None,
+    must_succeed: bool = True,
+) -> Finished:
+    """Run a program and wait for its end; it is killed when this function is left by an exception.
+
+    Args:
+        command: program and arguments.
+        timeout_s: it is killed after that long; infinity only beside `cancel`.
+        is_first_result: called with every line of its output, stripped; tells whether the first result is there.
+        variables: added to the environment.
+        folder: it works in; None: this process's own.
+        watch_memory: read its peak memory from outside, every 0.1 s.
+        cancel: it is killed once this is set.
+        log: file to keep its standard error in; None: only the last line of it is kept.
+        must_succeed: raise where it ends with another status than 0.
+
+    Raises:
+        DeviceError: it could not be started, failed, took too long or was cancelled.
+    """
+    first_result_ns = peak_bytes = None
+    lines: list[str] = []
+    killed: list[str] = []
+    done = threading.Event()
+    with (log.open if log is not None else tempfile.TemporaryFile)("w+", encoding="utf-8", errors="replace") as errors:
+        begin = time.perf_counter_ns()
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                env={**os.environ, **(variables or {})},
+                cwd=folder,
+            )
+        except OSError as error:
+            raise DeviceError(f"{command[0]} cannot be started ({error.strerror})") from error
+
+        def watch() -> None:
+            nonlocal peak_bytes
+            status, end = Path(f"/proc/{process.pid}/status"), time.monotonic() + timeout_s
+            # A process whose latency is measured is not looked at meanwhile.
+            step_s = _LOOK_EVERY_S if watch_memory or cancel is not None else timeout_s
+            while not done.wait(min(step_s, max(end - time.monotonic(), 0.0))):
+                if watch_memory:
+                    with suppress(OSError):
+                        # One that has just ended has a status without memory: the last look counts.
+                        peak_bytes = high_water_mark(status) or peak_bytes
+                if time.monotonic() >= end:
+                    killed.append(f"was not done after {timeout_s:.0f} s and was stopped; allow more time")
+                elif cancel is not None and cancel.is_set():
+                    killed.append("was cancelled")
+                if killed:
+                    process.kill()
+                    return
+
+        watcher = threading.Thread(target=watch, name="vae-edge-watch", daemon=True)
+        watcher.start()
+        with process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    now = time.perf_counter_ns()
+                    lines.append(line)
+                    if is_first_result(line.strip()) and first_result_ns is None:
+                        first_result_ns = now - begin
+                status = process.wait()
+            finally:
+                # Also when the user interrupts: no process must go on measuring behind the prompt.
+                process.kill()
+                done.set()
+                watcher.join()
+        errors.seek(0)
+        complaint = _last_line(errors.read().splitlines()) or _last_line(lines)
+    if killed:
+        raise DeviceError(f"it {killed[0]}")
+    finished = Finished(status, "".join(lines), first_result_ns, peak_bytes, complaint)
+    if must_succeed and status != 0:
+        raise DeviceError(f"it {finished.ending}")
+    return finished
+
+
+class JobResult(dict[str, Any]):
+    """What a measured process wrote."""
+
+    first_result_ns: int | None = None
+    """From just before it was started until its first result was known here, by this process's clock."""
+
+
+def run_job(
+    program: Sequence[str],
+    job: Mapping[str, Any],
+    timeout_s: float,
+    listener: Listener | None = None,
+    *,
+    variables: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    cancel: threading.Event | None = None,
+    log: Path | None = None,
+) -> JobResult:
+    """Run a job in a process of its own, see `vae_edge.benchmarks.measure.instruments.serve`, and return its result.
+
+    Args:
+        program: what to start; the files of job and result are added.
+        job: as JSON takes it.
+        timeout_s: see `run_process`.
+        listener: called with every event that it reports.
+        variables: see `run_process`.
+        folder: see there.
+        cancel: see there.
+        log: see there.
+
+    Raises:
+        DeviceError: the job failed; the message is the reason in the process's words, or how it ended.
+    """
+
+    def is_first_result(line: str) -> bool:
+        if not line.startswith(EVENT_PREFIX):
+            return False
+        event = json.loads(line[len(EVENT_PREFIX) :])
+        if listener is not None:
+            listener(event)
+        return bool(event["event"] == "first_result")
+
+    with tempfile.TemporaryDirectory(prefix="vae-bench-") as name:
+        job_file, result_file = Path(name, "job.json"), Path(name, "result.json")
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        finished = run_process(
+            [*program, str(job_file), str(result_file)],
+            timeout_s,
+            is_first_result=is_first_result,
+            variables=variables,
+            folder=folder,
+            cancel=cancel,
+            log=log,
+            must_succeed=False,
+        )
+        if not result_file.is_file():
+            raise DeviceError(f"its process {finished.ending}")
+        result = JobResult(json.loads(result_file.read_text(encoding="utf-8")))
+    error = result.pop("error")
+    if error is not None:
+        raise DeviceError(error)
+    result.first_result_ns = finished.first_result_ns
+    return result
+
+
+def python_module(module: str) -> list[str]:
+    """Return the command that runs a module of this package with this Python."""
+    return [sys.executable, "-m", module]
+
+
+def _last_line(lines: Sequence[str]) -> str:
+    """Return the line that says why: pip's own ERROR before what comes after it, else the last one."""
+    written = [line.strip() for line in lines if line.strip()]
+    return ([line for line in written if line.startswith("ERROR")] or written or [""])[-1][:300]

@@ -1,1 +1,0 @@
-"""Parts of the report's page: markup, axes, charts, tables, style and script."""

@@ -1,0 +1,208 @@
+"""Which of the measured bundles to ship, and why: requirements, an objective, and a rule where nobody gave any."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+
+from vae_edge.benchmarks.measure.statistics import Interval, Ratio
+from vae_edge.benchmarks.report.figures import FIGURES, figure
+from vae_edge.benchmarks.report.records import BundleResult, Judgement, Objective, Operator, Recommendation, Requirement
+from vae_edge.errors import UsageError
+
+RatioOf = Callable[[str, str, str], Ratio | None]
+"""Gives the ratio of a metric between two bundles, (metric, bundle, other bundle), where raw samples tell it."""
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+DEFAULT_OBJECTIVE = Objective(metric="p50_ms", direction="minimize")
+
+
+def parse_requirement(text: str) -> Requirement:
+    """Read a requirement such as `image_auroc>=0.9`.
+
+    Raises:
+        UsageError: it is none, or the metric is unknown.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a requirement; expected METRIC>=NUMBER or METRIC<=NUMBER, such as p99_ms<=40"
+        )
+    sign: Operator = match[2]  # type: ignore[assignment] # the pattern lets nothing else through
+    try:
+        limit = float(match[3])
+    except ValueError:
+        limit = float("nan")
+    if not abs(limit) < float("inf"):
+        raise UsageError(f"the limit in {text!r} is {match[3]!r}; expected a number")
+    return Requirement(metric=figure(match[1]).name, operator=sign, limit=limit)
+
+
+def parse_objective(minimize: str | None, maximize: str | None) -> Objective | None:
+    """Read the objective; None where nobody gave one.
+
+    Raises:
+        UsageError: both are given, or the metric is unknown.
+    """
+    if minimize is not None and maximize is not None:
+        raise UsageError(f"both --minimize {minimize} and --maximize {maximize} were given; choose one of them")
+    if minimize is not None:
+        return Objective(metric=figure(minimize).name, direction="minimize")
+    if maximize is not None:
+        return Objective(metric=figure(maximize).name, direction="maximize")
+    return None
+
+
+def recommend(
+    bundles: Sequence[BundleResult],
+    requirements: Sequence[Requirement] = (),
+    objective: Objective | None = None,
+    ratio: RatioOf = lambda *_: None,
+) -> Recommendation:
+    """Choose a bundle and say why it and why not the others.
+
+    Without requirements and objective: of the bundles whose image AUROC lies within the interval of the best one's and
+    that have no unexplained flip, the fastest from file to verdict.
+    """
+    is_default = not requirements and objective is None
+    chosen_objective = objective or DEFAULT_OBJECTIVE
+    rule, misfits = _default_rule(bundles) if is_default else _asked_rule(bundles, requirements, chosen_objective)
+    best_of = chosen_objective.metric
+    values = {bundle.name: found[0] for bundle in bundles if bundle.has_run and (found := _find(bundle, best_of))}
+    for bundle in bundles:
+        if not bundle.has_run:
+            misfits[bundle.name] = [f"it did not run: {bundle.not_run_because}"]
+        elif bundle.name not in values:
+            misfits.setdefault(bundle.name, []).append(f"it has no {best_of}: that was not measured")
+    fitting = [name for name in values if not misfits.get(name)]
+    pick = min if chosen_objective.direction == "minimize" else max
+    chosen = pick(fitting, key=lambda name: values[name]) if fitting else None
+    judgements = []
+    for bundle in bundles:
+        reasons = list(misfits.get(bundle.name, ()))
+        caveats = _caveats(bundle, requirements)
+        if not reasons and chosen is not None and bundle.name != chosen:
+            reasons.append(f"its {best_of} is {_text(bundle, best_of)}")
+            close = ratio(best_of, bundle.name, chosen)
+            if close is not None and not close.is_certain:
+                caveats.append(_close_call(close, chosen))
+        judgements.append(
+            Judgement(
+                bundle=bundle.name,
+                fits=not misfits.get(bundle.name),
+                objective_value=values.get(bundle.name),
+                reasons=tuple(reasons),
+                caveats=tuple(caveats),
+            )
+        )
+    return Recommendation(
+        chosen=chosen,
+        rule=rule,
+        is_default_rule=is_default,
+        requirements=tuple(requirements),
+        objective=chosen_objective,
+        why=_why(chosen, len(fitting), chosen_objective, bundles),
+        judgements=tuple(judgements),
+    )
+
+
+def _asked_rule(
+    bundles: Sequence[BundleResult], requirements: Sequence[Requirement], objective: Objective
+) -> tuple[str, dict[str, list[str]]]:
+    extreme = "smallest" if objective.direction == "minimize" else "largest"
+    limits = " and ".join(map(str, requirements))
+    rule = f"of the bundles {f'with {limits}' if limits else 'that ran'} the one with the {extreme} {objective.metric}"
+    misfits: dict[str, list[str]] = {}
+    for bundle in bundles:
+        for requirement in requirements if bundle.has_run else ():
+            found = _find(bundle, requirement.metric)
+            if found is None:
+                misfits.setdefault(bundle.name, []).append(f"it has no {requirement.metric}: that was not measured")
+            elif not _OPERATORS[requirement.operator](found[0], requirement.limit):
+                misfits.setdefault(bundle.name, []).append(
+                    f"its {requirement.metric} is {_text(bundle, requirement.metric)}, required is {requirement}"
+                )
+    return rule, misfits
+
+
+def _default_rule(bundles: Sequence[BundleResult]) -> tuple[str, dict[str, list[str]]]:
+    misfits: dict[str, list[str]] = {}
+    parts = []
+    judged = [(found, bundle) for bundle in bundles if (found := _find(bundle, "image_auroc")) is not None]
+    if judged:
+        (best, interval), top = max(judged, key=lambda pair: pair[0][0])
+        floor = best if interval is None else interval.low
+        parts.append(f"an image AUROC of at least {floor:.3f}, the lower end of the interval of the best ({top.name})")
+        for (value, _), bundle in judged:
+            if value < floor:
+                misfits.setdefault(bundle.name, []).append(
+                    f"its image AUROC of {value:.3f} is below {floor:.3f}, the lower end of the interval of the best"
+                )
+    compared = [(bundle, bundle.comparison) for bundle in bundles if bundle.comparison is not None]
+    if compared:
+        parts.append("no flip against the reference but on images at the threshold")
+        for bundle, comparison in compared:
+            if (n := comparison.unexplained_flips) > 0:
+                names = ", ".join(flip.image for flip in comparison.flips if not flip.is_explained)
+                misfits.setdefault(bundle.name, []).append(
+                    f"{n} verdict{'s differ' * (n > 1) or ' differs'} from {comparison.reference}'s without lying at "
+                    f"the threshold: {names}"
+                )
+    condition = f"with {' and '.join(parts)} " if parts else "that ran (no accuracy was measured) "
+    return f"nobody asked for anything, so: of the bundles {condition}the fastest from file to verdict", misfits
+
+
+def _caveats(bundle: BundleResult, requirements: Sequence[Requirement]) -> list[str]:
+    """Return the limits that a value and the ends of its interval stand on both sides of."""
+    caveats = []
+    for requirement in requirements if bundle.has_run else ():
+        found = _find(bundle, requirement.metric)
+        if found is None or found[1] is None:
+            continue
+        value, interval = found[0], found[1]
+        keeps = [_OPERATORS[requirement.operator](end, requirement.limit) for end in (interval.low, interval.high)]
+        if keeps[0] != keeps[1]:
+            kept = _OPERATORS[requirement.operator](value, requirement.limit)
+            caveats.append(f"{requirement} is {'kept' if kept else 'missed'}, but not for certain: {_range(interval)}")
+    return caveats
+
+
+def _close_call(found: Ratio, chosen: str) -> str:
+    interval = "no interval, too few samples or rounds" if found.interval is None else _range(found.interval)
+    return f"not certainly worse than {chosen}: the ratio is {found.value:.3g} ({interval})"
+
+
+def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequence[BundleResult]) -> str:
+    if chosen is None:
+        ran = sum(bundle.has_run for bundle in bundles)
+        return f"{ran} of {len(bundles)} bundles ran, and none of these keeps to the rule."
+    bundle = next(each for each in bundles if each.name == chosen)
+    extreme = "least" if objective.direction == "minimize" else "most"
+    value = f"{objective.metric} of {chosen} is {_text(bundle, objective.metric)}"
+    if n_fitting == 1:
+        return f"It is the only bundle that fits; {value}."
+    return f"{value}, the {extreme} of the {n_fitting} bundles that fit."
+
+
+def _find(bundle: BundleResult, name: str) -> tuple[float, Interval | None] | None:
+    """Return a figure's value and interval; None where it was not measured."""
+    found = FIGURES[name].find(bundle)
+    return None if found is None or found.value is None else (found.value, found.interval)
+
+
+def _text(bundle: BundleResult, name: str) -> str:
+    found = _find(bundle, name)
+    assert found is not None
+    value, interval = found
+    return f"{value:.4g}" + (f" ({_range(interval)})" if interval is not None else "")
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.4g} to {interval.high:.4g}"

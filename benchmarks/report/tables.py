@@ -1,0 +1,472 @@
+"""The tables of a report and the sentences around them, for report.md and report.html alike.
+
+A cell is text or a `Number`. A function returns a table without rows where nothing of the kind was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vae_edge.benchmarks.measure.statistics import CONFIDENCE
+from vae_edge.benchmarks.report.accuracy_records import EXPLAINED_MOVE, AccuracyRecord, CurveRecord, SimpleMethodRecord
+from vae_edge.benchmarks.report.figures import ABSENT, FIGURES, MIB, Number, View, figures, percent, relative, share
+from vae_edge.benchmarks.report.figures import three_digits as digits
+from vae_edge.benchmarks.report.records import BundleResult, Report
+from vae_edge.benchmarks.report.speed_records import StageRecord
+from vae_edge.benchmarks.report.summary import WIDE_DRIFT, WIDE_SPREAD
+from vae_edge.train.metrics import Metrics
+
+Cell = str | Number
+
+LATENCIES = {"engine": "engine alone", "predict": "decoded image to verdict", "file": "file to verdict"}
+STAGES = {
+    "decode": "decode",
+    "resize": "resize",
+    "copy_in": "copy in",
+    "compute": "compute",
+    "copy_out": "copy out",
+    "engine": "engine (copies and compute together)",
+    "decision": "decision",
+}
+START_STEPS = {
+    "process_s": "process and Python",
+    "import_s": "import vae_edge",
+    "runtime_import_s": "import the runtime",
+    "open_s": "check files, load, compile",
+    "first_predict_s": "first verdict",
+}
+
+_UNKNOWN = "not available here"
+_CURVE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its first columns name what the others are numbers of."""
+
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    n_names: int = 1
+    """Columns from the left that are text; those after it are numbers."""
+
+
+def summary(report: Report) -> str:
+    """Return in a sentence what ran where."""
+    ran = sum(bundle.has_run for bundle in report.bundles)
+    machine = report.machine
+    place = machine.board or machine.processor or machine.architecture
+    return (
+        f"{ran} of {len(report.bundles)} bundles ran on {place} ({machine.cores_usable} cores), {report.created_utc}, "
+        f"vae-edge {machine.vae_edge}{', quick run' if report.settings.quick else ''}. Data: {report.data.source}."
+    )
+
+
+def simple_method_name(record: SimpleMethodRecord) -> str:
+    """Return what to call a method without a network."""
+    return f"no network: {record.name} {record.height}x{record.width}"
+
+
+def overview(report: Report, view: View) -> Table:
+    """Return the figures of every bundle that a view shows, as far as any bundle has them."""
+    shown = [each for each in figures(view) if any(each.find(bundle) is not None for bundle in report.bundles)]
+    rows: list[list[Cell]] = []
+    for bundle in report.bundles:
+        cells = [each.number(bundle) for each in shown]
+        if cells and not bundle.has_run:
+            cells[0] = Number(None, words="did not run")
+        rows.append([bundle.name, *cells])
+    for record in report.simple_methods:
+        accuracies = [getattr(record.metrics, each.name) if View.ACCURACY in each.views else None for each in shown]
+        cells = [Number(value, each.form) for value, each in zip(accuracies, shown, strict=True)]
+        rows.append([simple_method_name(record), *cells])
+    return Table("All bundles", ["bundle", *(each.heading for each in shown)], rows)
+
+
+def latencies(report: Report) -> Table:
+    """Return every latency with its figures."""
+    names = ("min", "mean", "p50", "p90", "p95", "p99", "max", "std")
+    rows: list[list[Cell]] = []
+    for bundle in report.bundles:
+        for what, title in LATENCIES.items() if bundle.latency else ():
+            found = getattr(bundle.latency, what)
+            cells = [Number(getattr(found, f"{name}_ms"), digits, found.intervals.get(f"{name}_ms")) for name in names]
+            stable = "yes" if found.is_stable else "no"
+            rows.append([bundle.name, title, str(found.n), str(found.n_rounds), *cells, stable])
+    headers = ["bundle", "what", "n", "rounds", *names, "stable"]
+    return Table("Latencies in ms, with 95 % intervals", headers, rows, n_names=2)
+
+
+def stages(report: Report) -> Table:
+    """Return where the time goes between a file and its verdict."""
+    found = [(bundle.name, bundle.stages) for bundle in report.bundles if bundle.stages is not None]
+    present = [name for name in STAGES if any(name == stage.name for _, record in found for stage in record.stages)]
+    rows = [[name, *_stage_cells(record, present)] for name, record in found]
+    headers = ["bundle", *(STAGES[name] for name in present), "sum", "file to verdict"]
+    return Table("Median of each stage alone, ms", headers, rows)
+
+
+def _stage_cells(record: StageRecord, present: Sequence[str]) -> list[Cell]:
+    by_name = {str(stage.name): Number(stage.p50_ms, digits, stage.interval) for stage in record.stages}
+    cells: list[Cell] = [by_name.get(name, Number(None)) for name in present]
+    return [*cells, Number(record.sum_ms), Number(record.end_to_end_ms)]
+
+
+def throughput(report: Report) -> Table:
+    """Return verdicts in a second in every configuration that was tried."""
+    rows: list[list[Cell]] = [
+        [
+            bundle.name,
+            configuration(stream.requests, stream.batch_size),
+            stream.layout,
+            Number(stream.images_per_s, digits, stream.interval),
+        ]
+        for bundle in report.bundles
+        if bundle.throughput is not None
+        for stream in (bundle.throughput.default, *bundle.throughput.sweep)
+    ]
+    headers = ["bundle", "asked for", "what the runtime made of it", "images/s"]
+    return Table("Verdicts in a second by requests and batch size", headers, rows, n_names=3)
+
+
+def configuration(requests: int | None, batch_size: int) -> str:
+    """Return what was asked of a stream, in words."""
+    if requests is None and batch_size == 1:
+        return "default"
+    words = "default requests" if requests is None else f"{requests} request{'s' * (requests != 1)}"
+    return f"{words}, batch {batch_size}"
+
+
+def loads(report: Report) -> Table:
+    """Return how images at a fixed rate were kept up with; latency counts from when an image was due."""
+    rows: list[list[Cell]] = [
+        [
+            bundle.name,
+            f"{load.fps:g}",
+            Number(load.deadline_ms),
+            Number(load.missed_share, percent, load.missed_interval),
+            *(
+                Number(getattr(load.latency, name), digits, load.latency.intervals.get(name))
+                for name in ("p50_ms", "p99_ms")
+            ),
+            "yes" if load.keeps_up else "no",
+        ]
+        for bundle in report.bundles
+        for load in bundle.load
+    ]
+    headers = ["bundle", "images/s", "deadline ms", "missed", "p50 ms", "p99 ms", "keeps up"]
+    return Table("Images at a fixed rate, from when one was due to its verdict", headers, rows)
+
+
+def starts(report: Report) -> Table:
+    """Return the time to the first verdict, step by step."""
+    rows: list[list[Cell]] = []
+    for bundle in report.bundles:
+        kinds = (("warm", bundle.start.warm), ("cold", bundle.start.cold)) if bundle.start else ()
+        for kind, found in kinds:
+            if found is not None:
+                steps = [Number(getattr(found, step)) for step in START_STEPS]
+                total = Number(found.first_result_s, digits, found.interval)
+                rows.append([bundle.name, kind, str(found.n_starts), *steps, total])
+    headers = ["bundle", "start", "starts", *START_STEPS.values(), "start to first verdict"]
+    return Table("Time to the first verdict, medians of each step, s", headers, rows, n_names=2)
+
+
+def judged(report: Report) -> list[tuple[str, AccuracyRecord]]:
+    """Return the bundles whose accuracy was measured, with it."""
+    return [(bundle.name, bundle.accuracy) for bundle in report.bundles if bundle.accuracy is not None]
+
+
+def judged_on(report: Report) -> str:
+    """Return what accuracy was measured on, or why it was not."""
+    data = report.data
+    if not judged(report):
+        return f"Not measured: {data.no_accuracy_because or 'no bundle ran'}."
+    return (
+        f"{data.n_test_normal} good and {data.n_test_anomalous} defective test images, {data.n_with_mask} of them with "
+        "masks. F1, recall and false alarms are at each bundle's own threshold, which was fitted on other images."
+    )
+
+
+def accuracy(report: Report) -> Table:
+    """Return the accuracy of every bundle, and of methods without a network."""
+    shown = figures(View.ACCURACY)
+    rows: list[list[Cell]] = [
+        [bundle.name, *(each.number(bundle) for each in shown)] for bundle in report.bundles if bundle.accuracy
+    ]
+    for record in report.simple_methods:
+        values = [Number(getattr(record.metrics, each.name), each.form) for each in shown]
+        rows.append([f"{simple_method_name(record)} ({record.description})", *values])
+    return Table("Accuracy with 95 % intervals", ["bundle", *(each.heading for each in shown)], rows)
+
+
+def defects(report: Report) -> Table:
+    """Return how well each class of defects is found."""
+    found: list[tuple[str, Metrics]] = [(name, record.metrics) for name, record in judged(report)]
+    found += [(simple_method_name(each), each.metrics) for each in report.simple_methods if each.metrics.per_defect]
+    rows: list[list[Cell]] = []
+    for defect in sorted({defect for _, metrics in found for defect in metrics.per_defect}):
+        classes = [metrics.per_defect.get(defect) for _, metrics in found]
+        cells: list[Cell] = []
+        for each in classes:
+            areas = "" if each is None else f"{_share(each.image_auroc)} / {_share(each.pixel_auroc)}"
+            cells.append(Number(None if each is None else each.recall, percent, note=areas))
+        rows.append([defect, str(next(each.n for each in classes if each is not None)), *cells])
+    return Table(
+        "Recall at the bundle's own threshold, with AUROC of images / of pixels against all good test images",
+        ["defect class", "images", *(name for name, _ in found)],
+        rows,
+    )
+
+
+def _share(value: float | None) -> str:
+    return ABSENT if value is None else share(value)
+
+
+def curves(report: Report) -> Table:
+    """Return the height of each curve at a few false-positive rates: what a screen reader can make of it."""
+    rows: list[list[Cell]] = []
+    for name, record in judged(report):
+        for what, curve in (("images, ROC", record.roc), ("pixels, ROC", record.pixel_roc), ("PRO", record.pro)):
+            if curve is not None:
+                rows.append([name, what, *(Number(_height(curve, rate), share) for rate in _CURVE_RATES)])
+    headers = ["bundle", "curve", *map(str, _CURVE_RATES)]
+    return Table("Height of the curves at false-positive rates", headers, rows, n_names=2)
+
+
+def _height(curve: CurveRecord, at: float) -> float:
+    """Return the height of a curve, straight between its corners; on a vertical step its upper end."""
+    points = list(zip(curve.false_positive_rate, curve.hit_rate, strict=True))
+    before = [point for point in points if point[0] <= at]
+    after = next((point for point in points if point[0] > at), None)
+    if not before:
+        return 0.0
+    if after is None:
+        return before[-1][1]
+    (x1, y1), (x2, y2) = before[-1], after
+    return y1 + (y2 - y1) * (at - x1) / (x2 - x1)
+
+
+def scores(report: Report) -> Table:
+    """Return how many images have which score."""
+    rows = [
+        [name, f"{low:.3g} to {high:.3g}", str(good), str(bad)]
+        for name, record in judged(report)
+        for low, high, good, bad in zip(
+            record.scores.edges[:-1],
+            record.scores.edges[1:],
+            record.scores.normal,
+            record.scores.anomalous,
+            strict=True,
+        )
+        if good or bad
+    ]
+    return Table("Images by score", ["bundle", "score", "good", "defective"], rows, n_names=2)
+
+
+def compared_on(report: Report) -> str:
+    """Return what the bundles were compared with their reference on, and what a flip is."""
+    return (
+        f"On {report.data.n_judged} {report.data.judged}. A flip is an image that one calls anomalous and the other "
+        "does not, each by its own threshold. A margin is the distance to the threshold in standard deviations of the "
+        f"good parts' scores; a flip is explained where it moved by less than {EXPLAINED_MOVE:g}: the image lies that "
+        "near to the threshold. In brackets the difference as a share of the reference's largest value."
+    )
+
+
+def drift(report: Report) -> Table:
+    """Return how far every bundle is from its reference."""
+    rows: list[list[Cell]] = []
+    for bundle in report.bundles:
+        if (found := bundle.comparison) is not None:
+            rows.append(
+                [
+                    bundle.name,
+                    found.reference if found.same_run else f"{found.reference} (another training run)",
+                    FIGURES["flips"].number(bundle),
+                    relative(found.max_score_difference, found.reference_score_scale),
+                    f"{found.mean_score_difference:+.1e}",
+                    relative(found.max_map_difference, found.reference_map_scale),
+                    relative(found.mean_map_difference, None),
+                    ABSENT if found.score_rank_correlation is None else f"{found.score_rank_correlation:.6f}",
+                ]
+            )
+    headers = ["bundle", "reference", "flips", "largest score difference", "mean, signed", "largest map difference",
+               "mean map difference", "rank correlation"]  # fmt: skip
+    return Table("Drift from the reference", headers, rows, n_names=2)
+
+
+def flips(report: Report) -> Table:
+    """Return the images that a bundle and its reference decide differently."""
+    rows = [
+        [
+            flip.image,
+            bundle.name,
+            flip.defect if flip.defect is not None else "good or not known",
+            "normal, now anomalous" if flip.is_anomalous else "anomalous, now normal",
+            f"{flip.reference_margin:+.3f}",
+            f"{flip.margin:+.3f}",
+            "yes" if flip.is_explained else "no",
+        ]
+        for bundle in report.bundles
+        if bundle.comparison is not None
+        for flip in bundle.comparison.flips
+    ]
+    headers = ["image", "bundle", "defect class", "verdict", "margin before", "margin now", "explained"]
+    return Table("Images with another verdict", headers, rows, n_names=4)
+
+
+def exported(report: Report) -> Table:
+    """Return what the export had found against the FP32 torch reference, to set beside what was found here."""
+    rows = [
+        [
+            bundle.name,
+            record.images,
+            str(record.n_images),
+            str(record.label_flips),
+            relative(record.max_score_difference, record.reference_score_scale),
+            relative(record.max_map_difference, record.reference_map_scale),
+        ]
+        for bundle in report.bundles
+        if (record := bundle.exported_parity) is not None
+    ]
+    headers = ["bundle", "images", "n", "flips", "largest score difference", "largest map difference"]
+    return Table("Parity at export, against the FP32 torch reference", headers, rows, n_names=2)
+
+
+def running(report: Report) -> Table:
+    """Return what each bundle really ran on."""
+    rows = [
+        [
+            bundle.name,
+            _device(bundle),
+            bundle.runtime or ABSENT,
+            bundle.layout or ABSENT,
+            f"{bundle.height}x{bundle.width}" if bundle.height else ABSENT,
+            bundle.run or ABSENT,
+            "; ".join(bundle.notes) or ABSENT,
+        ]
+        for bundle in report.bundles
+    ]
+    headers = ["bundle", "device", "runtime", "requests, threads, batch", "input", "training run", "notes"]
+    return Table("Device, runtime and layout in use", headers, rows, n_names=7)
+
+
+def _device(bundle: BundleResult) -> str:
+    if not bundle.has_run:
+        return f"did not run: {bundle.not_run_because}"
+    return f"{bundle.device or 'not known'}{f' ({bundle.device_reason})' if bundle.device_reason else ''}"
+
+
+def rounds(report: Report) -> Table:
+    """Return the conditions of each round."""
+
+    def optional(value: float | None, form: str) -> str:
+        return ABSENT if value is None else format(value, form)
+
+    rows: list[list[Cell]] = [
+        [
+            bundle.name,
+            str(item.number),
+            Number(item.begin_s),
+            Number(item.engine_p50_ms),
+            f"{digits(item.spin_before_ms)} / {digits(item.spin_after_ms)}",
+            optional(item.frequency_mhz, ".0f"),
+            optional(item.temperature_c, ".0f"),
+            optional(item.n_throttled, "d"),
+            optional(item.foreign_cores, ".2f"),
+            optional(item.stolen_share, ".1%"),
+        ]
+        for bundle in report.bundles
+        for item in bundle.rounds
+    ]
+    headers = ["bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C", "throttled",
+               "foreign cores", "stolen"]  # fmt: skip
+    return Table("Conditions in each round", headers, rows, n_names=2)
+
+
+def samples(report: Report) -> Table:
+    """Return the files of raw samples."""
+    rows = [[bundle.name, bundle.samples.name, bundle.samples.sha256] for bundle in report.bundles if bundle.samples]
+    return Table("Raw samples beside report.json", ["bundle", "file", "SHA-256"], rows, n_names=3)
+
+
+def machine(report: Report) -> dict[str, str]:
+    """Return the facts about the machine that decide how fast a model runs."""
+    found = report.machine
+    load = [f"{value:g}" for value in (found.load_average_start, found.load_average_end) if value is not None]
+    energy = {each.energy.source or each.energy.not_available_because or "" for each in report.bundles if each.energy}
+    facts = {
+        "Board": found.board,
+        "Processor": found.processor or found.architecture,
+        "Cores": f"{found.cores_usable} usable"
+        + (f", {found.cores_physical} physical" if found.cores_physical else ""),
+        "Instruction sets": ", ".join(found.processor_flags),
+        "Memory": f"{digits(found.memory_bytes / MIB)} MiB" if found.memory_bytes else _UNKNOWN,
+        "GPU": "; ".join(found.gpus) or "none found",
+        "System": f"{found.system}, {found.architecture}",
+        "Virtual machine": _UNKNOWN if found.is_virtual is None else "yes" if found.is_virtual else "no",
+        "Power mode": found.power_mode,
+        "Frequency governor": found.frequency_governor or _UNKNOWN,
+        "Clock before": _with_unit(found.frequency_mhz, "MHz"),
+        "Highest clock": _with_unit(found.largest_frequency_mhz, "MHz"),
+        "Temperature before": _with_unit(found.temperature_c, "°C"),
+        "Energy": "; ".join(sorted(filter(None, energy))),
+        "Load average, start and end": ", ".join(load) or _UNKNOWN,
+        "Python": found.python,
+        "vae-edge": found.vae_edge,
+        "Packages": ", ".join(f"{name} {version}" for name, version in found.packages.items()),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return _UNKNOWN if value is None else f"{value:.0f} {unit}"
+
+
+def method(report: Report) -> Iterator[str]:
+    """Return the rules that the numbers were taken by."""
+    settings, rules, data = report.settings, report.settings.rules, report.data
+    threads = "the runtime's own choice" if settings.threads is None else str(settings.threads)
+    yield (
+        f"{settings.rounds} rounds. In each of them every bundle has its turn in fresh processes of its own; a round "
+        f"begins with another bundle than the one before. Device {settings.device}, threads: {threads}. The whole took "
+        f"{report.elapsed_s:.0f} s."
+    )
+    yield (
+        f"Intervals: {CONFIDENCE:.0%}, by resampling whole rounds (samples of one round resemble each other), widened "
+        "for their small number; ratios in pairs of rounds. Percentiles with fewer than 10 samples beyond them have "
+        "none. Intervals of accuracy: by resampling images; of recall and false alarms: exact (Clopper and Pearson)."
+    )
+    yield (
+        "Latency: one image at a time, synchronous, host array in to host result out, by time.perf_counter_ns, "
+        f"{data.n_timing_images} real images ({', '.join(data.timing_image_sizes)}) in rotation. In each round a "
+        f"warm-up of {rules.warmup_s:g} s and {rules.warmup_iterations} images, then {rules.round_s:g} s or "
+        f"{rules.most_iterations} images, whichever ends first, with {rules.fewest_iterations} images at least."
+    )
+    yield (
+        "Engine: Backend.run of a prepared image. Decoded image: Detector.predict of it. File: Detector.predict of an "
+        "image file, end to end."
+    )
+    yield (
+        f"Percentiles by nearest rank. Stable: standard deviation below {WIDE_SPREAD:.0%} of the mean, medians of the "
+        f"two halves of the rounds within {WIDE_DRIFT:.0%}."
+    )
+    yield f"images/s: Detector.stream over image files for {settings.throughput_s:g} s in each round and configuration."
+    yield (
+        "Start: from before a fresh Python process is created until its verdict on an image file is known; one in each "
+        f"round, and {settings.cold_starts} with an empty cache of compiled models; the system's cache of files stays "
+        "warm."
+    )
+    yield (
+        "Memory: largest resident memory of these processes after "
+        f"{min(settings.n_memory_images, data.n_timing_images)} image files; libraries included, a GPU's memory not."
+    )
+    if settings.load_fps:
+        yield (
+            f"Under load: images become due at a fixed rate for {settings.load_s:g} s in each round, and wait where "
+            "the detector is behind; latency counts from when an image was due (no coordinated omission)."
+        )
+    yield f"Data: {data.source}."
+    yield from (f"Data: {note}." for note in data.notes)

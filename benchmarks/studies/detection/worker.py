@@ -1,0 +1,238 @@
+"""Trains and measures one image set with one seed, for `vae_edge.benchmarks.studies.detection.command`.
+
+A process of its own, so that several can use a core each. What an earlier, interrupted study trained is not trained
+again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae_edge.benchmarks.measure.instruments import serve
+from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Training, scorings_of, settings_of
+from vae_edge.errors import VaeEdgeError
+from vae_edge.image import Preparation
+from vae_edge.records import Record
+from vae_edge.train.anomaly_graph import Reconstructed, Reconstruction, Scorer, images_at_a_time
+from vae_edge.train.candidate_scores import score_candidates
+from vae_edge.train.candidates import CANDIDATES
+from vae_edge.train.fitting import fit_run, resume_run
+from vae_edge.train.inspection_set import ImageFile
+from vae_edge.train.loading import load_images, load_masks
+from vae_edge.train.metrics import Metrics, evaluate, image_auroc
+from vae_edge.train.network import Vae
+from vae_edge.train.run_folder import RECORD_FILE, SETTINGS_FILE, RunFolder
+from vae_edge.train.run_records import TrainSettings
+from vae_edge.train.scoring import ScoringSettings
+from vae_edge.train.scoring_choice import candidate_units
+from vae_edge.train.scoring_constants import fit_scoring_constants, some_fitted
+from vae_edge.train.template_baseline import TemplateBaseline
+from vae_edge.train.watcher import Watcher
+
+
+class Job(Record):
+    """What a worker is to do."""
+
+    data: str
+    preset: str
+    seed: int
+    runs: str
+    """Folder for the trained runs."""
+    trainings: tuple[Training, ...]
+    epochs: int | None = None
+    ablate: bool = True
+    """Measure parts of the scoring, every composition in hindsight, and the template baseline."""
+
+
+@dataclass(frozen=True)
+class _Test:
+    """The test images, prepared, with what is known of them."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.bool_]
+    defects: tuple[str | None, ...]
+    masks: NDArray[np.bool_]
+    has_mask: NDArray[np.bool_]
+
+    @classmethod
+    def load(cls, files: list[ImageFile], preparation: Preparation) -> _Test:
+        masks = load_masks(files, preparation)
+        return cls(
+            load_images(files, preparation),
+            np.array([file.is_anomalous for file in files]),
+            tuple(file.defect for file in files),
+            masks.masks,
+            masks.has_mask,
+        )
+
+    def evaluate(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> Metrics:
+        return evaluate(self.labels, scores, self.defects, maps, self.masks, self.has_mask)
+
+
+def _note(sentence: str) -> None:
+    """Write to the log, so that it shows how far the worker is."""
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
+class _Notes(Watcher):
+    """Writes what a run says to the log."""
+
+    def say(self, sentence: str) -> None:
+        _note(sentence)
+
+
+def run_job(job: Job) -> CaseResult:
+    """Train and measure."""
+    torch.set_num_threads(1)
+    runs = Path(job.runs)
+    auto = _run(
+        runs, Training.AUTO, job, settings_of(Training.AUTO, Path(job.data), job.preset, job.seed, epochs=job.epochs)
+    )
+    record = auto.record
+    test = _Test.load(auto.find_images(("test",)), record.preparation)
+    rows = [Row(name="auto", metrics=auto.metrics)]
+    hindsight: dict[str, float] = {}
+    if job.ablate:
+        statistics = load_images(auto.find_images(("statistics",)), record.preparation)
+        fitted = load_images(auto.find_images(("fit",)), record.preparation)
+        rows += _measure_scorings(auto, statistics, fitted, test)
+        hindsight = _hindsight(auto, statistics, fitted, test)
+        rows.append(Row(name="template baseline", metrics=_template(auto, test)))
+    for training in job.trainings:
+        if training is Training.AUTO or (training is Training.OTHER_LIGHT and _has_steady_light(auto)):
+            continue  # Where the light is always the same there is nothing to even out.
+        settings = settings_of(
+            training,
+            Path(job.data),
+            job.preset,
+            job.seed,
+            epochs=job.epochs,
+            photometric=record.photometric,
+            scoring=record.scoring,
+            is_whole=record.tiling.n_tiles == 1,
+        )
+        run = _run(runs, training, job, settings)
+        rows.append(Row(name=f"training {training}", metrics=run.metrics))
+        if training is Training.PLAIN:
+            rows.append(Row(name="training plain, mse", metrics=_plain_mse(run)))
+    return CaseResult(
+        data=Path(job.data).name,
+        preset=job.preset,
+        seed=job.seed,
+        model=record.tiling.describe(),
+        n_tiles=record.tiling.n_tiles,
+        gflop=record.training.flops / 1e9,
+        n_parameters=record.training.n_parameters,
+        photometric=str(record.photometric),
+        scoring=str(record.scoring),
+        because=() if record.choice is None else record.choice.because,
+        training_s=record.training.seconds,
+        images_per_s=record.training.images_per_s,
+        rows=tuple(rows),
+        hindsight=hindsight,
+        versions=record.library_versions,
+    )
+
+
+def _has_steady_light(run: RunFolder) -> bool:
+    traits = run.record.settings.traits
+    return traits is not None and traits.has_steady_light
+
+
+def _run(runs: Path, training: Training, job: Job, settings: TrainSettings) -> RunFolder:
+    folder = runs / f"{Path(job.data).name}-{job.preset}-{job.seed}-{training}"
+    if (folder / RECORD_FILE).is_file():
+        return RunFolder.open(folder)
+    _note(f"training {folder.name}")
+    if (folder / SETTINGS_FILE).is_file():
+        return resume_run(folder, watcher=_Notes())
+    return fit_run(settings, out=folder, watcher=_Notes())
+
+
+def _measure_scorings(
+    run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
+) -> Iterator[Row]:
+    vae, frame = run.load_vae(), run.record.frame
+    for name, scoring in scorings_of(run.record.scoring).items():
+        _note(f"measuring {name}")
+        constants = fit_scoring_constants(vae, scoring, statistics, frame=frame, fitted=fitted)
+        scorer = Scorer(scoring, constants, frame)
+        maps = np.empty(test.images.shape[:3], dtype=np.float32)
+        scores = np.empty(len(test.images), dtype=np.float32)
+        for start, seen in _reconstructed(vae, run, scoring, test.images):
+            made, score = scorer(seen)
+            maps[start : start + len(made)], scores[start : start + len(made)] = made.numpy(), score.numpy()
+        yield Row(name=name, metrics=test.evaluate(scores, maps))
+
+
+@torch.inference_mode()
+def _reconstructed(
+    vae: Vae, run: RunFolder, scoring: ScoringSettings, images: NDArray[np.uint8]
+) -> Iterator[tuple[int, Reconstructed]]:
+    frame = run.record.frame
+    reconstruct = Reconstruction(vae, frame, scoring.latent)
+    step = images_at_a_time(frame)
+    for start in range(0, len(images), step):
+        yield start, reconstruct(torch.from_numpy(images[start : start + step]))
+
+
+def _hindsight(
+    run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
+) -> dict[str, float]:
+    """Return the image AUROC on the test images of every composition that the choice had."""
+    _note("measuring every composition in hindsight")
+    maps = list(dict.fromkeys(each for scoring in CANDIDATES for each in scoring.maps))
+    frame = run.record.frame
+    # All normals in both folds: the test images are none of them.
+    scores = score_candidates(
+        Reconstruction(run.load_vae(), frame),
+        frame.image_size,
+        maps,
+        np.repeat(statistics, 2, axis=0),
+        np.concatenate([statistics, test.images]),
+        np.zeros(len(statistics) + len(test.images), dtype=np.int64),
+        fitted=some_fitted(fitted),
+        batch_size=images_at_a_time(frame),
+    )
+    is_normal = np.arange(len(scores)) < len(statistics)
+    units = {each: candidate_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
+    result = {}
+    for scoring in CANDIDATES:
+        fused = np.mean([units[each] for each in scoring.maps], axis=0)[len(statistics) :]
+        value = image_auroc(test.labels, fused)
+        assert value is not None
+        result[str(scoring)] = value
+    return result
+
+
+def _template(run: RunFolder, test: _Test) -> Metrics:
+    baseline = TemplateBaseline.fit(load_images(run.find_images(("fit", "statistics")), run.record.preparation))
+    return test.evaluate(baseline.scores(test.images), baseline.anomaly_maps(test.images))
+
+
+def _plain_mse(run: RunFolder) -> Metrics:
+    from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+    from vae_edge.train.scoring import MSE_SCORING
+
+    test = _Test.load(run.find_images(("test",)), run.record.preparation)
+    graph = AnomalyGraph(run.load_vae(), MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), run.record.frame)
+    maps, scores = run_graph(graph, test.images)
+    return test.evaluate(scores, maps)
+
+
+def do(job: dict[str, Any]) -> dict[str, Any]:
+    """Do the job and return the result as JSON takes it."""
+    return run_job(Job.model_validate(job)).model_dump(mode="json", exclude_none=True)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(sys.argv[1:], do, (VaeEdgeError,)))

@@ -1,0 +1,186 @@
+"""The study of detection: what its cases are, what its tables say, and one case from beginning to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Training, scorings_of, settings_of
+from vae_edge.benchmarks.studies.detection.command import detection
+from vae_edge.benchmarks.studies.detection.tables import spread, write_tables
+from vae_edge.errors import UsageError
+from vae_edge.sample import SampleSettings, write_sample_set
+from vae_edge.train.metrics import DefectMetrics, Metrics
+from vae_edge.train.photometric import Photometric
+from vae_edge.train.recipe import REFERENCE_RECIPE
+from vae_edge.train.run_records import TrainSettings
+from vae_edge.train.scoring import DEFAULT_SCORING, MSE_SCORING, Level, parse_scoring
+
+
+def settings(
+    training: Training, *, photometric: Photometric = Photometric.IMAGE, is_whole: bool = False
+) -> TrainSettings:
+    return settings_of(
+        training,
+        Path("set"),
+        "nano",
+        3,
+        epochs=None,
+        photometric=photometric,
+        scoring=DEFAULT_SCORING,
+        is_whole=is_whole,
+    )
+
+
+def test_the_automatic_training_leaves_everything_to_be_chosen() -> None:
+    auto = settings(Training.AUTO)
+    assert auto.photometric is None
+    assert auto.scoring is None
+    assert auto.size is not None
+    assert (auto.size.image, auto.size.tiles) == (None, "auto")
+    assert auto.seed == auto.split.seed == 3
+
+
+def test_the_plain_training_is_the_published_one_on_whole_images() -> None:
+    plain = settings(Training.PLAIN)
+    assert plain.recipe == REFERENCE_RECIPE
+    assert plain.photometric is Photometric.NONE
+    assert plain.precision == "32-true"
+    assert plain.size is not None
+    assert (plain.size.image, plain.size.tiles) == ((128, 128), "none")
+
+
+@pytest.mark.parametrize(("is_whole", "tiles"), [(False, "none"), (True, 64)])
+def test_the_other_size_is_what_was_not_chosen(is_whole: bool, tiles: object) -> None:
+    other = settings(Training.OTHER_SIZE, is_whole=is_whole)
+    assert other.size is not None
+    assert other.size.tiles == tiles
+    assert (other.photometric, other.scoring) == (Photometric.IMAGE, DEFAULT_SCORING)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "other"), [(Photometric.IMAGE, Photometric.NONE), (Photometric.NONE, Photometric.IMAGE)]
+)
+def test_the_other_light_is_what_was_not_chosen(chosen: Photometric, other: Photometric) -> None:
+    assert settings(Training.OTHER_LIGHT, photometric=chosen).photometric is other
+
+
+def test_every_part_of_the_chosen_scoring_is_switched_off_in_turn() -> None:
+    off = scorings_of(DEFAULT_SCORING)
+    assert off["chosen"] == DEFAULT_SCORING
+    assert all(each.smoothing_sigma == 0 for each in off["no smoothing"].maps)
+    assert all(each.level is Level.NONE for each in off["no division by the image's own residual"].maps)
+    assert not any(each.per_pixel for each in off["no normalization per pixel"].maps)
+    assert [each for name, each in off.items() if name.startswith("only ")] == [
+        DEFAULT_SCORING.model_copy(update={"maps": (each,)}) for each in DEFAULT_SCORING.maps
+    ]
+    assert off["mse (the plain scoring)"] == MSE_SCORING
+
+
+def test_maps_that_become_equal_with_a_part_off_are_counted_once() -> None:
+    two = parse_scoring("l1/0.008/image+pixel/max,l1/0.008/local+pixel/max")
+    assert two is not None
+    assert len(scorings_of(two)["no division by the image's own residual"].maps) == 1
+
+
+def result(data: str, seed: int, auroc: float, hindsight: dict[str, float]) -> CaseResult:
+    metrics = Metrics(
+        n_normal=2,
+        n_anomalous=2,
+        image_auroc=auroc,
+        pixel_auroc=0.5,
+        aupro=0.25,
+        per_defect={"hole": DefectMetrics(n=2, image_auroc=auroc, pixel_auroc=0.5)},
+    )
+    return CaseResult(
+        data=data,
+        preset="nano",
+        seed=seed,
+        model="images of 64x64, not cut",
+        n_tiles=1,
+        gflop=0.5,
+        n_parameters=1_500_000,
+        photometric="none",
+        scoring="a",
+        because=(),
+        training_s=1.0,
+        images_per_s=10.0,
+        rows=(Row(name="auto", metrics=metrics),),
+        hindsight=hindsight,
+        versions={},
+    )
+
+
+def test_a_spread_is_a_mean_and_a_standard_deviation() -> None:
+    assert spread([0.5, 0.7, 0.9]) == "0.700 ± 0.200"
+    assert spread([0.5]) == "0.500"
+    assert spread([None]) == ""
+
+
+def test_hindsight_takes_the_best_of_each_set_and_the_best_for_all() -> None:
+    text = write_tables(
+        [
+            result("one", 0, 0.7, {"default": 0.6, "a": 0.7, "b": 0.9}),
+            result("one", 1, 0.8, {"default": 0.6, "a": 0.8, "b": 0.9}),
+            result("two", 0, 0.9, {"default": 0.6, "a": 0.9, "b": 0.5}),
+        ]
+    )
+    assert "| one | 0.750 ± 0.071 | 0.600 ± 0.000 | 0.750 ± 0.071 | 0.900 ± 0.000 | `b` |" in text
+    assert "| two | 0.900 | 0.600 | 0.900 | 0.900 | `a` |" in text
+    assert "found with the labels of all sets: `a`" in text
+    assert "| auto | 0.750 ± 0.071 | 0.500 ± 0.000 | 0.250 ± 0.000 |" in text
+    assert "| hole | 0.750 ± 0.071 / 0.500 ± 0.000 |" in text
+
+
+@pytest.fixture
+def run_command() -> CliRunner:
+    return CliRunner()
+
+
+def application() -> Typer:
+    app = Typer()
+    app.command()(detection)
+    return app
+
+
+@pytest.mark.slow
+def test_a_case_is_trained_measured_and_not_measured_again(run_command: CliRunner, tmp_path: Path) -> None:
+    sizes = SampleSettings(image_size=64, n_train=40, n_test_good=4, n_test_per_defect=1)
+    data = write_sample_set(tmp_path, ["fabric"], sizes)[0]
+    out = tmp_path / "study"
+    arguments = [str(data), "--out", str(out), "--seeds", "0", "--trainings", "auto,plain", "--epochs", "1"]
+    first = run_command.invoke(application(), arguments)
+    assert first.exit_code == 0, first.output
+    measured = CaseResult.model_validate(json.loads((out / "results" / "fabric-nano-0.json").read_text()))
+    names = [row.name for row in measured.rows]
+    assert names[:2] == ["auto", "chosen"]
+    assert {"template baseline", "training plain", "training plain, mse"} <= set(names)
+    by_name = {row.name: row.metrics for row in measured.rows}
+    assert by_name["auto"].image_auroc == pytest.approx(by_name["chosen"].image_auroc)
+    assert by_name["auto"].aupro == pytest.approx(by_name["chosen"].aupro, abs=1e-3)
+    assert measured.hindsight[measured.scoring] == pytest.approx(by_name["chosen"].image_auroc, abs=0.05)
+    assert "### fabric, `nano`, seeds 0" in (out / "detection.md").read_text()
+    stamp = (out / "results" / "fabric-nano-0.json").stat().st_mtime_ns
+    again = run_command.invoke(application(), arguments)
+    assert again.exit_code == 0
+    assert (out / "results" / "fabric-nano-0.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "a"], "whole numbers"),
+        (["--trainings", "best"], "there is no training 'best'"),
+        (["--preset", "huge"], "there is no preset 'huge'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(
+    run_command: CliRunner, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = run_command.invoke(application(), [str(tmp_path), "--out", str(tmp_path / "out"), *arguments])
+    assert isinstance(done.exception, UsageError)
+    assert said in str(done.exception)
