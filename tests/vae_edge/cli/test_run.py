@@ -13,6 +13,7 @@ import pytest
 
 from tests.tiny_bundles import dark_image, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
+from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
@@ -225,3 +226,15 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(
     code, _, err = command("run", onnx_bundle.folder, pieces / "left", "--out", tmp_path / "locked" / "out")
     assert code == 1
     assert "could not be written" in err
+
+
+def test_two_runs_cannot_share_an_output(
+    command: Callable[..., tuple[int, str, str]], onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    picture, out = write_image(tmp_path / "part.png", dark_image(1)), tmp_path / "out"
+    with claim(out / LOCK_FILE, "the first run"):
+        code, _, error = command(onnx_bundle.folder, picture, "--out", out, program="run")
+        assert (code, [path.name for path in out.iterdir()]) == (1, [LOCK_FILE])
+        assert f"another vae-run writes into {out} (process {os.getpid()})" in " ".join(error.split())
+    assert command(onnx_bundle.folder, picture, "--out", out, program="run")[0] == 0
+    assert [path.name for path in out.iterdir()] == ["predictions.jsonl"]
