@@ -13,7 +13,7 @@ import typer
 from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import lines_stdout, print_error, warnings_shown
+from vae_edge.cli.console import lines_stdout, notes_console, print_error, warnings_shown
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
@@ -33,7 +33,7 @@ from vae_edge.sinks.sink import (
     clear_earlier_run,
 )
 from vae_edge.sources.live import LiveOptions
-from vae_edge.sources.opening import open_sources, open_watch
+from vae_edge.sources.opening import STANDARD_INPUT, open_sources, open_watch
 from vae_edge.sources.pictures import AtMost, Source
 from vae_edge.sources.watch import WatchOptions
 
@@ -262,6 +262,8 @@ def run(
             raise UsageError("--video was given, and no source is a video, a camera or a stream; leave it out")
         if max_pictures is not None:
             pictures = AtMost(pictures, max_pictures)
+        if STANDARD_INPUT in source and sys.stdin.isatty():
+            notes_console().print("Reading paths from this terminal, one a line; Ctrl-D ends.")
         if hint is None:
             hint = Hint.LATENCY if pictures.is_live and requests is None else Hint.THROUGHPUT
         with step_progress() as progress:

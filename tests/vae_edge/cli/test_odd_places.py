@@ -262,6 +262,20 @@ def test_a_real_terminal_gets_colours_and_nothing_foreign(hostile: Path) -> None
     assert "\\x1b]0;owned" in text
 
 
+def test_paths_can_be_typed(place: Place) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vae_edge", "run", str(place.bundle), "-"], stdin=theirs, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, b"gone.png\n\x04")
+    out, err = process.communicate(timeout=60)
+    os.close(ours)
+    assert (process.returncode, json.loads(out)["source"]) == (1, "gone.png")
+    assert b"Reading paths from this terminal" in err
+
+
 @pytest.mark.parametrize(
     "surroundings", [{"COLUMNS": "1"}, {"COLUMNS": "0"}, {"COLUMNS": "x"}, {"TERM": "dumb"}, {"NO_COLOR": "1"}]
 )
