@@ -246,8 +246,8 @@ def test_a_threshold_beyond_32_bits_is_refused() -> None:
 def test_the_bundles_own_thresholds_are_used_after_a_refit(bundle: Bundle, tmp_path: Path) -> None:
     score = Detector.open(bundle).predict(spotted_image(0)).score
     for threshold, expected in ((score, False), (float(np.nextafter(np.float32(score), np.float32(0))), True)):
-        changed = with_thresholds(bundle, threshold, bundle.manifest.thresholds.pixel_threshold)
-        export_model_api(changed, tmp_path / "out", [spotted_image(0)])
+        bundle = with_thresholds(bundle, threshold, bundle.manifest.thresholds.pixel_threshold)
+        export_model_api(bundle, tmp_path / "out", [spotted_image(0)])
         found = open_model(tmp_path / "out" / "model.xml")(spotted_image(0)[:, :, ::-1])
         assert bool(found["pred_label"][0]) is expected
 

@@ -149,7 +149,7 @@ def test_an_unknown_kind_split_or_index_is_refused() -> None:
     [
         ({"image_size": 63}, "image_size is 63, expected an integer from 64 to 1024"),
         ({"image_size": 1025}, "image_size is 1025"),
-        ({"n_train": 0}, "n_train is 0, expected an integer of 1 or more"),
+        ({"n_train": 0}, "n_train is 0, expected an integer from 1 to 1000000"),
         ({"n_test_good": True}, "n_test_good is True"),
         ({"n_test_per_defect": 2.5}, r"n_test_per_defect is 2\.5"),
         ({"seed": -1}, "seed is -1, expected an integer of 0 or more"),
