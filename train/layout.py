@@ -22,6 +22,8 @@ Another, `listed`, is no layout: each file was named; see `vae_edge.train.listed
 Good parts of a `validation` folder are trained and calibrated on like those of `train`, for this package holds out its
 own. An image below a name for parts that are not good, or for masks, is never trained on. Where it cannot be told what
 an image is, and nothing says plainly which images are to be trained on, the set is refused with what would decide it.
+So it is where somebody seems to have sorted the images by names that do not say good or bad (`scratch`, `positive`
+beside `negative`, `0` beside `1`), or has written annotations that are no pictures and are not read.
 
 A mask has its image's name (`0.png`) or a longer one (`0_mask.png`, `0-GT.bmp`, `0_label2.png`), or lies in a folder of
 that name (`000/0.png`); several are united. Files are listed by the rule of `vae_edge.listing`.
@@ -41,10 +43,11 @@ from vae_edge.listing import FolderFiles, Listing, count_images, list_images
 from vae_edge.outside import user_path
 from vae_edge.records import check_recordable
 from vae_edge.train.mask_pairing import (
-    LIKE_MASKS,
     FolderQuality,
     ImageFolder,
     Picture,
+    find_annotations,
+    find_unnamed_masks,
     pair_masks,
     tell_apart,
     what_masks_mark,
@@ -125,6 +128,7 @@ class _Search:
         says_something = any(folder.quality not in (None, "perhaps good") or folder.part for folder in self.folders)
         # OK_lens beside scratch: somebody has sorted them.
         says_something |= {None, "perhaps good"} <= {folder.quality for folder in self.folders}
+        says_something |= any(folder.is_class for folder in self.folders)
         labelled = self._is_labelled()
         train: list[Picture] = []
         test: list[tuple[Picture, str | None]] = []
@@ -185,6 +189,9 @@ class _Search:
             raise self._unclear(unclear)
         self._refuse_names(train)
         self._refuse_conflicts(train, test)
+        if not says_something and not labelled:
+            self._refuse_annotations()
+            self._refuse_masks_among(train)
         return self._found(train, test, says_something=says_something, labelled=labelled)
 
     def _judged(self, files: FolderFiles) -> ImageFolder:
@@ -198,6 +205,7 @@ class _Search:
             if meaning.quality == "mask" and folder.quality != "mask":
                 folder.is_certain_mask = meaning.certain
             folder.quality = _combined(folder.quality, meaning, in_test=folder.part == "test")
+            folder.is_class |= meaning.is_class
             kinds += [meaning.kind] if meaning.kind else []
         folder.kinds = tuple(kinds)
         folder.kinds_above = tuple(kinds[:-1] if meanings and meanings[-1].kind else kinds)
@@ -390,9 +398,10 @@ class _Search:
             f" and {len(named) - _NAMED_FOLDERS} more" if named[_NAMED_FOLDERS:] else ""
         )
         known = "; ".join(self._described())
+        all_good = "" if known or len(folders) < 2 else f" If all of them do, say so: --normal {self.root}."
         return InputError(
             f"{self.root}: it cannot be told whether these hold good parts: {shown}"
-            f"{f'. Known are: {known}' if known else ''}. {self._advice(folders)}"
+            f"{f'. Known are: {known}' if known else ''}.{all_good} {self._advice(folders)}"
         )
 
     def _described(self) -> list[str]:
@@ -431,28 +440,64 @@ class _Search:
         """Refuse files to train on whose own names speak of defects or masks; in a folder called good, only say it."""
         said: dict[bool, list[Picture]] = {True: [], False: []}
         perhaps = []
+        good = []
         for picture in train:
-            if not _SPEAKING.search(picture.stem):
-                continue
-            meaning = meaning_of(picture.stem)
+            meaning = _meaning_of_file(picture)
             is_named_good = picture.folder.quality == "good"
-            if masked_stem(picture.stem) is not None or (
-                meaning.quality in ("bad", "mask", "mixed") and (meaning.certain or meaning.quality == "mixed")
+            if (
+                meaning.is_class
+                or masked_stem(picture.stem) is not None
+                or (meaning.quality in ("bad", "mask", "mixed") and (meaning.certain or meaning.quality == "mixed"))
             ):
                 said[is_named_good].append(picture)
             elif meaning.quality == "bad" and not is_named_good:
                 perhaps.append(picture)
+            elif meaning.quality == "good" and meaning.certain and not is_named_good:
+                good.append(picture)
         # A word that all of them have is part of the product's name.
-        bad = [*said[False], *(perhaps if len(perhaps) < len(train) else [])]
+        words = [{*_meaning_of_file(picture).kind.split("-")} for picture in perhaps]
+        shared = set.intersection(*words) if words and len(perhaps) == len(train) else set()
+        is_product = any(not word.isdecimal() for word in shared)
+        bad = [*said[False], *([] if is_product else perhaps)]
         if bad:
             raise InputError(
                 f"{len(bad)} of the {len(train)} images to train on in {self.root} are named like defective parts or "
                 f"masks ({_first_names(bad)}); move those that are into a folder of their own, such as NG or masks, "
                 f"or, if all show good parts, say so: --normal {_common(self.root, train)}"
             )
+        silent = [picture for picture in train if picture.folder.quality != "good"] if good else []
+        if len(good) < len(silent):
+            others = {picture.name for picture in good}
+            silent = [picture for picture in silent if picture.name not in others]
+            raise InputError(
+                f"{len(good)} of the images in {self.root} are named like good parts ({_first_names(good)}), and "
+                f"{len(silent)} are not ({_first_names(silent)}); move the good ones into a folder called good and the "
+                f"others out of it, or, if all show good parts, say so: --normal {_common(self.root, train)}"
+            )
         if said[True]:
             use = f"named like defective parts or masks ({_first_names(said[True])}), but trained on as the folder says"
             self.uses.append(FolderUse(said[True][0].folder.name, use, len(said[True])))
+
+    def _refuse_annotations(self) -> None:
+        """Refuse images beside files that may say which of them show defects, where nothing else says it."""
+        found = find_annotations([files for files in self.listing.folders if not files.again])
+        if found is not None:
+            raise InputError(
+                f"{found} looks like annotations, so some of the images in {self.root} may show defects, and "
+                "annotations that are not pictures are not read; move the good parts into a folder called good and the "
+                f"others into one called NG, or, if all show good parts, say so: --normal {self.root}"
+            )
+
+    def _refuse_masks_among(self, train: Sequence[Picture]) -> None:
+        """Refuse pictures of two values among others, where no name says that they are masks."""
+        masks, of_all = find_unnamed_masks(train)
+        if masks and not of_all:
+            raise InputError(
+                f"{_first_names(masks)} in {self.root} look{'s' if len(masks) == 1 else ''} like masks of defects "
+                "(black and one other value), and other images do not; move masks into a folder called masks, and the "
+                f"images that they belong to into NG, or, if all show good parts, say so: --normal "
+                f"{_common(self.root, train)}"
+            )
 
     def _refuse_conflicts(self, train: list[Picture], test: Sequence[tuple[Picture, str | None]]) -> None:
         """Refuse links from good parts to what is not good, and drop what a link leads to a second time."""
@@ -493,6 +538,8 @@ class _Search:
 def _combined(was: FolderQuality | None, meaning: Meaning, *, in_test: bool) -> FolderQuality | None:
     """Return what a folder is, from what the folders above it are and its own name says."""
     quality = meaning.quality
+    if meaning.is_class and was in ("good", "perhaps good") and not in_test:
+        return "unclear"
     if quality is None or was == "mask":
         return was
     if quality == "mask":
@@ -526,13 +573,9 @@ def meanings_below(listing: Listing) -> dict[tuple[str, ...], Meaning]:
     }
 
 
-_SPEAKING = re.compile(
-    f"{LIKE_MASKS.pattern}|ng|bad|nok|ko|n.?io|defe[ck]t|anomal|abnormal|reject|fail|fault|scrap|flaw|damage|nonconform|"
-    "unaccept|error|outlier|invalid|schlecht|fehler|ausschu|n.{0,9}(?:ok|good|normal|pass|accept|conform|io|gut)|without|"
-    "不|缺|异|異|欠|n[\\W_]*i",
-    re.IGNORECASE,
-)
-"""What a file name must hold before it is worth taking apart: a set may have a hundred thousand."""
+def _meaning_of_file(picture: Picture) -> Meaning:
+    """Return what a file's name says; which number it has is all one, so that a hundred thousand are few names."""
+    return meaning_of(re.sub(r"\d+", "0", picture.stem))
 
 
 def left_out(listing: Listing) -> list[FolderUse]:

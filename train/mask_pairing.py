@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by the names of files and folders."""
+"""Which mask belongs to which image, by the names of files and folders; and what else may mark defects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Literal
 
 from vae_edge.errors import InputError
 from vae_edge.listing import FolderFiles
+from vae_edge.records import open_regular
 from vae_edge.train.masks import looks_like_mask, read_masks
-from vae_edge.train.name_meanings import Part, masked_stem
+from vae_edge.train.name_meanings import Part, masked_stem, meaning_of
 
 FolderQuality = Literal["good", "bad", "mask", "unclear", "perhaps good"]
 
@@ -31,6 +32,8 @@ class ImageFolder:
     is_certain_mask: bool = True
     defect: str | None = None
     """The name on its way that tells its defects from others; None: no name does."""
+    is_class: bool = False
+    """Whether a name on its way is only one for parts that were sorted out (`Meaning.is_class`)."""
     decided_by: tuple[str, ...] = ()
     """Its path up to that name, or all of it."""
     kinds: tuple[str, ...] = ()
@@ -187,3 +190,72 @@ def what_masks_mark(pictures: Sequence[Picture]) -> list[bool | InputError]:
         return [False] * len(pictures)
     with ThreadPoolExecutor() as pool:
         return list(pool.map(marks, pictures))
+
+
+_ANNOTATION_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".txt", ".xlsx", ".yaml", ".yml")
+_ANNOTATION_WORDS = {"coco", "instances", "bbox", "bboxes", "boxes", "classes", "via", "labelme", "yolo", "annot"}
+_ANNOTATIONS_INSIDE = {
+    ".json": re.compile(
+        rb'"(shapes|annotations|bbox|bboxes|objects|regions|polygons?|segmentation|labels?|defects?)"\s*:'
+    ),
+    ".xml": re.compile(rb"<(annotation|object|bndbox)\b", re.IGNORECASE),
+    ".txt": re.compile(rb"\A\s*\d{1,4}(?:[ \t]+-?\d*\.?\d+(?:e-?\d+)?){4,}[ \t]*\r?(?:\n|\Z)", re.IGNORECASE),
+}
+"""What LabelMe, COCO, Pascal VOC and YOLO write into a file for each image."""
+_MOST_READ, _MOST_BYTES = 500, 20_000
+
+
+def find_annotations(folders: Iterable[FolderFiles]) -> Path | None:
+    """Return a file that says what images show, such as `labels.csv` or a VOC or YOLO file for an image, if any does.
+
+    What a program keeps beside its images (`camera.json`, `0.txt` with the time) is none. An empty file marks nothing.
+    """
+    n_read = 0
+    for folder in folders:
+        if not folder.n_other:
+            continue
+        stems = {_stem(file).casefold() for file in folder.images}
+        above = [meaning_of(part) for part in folder.parts]
+        is_for_labels = any(meaning.quality == "mask" and meaning.certain for meaning in above)
+        for path in sorted(folder.path.iterdir()):
+            ending = path.suffix.lower()
+            if ending not in _ANNOTATION_SUFFIXES or path.name.startswith(".") or not path.is_file():
+                continue
+            meaning = meaning_of(path.stem)
+            words = set(re.findall(r"[^\W\d_]+", path.stem.casefold()))
+            says = (
+                is_for_labels or meaning.quality in ("mask", "bad", "mixed") or not words.isdisjoint(_ANNOTATION_WORDS)
+            )
+            if says and path.stat().st_size:
+                return path
+            if path.stem.casefold() in stems and ending in _ANNOTATIONS_INSIDE and n_read < _MOST_READ:
+                n_read += 1
+                with open_regular(path) as file:
+                    if _ANNOTATIONS_INSIDE[ending].search(file.read(_MOST_BYTES)):
+                        return path
+    return None
+
+
+_ADDED_LETTERS = re.compile(r"(?P<base>.+?)[\s_.\-]*[a-z]+\d{0,3}", re.IGNORECASE)
+_MOST_LOOKED_AT = 20
+
+
+def find_unnamed_masks(pictures: Sequence[Picture]) -> tuple[list[Picture], bool]:
+    """Return pictures that look like masks, and whether all pictures that were looked at do.
+
+    Looked at are a few of each folder, and those whose names are longer by letters than another's (`0` and `0_bw`).
+    """
+    by_folder: dict[int, dict[str, Picture]] = defaultdict(dict)
+    for picture in pictures:
+        by_folder[id(picture.folder)][picture.stem.casefold()] = picture
+    looked_at: dict[Path, Picture] = {}
+    for stems in list(by_folder.values())[:_MOST_READ]:
+        longer = [
+            picture
+            for stem, picture in stems.items()
+            if (match := _ADDED_LETTERS.fullmatch(stem)) is not None and match["base"] in stems
+        ]
+        looked_at |= {picture.path: picture for picture in [*list(stems.values())[:2], *longer[:_MOST_LOOKED_AT]]}
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(looks_like_mask, looked_at))
+    return [picture for picture, is_mask in zip(looked_at.values(), found, strict=True) if is_mask], all(found)

@@ -294,6 +294,24 @@ REFUSED = {
     "files named like masks": ("{a,b}_mask.png", r"2 of the 2 images .* or masks \(a_mask\.png"),
     "all label pictures marked": ("p{1,2}/P.jpg p{1,2}/P_label.bmp=m", r"no label picture in .* is empty.*--normal"),
     "labels of defects only": ("images/{0,1}.png masks/0.png=m", r"they have no label picture, others do"),
+    "kinds of defects": ("{crack,hole}/0.png", r"good parts: crack \(1 images\), hole .*all of them do.*--normal"),
+    "one kind of defects": ("scratches/0.png", r"good parts: scratches"),
+    "kinds of defects beside others": ("PCB/0.png images/{Missing_hole,Mouse_bite}/1.png", r"Missing_hole"),
+    "a kind of defect below good": ("good/0.png good/scratch/1.png", r"good parts: good/scratch"),
+    "what nobody has judged below good": ("train/good/0.png train/good/review/1.png", r"parts: train/good/review"),
+    "a kind of defect beside images": ("0.png dents/1.png", r"good parts: \. \(1 images\), dents"),
+    "a kind of defect denied": ("{Cracked,Non-cracked}/0.png", r"good parts: Cracked .*, Non-cracked"),
+    "positive and negative": ("{positive,negative}/0.png", r"good parts: negative .*, positive"),
+    "yes and no": ("data/{yes,no}/0.png", r"good parts: data/no .*, data/yes"),
+    "zero and one": ("{0,1}/0.png", r"good parts: 0 .*, 1"),
+    "classes by number": ("Class_{1,2}/0.png", r"good parts: Class_1 .*, Class_2"),
+    "a kind that is taken back": ("ok/0.png false_{accept,reject}/1.png", r"false_accept .*, false_reject"),
+    "files named after kinds of defects": ("{crazing,inclusion}_{1,2}.png", r"4 of the 4 images .*crazing_1"),
+    "one file named after a kind": ("IMG_1.png IMG_2_scratch.png", r"1 of the 2 images .*IMG_2_scratch"),
+    "different words in files": ("fail_x_1.png reject_y_2.png", r"2 of the 2 images .*named like defective"),
+    "some files named good": ("OK_{1,2}.png xyz_3.png", r"2 of the images .* good parts .*, and 1 are not \(xyz_3"),
+    "masks that no name tells": ("images/{0,1}.png bw/{0,1}.png=m", r"bw/0\.png, bw/1\.png .* look like masks"),
+    "masks beside images by an unknown word": ("{0,1,2,3}.png 3_bw.png=m", r"3_bw\.png .* looks like masks"),
 }  # fmt: skip
 
 
@@ -302,6 +320,59 @@ def test_what_is_ambiguous_is_refused_with_what_resolves_it(tmp_path: Path, case
     tree, says = case
     with pytest.raises(InputError, match=says):
         open_inspection_set(make(tmp_path / "set", tree))
+
+
+ANNOTATIONS = {
+    "labels.csv": "file,label",
+    "img/0.txt": "0 0.5 0.5 0.125 1e-1",
+    "img/0.json": '{"version": "5.0", "shapes": []}',
+    "img/0.xml": "<annotation><object/></annotation>",
+    "img/_annotations.coco.json": "{}",
+    "labels/0.txt": "anything",
+    "Annotations/a/0.xml": "<a/>",
+}
+NO_ANNOTATIONS = {
+    "notes.txt": "on good labels",
+    "log.csv": "time,file",
+    "img/0.txt": "exposure 12 ms",
+    "img/0.json": '{"camera": 3, "time": "12:00"}',
+    "img/0.xml": "<exif/>",
+    "labels/0.txt": "",
+    "img/Thumbs.db": "0 0.5 0.5 0.125 0.1",
+}
+
+
+@pytest.mark.parametrize("file", ANNOTATIONS)
+def test_images_beside_annotations_that_are_not_read_are_refused(tmp_path: Path, file: str) -> None:
+    root = make(tmp_path / "set", "img/{0,1}.png")
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(ANNOTATIONS[file])
+    with pytest.raises(InputError, match=rf"{re.escape(file)} looks like annotations.*--normal"):
+        open_inspection_set(root)
+    assert len(open_inspection_set(normal=root / "img").train) == 2
+    make(root, "good/{2,3}.png")
+    (root / "img").rename(root / "NG")
+    if not file.startswith("img"):
+        assert len(open_inspection_set(root).train) == 2
+
+
+@pytest.mark.parametrize("file", NO_ANNOTATIONS)
+def test_what_a_program_leaves_beside_its_images_is_no_annotation(tmp_path: Path, file: str) -> None:
+    root = make(tmp_path / "set", "img/{0,1}.png")
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(NO_ANNOTATIONS[file])
+    assert len(open_inspection_set(root).train) == 2
+
+
+PRODUCTS = """scratchpad crackers hole_plate bent_wire cam_0 cam_1 pos1 pos2 positive_film negative_mould 2 3
+first_grade stainless bonbon chips rusty_nail_decor 不锈钢 灯笼 Class_7"""
+
+
+def test_products_named_after_such_words_are_trained_on(tmp_path: Path) -> None:
+    root = make(tmp_path / "set", " ".join(f"{name}/{name}_{{0,1}}.png" for name in PRODUCTS.split()))
+    assert len(open_inspection_set(root).train) == 2 * len(PRODUCTS.split())
+    silhouettes = make(tmp_path / "silhouettes", "{0,1}.png=m")
+    assert len(open_inspection_set(silhouettes).train) == 2
 
 
 @pytest.mark.parametrize("name", ["NG", "defects", "n.i.O.", "masks", "OK_NG"])

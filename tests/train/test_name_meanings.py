@@ -7,11 +7,13 @@ from vae_edge.train.name_meanings import masked_stem, meaning_of, with_siblings
 GOOD = """good OK ok normal Normal PASS passed OK_parts good-01 GoodParts okparts i.O. iO IO gut no_defect
 nodefects NoDefect defect_free defectfree non-defective non_anomalous anomaly_free free_of_defects
 without_any_defects zero_defects not-abnormal fehlerfrei kein-fehler ohne_fehler OKs goods 001_OK OK!
-good(2) train_good testok OK_A faultless good-images Normal.parts"""
+good(2) train_good testok OK_A faultless good-images Normal.parts 良品图片 无缺陷 正常品 양품 정상 bueno
+Conformes mangelfrei dobré годные sağlam SAĞLAM"""
 BAD = """ng NG bad Bad_parts NOK nok ko KO defect Defects defective anomaly Anomalies anomalous abnormal Abnormal
 reject rejected FAIL failed fails not_ok NotOK notok not_good no_good nogood not_normal Not_Passed
 n.i.O. N.I.O NIO niO n_ok n.OK NG_scratch logical_anomalies def_front défauts non_OK nicht_io NG12 001NG
-NG(front) N.G. test_bad not_defect_free Ausschuss"""
+NG(front) N.G. test_bad not_defect_free Ausschuss 不良 外观不良 不良图片 非良品 不正常 異常品 불량 malo
+no_conformes non_conforme mangelhaft vadné брак HATALI hatal\u0131"""
 MASKS = """mask Masks MASK gt GT ground_truth groundtruth GroundTruth ground-truth label Labels bad_mask MaskNG
 defects_masks good_masks"""
 UNCERTAIN = """fail-safe-ring screw_bad_light good_but_dirty nearly_good OK_lens pass-through not_yet_ok ok_ng OK-NG
@@ -51,6 +53,18 @@ def test_a_name_says_train_test_or_validation(name: str, part: str | None) -> No
 def test_opposite_names_with_the_same_rest_make_each_other_certain() -> None:
     meanings = with_siblings(["OK_lens", "bad_lens", "bad_ring", "not_yet_ok", "bad_yet"])
     assert {name for name, meaning in meanings.items() if meaning.certain} == {"OK_lens", "bad_lens"}
+
+
+def test_names_for_what_was_sorted_out_say_that_somebody_sorted() -> None:
+    alone = "scratch crack_01 no_hole unsorted Non-cracked 划伤 front_dents"
+    assert {name for name in alone.split() if not meaning_of(name).is_class} == set()
+    not_alone = "positive negative 0 1 Class_1 bent_wire hole_plate bad_crack images"
+    assert {name for name in not_alone.split() if meaning_of(name).is_class} == set()
+    beside = with_siblings(
+        ["positive", "negative", "0", "1", "Class 1", "Class2", "lens_pos", "lens_neg", "true", "no"]
+    )
+    assert {name for name, meaning in beside.items() if not meaning.is_class} == {"true", "no"}
+    assert not any(meaning.is_class for meaning in with_siblings(["0", "1", "2", "pos_a", "neg_b", "cam_0"]).values())
 
 
 @pytest.mark.parametrize(
