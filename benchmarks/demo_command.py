@@ -15,8 +15,8 @@ from vae_edge.benchmarks.report.records import HTML_FILE, REPORT_FILE, Report
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.cli.main import invoke
 from vae_edge.errors import VaeEdgeError
-from vae_edge.sample import DEFAULT_PRODUCT, PRODUCTS
-from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.run.folder import RunFolder
+from vae_edge.train.sample import DEFAULT_PRODUCT, PRODUCTS
 
 Product = Enum("Product", {name: name for name in PRODUCTS}, type=str)  # type: ignore[misc]  # typer wants an Enum
 

@@ -37,7 +37,7 @@ from vae_edge.benchmarks.report.summary import measured_fields
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation
-from vae_edge.train.inspection_set import InspectionSet
+from vae_edge.train.data.inspection_set import InspectionSet
 
 
 def run_suite(

@@ -30,7 +30,7 @@ from vae_edge.export.settings import Budget
 from vae_edge.export.threshold_rule import ThresholdRule
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.progress import StepProgress
-from vae_edge.train.anomaly_graph import run_graph
+from vae_edge.train.model.anomaly_graph import run_graph
 
 
 class LayerQuantizer(Protocol):

@@ -15,12 +15,11 @@ from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
 from vae_edge.export.reference import MAX_TEST_IMAGES
 from vae_edge.manifest import ParityRecord
 from vae_edge.progress import Progress
-from vae_edge.train.anomalib_checkpoint import TrainedElsewhere
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.inspection_set import ImageFile, spread
-from vae_edge.train.loading import load_images
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.watcher import Watcher
+from vae_edge.train.anomalib.checkpoint import TrainedElsewhere
+from vae_edge.train.data.inspection_set import ImageFile, load_images, spread
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.run.folder import RunFolder
 
 
 def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Watcher) -> ParityRecord:

@@ -19,10 +19,10 @@ from vae_edge.export.settings import DEFAULT_N_IMAGES
 from vae_edge.image import load_prepared
 from vae_edge.manifest import CalibrationSetRecord
 from vae_edge.progress import StepProgress
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.inspection_set import ImageFile, open_inspection_set, resolve_data
-from vae_edge.train.loading import map_in_threads
-from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.data.inspection_set import ImageFile, map_in_threads, open_inspection_set
+from vae_edge.train.data.sources import resolve_data
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, Exp
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
 from vae_edge.progress import StepProgress
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
-from vae_edge.train.input_range import RANGES, KnownRange
-from vae_edge.train.scoring import ScoringSettings, parse_scoring
+from vae_edge.train.model.framing import RANGES, KnownRange
+from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:
     from vae_edge.export.model_api import ModelApiRecord
     from vae_edge.export.pipeline import ExportResult
-    from vae_edge.train.run_folder import RunFolder
+    from vae_edge.train.run.folder import RunFolder
 
 
 def export(
@@ -137,7 +137,7 @@ def export(
         return
     asked_scoring = None if scoring is None else _given_scoring(scoring)
     from vae_edge.export.pipeline import ExportSettings, export_run
-    from vae_edge.train.run_folder import RunFolder
+    from vae_edge.train.run.folder import RunFolder
 
     if source.suffix.lower() in CHECKPOINT_SUFFIXES and not source.is_dir():
         name = name or source.stem
@@ -187,11 +187,11 @@ def _take_over(
 ) -> RunFolder:
     """Make a run folder of a network that anomalib trained, and hold it against anomalib where that is installed."""
     from vae_edge.export.anomalib_parity import compare_with_anomalib
-    from vae_edge.train.anomalib_checkpoint import read_checkpoint
-    from vae_edge.train.run_folder import RECORD_FILE
-    from vae_edge.train.run_records import DataSource
-    from vae_edge.train.taking_over import take_over
-    from vae_edge.train.terminal_watcher import TerminalWatcher
+    from vae_edge.train.anomalib.checkpoint import read_checkpoint
+    from vae_edge.train.anomalib.taking_over import take_over
+    from vae_edge.train.data.sources import DataSource
+    from vae_edge.train.loop.watcher import TerminalWatcher
+    from vae_edge.train.run.folder import RECORD_FILE
 
     if data is None:
         raise UsageError(
@@ -287,7 +287,7 @@ def _with_model_api(
 ) -> tuple[list[ExportResult], list[tuple[Path, ModelApiRecord]]]:
     """Make a Model API folder of every bundle; a failure becomes the error of that bundle's result."""
     from vae_edge.export.model_api import export_model_api, model_api_folder
-    from vae_edge.train.inspection_set import spread
+    from vae_edge.train.data.inspection_set import spread
 
     files = [*spread(run.find_calibration_images(data), 200), *spread(run.find_images(("test",), data), 200)]
     images = [file.path for file in files]

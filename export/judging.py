@@ -22,11 +22,10 @@ from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import InputError, ParityError
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.progress import StepProgress
-from vae_edge.train.inspection_set import spread
-from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.metrics import image_auroc, pixel_auroc
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.synthetic_defects import paste_defects
+from vae_edge.train.choice.synthetic_defects import paste_defects
+from vae_edge.train.data.inspection_set import load_images, load_masks, spread
+from vae_edge.train.run.folder import RunFolder
+from vae_edge.train.run.metrics import image_auroc, pixel_auroc
 
 MAX_IMAGES = 200
 """Images to judge on by default: accuracy control runs them many times, and it compares models on the same images,

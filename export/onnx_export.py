@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from vae_edge.train.anomaly_graph import AnomalyGraph
+from vae_edge.train.model.anomaly_graph import AnomalyGraph
 
 OPSET = 18
 """ONNX Runtime, OpenVINO and TensorRT 10.3 all read it, and torch's exporter writes it without a conversion."""

@@ -42,8 +42,8 @@ from vae_edge.manifest import (
 from vae_edge.progress import StepProgress
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Precision, Target, combinations
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.scoring import ScoringSettings
+from vae_edge.train.model.scoring import ScoringSettings
+from vae_edge.train.run.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 

@@ -15,12 +15,11 @@ from vae_edge.errors import InputError
 from vae_edge.export.threshold_rule import ThresholdRule
 from vae_edge.manifest import Thresholds
 from vae_edge.progress import StepProgress
-from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.inspection_set import spread
-from vae_edge.train.loading import load_images
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.scoring import ScoringSettings
-from vae_edge.train.scoring_constants import fit_scoring_constants
+from vae_edge.train.data.inspection_set import load_images, spread
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.scoring import ScoringSettings
+from vae_edge.train.model.scoring_constants import fit_scoring_constants
+from vae_edge.train.run.folder import RunFolder
 
 MAX_TEST_IMAGES = 200
 """Test images that parity is measured on, spread evenly over the test set, beside all normals of the thresholds."""

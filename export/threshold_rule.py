@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vae_edge.agreement import Outputs
 from vae_edge.decision import PixelTail, fit_thresholds_with_tail
 from vae_edge.manifest import ThresholdMethod, Thresholds
-from vae_edge.train.run_records import CalibrationRecord
+from vae_edge.train.run.records import CalibrationRecord
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 
 from vae_edge.cli.main import COMMANDS
 from vae_edge.targets import SUPPORTED
-from vae_edge.train.presets import PRESETS
+from vae_edge.train.model.presets import PRESETS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,7 +83,7 @@ def test_every_command_of_the_readme_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     pytest.importorskip("lightning")
-    from vae_edge.sample import SampleSettings, write_sample_set
+    from vae_edge.train.sample import SampleSettings, write_sample_set
 
     monkeypatch.chdir(tmp_path)
     sizes = SampleSettings(image_size=64, n_train=160, n_test_good=6, n_test_per_defect=2)
@@ -138,7 +138,7 @@ def test_the_options_it_names_exist(page: str) -> None:
 
 def test_the_presets_have_the_parameters_that_the_table_says() -> None:
     torch = pytest.importorskip("torch")
-    from vae_edge.train.network import Vae, count_flops, count_parameters
+    from vae_edge.train.model.network import Vae, count_flops, count_parameters
 
     for name, *cells in rows("Networks", "train/TRAINING.md"):
         for side, parameters, flops in zip((256, 128, 64), cells[::2], cells[1::2], strict=True):

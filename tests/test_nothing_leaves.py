@@ -88,7 +88,7 @@ def test_nothing_is_sent_and_nothing_is_left_in_the_home_folder(recorder: Record
     """
     pytest.importorskip("lightning")
     pytest.importorskip("onnxscript")
-    from vae_edge.sample import SampleSettings, write_sample_set
+    from vae_edge.train.sample import SampleSettings, write_sample_set
 
     settings = SampleSettings(image_size=64, n_train=80, n_test_good=6, n_test_per_defect=1)
     (pictures,) = write_sample_set(tmp_path / "sample", ["dial"], settings)

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vae_edge.train.api import fit as fit
-    from vae_edge.train.fitting import resume_run as resume_run
-    from vae_edge.train.run_folder import RunFolder as RunFolder
-    from vae_edge.train.run_records import DataSource as DataSource
-    from vae_edge.train.run_records import TrainSettings as TrainSettings
-    from vae_edge.train.watcher import Watcher as Watcher
+    from vae_edge.train.data.sources import DataSource as DataSource
+    from vae_edge.train.loop.settings import TrainSettings as TrainSettings
+    from vae_edge.train.loop.watcher import Watcher as Watcher
+    from vae_edge.train.run.fitting import resume_run as resume_run
+    from vae_edge.train.run.folder import RunFolder as RunFolder
 
 _HOME = {
-    "DataSource": "vae_edge.train.run_records",
-    "RunFolder": "vae_edge.train.run_folder",
-    "TrainSettings": "vae_edge.train.run_records",
-    "Watcher": "vae_edge.train.watcher",
+    "DataSource": "vae_edge.train.data.sources",
+    "RunFolder": "vae_edge.train.run.folder",
+    "TrainSettings": "vae_edge.train.loop.settings",
+    "Watcher": "vae_edge.train.loop.watcher",
     "fit": "vae_edge.train.api",
-    "resume_run": "vae_edge.train.fitting",
+    "resume_run": "vae_edge.train.run.fitting",
 }
 
 __all__ = [  # noqa: RUF022 - as a reader looks for them: what is used first comes first

@@ -11,16 +11,15 @@ from lightning.pytorch.loggers import Logger
 
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
-from vae_edge.train.datamodules import source_of
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.image_size import check_request
-from vae_edge.train.precision import resolve_precision
-from vae_edge.train.presets import DEFAULT_PRESET, make_architecture, preset_named
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import DataSource, SizeRequest, TrainSettings
-from vae_edge.train.scoring import AUTO, parse_scoring
-from vae_edge.train.trainer_arguments import FIELDS, TrainerArguments, sort_arguments
-from vae_edge.train.watcher import Watcher
+from vae_edge.train.choice.image_size import check_request
+from vae_edge.train.data.sources import DataSource, source_of
+from vae_edge.train.loop.settings import SizeRequest, TrainSettings
+from vae_edge.train.loop.trainer_arguments import FIELDS, TrainerArguments, sort_arguments
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.presets import DEFAULT_PRESET, make_architecture, preset_named, resolve_precision
+from vae_edge.train.model.scoring import AUTO, parse_scoring
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.run.folder import RunFolder
 
 SETTINGS = tuple(
     name
@@ -46,7 +45,7 @@ def fit(
 
     Args:
         data: a folder, `"sample"` or `"sample:PRODUCT"`; a `DataSource`; or an anomalib data module, whose files are
-            read as they are on disk (`vae_edge.train.datamodules` says which become what).
+            read as they are on disk (`vae_edge.train.data.sources` says which become what).
         out: the run folder to make.
         settings: everything about the training but the data; None: what `preset` and `arguments` say.
         preset: size and recipe of the network, `nano`, `edge` or `reference`; None: `nano`.

@@ -13,19 +13,25 @@ from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, describe_promise, describe_support, too_few_normals
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
-from vae_edge.train.calibration import Calibration
-from vae_edge.train.image_size import check_request
-from vae_edge.train.photometric import Photometric
-from vae_edge.train.precision import resolve_precision
-from vae_edge.train.presets import DEFAULT_PRESET, PRESETS, make_architecture, preset_named
-from vae_edge.train.recipe import Augmentation, Recipe, Schedule
-from vae_edge.train.scoring import AUTO, parse_scoring
-from vae_edge.train.terminal_watcher import TerminalWatcher
-from vae_edge.train.tiling import DEFAULT_OVERLAP
+from vae_edge.train.choice.image_size import check_request
+from vae_edge.train.loop.settings import Calibration
+from vae_edge.train.loop.watcher import TerminalWatcher
+from vae_edge.train.model.framing import DEFAULT_OVERLAP, Photometric
+from vae_edge.train.model.presets import (
+    DEFAULT_PRESET,
+    PRESETS,
+    Augmentation,
+    Recipe,
+    Schedule,
+    make_architecture,
+    preset_named,
+    resolve_precision,
+)
+from vae_edge.train.model.scoring import AUTO, parse_scoring
 
 if TYPE_CHECKING:
-    from vae_edge.train.run_folder import RunFolder
-    from vae_edge.train.run_records import SizeRequest
+    from vae_edge.train.loop.settings import SizeRequest
+    from vae_edge.train.run.folder import RunFolder
 
 _ALLOWED_WITH_RESUME = {"resume", "data"}
 
@@ -185,7 +191,7 @@ def train(
     """
     if resume is not None:
         _refuse_others(context)
-        from vae_edge.train.fitting import resume_run
+        from vae_edge.train.run.fitting import resume_run
 
         with TerminalWatcher() as watcher:
             run = resume_run(resume, data=data, watcher=watcher)
@@ -219,7 +225,7 @@ def train(
         "averaging": averaging,
         "augmentation": tuple(kind for kind in augment or () if kind is not Augmentation.NONE),
     }
-    from vae_edge.train.run_records import TrainSettings
+    from vae_edge.train.loop.settings import TrainSettings
 
     settings = make_record(
         TrainSettings,
@@ -254,7 +260,7 @@ def train(
             "precision": resolve_precision(precision or chosen.precision, accelerator),
         },
     )
-    from vae_edge.train.fitting import fit_run
+    from vae_edge.train.run.fitting import fit_run
 
     with TerminalWatcher() as watcher:
         run = fit_run(settings, out=out, overwrite=overwrite, watcher=watcher)
@@ -267,7 +273,7 @@ def parse_size(image_size: str, tile_size: str, overlap: float) -> SizeRequest:
     Raises:
         UsageError: a word is neither a size nor one of the others.
     """
-    from vae_edge.train.run_records import SizeRequest
+    from vae_edge.train.loop.settings import SizeRequest
 
     image = None if image_size.strip().lower() == AUTO else parse_image_size(image_size)
     word = tile_size.strip().lower()

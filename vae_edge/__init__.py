@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vae_edge.image import Preparation as Preparation
     from vae_edge.image import read_image as read_image
     from vae_edge.prediction import Prediction as Prediction
-    from vae_edge.train.network import Vae as Vae
+    from vae_edge.train.model.network import Vae as Vae
 
 # Before anything imports ONNX Runtime, which reads it once; see the module.
 disable_onnxruntime_telemetry()
@@ -45,7 +45,7 @@ _HOME = {
     "ParityError": "vae_edge.errors",
     "Prediction": "vae_edge.prediction",
     "Preparation": "vae_edge.image",
-    "Vae": "vae_edge.train.network",
+    "Vae": "vae_edge.train.model.network",
     "VaeEdgeError": "vae_edge.errors",
     "read_image": "vae_edge.image",
 }

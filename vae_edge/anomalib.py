@@ -1,6 +1,6 @@
 """The network as a model of anomalib: `from vae_edge.anomalib import Vae`, for anomalib's `Engine`.
 
-Needs the extra `anomalib`. See `vae_edge.train.anomalib_module`.
+Needs the extra `anomalib`. See `vae_edge.train.anomalib.module`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from vae_edge.errors import MissingDependencyError
 
 try:
-    from vae_edge.train.anomalib_module import ConformalPostProcessor, DevicePreProcessor, Vae
+    from vae_edge.train.anomalib.module import ConformalPostProcessor, DevicePreProcessor, Vae
 except ImportError as error:
     try:
         found = f"anomalib {version('anomalib')} is installed"

@@ -69,7 +69,7 @@ class ThresholdMethod(str, Enum):
     """On scores of normals that the model was not fitted on: the rate holds for new normals like them, proven."""
     CROSS_CONFORMAL = "cross-conformal"
     """On scores that each normal got from a model trained without it: more normals, and no proof for the one model that
-    is deployed. See `vae_edge.train.cross_conformal`."""
+    is deployed. See `vae_edge.train.run.cross_conformal`."""
     F1_OPTIMAL = "f1-optimal"
     """Where F1 is largest on labelled images: no rate is promised."""
 

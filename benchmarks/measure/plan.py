@@ -14,9 +14,10 @@ from pydantic import Field
 from vae_edge.benchmarks.measure.instruments import QUICK_RULES, MeasuringRules
 from vae_edge.image import read_image
 from vae_edge.records import Record
-from vae_edge.train.data_report import check_inspection_set
-from vae_edge.train.inspection_set import ImageFile, InspectionSet, open_inspection_set, resolve_data, spread
-from vae_edge.train.layout import describe_uses
+from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, open_inspection_set, spread
+from vae_edge.train.data.layout import describe_uses
+from vae_edge.train.data.report import check_inspection_set
+from vae_edge.train.data.sources import resolve_data
 
 
 class SuiteSettings(Record):

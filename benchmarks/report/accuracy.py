@@ -34,12 +34,10 @@ from vae_edge.benchmarks.report.accuracy_records import (
 )
 from vae_edge.decision import promised_rate
 from vae_edge.image import Preparation
-from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.masks import Masks
-from vae_edge.train.metrics import Metrics, evaluate, pro_curve, roc_curve
-from vae_edge.train.ranking import Curve, region_weights
-from vae_edge.train.template_baseline import TemplateBaseline
+from vae_edge.train.data.inspection_set import ImageFile, load_images, load_masks
+from vae_edge.train.data.masks import Masks
+from vae_edge.train.run.baseline import TemplateBaseline
+from vae_edge.train.run.metrics import Curve, Metrics, evaluate, pro_curve, region_weights, roc_curve
 
 _PIXEL_BINS = 1024
 """Bins of the pixels' scores that intervals of pixel metrics are taken from; the metrics themselves are exact."""
@@ -143,7 +141,7 @@ def area_under_roc(positives: Floats, negatives: Floats) -> Floats:
 
 
 def _average_precision(positives: Floats, negatives: Floats) -> Floats:
-    """Return sum of (R_k - R_(k-1)) P_k over the scores from the largest; see `vae_edge.train.metrics`."""
+    """Return sum of (R_k - R_(k-1)) P_k over the scores from the largest; see `vae_edge.train.run.metrics`."""
     hits = np.cumsum(positives[:, ::-1], axis=1)
     called = hits + np.cumsum(negatives[:, ::-1], axis=1)
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)

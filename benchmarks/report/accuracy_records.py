@@ -9,7 +9,7 @@ from pydantic import Field
 from vae_edge.benchmarks.measure.statistics import Interval
 from vae_edge.manifest import ThresholdMethod
 from vae_edge.records import FileName, Record
-from vae_edge.train.metrics import Metrics
+from vae_edge.train.run.metrics import Metrics
 
 
 class CurveRecord(Record):

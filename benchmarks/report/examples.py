@@ -13,8 +13,8 @@ from vae_edge.benchmarks.measure.measurer import Outputs
 from vae_edge.benchmarks.report.accuracy_records import ExampleKind, ImageExample
 from vae_edge.decision import conformal_p_value
 from vae_edge.image import Preparation, load_prepared, prepare, read_image
-from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.masks import read_masks, resize_mask
+from vae_edge.train.data.inspection_set import ImageFile
+from vae_edge.train.data.masks import read_masks, resize_mask
 
 LONGEST_SIDE = 192
 """Of a picture, in pixels."""

@@ -15,7 +15,7 @@ from vae_edge.benchmarks.report.figures import three_digits as digits
 from vae_edge.benchmarks.report.records import BundleResult, Report
 from vae_edge.benchmarks.report.speed_records import StageRecord
 from vae_edge.benchmarks.report.summary import WIDE_DRIFT, WIDE_SPREAD
-from vae_edge.train.metrics import Metrics
+from vae_edge.train.run.metrics import Metrics
 
 Cell = str | Number
 

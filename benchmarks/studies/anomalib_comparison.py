@@ -32,15 +32,14 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.targets import Precision, Target
-from vae_edge.train.anomalib_checkpoint import read_checkpoint
-from vae_edge.train.anomaly_graph import run_graph
+from vae_edge.train.anomalib.checkpoint import read_checkpoint
+from vae_edge.train.anomalib.taking_over import take_over
 from vae_edge.train.command import parse_image_size
-from vae_edge.train.inspection_set import ImageFile, spread
-from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.metrics import Metrics, evaluate
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import DataSource
-from vae_edge.train.taking_over import take_over
+from vae_edge.train.data.inspection_set import ImageFile, load_images, load_masks, spread
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.run.folder import RunFolder
+from vae_edge.train.run.metrics import Metrics, evaluate
 
 _TIMED = 64
 

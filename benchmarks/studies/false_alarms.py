@@ -38,11 +38,11 @@ from vae_edge.decision import PixelTail, check_rate, fit_image_threshold
 from vae_edge.errors import InputError, UsageError
 from vae_edge.progress import Progress, StepProgress
 from vae_edge.records import Record
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.grouping import group_test_normals
-from vae_edge.train.loading import load_images
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.split import SplitSettings
+from vae_edge.train.data.grouping import group_test_normals
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.data.split import SplitSettings
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.run.folder import RunFolder
 
 RECORDED = "recorded"
 
@@ -123,7 +123,7 @@ def image_rates(
         divisions: bool [n] each, from `divide`.
         promised: false-alarm rate that the thresholds are fitted for, in (0, 1).
         parts: n keys, equal for pictures of the same part, of which a random one calibrates, as in a training (see
-            `vae_edge.train.split.one_of_each_part`); None: each picture is a part.
+            `vae_edge.train.data.split.one_of_each_part`); None: each picture is a part.
         is_test: bool [n], the test images; None: all that the threshold was not fitted on.
         seed: of which pictures calibrate.
 
@@ -217,7 +217,7 @@ def study_run(
         splits: number of divisions.
         seed: of the divisions.
         group_by: which images show the same part: as the run recorded it, or anew by `auto`, `none` or an expression,
-            see `vae_edge.train.split.SplitSettings`.
+            see `vae_edge.train.data.split.SplitSettings`.
         data: where the images are now; None: where they were.
         progress: called with what is being done, how much of it and how much there is.
 

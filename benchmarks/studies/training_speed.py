@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.cli.console import notes_console, plain_table, results_console
-from vae_edge.train.batches import as_pixels
-from vae_edge.train.loop import fit_vae
-from vae_edge.train.network import Vae
-from vae_edge.train.precision import AUTO, SINGLE, resolve_precision
-from vae_edge.train.presets import PRESETS, make_architecture
-from vae_edge.train.run_records import DataSource, TrainSettings
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.batches import as_pixels
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.loop.training import fit_vae
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.presets import AUTO_PRECISION, PRESETS, SINGLE, make_architecture, resolve_precision
 
 _BATCH = 32
 
@@ -70,7 +70,7 @@ def _settings(preset: str, side: int) -> TrainSettings:
         source=DataSource(root="."),
         architecture=make_architecture(preset, (side, side)),
         recipe=PRESETS[preset].recipe,
-        precision=resolve_precision(AUTO, "auto"),
+        precision=resolve_precision(AUTO_PRECISION, "auto"),
         epochs=1,
         batch_size=_BATCH,
     )

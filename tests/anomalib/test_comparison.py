@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.sample import SampleSettings, write_sample_set
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 pytest.importorskip("anomalib", reason="anomalib is not installed")
 

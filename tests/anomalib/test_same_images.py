@@ -10,12 +10,12 @@ import pytest
 
 from tests.test_documents import snippet
 from vae_edge.atomic import sha256_file
-from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train import RunFolder, fit
-from vae_edge.train.datamodules import list_images, source_of
-from vae_edge.train.inspection_set import InspectionSet, open_inspection_set
-from vae_edge.train.presets import Architecture
-from vae_edge.train.run_folder import MODEL_FILE, SCORING_FILE
+from vae_edge.train.data.inspection_set import InspectionSet, open_inspection_set
+from vae_edge.train.data.sources import list_images, source_of
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.run.folder import MODEL_FILE, SCORING_FILE
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 anomalib = pytest.importorskip("anomalib", reason="anomalib is not installed")
 

@@ -18,7 +18,7 @@ from tests.test_documents import snippet
 from vae_edge import Detector
 from vae_edge.cli.main import invoke
 from vae_edge.errors import InputError, UsageError
-from vae_edge.sample import SampleSettings, write_sample_set
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 pytest.importorskip("anomalib", reason="anomalib is not installed")
 

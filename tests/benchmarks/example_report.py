@@ -46,7 +46,7 @@ from vae_edge.benchmarks.report.speed_records import (
     ThroughputRecord,
 )
 from vae_edge.targets import Precision, Target
-from vae_edge.train.metrics import DefectMetrics, Metrics
+from vae_edge.train.run.metrics import DefectMetrics, Metrics
 
 N_ROUNDS = 10
 SPEEDS_MS = {

@@ -45,8 +45,8 @@ def pictures_of_every_kind(folder: Path) -> list[Path]:
 @pytest.mark.slow
 def test_training_from_a_program(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
-    from vae_edge.sample import SampleSettings, write_sample_set
     from vae_edge.train import RunFolder
+    from vae_edge.train.sample import SampleSettings, write_sample_set
 
     sizes = SampleSettings(image_size=64, n_train=24, n_test_good=2, n_test_per_defect=1)
     pictures = write_sample_set(tmp_path, ["dial"], sizes)[0]

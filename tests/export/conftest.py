@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from vae_edge.manifest import ThresholdMethod
-from vae_edge.sample import SampleSettings, write_sample_set
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.presets import make_architecture
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import DataSource, TrainSettings
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.model.presets import make_architecture
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.run.folder import RunFolder
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,13 @@ from vae_edge.export.accuracy_control import Baseline, ControlResult, keep_accur
 from vae_edge.export.judging import with_synthetic_defects
 from vae_edge.export.reference import measure_reference
 from vae_edge.export.settings import Budget
-from vae_edge.train.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.loading import load_images
-from vae_edge.train.presets import make_architecture
-from vae_edge.train.recipe import Recipe
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import DataSource, TrainSettings
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.presets import Recipe, make_architecture
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.run.folder import RunFolder
 
 TIGHT = Budget(max_auroc_drop=0.01, max_pixel_auroc_drop=0.01, max_flip_rate=0.03)
 

@@ -21,12 +21,11 @@ from vae_edge.export.calibration_checks import (
 from vae_edge.export.judging import JudgingSet, content_hashes, draw_judging_set
 from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.image import read_image
-from vae_edge.sample import SampleSettings, write_sample_set
-from vae_edge.train.calibration import Calibration
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.presets import make_architecture
-from vae_edge.train.recipe import Recipe
-from vae_edge.train.run_records import DataSource, TrainSettings
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.settings import Calibration, TrainSettings
+from vae_edge.train.model.presets import Recipe, make_architecture
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 RANDOM = np.random.default_rng(11)
 

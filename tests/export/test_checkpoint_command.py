@@ -16,14 +16,14 @@ from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import MissingDependencyError
 from vae_edge.export.anomalib_parity import compare_with_anomalib, predict_with_anomalib
-from vae_edge.train.anomalib_checkpoint import read_checkpoint
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.input_range import IMAGENET, SYMMETRIC
-from vae_edge.train.loading import load_images
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import DataSource
-from vae_edge.train.taking_over import take_over
-from vae_edge.train.watcher import Watcher
+from vae_edge.train.anomalib.checkpoint import read_checkpoint
+from vae_edge.train.anomalib.taking_over import take_over
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.model.framing import IMAGENET, SYMMETRIC
+from vae_edge.train.run.folder import RunFolder
 
 Command = Callable[..., tuple[int, str, str]]
 

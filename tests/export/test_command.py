@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny_bundles import make_bundle, spotted_image, write_image
 from vae_edge.targets import Target
-from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.run.folder import RunFolder
 
 Command = Callable[..., tuple[int, str, str]]
 

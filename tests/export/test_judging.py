@@ -19,9 +19,9 @@ from vae_edge.export.judging import (
     with_synthetic_defects,
 )
 from vae_edge.manifest import AccuracyRecord, Thresholds
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import DataSource
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.run.folder import RunFolder
 
 RANDOM = np.random.default_rng(5)
 

@@ -8,7 +8,7 @@ from tests.train.fake_datamodule import FakeDataModule, rows_of
 from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.targets import Target
 from vae_edge.train import fit
-from vae_edge.train.presets import make_architecture
+from vae_edge.train.model.presets import make_architecture
 
 
 def test_a_run_on_listed_files_is_exported(sample_data: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vae_edge.export.onnx_export import OPSET, export_onnx, export_program
-from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants
-from vae_edge.train.network import Vae
-from vae_edge.train.scoring import parse_scoring
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import parse_scoring
 
 NORMALIZED = "l1/0.05/pixel/top1%"
 

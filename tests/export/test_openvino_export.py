@@ -16,9 +16,9 @@ from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino, network_operations, read_graph
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.model_file import describe_model_file
-from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
-from vae_edge.train.network import Vae
-from vae_edge.train.scoring import parse_scoring
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import parse_scoring
 
 IMAGES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 

@@ -15,9 +15,9 @@ from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.openvino_export import export_openvino, network_operations, read_graph, save_ir
 from vae_edge.export.settings import Estimator
 from vae_edge.model_file import describe_model_file
-from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
-from vae_edge.train.network import Vae
-from vae_edge.train.scoring import parse_scoring
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import parse_scoring
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")

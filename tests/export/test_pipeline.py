@@ -18,9 +18,9 @@ from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.image import load_prepared
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.scoring import MSE_SCORING
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.model.scoring import MSE_SCORING
+from vae_edge.train.run.folder import RunFolder
 
 RUNNABLE = (Target.ONNX, Target.OPENVINO, Target.TORCH)
 

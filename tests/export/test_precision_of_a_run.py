@@ -18,8 +18,8 @@ from vae_edge.export.onnx_export import export_onnx, export_program
 from vae_edge.export.onnx_precision import quantize_for_onnxruntime
 from vae_edge.export.settings import Estimator
 from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
-from vae_edge.train.loading import load_images
-from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.run.folder import RunFolder
 
 pytest.importorskip("onnxruntime")
 

@@ -17,10 +17,10 @@ from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.export.threshold_rule import ThresholdRule
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.targets import Precision, Target
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.loading import load_images
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.scoring import MSE_SCORING
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.model.scoring import MSE_SCORING
+from vae_edge.train.run.folder import RunFolder
 
 ANYTHING_GOES = LowPrecisionSettings(budget=Budget(max_auroc_drop=None, max_flip_rate=None))
 

@@ -14,12 +14,12 @@ from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.records import make_record
 from vae_edge.targets import Precision, Target
-from vae_edge.train.anomaly_graph import run_graph
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.loading import load_images
-from vae_edge.train.presets import Architecture
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import TrainSettings
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.run.folder import RunFolder
 
 SCORING = scoring_of("gradient/0.02/local+pixel/top1%,l2/0.03/image+pixel/top1%,ssim/0.02/image+pixel/top2%,latent")
 TARGETS = (Target.ONNX, Target.OPENVINO, Target.TORCH, Target.TENSORRT)

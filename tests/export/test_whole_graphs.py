@@ -30,13 +30,11 @@ from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
 from vae_edge.export.torch_export import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
-from vae_edge.train.anomaly_graph import AnomalyGraph, Frame, run_graph
-from vae_edge.train.input_range import IMAGENET, SYMMETRIC, InputRange
-from vae_edge.train.network import Vae
-from vae_edge.train.photometric import Photometric
-from vae_edge.train.scoring import parse_scoring
-from vae_edge.train.scoring_constants import fit_scoring_constants
-from vae_edge.train.tiling import Tiling
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.framing import IMAGENET, SYMMETRIC, Frame, InputRange, Photometric, Tiling
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import parse_scoring
+from vae_edge.train.model.scoring_constants import fit_scoring_constants
 
 HEIGHT, WIDTH = 48, 80
 TILES = Tiling(image_height=HEIGHT, image_width=WIDTH, tile_height=32, tile_width=32)

@@ -32,7 +32,7 @@ def main() -> int:
     problems += [f"the wheel lacks {name}" for name in sorted(data - in_wheel)]
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("pyproject.toml", "README.md", "LICENSE", "train/network.py", "vae_edge/py.typed"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "train/model/network.py", "vae_edge/py.typed"):
         if name not in in_sdist:
             problems.append(f"the sdist lacks {name}")
     for problem in problems:

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 
 from tests.train.tiny_models import make_vae, noise
-from vae_edge.train.anomalib_checkpoint import CHECKPOINT_KEY, WEIGHTS_PREFIX, CheckpointNotes
-from vae_edge.train.anomaly_graph import Frame, ScoringConstants
-from vae_edge.train.input_range import IMAGENET
-from vae_edge.train.network import Vae
-from vae_edge.train.photometric import Photometric
-from vae_edge.train.presets import Architecture
-from vae_edge.train.run_records import Role
-from vae_edge.train.scoring import NORMALIZED_SCORING
-from vae_edge.train.scoring_constants import fit_scoring_constants
-from vae_edge.train.tiling import Tiling
+from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, WEIGHTS_PREFIX, CheckpointNotes
+from vae_edge.train.model.anomaly_graph import ScoringConstants
+from vae_edge.train.model.framing import IMAGENET, Frame, Photometric, Tiling
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.model.scoring import NORMALIZED_SCORING
+from vae_edge.train.model.scoring_constants import fit_scoring_constants
+from vae_edge.train.run.records import Role
 
 ARCHITECTURE = Architecture(n_features=4, latent_vec_size=8, height=32, width=32)
 """Of `make_vae`."""

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vae_edge.train.inspection_set import open_inspection_set
+from vae_edge.train.data.inspection_set import open_inspection_set
 
 Row = dict[str, Any]
 

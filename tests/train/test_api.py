@@ -34,15 +34,14 @@ import vae_edge.train
 from vae_edge.atomic import sha256_file
 from vae_edge.cli.main import invoke
 from vae_edge.errors import BundleError, InputError, UsageError
-from vae_edge.sample import SampleSettings, write_sample_set
 from vae_edge.train import DataSource, RunFolder, TrainSettings, Watcher, fit, resume_run
-from vae_edge.train.checkpoints import load_checkpoint, read_state
 from vae_edge.train.command import print_result
-from vae_edge.train.presets import Architecture
-from vae_edge.train.run_folder import CHECKPOINT, MODEL_FILE, SCORING_FILE, SETTINGS_FILE
-from vae_edge.train.run_records import SizeRequest
-from vae_edge.train.scoring import parse_scoring
-from vae_edge.train.surroundings import TrainingInterruptedError
+from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state
+from vae_edge.train.loop.settings import SizeRequest
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.model.scoring import parse_scoring
+from vae_edge.train.run.folder import CHECKPOINT, MODEL_FILE, SCORING_FILE, SETTINGS_FILE
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 TINY: dict[str, Any] = {
     "architecture": Architecture(n_features=4, latent_vec_size=8, height=32, width=32),
@@ -358,7 +357,7 @@ def test_callbacks_are_for_the_deployed_network_and_what_decides_the_weights_for
             trainers.append(arguments)
             super().__init__(**arguments)
 
-    monkeypatch.setattr("vae_edge.train.loop.Trainer", Remembering)
+    monkeypatch.setattr("vae_edge.train.loop.training.Trainer", Remembering)
     counter, listener = Counter(), Listener()
     values = TINY | {"calibration": "cross", "folds": 2}
     fit(
@@ -424,7 +423,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> Tra
         raise Captured(settings)
 
     monkeypatch.setattr("vae_edge.train.api.fit_run", catch)
-    monkeypatch.setattr("vae_edge.train.fitting.fit_run", catch)
+    monkeypatch.setattr("vae_edge.train.run.fitting.fit_run", catch)
     with pytest.raises(Captured) as caught:
         call()
     settings: TrainSettings = caught.value.args[0]

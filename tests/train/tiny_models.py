@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.train.network import Vae
-from vae_edge.train.scoring import ScoringSettings, parse_scoring
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
 
 def make_vae(height: int = 32, width: int = 32, *, seed: int = 0) -> Vae:

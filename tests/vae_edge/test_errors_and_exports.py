@@ -66,12 +66,12 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
     "code",
     [
         "from vae_edge import Detector, Bundle, read_image, Prediction, Preparation",
-        "import vae_edge.cli.main, vae_edge.cli.run, vae_edge.cli.verify, vae_edge.cli.inspect, vae_edge.cli.sample",
+        "import vae_edge.cli.main, vae_edge.cli.run, vae_edge.cli.verify, vae_edge.cli.inspect",
         "import vae_edge.doctor, vae_edge.cli.doctor, vae_edge.probes, vae_edge.cli.cache, vae_edge.compiled_cache",
         "import vae_edge.benchmarks.measure.worker, vae_edge.benchmarks.command",
         "import vae_edge.export.rebuild, vae_edge.export.command",
-        "import vae_edge.train.command, vae_edge.train.run_folder",
-        "import vae_edge.sources.opening, vae_edge.sinks.sink, vae_edge.refit, vae_edge.backends.base, vae_edge.sample",
+        "import vae_edge.train.command, vae_edge.train.run.folder, vae_edge.train.sample.command",
+        "import vae_edge.sources.opening, vae_edge.sinks.sink, vae_edge.refit, vae_edge.backends.base",
     ],
 )
 def test_what_runs_on_a_device_loads_no_torch_and_no_runtime_on_import(code: str) -> None:

@@ -16,7 +16,7 @@ from vae_edge.errors import InputError
 from vae_edge.listing import count_images, list_images
 from vae_edge.sources.opening import image_files, open_sources
 from vae_edge.sources.watch import WatchedFolders, WatchOptions
-from vae_edge.train.inspection_set import open_inspection_set
+from vae_edge.train.data.inspection_set import open_inspection_set
 
 
 def put(root: Path, *names: str) -> Path:

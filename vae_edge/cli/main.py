@@ -79,7 +79,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(
         "vae_edge.benchmarks.demo_command:demo", "Sample images, training, export, benchmark: the whole road.", "all"
     ),
-    "sample": Command("vae_edge.cli.sample:sample", "Draw a sample inspection set with defects and masks."),
+    "sample": Command("vae_edge.train.sample.command:sample", "Draw a sample inspection set with defects and masks."),
     "train": Command(
         "vae_edge.train.command:train", "Train a detector on images of good parts.", "train", decodes_pictures=True
     ),

@@ -8,21 +8,12 @@ from pathlib import Path
 from pydantic import Field
 
 from vae_edge.records import Record
-from vae_edge.train.calibration import Calibration
-from vae_edge.train.metrics import Metrics
-from vae_edge.train.photometric import Photometric
-from vae_edge.train.precision import SINGLE, resolve_precision
-from vae_edge.train.presets import PRESETS, make_architecture
-from vae_edge.train.recipe import REFERENCE_RECIPE
-from vae_edge.train.run_records import DataSource, SizeRequest, TrainSettings
-from vae_edge.train.scoring import (
-    MSE_SCORING,
-    NORMALIZED_SCORING,
-    Latent,
-    Level,
-    Pooling,
-    ScoringSettings,
-)
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.settings import Calibration, SizeRequest, TrainSettings
+from vae_edge.train.model.framing import Photometric
+from vae_edge.train.model.presets import PRESETS, REFERENCE_RECIPE, SINGLE, make_architecture, resolve_precision
+from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING, Latent, Level, Pooling, ScoringSettings
+from vae_edge.train.run.metrics import Metrics
 
 PLAIN_SIDE = 128
 """Side of the whole images that the plain network sees."""

@@ -20,8 +20,8 @@ from vae_edge.benchmarks.studies.detection.worker import Job
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.errors import DeviceError, InputError, UsageError
 from vae_edge.machine import usable_cores
-from vae_edge.train.inspection_set import resolve_data
-from vae_edge.train.presets import preset_named
+from vae_edge.train.data.sources import resolve_data
+from vae_edge.train.model.presets import preset_named
 
 _TABLES = "detection.md"
 

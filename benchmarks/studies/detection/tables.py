@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
 from vae_edge.benchmarks.studies.detection.cases import CaseResult
-from vae_edge.train.metrics import Metrics
+from vae_edge.train.run.metrics import Metrics
 
 Figure = Callable[[Metrics], "float | None"]
 

@@ -21,21 +21,19 @@ from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Trainin
 from vae_edge.errors import VaeEdgeError
 from vae_edge.image import Preparation
 from vae_edge.records import Record
-from vae_edge.train.anomaly_graph import Reconstructed, Reconstruction, Scorer, images_at_a_time
-from vae_edge.train.candidate_scores import score_candidates
-from vae_edge.train.candidates import CANDIDATES
-from vae_edge.train.fitting import fit_run, resume_run
-from vae_edge.train.inspection_set import ImageFile
-from vae_edge.train.loading import load_images, load_masks
-from vae_edge.train.metrics import Metrics, evaluate, image_auroc
-from vae_edge.train.network import Vae
-from vae_edge.train.run_folder import RECORD_FILE, SETTINGS_FILE, RunFolder
-from vae_edge.train.run_records import TrainSettings
-from vae_edge.train.scoring import ScoringSettings
-from vae_edge.train.scoring_choice import candidate_units
-from vae_edge.train.scoring_constants import fit_scoring_constants, some_fitted
-from vae_edge.train.template_baseline import TemplateBaseline
-from vae_edge.train.watcher import Watcher
+from vae_edge.train.choice.candidates import CANDIDATES
+from vae_edge.train.choice.scoring_choice import candidate_units, score_candidates
+from vae_edge.train.data.inspection_set import ImageFile, load_images, load_masks
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import Reconstructed, Reconstruction, Scorer, images_at_a_time
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import ScoringSettings
+from vae_edge.train.model.scoring_constants import fit_scoring_constants, some_fitted
+from vae_edge.train.run.baseline import TemplateBaseline
+from vae_edge.train.run.fitting import fit_run, resume_run
+from vae_edge.train.run.folder import RECORD_FILE, SETTINGS_FILE, RunFolder
+from vae_edge.train.run.metrics import Metrics, evaluate, image_auroc
 
 
 class Job(Record):
@@ -220,8 +218,8 @@ def _template(run: RunFolder, test: _Test) -> Metrics:
 
 
 def _plain_mse(run: RunFolder) -> Metrics:
-    from vae_edge.train.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
-    from vae_edge.train.scoring import MSE_SCORING
+    from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+    from vae_edge.train.model.scoring import MSE_SCORING
 
     test = _Test.load(run.find_images(("test",)), run.record.preparation)
     graph = AnomalyGraph(run.load_vae(), MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), run.record.frame)

@@ -30,8 +30,8 @@ from vae_edge.cli.console import notes_console
 from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.image import read_image
 from vae_edge.targets import Target
-from vae_edge.train.inspection_set import spread
-from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.data.inspection_set import spread
+from vae_edge.train.run.folder import RunFolder
 
 _N_FILES = 32
 

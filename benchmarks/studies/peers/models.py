@@ -20,8 +20,8 @@ from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.cli.main import invoke
 from vae_edge.errors import DeviceError, InputError, VaeEdgeError
 from vae_edge.targets import Precision, Target
-from vae_edge.train.anomaly_graph import AnomalyGraph
-from vae_edge.train.run_folder import RunFolder
+from vae_edge.train.model.anomaly_graph import AnomalyGraph
+from vae_edge.train.run.folder import RunFolder
 
 MEASURED = (
     (Target.ONNX, Precision.FP32),

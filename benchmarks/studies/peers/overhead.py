@@ -34,8 +34,8 @@ from vae_edge.cli.console import notes_console
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.image import read_image
 from vae_edge.machine import usable_cores
-from vae_edge.sample import write_sample_set
 from vae_edge.targets import Target
+from vae_edge.train.sample import write_sample_set
 
 _FEW_IMAGES = 100
 _BESIDE = "beside the bare runtime"

@@ -9,7 +9,7 @@ from statistics import median
 from vae_edge.benchmarks.report.figures import ABSENT, MIB, share, three_digits
 from vae_edge.benchmarks.studies.peers.environments import Environment
 from vae_edge.benchmarks.studies.peers.rounds import Measured
-from vae_edge.train.metrics import image_auroc
+from vae_edge.train.run.metrics import image_auroc
 
 _FORMS: dict[str, tuple[str, Callable[[float], str]]] = {
     "files_per_s": ("images/s, files", three_digits),

@@ -13,8 +13,8 @@ from vae_edge.benchmarks.report.examples import LONGEST_SIDE, Seen, draw_example
 from vae_edge.bundle import Bundle
 from vae_edge.image import decode_image
 from vae_edge.manifest import ThresholdMethod, Thresholds
-from vae_edge.train.inspection_set import open_inspection_set
-from vae_edge.train.metrics import aupro, image_auroc, pixel_auroc
+from vae_edge.train.data.inspection_set import open_inspection_set
+from vae_edge.train.run.metrics import aupro, image_auroc, pixel_auroc
 
 
 def drawn_scores(seed: int, n: int = 60, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,12 +13,12 @@ from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Trainin
 from vae_edge.benchmarks.studies.detection.command import detection
 from vae_edge.benchmarks.studies.detection.tables import spread, write_tables
 from vae_edge.errors import UsageError
-from vae_edge.sample import SampleSettings, write_sample_set
-from vae_edge.train.metrics import DefectMetrics, Metrics
-from vae_edge.train.photometric import Photometric
-from vae_edge.train.recipe import REFERENCE_RECIPE
-from vae_edge.train.run_records import TrainSettings
-from vae_edge.train.scoring import DEFAULT_SCORING, MSE_SCORING, Level, parse_scoring
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.model.framing import Photometric
+from vae_edge.train.model.presets import REFERENCE_RECIPE
+from vae_edge.train.model.scoring import DEFAULT_SCORING, MSE_SCORING, Level, parse_scoring
+from vae_edge.train.run.metrics import DefectMetrics, Metrics
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 
 def settings(

@@ -16,10 +16,10 @@ from tests.train.exposures import write_exposures
 from vae_edge.benchmarks.studies.false_alarms import divide, image_rates, main, parse_rates, pixel_rates, study_run
 from vae_edge.errors import InputError
 from vae_edge.records import make_record
-from vae_edge.train.fitting import fit_run
-from vae_edge.train.presets import Architecture
-from vae_edge.train.run_folder import RunFolder
-from vae_edge.train.run_records import TrainSettings
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.run.fitting import fit_run
+from vae_edge.train.run.folder import RunFolder
 
 
 def divisions_of(parts: list[str], n: int, seed: int = 0) -> list[NDArray[np.bool_]]:

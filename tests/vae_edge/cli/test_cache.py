@@ -12,7 +12,7 @@ from vae_edge.cache import compiled_cache_folder, sample_cache_folder, sample_se
 from vae_edge.cli import cache as cache_command
 from vae_edge.compiled_cache import CompiledKey, entries, find, keep
 from vae_edge.compiled_entries import CompiledEntry
-from vae_edge.sample import SampleSettings, write_sample_set
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 Run = Callable[..., tuple[int, str, str]]
 

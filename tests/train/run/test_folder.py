@@ -1,0 +1,227 @@
+"""A run folder is whole or refused, and leads back to its own images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vae_edge.errors import BundleError, InputError
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, TrainSettings
+from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.model.scoring import NORMALIZED_SCORING
+from vae_edge.train.run.fitting import fit_run, resume_run
+from vae_edge.train.run.folder import (
+    RECORD_FILE,
+    SETTINGS_FILE,
+    RunFolder,
+    claim_folder,
+    forget_replaced,
+    only_training,
+)
+from vae_edge.train.sample import SampleSettings, write_sample_set
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data/` and `run/`; tests copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    sizes = SampleSettings(image_size=64, n_train=16, n_test_good=2, n_test_per_defect=1)
+    data = write_sample_set(folder, ["dial"], sizes)[0].rename(folder / "data")
+    settings = TrainSettings(
+        source=DataSource(root=str(data)),
+        architecture=Architecture(n_features=4, latent_vec_size=8, height=32, width=64),
+        epochs=1,
+        accelerator="cpu",
+        calibration=Calibration.SPLIT,
+    )
+    fit_run(settings, out=folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained / "run", tmp_path / "run"))
+
+
+def test_a_run_opens_with_all_its_records(trained: Path) -> None:
+    run = RunFolder.open(trained / "run")
+    assert run.record.architecture.width == 64
+    assert run.record.preparation.height == 32
+    assert run.record.scoring == NORMALIZED_SCORING
+    assert run.record.data.n_train == 16
+    assert "torch" in run.record.library_versions
+    assert len(run.thresholds.calibration_scores) == run.record.counts["threshold"]
+    assert run.fingerprint == run.record.fingerprint
+
+
+def test_the_loaded_graph_gives_the_recorded_scores(trained: Path) -> None:
+    run = RunFolder.open(trained / "run")
+    images = load_images(run.find_images(["threshold"]), run.record.preparation)
+    _, scores = run_graph(run.load_graph(), images)
+    np.testing.assert_array_equal(scores, np.array([s.score for s in run.calibration.scores], dtype=np.float32))
+
+
+def test_something_else_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is not a run: there is no model\.json"):
+        RunFolder.open(tmp_path)
+
+
+def test_an_unfinished_run_says_how_to_go_on(run: Path) -> None:
+    (run / RECORD_FILE).unlink()
+    with pytest.raises(BundleError, match="vae-train --resume"):
+        RunFolder.open(run)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "scoring.safetensors", "calibration.json", "split.json"])
+def test_a_changed_file_is_noticed(run: Path, name: str) -> None:
+    content = bytearray((run / name).read_bytes())
+    content[-20] ^= 1
+    (run / name).write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=f"{name} was changed"):
+        RunFolder.open(run)
+    (run / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        RunFolder.open(run)
+
+
+def test_weights_of_another_architecture_are_refused(run: Path) -> None:
+    record = json.loads((run / RECORD_FILE).read_text())
+    record["architecture"]["n_features"] = 8
+    (run / RECORD_FILE).write_text(json.dumps(record))
+    with pytest.raises(BundleError, match="cannot be used"):
+        RunFolder.open(run).load_graph()
+
+
+def test_a_newer_run_asks_for_a_newer_program(run: Path) -> None:
+    record = json.loads((run / RECORD_FILE).read_text())
+    (run / RECORD_FILE).write_text(json.dumps(record | {"schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(BundleError, match=rf"schema {SCHEMA_VERSION + 1}.*pip install --upgrade vae-edge"):
+        RunFolder.open(run)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_record_is_refused(run: Path, text: str) -> None:
+    (run / RECORD_FILE).write_text(text)
+    with pytest.raises(BundleError, match=r"model\.json"):
+        RunFolder.open(run)
+
+
+def test_the_images_are_found_again_where_they_were_and_where_they_are_now(trained: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(trained / "run")
+    there = run.find_images(["threshold", "test"])
+    moved = Path(shutil.copytree(trained / "data", tmp_path / "moved"))
+    now = run.find_images(["threshold", "test"], data_root=moved)
+    assert [image.name for image in there] == [image.name for image in run.split.of("threshold", "test")]
+    assert [image.sha256 for image in there] == [image.sha256 for image in now]
+    assert [image.defect for image in there] == [image.defect for image in now]
+    assert all(image.path.is_relative_to(moved) for image in now)
+    assert all(image.mask is not None and image.mask.is_file() for image in now if image.is_anomalous)
+
+
+def test_an_image_that_was_changed_is_named(trained: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(trained / "run")
+    moved = Path(shutil.copytree(trained / "data", tmp_path / "moved"))
+    changed = run.split.of("threshold")[0]
+    (moved / changed.name).write_bytes((moved / changed.name).read_bytes() + b"\0")
+    with pytest.raises(InputError, match=f"{changed.name}.*--data"):
+        run.find_images(["threshold"], data_root=moved)
+    assert run.find_images(["fit"], data_root=moved)
+
+
+def test_data_that_is_gone_leads_to_the_option(trained: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(trained / "run")
+    with pytest.raises(InputError, match=r"does not exist.*--data"):
+        run.find_images(data_root=tmp_path / "nowhere")
+
+
+def test_a_complete_run_is_replaced_only_on_request_and_only_by_a_complete_one(run: Path) -> None:
+    with pytest.raises(InputError, match=r"holds a complete run.*--overwrite"):
+        claim_folder(run, overwrite=False)
+    claim_folder(run, overwrite=True)
+    aside = run.with_name(".run.replaced")
+    assert not any(run.iterdir())
+    assert RunFolder.open(aside)
+    (run / SETTINGS_FILE).write_text("{}")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_text("")
+    with pytest.raises(InputError, match="unfinished run; go on with"):
+        claim_folder(run, overwrite=False)
+    claim_folder(run, overwrite=True)
+    assert RunFolder.open(aside)
+    forget_replaced(run)
+    assert not aside.exists()
+
+
+def test_files_that_no_training_wrote_outlive_the_run_that_is_replaced(run: Path) -> None:
+    mine = ["notes.txt", "logs/notes.txt", "checkpoints/best.txt", "pictures/part.png", "model.json.bak", ".hidden"]
+    for name in mine:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    own = ["logs/csv/version_0/metrics.csv", "logs/tensorboard/events.out.tfevents.1.host.2.0", "checkpoints/last.ckpt"]
+    for name in own:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    assert claim_folder(run, overwrite=True)
+    (run / "notes.txt").write_text("newer")
+    forget_replaced(run)
+    left = {path.relative_to(run).as_posix(): path.read_text() for path in run.rglob("*") if path.is_file()}
+    assert left == {name: name for name in mine} | {"notes.txt": "newer"}
+    aside = run.with_name(".run.replaced")
+    assert [path.relative_to(aside).as_posix() for path in aside.rglob("*")] == ["notes.txt"]  # not lost either
+    assert (aside / "notes.txt").read_text() == "notes.txt"
+
+
+def test_an_unfinished_run_that_is_replaced_leaves_what_no_training_wrote(run: Path) -> None:
+    claim_folder(run, overwrite=True)
+    for name in (SETTINGS_FILE, "checkpoints/last.ckpt", "notes.txt"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    assert not claim_folder(run, overwrite=True)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_two_trainings_cannot_share_a_folder(run: Path, tmp_path: Path) -> None:
+    settings = RunFolder.open(run).record.settings
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with only_training(run), pytest.raises(InputError, match="another training writes into"):
+        fit_run(settings, out=run, overwrite=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / SETTINGS_FILE).write_text(settings.model_dump_json())
+    with only_training(tmp_path / "begun"), pytest.raises(InputError, match="another training writes into"):
+        resume_run(tmp_path / "begun")
+
+
+def test_a_run_without_a_checkpoint_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS_FILE).write_text("{}")
+    claim_folder(tmp_path, overwrite=False)
+
+
+def test_a_taken_name_is_refused_before_the_data_is_looked_at(run: Path) -> None:
+    settings = RunFolder.open(run).record.settings
+    nowhere = settings.model_copy(update={"source": DataSource(root="nowhere")})
+    with pytest.raises(InputError, match="holds a complete run"):
+        fit_run(nowhere, out=run)
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("")
+    with pytest.raises(InputError, match="is not a run"):
+        claim_folder(tmp_path, overwrite=True)
+    with pytest.raises(InputError, match="is not a run"):
+        claim_folder(tmp_path / "holiday.jpg", overwrite=True)
+
+
+def test_reading_a_run_loads_no_torch() -> None:
+    code = "import sys, vae_edge.train.run.folder, vae_edge.train.command; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,1 @@
+"""anomalib: the network as its model, its checkpoints as runs."""

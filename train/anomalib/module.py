@@ -1,0 +1,591 @@
+"""The network, its loss and its scoring as a model of anomalib: `vae_edge.anomalib.Vae`.
+
+One implementation: the network is `vae_edge.train.model.network.Vae`, an image is scored by the same graph that is
+exported, its constants come from `fit_scoring_constants`, and the normals are divided into roles by the same split.
+anomalib's part is the engine, the data modules, the metrics, the callbacks and the pictures.
+
+What differs from anomalib's other models, and why:
+
+- Some of the training images do not train the network. As in `vae-train`, a tenth or so sets the scale of the residual
+  and a fifth or so the thresholds; both have to come from normals that the network has not seen.
+- The thresholds are those of a stated false-alarm rate on normals (`ConformalPostProcessor`), not the ones that are
+  best on labelled images: those need defects, and anomalib's data modules by default take the very test images.
+  anomalib's own `PostProcessor()` can be given instead.
+- Images are resized as the device does it, with OpenCV, so that the bundle sees the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib import LearningType
+from anomalib.data import InferenceBatch
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.tv_tensors import Mask, wrap
+
+import vae_edge
+from vae_edge.decision import (
+    DEFAULT_FALSE_ALARM_RATE,
+    DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
+    check_askable_rate,
+    fit_thresholds,
+)
+from vae_edge.errors import InputError, UsageError
+from vae_edge.image import Preparation, prepare, read_image
+from vae_edge.manifest import Thresholds
+from vae_edge.records import make_record
+from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, CheckpointNotes, read_notes
+from vae_edge.train.data.grouping import group_normals
+from vae_edge.train.data.inspection_set import ImageFile, load_images, spread
+from vae_edge.train.data.sources import list_images
+from vae_edge.train.data.split import SplitSettings, one_of_each_part, split_normals
+from vae_edge.train.loop.batches import crops_per_image, make_plan, places
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+from vae_edge.train.model.framing import SYMMETRIC, Frame, InputRange, Photometric, Tiling
+from vae_edge.train.model.input_layers import AreaResizing, PhotometricNormalization
+from vae_edge.train.model.network import Vae as Network
+from vae_edge.train.model.presets import make_architecture
+from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
+from vae_edge.train.model.scoring_constants import MOST_FITTED, fit_scoring_constants
+from vae_edge.train.run.records import Role
+
+_LIGHTNINGS_EPOCHS = 1000
+"""What Lightning takes where nobody says how many."""
+
+_VALIDATIONS = 10
+"""In a training whose length this module chose: each measures residuals anew."""
+
+
+class VaeModel(nn.Module):
+    """What anomalib calls the torch model: the network while it is trained, the whole graph when it is not.
+
+    Args:
+        vae: the network.
+        scoring: how a residual becomes a score.
+        frame: what stands around the network.
+    """
+
+    def __init__(self, vae: Network, scoring: ScoringSettings, frame: Frame) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scoring = scoring
+        self.frame = frame
+        self.light = PhotometricNormalization(frame.photometric, *frame.image_size)
+        self.constants: ScoringConstants | None = None
+        self.graph: AnomalyGraph | None = None
+        # It is made of the network and the constants, and would be in a checkpoint a second time.
+        hooks: Any = self
+        hooks.register_state_dict_post_hook(_leave_out_graph)
+        hooks.register_load_state_dict_post_hook(_forget_graph)
+
+    def forward(self, image: Tensor) -> Any:
+        """Run a batch, float32 [N, 3, H, W] as the pre-processor leaves it.
+
+        Returns:
+            In training the network's `VaeOutput`; else an `InferenceBatch` with `anomaly_map` [N, 1, H, W] and
+            `pred_score` [N], before any normalization.
+        """
+        if self.training:
+            return self.vae(image)
+        graph = self.ready_graph()
+        anomaly_map, score = graph.score(graph.reconstruct.of_pixels(image))
+        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map[:, None])
+
+    def ready_graph(self) -> AnomalyGraph:
+        """Return the graph of the present weights.
+
+        Raises:
+            InputError: the scoring has no constants yet.
+        """
+        if self.graph is None:
+            if self.constants is None:
+                raise InputError(
+                    "the model has not been fitted: nothing is known about the residuals of normal images; expected "
+                    "Engine.fit first, or a checkpoint of a fitted model"
+                )
+            graph = AnomalyGraph(self.network_on_cpu(), self.scoring, self.constants, self.frame)
+            self.graph = graph.to(next(self.vae.parameters()).device)
+        return self.graph
+
+    def network_on_cpu(self) -> Network:
+        """Return a copy of the network."""
+        return deepcopy(self.vae).cpu().float().eval()
+
+    def set_constants(self, constants: ScoringConstants | None) -> None:
+        """Take the constants that belong to the present weights; None: there are none."""
+        self.constants, self.graph = constants, None
+
+
+def _leave_out_graph(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}graph.")]:
+        del state[name]
+
+
+def _forget_graph(module: nn.Module, incompatible: Any) -> None:
+    assert isinstance(module, VaeModel)
+    if module.graph is not None:
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if ".graph." not in f".{name}"]
+    module.graph = None
+
+
+class DeviceResize(Resize):  # type: ignore[misc]  # anomalib and torchvision need not be here when types are checked
+    """Resizes images as the device does it (`vae_edge.image.prepare`), and masks as torchvision does."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize an image, float32 [..., 3, H, W] of 0 to 1, or a mask."""
+        if isinstance(inpt, Mask) or not inpt.is_floating_point() or inpt.shape[-3] != 3:
+            return super().transform(inpt, params)
+        height, width = self.size
+        if tuple(inpt.shape[-2:]) == (height, width):
+            return inpt
+        preparation = Preparation(height=height, width=width)
+        pixels = (inpt.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+        flat = pixels.reshape(-1, *pixels.shape[-3:]).permute(0, 2, 3, 1).contiguous().numpy()
+        made = np.stack([prepare(image, preparation) for image in flat]).astype(np.float32) / np.float32(255)
+        resized = torch.from_numpy(made).permute(0, 3, 1, 2).reshape(*inpt.shape[:-2], height, width).to(inpt.device)
+        return wrap(resized, like=inpt) if type(inpt) is not Tensor else resized
+
+
+class DevicePreProcessor(PreProcessor):  # type: ignore[misc]  # as above
+    """Images of any size as the network gets them: resized as on the device, then -1 to 1.
+
+    Args:
+        image_size: height and width.
+    """
+
+    SIZE_KEY = "device_image_size"
+
+    def __init__(self, image_size: tuple[int, int] = (256, 256)) -> None:
+        super().__init__()
+        self._set(image_size)
+
+    def _set(self, image_size: tuple[int, int]) -> None:
+        self.image_size = image_size
+        resize = DeviceResize(image_size, antialias=True)
+        self.transform = Compose([resize, Normalize(SYMMETRIC.mean, SYMMETRIC.deviation)])
+        # anomalib exports without antialiasing, which is another image; this one averages areas as the device does.
+        self.export_transform = nn.Sequential(AreaResizing(*image_size), _ToRange(SYMMETRIC))
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Return what makes an equal pre-processor, as plain data."""
+        return {self.SIZE_KEY: list(self.image_size)}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Become the pre-processor that a checkpoint describes."""
+        height, width = config[self.SIZE_KEY]
+        self._set((int(height), int(width)))
+
+
+class _ToRange(nn.Module):
+    """0 to 1 becomes what the network gets."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, wanted: InputRange) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(wanted.mean).reshape(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(wanted.deviation).reshape(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.deviation
+
+
+class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]  # as above
+    """anomalib's post-processor with the thresholds of a stated false-alarm rate on held-out normals.
+
+    Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as ever. But anomalib puts
+    the threshold at 0.5 and cuts off what lies more than half the range away from it, after which different scores are
+    equal and its AUROC is another; here the range is widened until it reaches to both sides.
+    """
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Take minimum and maximum, and the thresholds of the model."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self.take(pl_module.thresholds)
+
+    def take(self, thresholds: Thresholds | None) -> None:
+        """Take thresholds."""
+        if thresholds is None:
+            return
+        self._image_threshold.fill_(thresholds.image_threshold)
+        self._pixel_threshold.fill_(thresholds.pixel_threshold)
+        for middle, lowest, highest in (
+            (self._image_threshold, self.image_min, self.image_max),
+            (self._pixel_threshold, self.pixel_min, self.pixel_max),
+        ):
+            reach = torch.maximum(middle - lowest, highest - middle)
+            lowest.copy_(middle - reach)
+            highest.copy_(middle + reach)
+
+
+class Vae(AnomalibModule):  # type: ignore[misc]  # as above
+    """The variational autoencoder of vae-edge for anomalib's `Engine`.
+
+    Args:
+        n_features: channels after the first convolution; they double with each further one.
+        latent_vec_size: number of latents.
+        kl_weight: weight of the Kullback-Leibler term in the loss.
+        max_features: channels at which the doubling stops; None: it does not. 128 to 256 suit an edge device.
+        extra_layers: convolutions that leave the size as it is, in encoder and decoder.
+        learning_rate: of Adam.
+        tile_size: side of the square tiles that the image is cut into, for surfaces and small defects; None: the
+            network sees the whole image.
+        photometric: "none"; "image" or "local" even out the light first, for exposures that differ.
+        scoring: how a residual becomes a score: "default", "normalized", "mse", or maps as in `vae-train --scoring`.
+        false_alarm_rate: share of normal images that may be called anomalous, 0.000001 to 0.5.
+        pixel_false_positive_rate: share of normal pixels that may lie above the pixel threshold, 0 to 1.
+        seed: of the division of the normals into roles.
+        pre_processor: True: `DevicePreProcessor`, 256 x 256; another size with `Vae.configure_pre_processor((h, w))`.
+            One of your own may resize and normalize; what else it does no device would do.
+        post_processor: True: `ConformalPostProcessor`; anomalib's own thresholds with `PostProcessor()`.
+        evaluator: as for any model of anomalib.
+        visualizer: as for any model of anomalib.
+
+    Raises:
+        InputError: a number out of range, an image size that the network cannot take (the message names the nearest
+            that it can), a scoring that cannot be read, or a pre-processor that leaves the size open.
+    """
+
+    pre_processor: Any
+    post_processor: Any
+
+    def __init__(
+        self,
+        n_features: int = 64,
+        latent_vec_size: int = 128,
+        kl_weight: float = 0.00025,
+        max_features: int | None = None,
+        extra_layers: int = 0,
+        learning_rate: float = 2e-4,
+        tile_size: int | None = None,
+        photometric: str = "none",
+        scoring: str = "default",
+        false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
+        seed: int = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Any = True,
+        visualizer: Any = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
+        )
+        check_askable_rate(false_alarm_rate, "false-alarm rate")
+        check_askable_rate(pixel_false_positive_rate, "pixel false-positive rate")
+        self.false_alarm_rate = false_alarm_rate
+        self.pixel_false_positive_rate = pixel_false_positive_rate
+        if photometric not in list(Photometric):
+            raise UsageError(f"photometric is {photometric!r}; expected one of {', '.join(Photometric)}")
+        if self.input_size is None:
+            raise InputError(
+                "the pre-processor leaves the size of the images open; expected one that resizes, such as "
+                "Vae.configure_pre_processor((256, 256))"
+            )
+        height, width = (int(side) for side in self.input_size)
+        tile = (height, width) if tile_size is None else (tile_size, tile_size)
+        self.architecture = make_architecture(
+            "reference",
+            tile,
+            n_features=n_features,
+            latent_vec_size=latent_vec_size,
+            kl_weight=kl_weight,
+            max_features=max_features,
+            extra_layers=extra_layers,
+        ).model_copy(update={"preset": None})
+        sides = {"image_height": height, "image_width": width, "tile_height": tile[0], "tile_width": tile[1]}
+        tiling = make_record(Tiling, sides)
+        frame = Frame(tiling, Photometric(photometric), input_range_of(self.pre_processor))
+        self.model = VaeModel(Network.from_architecture(self.architecture), _parsed(scoring), frame)
+        self.learning_rate = learning_rate
+        self.seed = seed
+        self.thresholds: Thresholds | None = None
+        """Of the normals that were held out for them, by the present weights; None: not fitted."""
+        self._roles: dict[str, Role] = {}
+        self._groups: dict[str, str] = {}
+        self._held_back: frozenset[str] = frozenset()
+        """Paths of training images that do not train the network."""
+        self._normals: tuple[NDArray[np.uint8], ...] | None = None
+        """To fit constants and thresholds on, uint8 [n, H, W, 3] each: some images that train the network, those of the
+        statistics, those of the thresholds. In memory, since every validation needs them."""
+        self._fitted_at: int | None = None
+        self._batch_size = 1
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Return the default pre-processor for images of height x width, 256 x 256 where none is given."""
+        return DevicePreProcessor(image_size or (256, 256))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Return the default post-processor."""
+        return ConformalPostProcessor()
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What the model asks of Lightning's Trainer: no validation before there is anything to validate."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Trained on normal images only."""
+        return LearningType.ONE_CLASS
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam with its usual betas."""
+        return torch.optim.Adam(self.model.vae.parameters(), lr=self.learning_rate)
+
+    def on_train_start(self) -> None:
+        """Divide the normals into roles, and decide how long to train where nobody has said it.
+
+        Raises:
+            InputError: the data names no normal images, or too few; or one cannot be decoded.
+        """
+        loader = self.trainer.train_dataloader
+        files = _normal_files(self.trainer.datamodule or _OneDataset(getattr(loader, "dataset", None)))
+        settings = SplitSettings(seed=self.seed)
+        grouping = group_normals(files, settings)
+        split = split_normals(files, settings, grouping.part)
+        by_role: dict[Role, tuple[ImageFile, ...]] = {
+            "fit": split.fit,
+            "statistics": split.statistics,
+            "threshold": split.threshold,
+        }
+        self._roles = {image.sha256: role for role, images in by_role.items() for image in images}
+        self._groups = dict(grouping.groups)
+        self._held_back = frozenset(str(image.path) for image in (*split.statistics, *split.threshold))
+        counted = [split.threshold[i] for i in one_of_each_part(split.threshold, grouping.part)]
+        of_use = (spread(split.fit, MOST_FITTED), split.statistics, tuple(counted))
+        self._normals = tuple(self._prepared(images) for images in of_use)
+        self._batch_size = getattr(loader, "batch_size", None) or 1
+        self._plan_length(len(split.fit))
+
+    def _plan_length(self, n_images: int) -> None:
+        loop = self.trainer.fit_loop
+        if loop.max_epochs != _LIGHTNINGS_EPOCHS or loop.max_steps != -1:
+            return
+        plan = make_plan(n_images, self._batch_size, None, crops_per_image(self.model.frame.tiling))
+        loop.max_epochs = plan.epochs
+        if self.trainer.check_val_every_n_epoch == 1:
+            self.trainer.check_val_every_n_epoch = max(1, plan.epochs // _VALIDATIONS)
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what belongs to the weights before."""
+        self.model.set_constants(None)
+        self.thresholds, self._fitted_at = None, None
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor | None:
+        """Return the loss of a batch with random latents; None where none of its images trains the network."""
+        kept = [i for i, path in enumerate(batch.image_path) if _absolute(path) not in self._held_back]
+        if not kept:
+            return None
+        pixels = self._windows(self.model.light(batch.image[kept]))
+        loss = self.model.vae.loss(self.model.vae(pixels), pixels)
+        values = {"train_loss": loss.total, "train_reconstruction": loss.reconstruction, "train_kl": loss.kl}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(pixels), prog_bar=True, sync_dist=True)
+        return loss.total
+
+    def _windows(self, pixels: Tensor) -> Tensor:
+        """Cut random windows of the network's size out of each image, as many as an epoch has of it."""
+        tiling = self.model.frame.tiling
+        if tiling.n_tiles == 1:
+            return pixels
+        n, generator = crops_per_image(tiling) * len(pixels), torch.default_generator
+        down = places(tiling.image_height - tiling.tile_height, n, generator).tolist()
+        across = places(tiling.image_width - tiling.tile_width, n, generator).tolist()
+        return torch.stack(
+            [
+                pixels[i % len(pixels), :, top : top + tiling.tile_height, left : left + tiling.tile_width]
+                for i, (top, left) in enumerate(zip(down, across, strict=True))
+            ]
+        )
+
+    def on_validation_start(self) -> None:
+        """Measure the residuals of held-out normals by the present weights."""
+        self.fit_constants()
+        super().on_validation_start()
+
+    def validation_step(self, batch: Any, *_: Any, **__: Any) -> Any:
+        """Return the batch with maps and scores."""
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_train_end(self) -> None:
+        """Leave a model that can test, predict and export, also where nothing was validated."""
+        self.fit_constants()
+        if isinstance(self.post_processor, ConformalPostProcessor):
+            self.post_processor.take(self.thresholds)
+
+    def fit_constants(self) -> None:
+        """Measure on held-out normals what the scoring divides by, and fit the thresholds, unless that was done.
+
+        Only of a model that is being trained: one from a checkpoint brings both along.
+        """
+        if self._normals is None or self._fitted_at == self.global_step:
+            return
+        was_training = self.model.training
+        self.model.eval()
+        fit, statistics, threshold = self._normals
+        network, scoring, frame = self.model.network_on_cpu(), self.model.scoring, self.model.frame
+        constants = fit_scoring_constants(network, scoring, statistics, frame=frame, fitted=fit)
+        self.model.set_constants(constants)
+        maps, scores = run_graph(AnomalyGraph(network, scoring, constants, frame), threshold)
+        self.thresholds = fit_thresholds(
+            scores,
+            maps,
+            false_alarm_rate=self.false_alarm_rate,
+            pixel_false_positive_rate=self.pixel_false_positive_rate,
+            scored_by=f"torch {torch.__version__}, fp32, CPU",
+        )
+        self._fitted_at = self.global_step
+        self.model.train(was_training)
+
+    def _prepared(self, files: tuple[ImageFile, ...]) -> NDArray[np.uint8]:
+        tiling = self.model.frame.tiling
+        preparation = Preparation(height=tiling.image_height, width=tiling.image_width)
+        if isinstance(self.pre_processor, DevicePreProcessor):
+            return load_images(files, preparation)
+        return np.stack([_through(self.pre_processor.transform, file, self.model.frame.input_range) for file in files])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write along what the exporter needs; see `CheckpointNotes`."""
+        super().on_save_checkpoint(checkpoint)
+        if self._normals is not None and self._is_last_epoch():
+            self.fit_constants()
+        frame = self.model.frame
+        notes = CheckpointNotes(
+            vae_edge_version=vae_edge.__version__,
+            architecture=self.architecture,
+            tiling=frame.tiling,
+            photometric=frame.photometric,
+            input_range=frame.input_range,
+            scoring=self.model.scoring,
+            false_alarm_rate=self.false_alarm_rate,
+            pixel_false_positive_rate=self.pixel_false_positive_rate,
+            batch_size=self._batch_size,
+            learning_rate=self.learning_rate,
+            prepares_as_device=isinstance(self.pre_processor, DevicePreProcessor),
+            roles=self._roles,
+            groups={sha256: group for sha256, group in self._groups.items() if sha256 in self._roles},
+        )
+        constants = self.model.constants
+        checkpoint[CHECKPOINT_KEY] = {
+            "notes": notes.model_dump_json(),
+            "conformal": isinstance(self.post_processor, ConformalPostProcessor),
+            "constants": {} if constants is None else constants.tensors(),
+        }
+
+    def _is_last_epoch(self) -> bool:
+        trainer = self.trainer
+        return bool(trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0) > 0)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what `on_save_checkpoint` wrote.
+
+        Raises:
+            InputError: it is another model's, damaged, or of a format that is not known.
+        """
+        if CHECKPOINT_KEY not in checkpoint:
+            raise InputError(
+                "this is no checkpoint of vae_edge.anomalib.Vae; expected one that this model has saved. Weights of "
+                "the VAE that circulates for anomalib become bundles with vae-export"
+            )
+        said = checkpoint[CHECKPOINT_KEY]
+        notes = read_notes(said, "the checkpoint")
+        # The components are those of the constructor's defaults, whatever the saved model had.
+        saved = checkpoint.get("anomalib_pre_processor_config") or {}
+        if isinstance(self.pre_processor, DevicePreProcessor) and DevicePreProcessor.SIZE_KEY not in saved:
+            self.pre_processor = PreProcessor()
+        if isinstance(self.post_processor, ConformalPostProcessor) and not said["conformal"]:
+            self.post_processor = PostProcessor()
+        super().on_load_checkpoint(checkpoint)
+        self._roles, self._groups = dict(notes.roles), dict(notes.groups)
+        if notes.architecture != self.architecture or notes.frame != self.model.frame:
+            # A pre-processor given by hand is not among the hyper-parameters: its size comes back with its own notes.
+            self.architecture = notes.architecture
+            self.model = VaeModel(Network.from_architecture(notes.architecture), notes.scoring, notes.frame)
+        self.model.set_constants(ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None)
+
+
+class _OneDataset:
+    """As much of a data module as its list of images needs, around the data set of a loader."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.train_data = dataset
+
+
+def _normal_files(datamodule: Any) -> tuple[ImageFile, ...]:
+    """Return the normal images that a data module trains on, with the hashes of their files."""
+    listed = list_images(datamodule)
+    names = {_absolute(row["image_path"]) for row in datamodule.train_data.samples.to_dict("records")}
+    files = tuple(file for file in listed.open().train if str(file.path) in names)
+    if not files:
+        raise InputError(
+            f"{listed.given_by} names no normal image to train on; expected images of good parts with label_index 0 in "
+            "its train_data"
+        )
+    return files
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).absolute())
+
+
+def _parsed(text: str) -> ScoringSettings:
+    parsed = parse_scoring(text)
+    if parsed is None:
+        raise UsageError("the scoring is 'auto', which vae-train alone chooses; expected a name or maps")
+    return parsed
+
+
+def input_range_of(pre_processor: Any) -> InputRange:
+    """Return what a pre-processor makes of 0 to 1.
+
+    Raises:
+        InputError: it does more than to resize and to normalize.
+    """
+    if pre_processor is None:
+        raise InputError("there is no pre-processor; expected one that resizes, such as Vae.configure_pre_processor()")
+    found, others = None, []
+    for each in _flat(getattr(pre_processor, "transform", None)):
+        if isinstance(each, Normalize):
+            found = InputRange(mean=tuple(each.mean), deviation=tuple(each.std))
+        elif not isinstance(each, Resize):
+            others.append(type(each).__name__)
+    if others:
+        raise InputError(
+            f"the pre-processor has a {others[0]}, which a device does not do; expected Resize and Normalize only: put "
+            "augmentations into the data module"
+        )
+    return found or InputRange(mean=(0, 0, 0), deviation=(1, 1, 1))
+
+
+def _flat(transform: Any) -> Sequence[Any]:
+    if transform is None:
+        return []
+    return (
+        [part for each in transform.transforms for part in _flat(each)]
+        if isinstance(transform, Compose)
+        else [transform]
+    )
+
+
+def _through(transform: Any, file: ImageFile, input_range: InputRange) -> NDArray[np.uint8]:
+    """Bring an image through a pre-processor of the user's and back to bytes."""
+    image = torch.from_numpy(read_image(file.path)).permute(2, 0, 1).float() / 255
+    made: NDArray[np.float32] = transform(image).permute(1, 2, 0).numpy()
+    mean, deviation = (np.array(each, np.float32) for each in (input_range.mean, input_range.deviation))
+    values: NDArray[np.uint8] = np.clip(np.rint((made * deviation + mean) * 255), 0, 255).astype(np.uint8)
+    return values
+
+
+__all__ = ["ConformalPostProcessor", "DevicePreProcessor", "Vae", "VaeModel"]

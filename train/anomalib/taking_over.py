@@ -1,0 +1,254 @@
+"""From a network that was trained elsewhere to a run folder, which exports like any other.
+
+The normals that are given set what the scoring divides by and the thresholds. Those of them that the network is known
+to have been trained on keep the role that they had; where nothing is known about any, they are divided as `vae-train`
+divides them, and the part that would have trained the network calibrates an INT8 model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
+from vae_edge.errors import InputError
+from vae_edge.records import make_record
+from vae_edge.train.anomalib.checkpoint import CheckpointNotes, TrainedElsewhere
+from vae_edge.train.data.grouping import few_parts, group_normals, group_test_normals
+from vae_edge.train.data.inspection_set import ImageFile, load_images
+from vae_edge.train.data.report import check_inspection_set
+from vae_edge.train.data.sources import DataSource
+from vae_edge.train.data.split import Split, SplitSettings, one_of_each_part, split_normals
+from vae_edge.train.loop.batches import as_pixels
+from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, Reconstruction, ScoringConstants, images_at_a_time
+from vae_edge.train.model.framing import Frame
+from vae_edge.train.model.network import Vae, count_flops, count_parameters
+from vae_edge.train.model.presets import REFERENCE_RECIPE
+from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
+from vae_edge.train.model.scoring_constants import fit_scoring_constants
+from vae_edge.train.run.finishing import calibrate, finish_run, measure
+from vae_edge.train.run.folder import (
+    SETTINGS_FILE,
+    RunFolder,
+    check_folder,
+    claim_folder,
+    forget_replaced,
+    only_training,
+    write_record,
+)
+from vae_edge.train.run.graph_fitting import FittedGraph
+from vae_edge.train.run.records import Role, SplitRecord, split_images
+
+_MOST_FOR_LOSS = 64
+
+
+def take_over(
+    trained: TrainedElsewhere,
+    data: DataSource,
+    out: str | Path,
+    *,
+    scoring: ScoringSettings | None = None,
+    false_alarm_rate: float | None = None,
+    seed: int = 0,
+    watcher: Watcher | None = None,
+) -> RunFolder:
+    """Make a run folder around a network that was trained elsewhere.
+
+    Args:
+        trained: from `read_checkpoint`.
+        data: normal images, and test images where there are some, in any layout of an inspection set.
+        out: the run folder to make.
+        scoring: how a residual becomes a score; its constants are then measured on the normals that are given. None:
+            as the checkpoint says, with the constants in it unless its images were resized otherwise than a device does
+            it, or else the default.
+        false_alarm_rate: None: as the checkpoint says, or 0.01.
+        seed: of the division into roles.
+        watcher: is told how it goes.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        InputError: the images cannot be used or are too few, `out` is taken, all normals that are given trained the
+            network, or the rate is none.
+    """
+    out, watcher = Path(out), watcher or Watcher()
+    check_folder(out, overwrite=False)
+    data = data.absolute()
+    settings = _settings(trained, data, scoring, false_alarm_rate, seed)
+    for sentence in trained.remarks:
+        watcher.say(sentence)
+    found = data.open(watcher.progress_of("finding images"))
+    images, report = check_inspection_set(found, watcher.progress_of("checking images"))
+    for sentence in (*found.describe(), *report.sentences()):
+        watcher.say(sentence)
+    notes = trained.notes
+    groups = dict(notes.groups) if notes else {}
+    if not any(image.sha256 in (notes.roles if notes else {}) for image in images.train):
+        grouping = group_normals(images.train, settings.split, watcher.progress)
+        groups |= dict(grouping.groups)
+        if grouping.sentence:
+            watcher.say(grouping.sentence)
+
+    def part(image: ImageFile) -> str:
+        return groups.get(image.sha256, image.sha256)
+
+    split = _divide(trained, images.train, settings.split, groups, watcher)
+    groups |= dict(group_test_normals(images.test, settings.split, watcher.progress).groups)
+    preparation = settings.preparation
+    statistics = load_images(split.statistics, preparation, watcher.progress_of("reading images"))
+    fit = load_images(split.fit, preparation, watcher.progress_of("reading images"))
+    assert settings.scoring is not None
+    constants = trained.constants if trained.scores_as_device(settings.scoring) else None
+    if constants is None:
+        constants = fit_scoring_constants(
+            trained.vae,
+            settings.scoring,
+            statistics,
+            frame=trained.frame,
+            fitted=fit,
+            progress=watcher.progress_of("measuring normal residuals"),
+        )
+    counted = [split.threshold[i] for i in one_of_each_part(split.threshold, part)]
+    held_out = load_images(counted, preparation, watcher.progress_of("reading held-out normals"))
+    # Where only images are given that set the threshold, they are all that there is to take a loss over.
+    fitted = _fitted(trained, settings, constants, fit, statistics if len(statistics) else held_out)
+    calibration = calibrate(settings, fitted.graph, counted, held_out, watcher)
+    few = few_parts(len(split.threshold), len(counted), settings.false_alarm_rate)
+    if few:
+        watcher.say(few)
+    metrics = measure(settings, fitted.graph, images, calibration.thresholds, watcher)
+    record = SplitRecord(
+        images=(
+            *split_images(split.fit, "fit", groups),
+            *split_images(split.statistics, "statistics", groups),
+            *split_images(split.threshold, "threshold", groups),
+            *split_images(images.test, "test", groups),
+        )
+    )
+    with only_training(out):
+        claim_folder(out, overwrite=False)
+        write_record(out / SETTINGS_FILE, settings)
+        finish_run(
+            out,
+            settings,
+            fitted,
+            report,
+            record,
+            calibration,
+            metrics,
+            taken_from=f"{trained.path.name}: {trained.description}",
+        )
+        forget_replaced(out)
+    return RunFolder.open(out, check_files=False)
+
+
+def _settings(
+    trained: TrainedElsewhere,
+    data: DataSource,
+    scoring: ScoringSettings | None,
+    false_alarm_rate: float | None,
+    seed: int,
+) -> TrainSettings:
+    notes: CheckpointNotes | None = trained.notes
+    recipe = REFERENCE_RECIPE
+    if notes is not None:
+        recipe = recipe.model_copy(update={"learning_rate": notes.learning_rate})
+    if false_alarm_rate is None:
+        false_alarm_rate = notes.false_alarm_rate if notes else DEFAULT_FALSE_ALARM_RATE
+    values = {
+        "source": data,
+        "architecture": trained.architecture,
+        "tiling": trained.frame.tiling,
+        "photometric": trained.frame.photometric,
+        "scoring": scoring or (notes.scoring if notes else DEFAULT_SCORING),
+        "split": SplitSettings(seed=seed),
+        "seed": seed,
+        "epochs": trained.epochs,
+        "batch_size": notes.batch_size if notes else 32,
+        "recipe": recipe,
+        "false_alarm_rate": false_alarm_rate,
+        "pixel_false_positive_rate": (notes.pixel_false_positive_rate if notes else DEFAULT_PIXEL_FALSE_POSITIVE_RATE),
+    }
+    return make_record(TrainSettings, values)
+
+
+def _divide(
+    trained: TrainedElsewhere,
+    images: tuple[ImageFile, ...],
+    settings: SplitSettings,
+    groups: Mapping[str, str],
+    watcher: Watcher,
+) -> Split:
+    roles: Mapping[str, Role] = trained.notes.roles if trained.notes else {}
+    known = [image for image in images if image.sha256 in roles]
+    if not known:
+        if not roles:
+            watcher.say(
+                f"{trained.path.name} does not say which images the network was trained on: what it promises holds if "
+                "it was none of these"
+            )
+        split = split_normals(images, settings, lambda image: groups.get(image.sha256, image.sha256))
+    else:
+        new = [image for image in images if image.sha256 not in roles]
+
+        def of(role: Role) -> tuple[ImageFile, ...]:
+            return tuple(image for image in known if roles[image.sha256] == role)
+
+        split = Split(of("fit"), of("statistics"), (*of("threshold"), *new))
+        if not split.threshold:
+            raise InputError(
+                f"all {len(known)} normal images that are given trained the network of {trained.path.name}; expected "
+                "some that it has not seen, to set the thresholds: add them, or give the folder that it was trained on"
+            )
+    watcher.say(
+        f"of the normal images {len(split.threshold)} set the threshold, {len(split.statistics)} are for the scale of "
+        f"the residual, and {len(split.fit)} {'trained the network' if known else 'are left for INT8 calibration'}"
+    )
+    return split
+
+
+def _fitted(
+    trained: TrainedElsewhere,
+    settings: TrainSettings,
+    constants: ScoringConstants,
+    fit: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+) -> FittedGraph:
+    assert settings.scoring is not None
+    graph = AnomalyGraph(trained.vae, settings.scoring, constants, trained.frame)
+    held_out_loss = _loss(trained.vae, trained.frame, held_out)
+    outcome = TrainingOutcome(
+        epochs_run=trained.epochs,
+        epochs_planned=trained.epochs,
+        ended_by="epochs",
+        best_epoch=trained.epochs,
+        best_held_out_loss=held_out_loss,
+        fit_loss=_loss(trained.vae, trained.frame, fit) if len(fit) else held_out_loss,
+        batch_size=settings.batch_size,
+        seconds=0,
+        images_per_s=0,
+        n_parameters=count_parameters(trained.vae),
+        flops=count_flops(trained.vae) * trained.frame.tiling.n_tiles,
+    )
+    return FittedGraph(trained.vae, graph, constants, outcome, settings, None)
+
+
+def _loss(vae: Vae, frame: Frame, images: NDArray[np.uint8]) -> float:
+    """Return the loss at z = mean over some of the images, uint8 [n, H, W, 3] with n of 1 or more, cut into tiles."""
+    stage = Reconstruction(vae, frame)
+    total, n, step = 0.0, 0, images_at_a_time(frame)
+    some = images[:_MOST_FOR_LOSS]
+    with torch.inference_mode():
+        for start in range(0, len(some), step):
+            pixels = stage.photometric(stage.range(as_pixels(torch.from_numpy(some[start : start + step]))))
+            tiles = stage.tiles.cut(pixels)
+            total += float(vae.loss(vae(tiles), tiles).total) * len(tiles)
+            n += len(tiles)
+    return total / n

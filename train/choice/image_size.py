@@ -1,0 +1,121 @@
+"""Choosing the image's and the tiles' size by the data's resolution and aspect. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from vae_edge.records import make_record
+from vae_edge.train.model.framing import DEFAULT_OVERLAP, Tiling
+from vae_edge.train.model.presets import SMALLEST_SIDE, nearest_image_sizes
+
+if TYPE_CHECKING:
+    from vae_edge.train.loop.settings import SizeRequest
+
+
+MOST_PIXELS = 400 * 400
+"""An image that is cut and is larger than this is shrunk to it; one that is smaller is not enlarged. A defect that
+covers a thousandth of the picture then still has 160 pixels."""
+
+MOST_PIXELS_WHOLE = 128 * 128
+"""The same for an image that is not cut."""
+
+_MOST_SHRUNK = 4
+"""A picture of more than so many times `MOST_PIXELS_WHOLE` is cut even where parts are aligned: shrunk to one window,
+it would lose its small defects."""
+
+_STEP = 16
+"""Sides are rounded to a multiple of this."""
+
+_TILE_SIDES = (64, 128, 256)
+
+_TILES_ACROSS = 4
+"""Tiles are to be about so much shorter than the image's shorter side."""
+
+
+def choose_image_size(typical: tuple[int, int], most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
+    """Return the model's height and width for images of a typical height and width.
+
+    The aspect is kept, so that a long part is not squeezed; what has more pixels is shrunk.
+
+    Args:
+        typical: height and width in pixels, as `DataReport.typical_size`.
+        most_pixels: of the result, but for rounding.
+    """
+    height, width = typical
+    scale = min(1.0, math.sqrt(most_pixels / (height * width)))
+    return _rounded(height * scale), _rounded(width * scale)
+
+
+def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: bool) -> Tiling:
+    """Return the sizes that a request and the data come to.
+
+    Where parts lie at the same place in all pictures, the whole picture says what belongs where, and a network that
+    sees all of it finds what is missing or wrong, as long as the picture need not be shrunk much for it. Elsewhere
+    tiles do better (`benchmarks/DETECTION.md`).
+
+    Args:
+        request: what was asked for.
+        typical: height and width of a typical image in pixels; used where no image size was asked for.
+        is_aligned: see `DataTraits`; used where tiles are to be chosen.
+
+    Raises:
+        UsageError: what was asked for does not fit together.
+    """
+    height, width = request.image or typical
+    is_small = height * width <= _MOST_SHRUNK * MOST_PIXELS_WHOLE
+    if request.tiles == "none" or (request.tiles == "auto" and is_aligned and is_small):
+        # What was asked for has to fit into the network as it is; what is chosen is made to fit.
+        size = request.image or nearest_image_sizes(*choose_image_size(typical, MOST_PIXELS_WHOLE))[0]
+        if request.tiles == "none" or nearest_image_sizes(*size)[0] == size:
+            return Tiling.whole(*size)
+    side = None if request.tiles == "auto" else int(request.tiles)
+    return choose_tiling(request.image or choose_image_size(typical), side, request.overlap)
+
+
+def check_request(request: SizeRequest) -> None:
+    """Refuse, before any image is read, sizes that do not fit together whatever the images are.
+
+    Raises:
+        UsageError: see `resolve_size`.
+    """
+    if request.image is not None:
+        resolve_size(request, request.image, is_aligned=False)
+
+
+def choose_tiling(
+    image_size: tuple[int, int], tile_side: int | None = None, overlap: float = DEFAULT_OVERLAP
+) -> Tiling:
+    """Return the tiles for an image size: square ones of about a quarter of the shorter side, 64 pixels at least.
+
+    An image whose shorter side is below 96 is not cut: there would be nothing left in a tile.
+
+    Args:
+        image_size: height and width.
+        tile_side: to use instead; None: chosen.
+        overlap: least share of a tile that its neighbour sees as well.
+
+    Raises:
+        UsageError: the tile does not fit into the image, or into the network.
+    """
+    height, width = image_size
+    shorter = min(height, width)
+    if tile_side is None:
+        if shorter < 1.5 * _TILE_SIDES[0]:
+            return Tiling.whole(height, width)
+        ideal = shorter / _TILES_ACROSS
+        tile_side = min(_TILE_SIDES, key=lambda side: abs(math.log(side / ideal)))
+    return make_record(
+        Tiling,
+        {
+            "image_height": height,
+            "image_width": width,
+            "tile_height": tile_side,
+            "tile_width": tile_side,
+            "overlap": overlap,
+        },
+    )
+
+
+def _rounded(side: float) -> int:
+    return min(max(round(side / _STEP) * _STEP, SMALLEST_SIDE), 4096)

@@ -1,0 +1,1 @@
+"""Training one network: settings, batches, Lightning's loop, checkpoints."""

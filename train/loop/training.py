@@ -1,0 +1,369 @@
+"""The training loop: Lightning around the network, made repeatable and quiet.
+
+Everything random follows from the seed and the step alone, so an interrupted training that goes on from its
+checkpoint ends with the same weights, bit for bit, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vae_edge.errors import InputError
+from vae_edge.train.loop.batches import (
+    CONSTANT_STEPS,
+    ONE_CYCLE_STEPS,
+    WHOLE_ONE_CYCLE_STEPS,
+    EpochSampler,
+    FixedCrops,
+    Plan,
+    as_pixels,
+    augmented,
+    crops_per_image,
+    even_light,
+    make_loader,
+    make_plan,
+    seed_of,
+)
+from vae_edge.train.loop.checkpoints import (
+    LAST_CHECKPOINT,
+    SETTLING_STEPS,
+    EndedBy,
+    PlainCheckpointIO,
+    RoutedCheckpointIO,
+    RunCheckpoint,
+    Stopper,
+    interruptible,
+    quiet,
+    read_state,
+    repeatable,
+    stopped_by,
+)
+from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.trainer_arguments import (
+    NOTHING_ATTACHED,
+    Attached,
+    check_timers,
+    count_optimizer_steps,
+    limited,
+    refused_by_trainer,
+)
+from vae_edge.train.model.framing import Frame, Tiling
+from vae_edge.train.model.network import Vae, count_flops, count_parameters
+from vae_edge.train.model.presets import Recipe, Schedule
+
+StepNotes = Callable[[int, int, str], None]
+"""Called with steps done, steps planned and a few words about the losses."""
+
+
+class VaeTraining(LightningModule):
+    """The network with its loss and optimizer; batches are uint8 [N, H, W, 3] and become float on the device.
+
+    Args:
+        vae: to train.
+        recipe: how.
+        seed: of everything random.
+        n_steps: that are planned, for what changes in their course.
+    """
+
+    def __init__(self, vae: Vae, recipe: Recipe, seed: int, n_steps: int) -> None:
+        super().__init__()
+        self.vae = vae
+        self.recipe = recipe
+        self.seed = seed
+        self.n_steps = n_steps
+        # A part of the module, so that it is in the checkpoint and an interrupted training goes on with it.
+        self.average = (
+            AveragedModel(vae, multi_avg_fn=cast(Any, get_ema_multi_avg_fn)(recipe.averaging), use_buffers=True)
+            if recipe.averaging
+            else None
+        )
+
+    @property
+    def kept(self) -> Vae:
+        """The network whose weights count: the running average where there is one."""
+        return self.vae if self.average is None else cast(Vae, self.average.module)
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        """Return the loss of a batch with random latents."""
+        # Here and not once an epoch: in between, a data loader draws a number, at another time after an interruption.
+        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_index, self.global_rank))
+        pixels = augmented(as_pixels(batch), self.recipe.augmentation)
+        loss = self.vae.loss(self.vae(pixels), pixels)
+        values = {"fit_loss": loss.total, "fit_reconstruction": loss.reconstruction, "fit_kl": loss.kl}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        share = self.recipe.kl_share_at(self.global_step, self.n_steps)
+        return loss.total - (1 - share) * self.vae.kl_weight * loss.kl
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Take the new weights into the average."""
+        if self.average is not None:
+            self.average.update_parameters(self.vae)
+
+    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+        """Log the loss of held-out normals with z = mean."""
+        pixels = as_pixels(batch)
+        loss = self.kept.loss(self.kept(pixels), pixels)
+        values = {"held_out_loss": loss.total, "held_out_reconstruction": loss.reconstruction, "held_out_kl": loss.kl}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam with its usual betas, and the schedule where there is one."""
+        optimizer = torch.optim.Adam(self.vae.parameters(), lr=self.recipe.learning_rate)
+        if self.recipe.schedule is Schedule.CONSTANT:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.recipe.rate_at(step, self.n_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def plan_of(settings: TrainSettings, n_images: int) -> Plan:
+    """Return how a training on so many images is cut into epochs and steps."""
+    tiling = settings.tiling_in_force
+    steps = CONSTANT_STEPS
+    if settings.recipe.schedule is Schedule.ONE_CYCLE:
+        steps = WHOLE_ONE_CYCLE_STEPS if tiling.n_tiles == 1 else ONE_CYCLE_STEPS
+    plan = make_plan(
+        n_images,
+        settings.batch_size,
+        settings.epochs,
+        crops_per_image(tiling),
+        steps=steps,
+    )
+    return limited(plan, settings.trainer)
+
+
+def fit_vae(
+    settings: TrainSettings,
+    fit_images: NDArray[np.uint8],
+    held_out_images: NDArray[np.uint8],
+    folder: Path,
+    progress: StepNotes | None = None,
+    *,
+    frame: Frame | None = None,
+    attached: Attached = NOTHING_ATTACHED,
+) -> tuple[Vae, TrainingOutcome] | None:
+    """Train a network, or go on with its training where `folder` holds a checkpoint.
+
+    Args:
+        settings: what to do.
+        fit_images: uint8 [n, H, W, 3], the normals to train on.
+        held_out_images: uint8 [m, H, W, 3], other normals; the weights with the smallest loss on them are kept. They
+            may scale the residual later, but must not set a threshold: a choice made on them flatters their scores.
+        folder: gets `checkpoints/` and `logs/`.
+        progress: called after each step.
+        frame: what will stand around the network: its light is evened out beforehand, and where images are cut the
+            network sees random windows of them, not only the tiles. None: whole images as they are.
+        attached: a user's loggers, callbacks and other objects for this training.
+
+    Returns:
+        The network with the best weights, in evaluation mode on the CPU, and what happened; None in a process that
+        only helped another one to train.
+
+    Raises:
+        InputError: the settings do not suit this machine, or the training diverged.
+        BundleError: the checkpoint is damaged.
+        TrainingInterruptedError: Ctrl-C or a termination signal; the message says how to go on.
+        Exception: whatever a user's callback or logger raises. What was saved before is kept, and can go on.
+    """
+    path = folder / "checkpoints" / LAST_CHECKPOINT
+    architecture = settings.architecture
+    size = (architecture.height, architecture.width)
+    tiling = frame.tiling if frame is not None else Tiling.whole(*size)
+    per_image = crops_per_image(tiling)
+    plan = plan_of(settings, len(fit_images))
+    keeper = RunCheckpoint(path, lambda module: cast(VaeTraining, module).kept.state_dict())
+    if path.is_file():
+        keeper.load_state_dict(read_state(path))
+    if keeper.ended_by is None:
+        with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder, attached.needed):
+            torch.manual_seed(settings.seed)
+            n_steps = count_optimizer_steps(plan, settings.trainer, attached)
+            module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
+            if frame is not None:
+                fit_images, held_out_images = (even_light(each, frame) for each in (fit_images, held_out_images))
+            room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
+            trainer = _trainer(settings, plan, keeper, folder, progress, attached)
+            # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.
+            cast(Any, module).to(memory_format=torch.channels_last)
+            trainer.fit(
+                module,
+                make_loader(
+                    fit_images,
+                    size,
+                    plan.batch_size,
+                    EpochSampler(len(fit_images), settings.seed, per_image, room),
+                    drop_last=plan.drop_last,
+                ),
+                make_loader(
+                    held_out_images,
+                    size,
+                    settings.batch_size,
+                    FixedCrops(len(held_out_images), tiling, per_image),
+                ),
+                ckpt_path=path if path.is_file() else None,
+            )
+            if trainer.global_rank != 0:
+                return None
+        if not path.is_file():
+            raise InputError(
+                "a callback stopped the training before its first epoch was over, so there is no network; expected an "
+                "epoch or more: train again without that callback"
+            )
+        # From the file, not from memory: where the training ran in other processes, this one's copy is stale.
+        keeper.load_state_dict(read_state(path))
+        if keeper.ended_by is None:  # Stopped between two epochs, or before it went on.
+            keeper.ended_by = stopped_by(trainer)
+    weights = {name: value.contiguous() for name, value in keeper.best_weights.items()}
+    vae = Vae.from_weights(architecture, weights)
+    return vae, TrainingOutcome(
+        epochs_run=keeper.epochs_run,
+        epochs_planned=plan.epochs,
+        ended_by=keeper.ended_by,
+        best_epoch=keeper.best_epoch,
+        best_held_out_loss=keeper.best_loss,
+        fit_loss=keeper.fit_loss,
+        batch_size=plan.batch_size,
+        seconds=keeper.seconds,
+        images_per_s=plan.images_per_epoch * keeper.epochs_run / max(keeper.seconds, 1e-9),
+        n_parameters=count_parameters(vae),
+        flops=count_flops(vae) * tiling.n_tiles,
+    )
+
+
+class _ProgressCallback(Callback):
+    """Turns Lightning's hooks into calls of a plain function."""
+
+    def __init__(self, report: StepNotes, n_steps: int) -> None:
+        self.report = report
+        self.n_steps = n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        epochs = trainer.max_epochs or 0
+        note = f"epoch {trainer.current_epoch + 1} of {epochs}"
+        held_out = trainer.callback_metrics.get("held_out_loss")
+        if held_out is not None:
+            note += f", held-out loss {float(held_out):.5f}"
+        self.report(trainer.current_epoch * self.n_steps + batch_idx + 1, epochs * self.n_steps, note)
+
+
+class _SettledEarlyStopping(Stopper, EarlyStopping):
+    """Early stopping that waits until the held-out loss means something: see `SETTLING_STEPS`."""
+
+    ends_by: ClassVar[EndedBy] = "patience"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step >= SETTLING_STEPS:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def has_ended(self) -> bool:
+        return self.stopped_epoch > 0
+
+
+class _EpochTimer(Stopper, Timer):
+    """A clock that ends a training at ends of epochs only: half an epoch could not be repeated exactly."""
+
+    ends_by: ClassVar[EndedBy] = "time"
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__(timedelta(minutes=minutes), interval=cast(Any, "epoch"))
+        self.is_over = False
+
+    @property
+    def state_key(self) -> str:
+        # Under which interrupted runs have it.
+        return Timer.__qualname__
+
+    def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        super().on_fit_start(trainer, *args, **kwargs)
+        self.is_over = trainer.should_stop
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        others, trainer.should_stop = trainer.should_stop, False
+        super().on_train_epoch_end(trainer, *args, **kwargs)
+        self.is_over = trainer.should_stop
+        trainer.should_stop = trainer.should_stop or others
+
+    def has_ended(self) -> bool:
+        return self.is_over
+
+
+def _trainer(
+    settings: TrainSettings,
+    plan: Plan,
+    keeper: RunCheckpoint,
+    folder: Path,
+    progress: StepNotes | None,
+    attached: Attached,
+) -> Trainer:
+    check_timers(settings, attached)
+    callbacks: list[Callback] = list(attached.callbacks)
+    if settings.patience:
+        callbacks.append(
+            _SettledEarlyStopping("held_out_loss", patience=settings.patience, check_on_train_epoch_end=True)
+        )
+    if settings.max_time_minutes is not None:
+        callbacks.append(_EpochTimer(settings.max_time_minutes))
+    if progress is not None:
+        callbacks.append(_ProgressCallback(progress, plan.steps_per_epoch))
+    # Last, so that what it saves holds the others' state after this epoch, and it sees who wants to stop.
+    callbacks.append(keeper)
+    given: dict[str, Any] = {**settings.trainer, **attached.arguments}
+    plugins = _plugins(given.pop("plugins", ()), keeper.path)
+    arguments: dict[str, Any] = {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        # Lightning takes one of the two.
+        "precision": None if any(isinstance(each, Precision) for each in plugins) else settings.precision,
+        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in attached.callbacks),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": plan.steps_per_epoch,
+        "deterministic": True,
+        **given,
+    }
+    logs = folder / "logs"
+    try:
+        # TensorBoard reads several event files of one folder as one run; a CSV file would be overwritten, so an
+        # interrupted training leaves version_0, version_1 and so on.
+        own = [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")]
+        trainer = Trainer(
+            max_epochs=plan.epochs,
+            callbacks=callbacks,
+            plugins=plugins,
+            logger=[*attached.loggers, *own] if attached.writes_logs else list(attached.loggers),
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise refused_by_trainer(settings, attached, error) from error
+    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        raise InputError(
+            f"the strategy is {type(trainer.strategy).__name__}, which deals the weights out to several devices; "
+            "expected one that keeps all of them on each, for the network has to be saved whole: take auto or ddp"
+        )
+    return trainer
+
+
+def _plugins(given: Any, checkpoint: Path) -> list[Any]:
+    """Return a user's plugins, and the one that writes the run's own checkpoint."""
+    plugins = list(given) if isinstance(given, list | tuple) else [given]
+    others = [each for each in plugins if isinstance(each, CheckpointIO)]
+    own = RoutedCheckpointIO(checkpoint, others[0]) if others else PlainCheckpointIO()
+    return [each for each in plugins if not isinstance(each, CheckpointIO)] + [own]

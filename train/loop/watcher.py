@@ -1,0 +1,71 @@
+"""How a run tells what it is doing, without knowing who listens; and the listener that shows it in a terminal."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import TaskID, TextColumn
+
+from vae_edge.cli.console import notes_console
+from vae_edge.cli.progress import new_bars
+from vae_edge.progress import Progress
+
+
+class Watcher:
+    """Is told how a run goes; this one does not care. Subclass it to show progress."""
+
+    def say(self, sentence: str) -> None:
+        """Take a sentence about the data or the run."""
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Take the progress of a stage, such as "training": so much of so much is done."""
+
+    def progress_of(self, stage: str) -> Progress:
+        """Return a function that takes a stage's progress."""
+        return lambda done, total: self.progress(stage, done, total)
+
+
+_LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
+
+
+class TerminalWatcher(Watcher):
+    """Shows each stage as a bar on a terminal, and as a line now and then where stderr is a file."""
+
+    def __init__(self) -> None:
+        self.console = notes_console()
+        self.stage = ""
+        self._task: TaskID | None = None
+        self._bars = new_bars(self.console, TextColumn("{task.fields[note]}", markup=False), count=False)
+        self._line_at = 0.0
+
+    def __enter__(self) -> TerminalWatcher:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.console.is_terminal:  # Elsewhere it would print an empty line.
+            self._bars.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        self.console.print(" ".join(sentence.split()), soft_wrap=not self.console.is_terminal)
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Move the stage's bar."""
+        if not self.console.is_terminal:
+            self._line(stage, done, total, note)
+            return
+        if stage != self.stage or self._task is None:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self.stage, self._task = stage, self._bars.add_task(stage, total=total, note=note)
+        self._bars.update(self._task, completed=done, total=total, note=note)
+
+    def _line(self, stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self._line_at = stage, now
+        if now - self._line_at >= _LINE_EVERY_S:
+            self._line_at = now
+            self.say(f"{stage}: {done / max(total, 1):.0%}{', ' + note if note else ''}")

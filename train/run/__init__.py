@@ -1,0 +1,1 @@
+"""A run, from images to the files of the run folder: calibration, metrics, records."""

@@ -1,0 +1,213 @@
+"""Cross-conformal calibration: thresholds from all good parts where too few could be held out.
+
+The good parts are cut into K folds. For each fold a network is trained on the others, by the same recipe as the one
+that is deployed, and scores the fold's images, which it has not seen. The n scores of all folds together are the
+calibration scores, so the smallest rate they support is 1 / (n + 1), n being all good parts and not a held-out fifth.
+See Vovk, "Cross-conformal predictors", Annals of Mathematics and Artificial Intelligence 74, 2015; for anomaly
+detectors Hennhoefer and Preisach, "Leave-one-out-, bootstrap- and cross-conformal anomaly detectors", 2024.
+
+What is guaranteed, and what is not:
+
+* No theorem covers what is deployed here: one network, trained on all good parts, held against scores of K others. Its
+  score of a new normal is not exchangeable with theirs.
+* Had the K networks themselves judged a new image, each compared with its own fold's scores (CV+ in Barber, Candes,
+  Ramdas and Tibshirani, "Predictive inference with the jackknife+", Annals of Statistics 49, 2021), the rate would be
+  at most twice the one asked for, plus less than 2 K / n.
+* In practice it errs on the safe side: the folds' networks saw fewer images, so their scores of unseen normals are
+  higher, if anything, than the deployed network's, and the threshold is too. Nothing makes it so in every case: scores
+  of different networks are in the units of different normals, and a training that went wrong in one fold widens them.
+
+Whoever needs the proof takes `split`, with more good parts or a higher rate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.decision import PixelTail, fit_thresholds_with_tail, normals_needed, smallest_false_alarm_rate
+from vae_edge.errors import UsageError
+from vae_edge.machine import installed_version
+from vae_edge.manifest import ThresholdMethod
+from vae_edge.train.data.inspection_set import ImageFile
+from vae_edge.train.data.split import Fold, Split, one_of_each_part, split_into_folds, split_normals
+from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted
+from vae_edge.train.loop.settings import Calibration, TrainSettings
+from vae_edge.train.loop.trainer_arguments import deciding
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.run.graph_fitting import FittedGraph, fit_graph
+from vae_edge.train.run.records import CalibrationRecord, CalibrationScore
+
+FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], AnomalyGraph | None]
+"""Makes the model of a fold, counted from 1, from images to fit on and images for the statistics; None in a process
+that only helps."""
+
+
+def divide(
+    images: Sequence[ImageFile], settings: TrainSettings, group: Callable[[ImageFile], str] | None = None
+) -> tuple[Split, tuple[Fold, ...]]:
+    """Split good parts for the calibration that the settings ask for.
+
+    Args:
+        images: good parts.
+        settings: of the training.
+        group: gives equal keys to images that stay together; None: as `settings.split` says.
+
+    Returns:
+        The split for the network that is deployed, and the folds; no folds where the calibration is `split`.
+
+    Raises:
+        InputError: see `split_normals` and `split_into_folds`; or folds were asked for along with a share to hold out.
+    """
+    share = settings.split.threshold_share
+    if settings.calibration is Calibration.CROSS and share is not None:
+        raise UsageError(
+            f"a share of {share} was to be held out for the threshold, and cross-conformal calibration holds nothing "
+            "out; leave out one of them"
+        )
+    if settings.calibration is not Calibration.CROSS:
+        split = split_normals(images, settings.split, group)
+        parts = {image.sha256 if group is None else group(image) for image in split.threshold}
+        enough = len(parts) >= normals_needed(settings.false_alarm_rate)
+        if enough or settings.calibration is Calibration.SPLIT or share is not None:
+            return split, ()
+    return split_into_folds(images, settings.folds, settings.split, group)
+
+
+def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:
+    """Return the sentence that says, beforehand, that several trainings follow and why."""
+    why = "cross-conformal calibration was asked for"
+    if settings.calibration is Calibration.AUTO:
+        why = (
+            f"a false-alarm rate of {settings.false_alarm_rate:.3g} needs {normals_needed(settings.false_alarm_rate)} "
+            f"scores of normals that the network has not seen, more than can be held out of {n_normals} (all together "
+            f"support {smallest_false_alarm_rate(n_normals):.3g})"
+        )
+    return (
+        f"{n_folds + 1} trainings follow, because {why}: one on all good parts, for the network that is deployed, and "
+        f"one for each of {n_folds} folds of them, to score the good parts that it has not seen"
+        + ("; --calibration split trains once" if settings.calibration is Calibration.AUTO else "")
+    )
+
+
+def cross_calibrate(
+    settings: TrainSettings,
+    deployed: FittedGraph | None,
+    folds: Sequence[Fold],
+    files: Sequence[ImageFile],
+    images: NDArray[np.uint8],
+    out: Path,
+    watcher: Watcher,
+    *,
+    part: Callable[[ImageFile], str] = lambda image: image.sha256,
+) -> CalibrationRecord | None:
+    """Train the folds' networks, or go on with them, and fit the thresholds on their scores.
+
+    Args:
+        settings: what to do.
+        deployed: the model of all good parts; None in a process that only helps to train, which helps here too.
+        folds: from `split_into_folds`.
+        files: the good parts.
+        images: uint8 [n, H, W, 3], the same, prepared.
+        out: the run folder; `checkpoints/fold-1` and so on are made in it.
+        watcher: is told how it goes.
+        part: gives equal keys to pictures of the same part, of which one sets the image threshold.
+
+    Returns:
+        The calibration; None in a process that only helped.
+
+    Raises:
+        InputError, BundleError, TrainingInterruptedError: see `fit_vae`. What is done is not done again.
+    """
+    settings = settings.model_copy(update={"trainer": deciding(settings.trainer)})
+
+    def fit_fold(number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> AnomalyGraph | None:
+        folder = _fold_folder(out, number)
+        try:
+            fitted = fit_graph(
+                settings, fit, statistics, folder, watcher, stage=f"training fold {number} of {len(folds)}"
+            )
+        except TrainingInterruptedError:
+            what = f"the training of fold {number} of {len(folds)}"
+            raise TrainingInterruptedError(interrupted(out, training=folder, what=what)) from None
+        return None if fitted is None else fitted.graph
+
+    n_pixels = len(images) * settings.preparation.height * settings.preparation.width
+    tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
+    scores = score_out_of_fold(files, images, folds, fit_fold, tail, watcher)
+    if deployed is None or scores is None:
+        return None
+    maps, final_scores = run_graph(
+        deployed.graph, images, progress=watcher.progress_of("scoring normals with the deployed network")
+    )
+    final_tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
+    counted = list(one_of_each_part(files, part))
+    final_tail.add(maps[counted])  # Of the images that an export runs, to hold its own maps against.
+    thresholds = fit_thresholds_with_tail(
+        scores[counted],
+        tail,
+        false_alarm_rate=settings.false_alarm_rate,
+        scored_by=f"torch {installed_version('torch')}, fp32, CPU, by networks of {len(folds)} folds",
+        method=ThresholdMethod.CROSS_CONFORMAL,
+    )
+    fold_of = {image: number for number, fold in enumerate(folds, 1) for image in fold.held_out}
+    named = tuple(
+        CalibrationScore(
+            name=file.name, sha256=file.sha256, score=float(score), fold=fold_of[file], final_score=float(final)
+        )
+        for file, score, final in zip([files[i] for i in counted], scores[counted], final_scores[counted], strict=True)
+    )
+    return CalibrationRecord(scores=named, thresholds=thresholds, final_pixel_threshold=final_tail.threshold())
+
+
+def score_out_of_fold(
+    files: Sequence[ImageFile],
+    images: NDArray[np.uint8],
+    folds: Sequence[Fold],
+    fit_fold: FitFold,
+    tail: PixelTail,
+    watcher: Watcher,
+) -> NDArray[np.float32] | None:
+    """Score every image by the model of its fold.
+
+    Args:
+        files: the good parts.
+        images: uint8 [n, H, W, 3], the same, prepared.
+        folds: each of the files is held out in one of them.
+        fit_fold: makes the models, one after the other; one is in memory at a time.
+        tail: takes in the maps.
+        watcher: is told how it goes.
+
+    Returns:
+        float32 [n], in the order of the files; None in a process that only helped to fit.
+    """
+    place = {file: i for i, file in enumerate(files)}
+    scores = np.full(len(files), np.nan, dtype=np.float32)
+    helped = False
+    for number, fold in enumerate(folds, 1):
+        fit, statistics, held_out = (
+            [place[file] for file in part] for part in (fold.fit, fold.statistics, fold.held_out)
+        )
+        graph = fit_fold(number, images[fit], images[statistics])
+        if graph is None:
+            helped = True  # It goes on: the first process waits for it at the next training.
+            continue
+        progress = watcher.progress_of(f"scoring fold {number} of {len(folds)}")
+        maps, scores[held_out] = run_graph(graph, images[held_out], progress=progress)
+        tail.add(maps)
+    return None if helped else scores
+
+
+def forget_folds(out: Path) -> None:
+    """Delete the folds' checkpoints, which are of no use once the run is complete; their logs stay."""
+    for folder in (out / "checkpoints").glob("fold-*"):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _fold_folder(out: Path, number: int) -> Path:
+    return out / "checkpoints" / f"fold-{number}"

@@ -1,0 +1,147 @@
+"""The last steps of every run, however its network came about: thresholds, metrics, and the files of the run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge import __version__
+from vae_edge.atomic import write_text
+from vae_edge.decision import fit_thresholds
+from vae_edge.machine import installed_version, installed_versions
+from vae_edge.manifest import Thresholds
+from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images, load_masks
+from vae_edge.train.data.report import DataReport
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.run.folder import (
+    CALIBRATION_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    RECORD_FILE,
+    SCORING_FILE,
+    SPLIT_FILE,
+    describe_files,
+    fingerprint_of,
+    write_record,
+    write_tensors,
+)
+from vae_edge.train.run.graph_fitting import FittedGraph
+from vae_edge.train.run.metrics import Metrics, evaluate
+from vae_edge.train.run.records import CalibrationRecord, CalibrationScore, RunRecord, SplitRecord
+
+_PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
+
+
+def calibrate(
+    settings: TrainSettings,
+    graph: AnomalyGraph,
+    files: Sequence[ImageFile],
+    images: NDArray[np.uint8],
+    watcher: Watcher,
+) -> CalibrationRecord:
+    """Score normals that were held out for it, and fit the thresholds.
+
+    Args:
+        settings: the rates that are promised.
+        graph: the whole model.
+        files: the normals, one of each part.
+        images: uint8 [n, H, W, 3], the same, prepared.
+        watcher: is told how it goes.
+    """
+    maps, scores = run_graph(graph, images, progress=watcher.progress_of("scoring held-out normals"))
+    thresholds = fit_thresholds(
+        scores,
+        maps,
+        false_alarm_rate=settings.false_alarm_rate,
+        pixel_false_positive_rate=settings.pixel_false_positive_rate,
+        scored_by=f"torch {installed_version('torch')}, fp32, CPU",
+    )
+    named = tuple(
+        CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
+        for image, score in zip(files, scores, strict=True)
+    )
+    return CalibrationRecord(scores=named, thresholds=thresholds)
+
+
+def measure(
+    settings: TrainSettings, graph: AnomalyGraph, images: InspectionSet, thresholds: Thresholds, watcher: Watcher
+) -> Metrics:
+    """Measure what the model finds on the test images; everything is absent where there are none."""
+    test = images.test
+    pixels = load_images(test, settings.preparation, watcher.progress_of("reading test images"))
+    maps, scores = run_graph(graph, pixels, progress=watcher.progress_of("scoring test images"))
+    masks = load_masks(test, settings.preparation) if any(image.mask is not None for image in test) else None
+    return evaluate(
+        np.array([image.is_anomalous for image in test], dtype=np.bool_),
+        scores,
+        [image.defect for image in test],
+        None if masks is None else maps,
+        None if masks is None else masks.masks,
+        None if masks is None else masks.has_mask,
+        thresholds.image_threshold,
+    )
+
+
+def finish_run(
+    out: Path,
+    settings: TrainSettings,
+    fitted: FittedGraph,
+    report: DataReport,
+    split: SplitRecord,
+    calibration: CalibrationRecord,
+    metrics: Metrics,
+    *,
+    taken_from: str | None = None,
+) -> None:
+    """Write the files of a run; `model.json`, which marks it as complete, last.
+
+    Args:
+        out: the run folder.
+        settings: what was asked for.
+        fitted: the model.
+        report: what the data are.
+        split: which image was used for what.
+        calibration: from `calibrate`, or of folds.
+        metrics: from `measure`.
+        taken_from: where the network comes from, if this package did not train it here.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    write_tensors(out / MODEL_FILE, fitted.vae.state_dict())
+    write_tensors(out / SCORING_FILE, fitted.constants.tensors())
+    write_record(out / SPLIT_FILE, split)
+    write_record(out / CALIBRATION_FILE, calibration)
+    write_text(out / METRICS_FILE, metrics.to_json() + "\n")
+    files = describe_files(out)
+    record = RunRecord(
+        name=out.absolute().name,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        architecture=settings.architecture,
+        preparation=settings.preparation,
+        tiling=fitted.graph.frame.tiling,
+        photometric=fitted.graph.frame.photometric,
+        input_range=fitted.graph.frame.input_range,
+        scoring=fitted.graph.settings,
+        choice=fitted.choice,
+        settings=settings,
+        training=fitted.outcome,
+        taken_from=taken_from,
+        data=report,
+        counts=split.counts(),
+        library_versions={
+            "python": platform.python_version(),
+            "vae-edge": __version__,
+            **installed_versions(_PACKAGES),
+        },
+        files=files,
+        fingerprint=fingerprint_of(files),
+    )
+    write_record(out / RECORD_FILE, record)

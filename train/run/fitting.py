@@ -1,0 +1,334 @@
+"""From settings to a complete run folder: data, training, scoring constants, thresholds, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from vae_edge.decision import check_n_normals
+from vae_edge.errors import InputError
+from vae_edge.records import make_record
+from vae_edge.train.choice.image_size import resolve_size
+from vae_edge.train.choice.photometric_choice import forget_pilots
+from vae_edge.train.data.grouping import Grouping, few_parts, group_normals, group_test_normals
+from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
+from vae_edge.train.data.report import DataReport, check_inspection_set, look_at
+from vae_edge.train.data.sources import source_of
+from vae_edge.train.data.split import GROUP_AUTOMATICALLY, Fold, Split, one_of_each_part, split_labelled
+from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted, read_state
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.loop.trainer_arguments import (
+    NOTHING_ATTACHED,
+    Attached,
+    TrainerArguments,
+    check_timers,
+    check_trainer,
+    sort_arguments,
+    take_up,
+)
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.network import Vae, count_flops, count_parameters
+from vae_edge.train.model.presets import Architecture
+from vae_edge.train.run.cross_conformal import announce, cross_calibrate, divide, forget_folds
+from vae_edge.train.run.finishing import calibrate, finish_run, measure
+from vae_edge.train.run.folder import (
+    CHECKPOINT,
+    SETTINGS_FILE,
+    SPLIT_FILE,
+    RunFolder,
+    check_folder,
+    claim_folder,
+    forget_replaced,
+    only_training,
+    read_settings,
+    read_split,
+    write_record,
+)
+from vae_edge.train.run.graph_fitting import LabelledImages, fit_graph
+from vae_edge.train.run.records import SplitRecord, split_images
+
+_UNEQUAL_ASPECTS = 1.2
+"""Ratio of aspects from which it is said that pictures are stretched."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The checked data of a run and its split."""
+
+    images: InspectionSet
+    report: DataReport
+    split: Split
+    folds: tuple[Fold, ...]
+    """Of cross-conformal calibration; none where the split has its own normals for the threshold."""
+    groups: Mapping[str, str]
+    """Which good parts belong together: the group's name by the image's SHA-256."""
+    choice: tuple[ImageFile, ...] = ()
+    """Labelled images to choose by, which are no test images."""
+
+    def part(self, image: ImageFile) -> str:
+        """Return what is equal for two pictures of the same part."""
+        return self.groups.get(image.sha256, image.sha256)
+
+    def record(self) -> SplitRecord:
+        return SplitRecord(
+            images=(
+                *split_images(self.split.fit, "fit", self.groups),
+                *split_images(self.split.statistics, "statistics", self.groups),
+                *split_images(self.split.threshold, "threshold", self.groups),
+                *split_images(self.choice, "choice", self.groups),
+                *split_images(self.images.test, "test", self.groups),
+            )
+        )
+
+
+def fit_run(
+    settings: TrainSettings,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    attached: Attached = NOTHING_ATTACHED,
+) -> RunFolder:
+    """Train a detector and write its run folder; `vae_edge.train.fit` is the same with arguments by name.
+
+    Args:
+        settings: what to do.
+        out: the run folder to make.
+        overwrite: replace a run of that name. It is deleted when the new one is complete, not before.
+        watcher: is told how it goes.
+        attached: a user's loggers, callbacks and other objects, for the network that is deployed.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        InputError: the data or the settings cannot be used, `out` is taken, or the training diverged.
+        TrainingInterruptedError: Ctrl-C; the message says how to go on.
+        Exception: whatever a user's callback or logger raises; the run is then unfinished and can go on.
+    """
+    check_trainer(settings.trainer)
+    check_timers(settings, attached)
+    out = Path(out)
+    watcher = watcher if watcher and _is_first_process() else Watcher()
+    settings = settings.model_copy(update={"source": settings.source.absolute()})
+    with ExitStack() as claims:
+        if _is_first_process():
+            check_folder(out, overwrite=overwrite)
+            claims.enter_context(only_training(out))
+            check_folder(out, overwrite=overwrite)
+        data = _open_data(settings, watcher)
+        settings = _with_sizes(settings, data, watcher)
+        if _is_first_process():
+            if claim_folder(out, overwrite=overwrite):
+                claims.enter_context(only_training(out))
+            write_record(out / SPLIT_FILE, data.record())
+            write_record(out / SETTINGS_FILE, settings)
+        return _fit_and_finish(settings, data, out, watcher, attached)
+
+
+def resume_run(
+    run: str | Path,
+    *,
+    data: Any = None,
+    watcher: Watcher | None = None,
+    logger: Logger | Iterable[Logger] | bool | None = None,
+    callbacks: Callback | Iterable[Callback] | None = None,
+    **trainer_arguments: Any,
+) -> RunFolder:
+    """Go on with an interrupted run, with its own settings; the result is the one it would have had.
+
+    Args:
+        run: the run folder.
+        data: where the same images are now, if they were moved: a folder, or a data module that names them; None:
+            where they were.
+        watcher: is told how it goes.
+        logger: as for `vae_edge.train.fit`; loggers are not called for, for they only watch.
+        callbacks: as for `vae_edge.train.fit`. A run that was begun with callbacks needs them again, with the state
+            that they had; `[]` goes on without them, and may end with other weights.
+        **trainer_arguments: as for `vae_edge.train.fit`. Numbers and words are in the run and need not be given; what
+            decides the weights cannot be changed. Objects such as `plugins` have to be given again.
+
+    Raises:
+        InputError: the run is complete, the images are not the ones it was started with, or the arguments are not.
+        BundleError: there is no run, or its records or its checkpoint are damaged.
+        TrainingInterruptedError: Ctrl-C; the message says how to go on.
+    """
+    run = Path(run)
+    watcher = watcher if watcher and _is_first_process() else Watcher()
+    read_settings(run)
+    with only_training(run) if _is_first_process() else nullcontext():
+        return _resume(run, data, watcher, sort_arguments(logger, callbacks, trainer_arguments))
+
+
+def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> RunFolder:
+    begun = read_settings(run)
+    checkpoint = run / CHECKPOINT
+    is_trained = checkpoint.is_file() and read_state(checkpoint).get("ended_by") is not None
+    settings = take_up(begun, given, is_trained=is_trained)
+    check_timers(settings, given.attached)
+    if data is not None:
+        moved = begun.source.moved_to(data) if isinstance(data, str | Path) else source_of(data)
+        settings = settings.model_copy(update={"source": moved.absolute()})
+    recorded = read_split(run)
+    opened = _open_data(settings, watcher, recorded)
+    if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
+        raise InputError(
+            f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
+            "same files: put them back, say where they are with --data, or train anew with --out"
+        )
+    if _is_first_process() and (settings.trainer, settings.attached) != (begun.trainer, begun.attached):
+        # For the next time that it goes on.
+        write_record(run / SETTINGS_FILE, settings.model_copy(update={"source": begun.source}))
+    return _fit_and_finish(settings, opened, run, watcher, given.attached)
+
+
+def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
+    if data.folds and (attached.callbacks or attached.arguments):
+        watcher.say(
+            f"{', '.join(attached.names().values())}: attached to the training of the network that is deployed, not to "
+            "those of the folds"
+        )
+    try:
+        return _fit(settings, data, out, watcher, attached)
+    except KeyboardInterrupt:
+        # Outside the training loop, which has its own way: while images are read, or scored afterwards.
+        raise TrainingInterruptedError(interrupted(out, needs=attached.needed)) from None
+
+
+def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
+    split, preparation = data.split, settings.preparation
+    n_fit, n_statistics = len(split.fit), len(split.statistics)
+    files = (*split.fit, *split.statistics, *split.threshold)
+    images = load_images(files, preparation, watcher.progress_of("reading images"))
+    fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
+    fitted = fit_graph(
+        settings,
+        fit_images,
+        statistics_images,
+        out,
+        watcher,
+        labelled=_load_labelled(settings, data.choice, watcher),
+        attached=attached,
+    )
+    calibration = None
+    if data.folds:
+        # After the deployed network, whose checkpoint is what tells that a run has something to lose.
+        chosen = settings if fitted is None else fitted.settings
+        calibration = cross_calibrate(chosen, fitted, data.folds, files, images, out, watcher, part=data.part)
+    elif fitted is not None:
+        counted = one_of_each_part(split.threshold, data.part)
+        held_out = images[n_fit + n_statistics :][list(counted)]
+        calibration = calibrate(settings, fitted.graph, [split.threshold[i] for i in counted], held_out, watcher)
+    if fitted is None or calibration is None:
+        # One of several processes that Lightning started to train together; the first one finishes the run.
+        raise SystemExit(0)
+    del images, fit_images, statistics_images  # Test images, maps and masks need the room.
+    metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, watcher)
+    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics)
+    forget_folds(out)
+    forget_pilots(out)
+    forget_replaced(out)
+    return RunFolder.open(out, check_files=False)
+
+
+def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:
+    found = settings.source.open(watcher.progress_of("finding images"))
+    checked_set, report = check_inspection_set(found, watcher.progress_of("checking images"), strict=settings.strict)
+    remarks = settings.source.listed.remarks if settings.source.listed is not None else ()
+    for sentence in (*found.describe(), *report.sentences(white_level=settings.white_level), *remarks):
+        watcher.say(sentence)
+    grouping, groups = _group(settings, checked_set, watcher, recorded)
+    choice: tuple[ImageFile, ...] = ()
+    if settings.choose_on_labels:
+        choice, test = split_labelled(checked_set.test, settings.split.seed, lambda i: groups.get(i.sha256, i.sha256))
+        checked_set = replace(checked_set, test=test)
+        watcher.say(
+            f"{len(choice)} of the labelled images choose light and scoring, the other {len(test)} are for the test"
+        )
+    split, folds = divide(checked_set.train, settings, grouping.part)
+    data = _Data(checked_set, report, split, folds, groups, choice)
+    counts = data.record().counts()
+    set_threshold = counts["threshold"] or f"all {counts['fit'] + counts['statistics']}"
+    watcher.say(
+        f"of the normal images {counts['fit']} train the network, {counts['statistics']} set the scale of its residual "
+        f"and {set_threshold} set the threshold"
+    )
+    if data.folds:
+        watcher.say(announce(settings, len(checked_set.train), len(data.folds)))
+    n_parts = grouping.n_parts(split.threshold or checked_set.train)
+    check_n_normals(n_parts)
+    few = few_parts(len(split.threshold) or len(checked_set.train), n_parts, settings.false_alarm_rate)
+    if few:
+        watcher.say(few)
+    return data
+
+
+def _group(
+    settings: TrainSettings, images: InspectionSet, watcher: Watcher, recorded: SplitRecord | None
+) -> tuple[Grouping, dict[str, str]]:
+    """Return which good parts belong together, and the groups of these and of the good test images for the record."""
+    if recorded is not None and settings.split.group_by == GROUP_AUTOMATICALLY:
+        # Not looked for again: another version of the decoder might see one pixel otherwise.
+        groups = {image.sha256: image.group for image in recorded.images if image.group is not None}
+        return Grouping(groups), groups
+    level = settings.white_level
+    grouping = group_normals(images.train, settings.split, watcher.progress, white_level=level)
+    if grouping.sentence:
+        watcher.say(grouping.sentence)
+    tested = group_test_normals(images.test, settings.split, watcher.progress, white_level=level)
+    return grouping, {**tested.groups, **grouping.groups}
+
+
+def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> TrainSettings:
+    """Look at the images, decide the sizes of image and tiles, and say what the network and an image cost."""
+    architecture, report = settings.architecture, data.report
+    # The normals that set thresholds are not looked at, here as everywhere.
+    seen = (*data.split.fit, *data.split.statistics)
+    traits = look_at(seen, white_level=settings.white_level, progress=watcher.progress_of("looking at images"))
+    settings = settings.model_copy(update={"traits": traits})
+    if settings.size is not None:
+        tiling = resolve_size(settings.size, report.typical_size, is_aligned=traits.is_aligned)
+        sides = {"height": tiling.tile_height, "width": tiling.tile_width}
+        architecture = make_record(Architecture, architecture.model_dump() | sides)
+        settings = settings.model_copy(update={"tiling": tiling, "architecture": architecture})
+    tiling = settings.tiling_in_force
+    with torch.device("meta"):  # Its shape is enough to count.
+        vae = Vae.from_architecture(architecture)
+    height, width = report.typical_size
+    watcher.say(
+        f"the pictures are typically {height}x{width} (height x width); the model takes {tiling.describe()}; the "
+        f"network has {count_parameters(vae) / 1e6:.3g} M parameters and an image takes "
+        f"{count_flops(vae) * tiling.n_tiles / 1e9:.3g} GFLOP"
+    )
+    where = "at the same place" if traits.is_aligned else "anywhere"
+    light = "is the same" if traits.has_steady_light else "differs"
+    watcher.say(
+        f"what the pictures show lies {where} (alignment {traits.alignment:.2f}), and their light {light} "
+        f"({traits.light_spread:.2f})"
+    )
+    if report.aspect_spread > _UNEQUAL_ASPECTS:
+        watcher.say(
+            f"the pictures' aspects differ by a factor of {report.aspect_spread:.1f}; all are stretched to that of "
+            f"{tiling.image_height}x{tiling.image_width}"
+        )
+    return settings
+
+
+def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher: Watcher) -> LabelledImages | None:
+    if not files:
+        return None
+    images = load_images(files, settings.preparation, watcher.progress_of("reading labelled images"))
+    return LabelledImages(images, tuple(file.defect for file in files))
+
+
+def _is_first_process() -> bool:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) in (0, None)

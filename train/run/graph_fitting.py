@@ -1,0 +1,162 @@
+"""From images to the whole model: choose, train a network, measure its residual on other normals, make the graph.
+
+Every training of a run goes through `fit_graph`, those of folds too: a network whose scores stand in for another's must
+have been made in the same way. What is chosen is chosen once, by the network that is deployed: `FittedGraph.settings`
+holds it, and the folds are fitted with these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.train.choice.candidates import CANDIDATES, ChoiceRecord, Ranked
+from vae_edge.train.choice.photometric_choice import choose_photometric
+from vae_edge.train.choice.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
+from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.trainer_arguments import NOTHING_ATTACHED, Attached
+from vae_edge.train.loop.training import fit_vae
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
+from vae_edge.train.model.framing import Frame, Photometric
+from vae_edge.train.model.network import Vae
+from vae_edge.train.model.scoring import DEFAULT_SCORING
+from vae_edge.train.model.scoring_constants import fit_scoring_constants
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Labelled images to choose by; they are not tested on."""
+
+    images: NDArray[np.uint8]
+    """uint8 [n, H, W, 3]."""
+    defects: tuple[str | None, ...]
+    """Their classes; None: a normal image."""
+
+
+@dataclass(frozen=True)
+class FittedGraph:
+    """A trained network and the graph that scores with it."""
+
+    vae: Vae
+    graph: AnomalyGraph
+    constants: ScoringConstants
+    outcome: TrainingOutcome
+    settings: TrainSettings
+    """The settings it was fitted with, in which nothing is left to be chosen."""
+    choice: ChoiceRecord | None
+    """What was chosen and why; None: nothing was."""
+
+
+def fit_graph(
+    settings: TrainSettings,
+    fit_images: NDArray[np.uint8],
+    statistics_images: NDArray[np.uint8],
+    folder: Path,
+    watcher: Watcher,
+    *,
+    stage: str = "training",
+    labelled: LabelledImages | None = None,
+    attached: Attached = NOTHING_ATTACHED,
+) -> FittedGraph | None:
+    """Choose what is left to be chosen, train and fit the scoring, or go on where `folder` holds a checkpoint.
+
+    Args:
+        settings: what to do.
+        fit_images: uint8 [n, H, W, 3], the normals to train on.
+        statistics_images: uint8 [m, H, W, 3], other normals; they choose the epoch, the light and the scoring, and set
+            the scale of the residual.
+        folder: gets `checkpoints/` and `logs/`.
+        watcher: is told how it goes.
+        stage: what the training is called there.
+        labelled: to choose by; None: synthetic defects on the `statistics_images`.
+        attached: a user's loggers, callbacks and other objects for the training, not for what is tried beforehand.
+
+    Returns:
+        The model; None in a process that only helped another one to train.
+
+    Raises:
+        InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
+    """
+    light: tuple[Ranked, ...] = ()
+    scorings: tuple[Ranked, ...] = ()
+    because: list[str] = []
+    choice_set = _choice_set(settings, statistics_images, labelled)
+    if settings.photometric is None:
+        if settings.traits is not None and settings.traits.has_steady_light:
+            because.append(f"light is left as it is: it hardly differs ({settings.traits.light_spread:.2f})")
+            photometric = Photometric.NONE
+        elif choice_set is None:
+            because.append(_too_few("light is left as it is", len(statistics_images)))
+            photometric = Photometric.NONE
+        else:
+            ranking = choose_photometric(settings, fit_images, statistics_images, choice_set, folder, watcher)
+            photometric, light = ranking.chosen, ranking.records()
+            because.append(ranking.sentence())
+        watcher.say(because[-1])
+        settings = settings.model_copy(update={"photometric": photometric})
+    assert settings.photometric is not None
+    frame = Frame(settings.tiling_in_force, settings.photometric)
+    fitted = fit_vae(
+        settings,
+        fit_images,
+        statistics_images,
+        folder,
+        lambda done, total, note: watcher.progress(stage, done, total, note),
+        frame=frame,
+        attached=attached,
+    )
+    if fitted is None:
+        return None
+    vae, outcome = fitted
+    if settings.scoring is None:
+        if choice_set is None:
+            because.append(_too_few("the default scoring is taken", len(statistics_images)))
+            scoring = DEFAULT_SCORING
+        else:
+            found = rank_scorings(
+                vae, frame, choice_set, fitted=fit_images, progress=watcher.progress_of("comparing scorings")
+            )
+            scoring, scorings = found.chosen, found.records()
+            because.append(found.sentence())
+        watcher.say(because[-1])
+        settings = settings.model_copy(update={"scoring": scoring})
+    assert settings.scoring is not None
+    constants = fit_scoring_constants(
+        vae,
+        settings.scoring,
+        statistics_images,
+        frame=frame,
+        fitted=fit_images,
+        progress=watcher.progress_of("measuring normal residuals"),
+    )
+    choice = None
+    if because:
+        choice = ChoiceRecord(
+            judged_on="nothing" if choice_set is None else choice_set.description,
+            photometric=light,
+            scoring=scorings,
+            n_compositions=len(CANDIDATES) if scorings else 0,
+            because=tuple(because),
+        )
+    graph = AnomalyGraph(vae, settings.scoring, constants, frame)
+    return FittedGraph(vae, graph, constants, outcome, settings, choice)
+
+
+def _choice_set(
+    settings: TrainSettings, statistics_images: NDArray[np.uint8], labelled: LabelledImages | None
+) -> ChoiceSet | None:
+    if settings.scoring is not None and settings.photometric is not None:
+        return None
+    if labelled is not None:
+        return labelled_set(statistics_images, labelled.images, labelled.defects)
+    if len(statistics_images) < FEWEST_NORMALS:
+        return None
+    return paste_on(statistics_images, seed=settings.seed)
+
+
+def _too_few(what: str, n: int) -> str:
+    return f"{what}: {n} held-out normals are too few to choose by; expected {FEWEST_NORMALS} or more"
