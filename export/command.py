@@ -23,7 +23,7 @@ from vae_edge.train.model.framing import RANGES, KnownRange
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:
-    from vae_edge.export.model_api import ModelApiRecord
+    from vae_edge.export.model_api.folder import ModelApiRecord
     from vae_edge.export.pipeline import ExportResult
     from vae_edge.train.run.folder import RunFolder
 
@@ -186,7 +186,7 @@ def _take_over(
     input_range: KnownRange | None,
 ) -> RunFolder:
     """Make a run folder of a network that anomalib trained, and hold it against anomalib where that is installed."""
-    from vae_edge.export.anomalib_parity import compare_with_anomalib
+    from vae_edge.export.parity import compare_with_anomalib
     from vae_edge.train.anomalib.checkpoint import read_checkpoint
     from vae_edge.train.anomalib.taking_over import take_over
     from vae_edge.train.data.sources import DataSource
@@ -263,7 +263,7 @@ def _model_api_targets(text: str, targets: tuple[Target, ...]) -> tuple[Target, 
 
 
 def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, data: Path | None) -> None:
-    from vae_edge.export.model_api import export_model_api, images_below, model_api_folder
+    from vae_edge.export.model_api.folder import export_model_api, images_below, model_api_folder
 
     folder = model_api_folder(out, bundle.manifest.name, bundle.manifest.precision, name)
     images = [] if data is None else images_below(data)
@@ -276,7 +276,7 @@ def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, dat
 
 
 def _check_model_api_names(run: RunFolder, out: Path, name: str | None, precisions: tuple[Precision, ...]) -> None:
-    from vae_edge.export.model_api import check_folder_is_free, model_api_folder
+    from vae_edge.export.model_api.folder import check_folder_is_free, model_api_folder
 
     for precision in precisions:
         check_folder_is_free(model_api_folder(out, "", precision, name or run.folder.resolve().name))
@@ -286,7 +286,7 @@ def _with_model_api(
     run: RunFolder, results: list[ExportResult], out: Path, data: Path | None, progress: StepProgress
 ) -> tuple[list[ExportResult], list[tuple[Path, ModelApiRecord]]]:
     """Make a Model API folder of every bundle; a failure becomes the error of that bundle's result."""
-    from vae_edge.export.model_api import export_model_api, model_api_folder
+    from vae_edge.export.model_api.folder import export_model_api, model_api_folder
     from vae_edge.train.data.inspection_set import spread
 
     files = [*spread(run.find_calibration_images(data), 200), *spread(run.find_images(("test",), data), 200)]

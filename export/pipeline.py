@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import logging
 import platform
-import shutil
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-
-import onnx
-import torch
 
 import vae_edge
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.atomic import scratch_folder
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
-from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
+from vae_edge.backends.tensorrt_build import EngineSettings
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_askable_rate
 from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, UsageError, VaeEdgeError
-from vae_edge.export.low_precision import LowPrecisionModel, LowPrecisionWriter
-from vae_edge.export.onnx_export import export_onnx, export_program
-from vae_edge.export.openvino_export import export_openvino
+from vae_edge.export.low_precision import LowPrecision, QuantizedModel
 from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
 from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.export.settings import LowPrecisionSettings
-from vae_edge.export.torch_export import save_program
+from vae_edge.export.targets.base import ONNX_FILE, Source, TargetExporter, open_exporter
+from vae_edge.export.targets.onnx_target import export_onnx, export_program
 from vae_edge.machine import installed_versions
 from vae_edge.manifest import (
     MANIFEST_FILE,
@@ -47,7 +42,6 @@ from vae_edge.train.run.folder import RunFolder
 
 _logger = logging.getLogger(__name__)
 
-_ONNX_FILE = SUPPORTED[Target.ONNX].model_file
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "numpy")
 
 
@@ -119,16 +113,17 @@ def export_run(
     report("tracing the graph", 1, 1)
     results = []
     with scratch_folder("export") as scratch:
-        onnx_path = Path(scratch) / _ONNX_FILE
+        onnx_path = Path(scratch) / ONNX_FILE
         report("writing ONNX", 0, 1)
         metadata = _model_metadata(reference, name)
         export_onnx(program, onnx_path, metadata=metadata)
         report("writing ONNX", 1, 1)
-        low = LowPrecisionWriter(reference, onnx_path, metadata, settings.low_precision, settings.data_root, report)
-        exporter = _Exporter(reference, program, onnx_path, metadata, settings.engine, low, report)
+        source = Source(program, onnx_path, metadata, settings.engine, report)
+        low_precision = LowPrecision(reference, settings.low_precision, settings.data_root, report)
         for (target, precision), folder in folders.items():
             try:
-                results.append(exporter.export(target, precision, folder))
+                exporter = open_exporter(target, source)
+                results.append(_BundleExport(reference, low_precision, exporter, precision, report).publish(folder))
             except MissingDependencyError as error:
                 if settings.skip_missing_runtimes:
                     results.append(ExportResult(target, precision, None, skipped=str(error)))
@@ -140,60 +135,50 @@ def export_run(
 
 
 @dataclass(frozen=True)
-class _Exporter:
-    """What every bundle of one run is made from."""
+class _BundleExport:
+    """Makes one bundle."""
 
     reference: Reference
-    program: torch.export.ExportedProgram
-    onnx_path: Path
-    metadata: dict[str, str]
-    """What a lone model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
-    engine: EngineSettings
-    low_precision: LowPrecisionWriter
+    low_precision: LowPrecision
+    exporter: TargetExporter
+    precision: Precision
     report: StepProgress
 
-    def export(self, target: Target, precision: Precision, folder: Path) -> ExportResult:
-        """Make, check and publish one bundle."""
+    def publish(self, folder: Path) -> ExportResult:
+        """Write, check and publish it."""
+        target, precision = self.exporter.target, self.precision
+        quantized = None
         with new_bundle(folder) as temporary:
             step = f"{target} {precision}: writing"
             self.report(step, 0, 1)
-            model = LowPrecisionModel()
-            if precision is not Precision.FP32:
-                model = self.low_precision.write(target, precision, temporary)
-            runtime = model.runtime or self._write_model(target, precision, temporary)
+            if precision is Precision.INT8:
+                quantized = self.low_precision.quantize(self.exporter)
+            written = self.exporter.write(temporary, precision, None if quantized is None else quantized.model)
             self.report(step, 1, 1)
-            trust = self._verify(target, precision, temporary)
-            manifest = self._manifest(folder.name, target, precision, runtime, model, trust, temporary)
+            manifest = self._manifest(folder.name, written.runtime, quantized, self._verify(temporary), temporary)
             (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
-        warnings = model.warnings if model.calibration is None else (*model.calibration.warnings, *model.warnings)
+        warnings = written.warnings if quantized is None else (*quantized.calibration.warnings, *written.warnings)
         return ExportResult(target, precision, Bundle.open(folder), warnings=warnings)
 
     def _manifest(
-        self,
-        name: str,
-        target: Target,
-        precision: Precision,
-        runtime: RuntimeRecord,
-        model: LowPrecisionModel,
-        trust: _Trust,
-        folder: Path,
+        self, name: str, runtime: RuntimeRecord, quantized: QuantizedModel | None, trust: _Trust, folder: Path
     ) -> Manifest:
         reference, record = self.reference, self.reference.run.record
         height, width = record.preparation.height, record.preparation.width
         return Manifest(
             name=name,
-            target=target,
-            precision=precision,
-            model_file=SUPPORTED[target].model_file,
+            target=self.exporter.target,
+            precision=self.precision,
+            model_file=SUPPORTED[self.exporter.target].model_file,
             runtime=runtime,
             inputs=graph_inputs(height, width),
             outputs=graph_outputs(height, width),
-            max_batch=self._max_batch(target),
+            max_batch=self.exporter.max_batch,
             preparation=record.preparation,
             scoring=reference.graph.describe(),
             thresholds=trust.thresholds,
-            calibration_set=None if model.calibration is None else model.calibration.record,
-            quantization=model.quantization,
+            calibration_set=None if quantized is None else quantized.calibration.record,
+            quantization=None if quantized is None else quantized.record,
             accuracy=trust.accuracy,
             parity=trust.parity,
             verified=trust.not_verified_because is None,
@@ -209,70 +194,48 @@ class _Exporter:
             ),
         )
 
-    def _max_batch(self, target: Target) -> int | None:
-        return self.engine.max_batch if target is Target.TENSORRT else None
-
-    def _write_model(self, target: Target, precision: Precision, folder: Path) -> RuntimeRecord:
-        """Write the model file; in FP16 and INT8 the writer of those left it, or the ONNX file for an engine."""
-        path, is_single = folder / SUPPORTED[target].model_file, precision is Precision.FP32
-        if target is Target.ONNX:
-            if is_single:
-                shutil.copyfile(self.onnx_path, path)
-            opset = max(entry.version for entry in onnx.load(str(path)).opset_import if entry.domain == "")
-            return RuntimeRecord(flavour="onnx", version=onnx.__version__, details={"opset": str(opset)})
-        if target is Target.OPENVINO:
-            return export_openvino(self.onnx_path, path, metadata=self.metadata)
-        if target is Target.TENSORRT:
-            if is_single:
-                shutil.copyfile(self.onnx_path, folder / _ONNX_FILE)
-            return build_engine(
-                folder / _ONNX_FILE,
-                path,
-                self.engine,
-                progress=lambda phase, done, total: self.report(f"{target} {precision}: {phase}", done, total),
-            )
-        save_program(self.program, path)
-        return RuntimeRecord(flavour="torch", version=torch.__version__)
-
-    def _verify(self, target: Target, precision: Precision, folder: Path) -> _Trust:
+    def _verify(self, folder: Path) -> _Trust:
         """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model."""
+        target, is_single = self.exporter.target, self.precision is Precision.FP32
         try:
-            backend = self._open(target, folder)
+            backend = self._open(folder)
         except (MissingDependencyError, DeviceError, BundleError) as error:
-            if target is Target.TORCH and isinstance(error, BundleError):
-                raise  # Its reader is this package's own: no device will open what is refused here.
+            if self.exporter.opens_with_own_reader and isinstance(error, BundleError):
+                raise
             _logger.info("the %s bundle cannot run here: %s", target, error)
-            return self._not_verified(target, precision, folder, str(error))
-        images = self.reference.images if precision is Precision.FP32 else self.low_precision.baseline.images
+            return self._not_verified(folder, str(error))
         with backend:
             outputs = run_backend(
                 backend,
-                images,
-                progress=lambda done, total: self.report(f"{target} {precision}: verifying", done, total),
+                self.reference.images if is_single else self.low_precision.baseline.images,
+                progress=lambda done, total: self.report(f"{target} {self.precision}: verifying", done, total),
             )
         scored_by = f"{backend.version} on {backend.device.name}"
-        if precision is Precision.FP32:
-            return self._check_single(outputs, scored_by)
-        return self._check_low(outputs, scored_by)
+        return self._check_single(outputs, scored_by) if is_single else self._check_low(outputs, scored_by)
 
-    def _open(self, target: Target, folder: Path) -> Backend:
+    def _open(self, folder: Path) -> Backend:
         _, height, width, _ = self.reference.images.shape
         return open_backend(
-            target,
-            folder / SUPPORTED[target].model_file,
+            self.exporter.target,
+            folder / SUPPORTED[self.exporter.target].model_file,
             graph_inputs(height, width),
             graph_outputs(height, width),
-            max_batch=self._max_batch(target),
+            max_batch=self.exporter.max_batch,
             # What is verified is the engine that goes into the bundle.
             options=RuntimeOptions(rebuild=False),
         )
 
-    def _not_verified(self, target: Target, precision: Precision, folder: Path, reason: str) -> _Trust:
+    def _not_verified(self, folder: Path, reason: str) -> _Trust:
         """Keep the trained model's thresholds, or in low precision those of a simulation of the same graph."""
-        if precision is Precision.FP32 or target is not Target.TENSORRT:
+        simulator, target = self.exporter.simulated_by, self.exporter.target
+        if self.precision is Precision.FP32 or simulator is None:
             return _Trust(self.reference.thresholds, not_verified_because=reason)
-        trust = self._check_low(self.low_precision.simulate(folder), "ONNX Runtime, simulating TensorRT's graph")
-        return replace(trust, not_verified_because=reason)
+        outputs = self.exporter.simulate(
+            folder,
+            self.low_precision.baseline.images,
+            lambda done, total: self.report(f"{target}: simulating", done, total),
+        )
+        return replace(self._check_low(outputs, simulator), not_verified_because=reason)
 
     def _check_single(self, outputs: Outputs, scored_by: str) -> _Trust:
         reference = self.reference

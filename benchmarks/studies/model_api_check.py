@@ -27,8 +27,8 @@ from vae_edge.cli.console import notes_console, plain_table, results_console
 from vae_edge.cli.progress import step_progress
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
-from vae_edge.export.model_api import ModelApiRecord, images_below, open_model, read_model_api_record
-from vae_edge.export.model_api_graph import Scale
+from vae_edge.export.model_api.folder import ModelApiRecord, images_below, open_model, read_model_api_record
+from vae_edge.export.model_api.graph import Scale
 from vae_edge.machine import installed_version
 from vae_edge.progress import Progress
 from vae_edge.records import Record

@@ -15,7 +15,7 @@ from tests.train.tiny_models import scoring_of, write_set
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import MissingDependencyError
-from vae_edge.export.anomalib_parity import compare_with_anomalib, predict_with_anomalib
+from vae_edge.export.parity import compare_with_anomalib, predict_with_anomalib
 from vae_edge.train.anomalib.checkpoint import read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over
 from vae_edge.train.data.inspection_set import load_images

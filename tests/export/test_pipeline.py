@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.train.fake_datamodule import FakeDataModule, rows_of
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.atomic import sha256_file
 from vae_edge.bundle import Bundle
@@ -18,7 +19,9 @@ from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.image import load_prepared
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target
+from vae_edge.train import fit
 from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.train.model.presets import make_architecture
 from vae_edge.train.model.scoring import MSE_SCORING
 from vae_edge.train.run.folder import RunFolder
 
@@ -267,3 +270,20 @@ def test_a_calibration_set_that_cannot_be_used_leaves_no_bundle(larger_run: RunF
     assert result.bundle is None
     assert isinstance(result.error, InputError)
     assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_a_run_on_files_that_a_data_module_named_is_exported_without_it(sample_data: Path, tmp_path: Path) -> None:
+    run = fit(
+        FakeDataModule(**rows_of(sample_data)),
+        tmp_path / "run",
+        architecture=make_architecture("nano", (32, 32), n_features=4, latent_vec_size=8),
+        max_epochs=1,
+        batch_size=8,
+        accelerator="cpu",
+        calibration="split",
+        scoring="normalized",
+        photometric="none",
+    )
+    (result,) = export_run(run, tmp_path / "bundles", ExportSettings(targets=(Target.TORCH,)))
+    assert result.error is None
+    assert result.bundle is not None

@@ -10,14 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.export.tiny_networks import nodes_of, run_model
-from vae_edge.export.activation_ranges import activation_ranges
-from vae_edge.export.deconvolution import rewrite_transposed_convolutions
-from vae_edge.export.half_precision import to_half
-from vae_edge.export.network_graph import quantizable_layers
-from vae_edge.export.onnx_export import export_onnx, export_program
-from vae_edge.export.onnx_precision import quantize_for_onnxruntime
+from vae_edge.export.quantization.deconvolution import rewrite_transposed_convolutions
+from vae_edge.export.quantization.onnx_network import quantizable_layers, to_half
+from vae_edge.export.quantization.onnx_quantizer import activation_ranges
 from vae_edge.export.settings import Estimator
-from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
+from vae_edge.export.targets.onnx_target import export_onnx, export_program, quantize_for_onnxruntime
+from vae_edge.export.targets.tensorrt_target import quantize_for_tensorrt
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.run.folder import RunFolder
 

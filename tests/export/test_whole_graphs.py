@@ -16,18 +16,16 @@ from onnx import TensorProto
 from tests.export.tiny_networks import nodes_of, run_model
 from vae_edge.agreement import Outputs
 from vae_edge.backends.base import Hint, RuntimeOptions, open_backend
-from vae_edge.export import openvino_precision
-from vae_edge.export.activation_ranges import activation_ranges
-from vae_edge.export.deconvolution import rewrite_transposed_convolutions
-from vae_edge.export.half_precision import to_half
-from vae_edge.export.network_graph import network_nodes, quantizable_layers
-from vae_edge.export.nncf_calls import QuantizationSettings
-from vae_edge.export.onnx_export import export_onnx, export_program
-from vae_edge.export.onnx_precision import quantize_for_onnxruntime
-from vae_edge.export.openvino_export import export_openvino, read_graph, sources
+from vae_edge.export.openvino_ir import export_openvino, read_graph, sources
+from vae_edge.export.quantization.deconvolution import rewrite_transposed_convolutions
+from vae_edge.export.quantization.nncf_quantizer import QuantizationSettings
+from vae_edge.export.quantization.nncf_quantizer import quantizable_layers as openvino_layers
+from vae_edge.export.quantization.onnx_network import network_nodes, quantizable_layers, to_half
+from vae_edge.export.quantization.onnx_quantizer import activation_ranges
 from vae_edge.export.settings import Estimator
-from vae_edge.export.tensorrt_precision import quantize_for_tensorrt
-from vae_edge.export.torch_export import save_program
+from vae_edge.export.targets.onnx_target import export_onnx, export_program, quantize_for_onnxruntime
+from vae_edge.export.targets.tensorrt_target import quantize_for_tensorrt
+from vae_edge.export.targets.torch_target import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
@@ -183,7 +181,7 @@ class TestEveryRuntimeGivesTheMapAndTheScoreOfTorch:
 
     def test_tensorrt_rtx_builds_an_engine(self, case: Case, folder: Path) -> None:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-        from vae_edge.export.engine_layers import count_layers, read_layers
+        from vae_edge.export.quantization.engine_layers import count_layers, read_layers
 
         counts = count_layers(read_layers(onnx_file(case, folder)))
         n_heads = 1 + ("kl" in case.scoring)
@@ -200,7 +198,7 @@ def test_the_network_is_the_same_piece_of_the_graph_in_onnx_and_in_openvino(case
     assert (kinds[0], kinds[-1]) == ("Conv", "Tanh")
     assert set(kinds) == {"Conv", "ConvTranspose", "LeakyRelu", "Relu", "Tanh"} | ({"Reshape"} & set(kinds))
     assert (kinds.count("Conv"), kinds.count("ConvTranspose")) == (4, 4)
-    assert openvino_precision.quantizable_layers(read_graph(onnx_file(case, folder))) == quantizable_layers(model)
+    assert openvino_layers(read_graph(onnx_file(case, folder))) == quantizable_layers(model)
 
 
 @pytest.mark.parametrize("case", SOME, ids=str)
@@ -249,7 +247,7 @@ class TestHalfPrecision:
         self, case: Case, folder: Path, tmp_path: Path
     ) -> None:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-        from vae_edge.export.engine_layers import count_layers, read_layers
+        from vae_edge.export.quantization.engine_layers import count_layers, read_layers
 
         onnx.save(to_half(onnx.load(onnx_file(case, folder))), tmp_path / "half.onnx")
         counts = count_layers(read_layers(tmp_path / "half.onnx"))
@@ -287,7 +285,7 @@ class TestInt8:
     def test_nncf_rounds_the_inputs_of_the_networks_layers_alone(self, case: Case, folder: Path) -> None:
         pytest.importorskip("openvino")
         pytest.importorskip("nncf")
-        from vae_edge.export.openvino_precision import OpenVinoQuantizer, count_convolutions
+        from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer, count_convolutions
 
         quantizer = OpenVinoQuantizer(
             onnx_file(case, folder), images_of(12), QuantizationSettings(fast_bias_correction=True)
@@ -311,7 +309,7 @@ class TestInt8:
     ) -> None:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
         pytest.importorskip("onnxruntime")
-        from vae_edge.export.engine_layers import count_layers, read_layers
+        from vae_edge.export.quantization.engine_layers import count_layers, read_layers
 
         rewritten = rewrite_transposed_convolutions(onnx.load(onnx_file(case, folder)))
         ranges = activation_ranges(rewritten, images_of(8), Estimator.MIN_MAX)

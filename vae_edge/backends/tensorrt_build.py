@@ -45,7 +45,7 @@ class EngineSettings:
     what that library does by default and without a GPU here. Turing needs `("7.5",)`. Full TensorRT builds for the GPU
     it runs on."""
     describe_layers: bool = False
-    """Keep the layers' names and types in the engine and log them; for `vae_edge.export.engine_layers`."""
+    """Keep the layers' names and types in the engine and log them; for `vae_edge.export.quantization.engine_layers`."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:

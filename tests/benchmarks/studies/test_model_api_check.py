@@ -14,7 +14,7 @@ from tests.tiny_bundles import dark_image, make_bundle, move_threshold, spotted_
 from vae_edge.benchmarks.studies.model_api_check import compare
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError
-from vae_edge.export.model_api import export_model_api, images_below
+from vae_edge.export.model_api.folder import export_model_api, images_below
 from vae_edge.targets import Target
 
 

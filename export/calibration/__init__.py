@@ -1,0 +1,1 @@
+"""The images that a quantizer is calibrated on and those that judge what it made."""

@@ -1,0 +1,280 @@
+"""Keep a quantized model's accuracy: layers go back to float, the most harmful first, until the loss is in budget.
+
+Two ways of telling which layer does the harm are in use. OpenVINO reverts each layer alone and looks what is gained
+(AccuracyAwareQuantization and "Quantizing with Accuracy Control" in its documentation); others quantize each layer
+alone and look what is lost (sensitivity analysis; DAMO-YOLO's partial quantization does so with TensorRT). Here it is
+the second: where two layers are bad, reverting one gains nothing that can be told from noise, as the other still spoils
+every output. Quantized alone, each shows its own harm. Both ways cost one pass for each layer.
+
+The order goes by a harm that every layer has, not by the AUROC that most leave as it was: how far scores and maps move
+against each other, which is what changes a ranking. A shift or a stretch common to all changes none, and the thresholds
+of every pass are fitted on that pass's own scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.agreement import Outputs
+from vae_edge.errors import InputError, ParityError
+from vae_edge.export.calibration.judging import JudgingSet, check_finite, judge
+from vae_edge.export.reference import Reference, ThresholdRule
+from vae_edge.export.settings import Budget
+from vae_edge.manifest import AccuracyRecord, Thresholds
+from vae_edge.progress import StepProgress
+from vae_edge.train.model.anomaly_graph import run_graph
+
+
+class LayerQuantizer(Protocol):
+    """A model that can be quantized in part."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that it quantizes, in the order of the graph."""
+
+    def outputs(
+        self,
+        images: NDArray[np.uint8],
+        keep_float: frozenset[str],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Outputs:
+        """Quantize all layers but these and run the model over images, uint8 [n, H, W, 3].
+
+        It keeps nothing from one call to the next that would change an output.
+        """
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The trained model's outputs in FP32 for all images that a pass needs."""
+
+    normals: NDArray[np.uint8]
+    """uint8 [m, H, W, 3], normals that thresholds are fitted on."""
+    judging: JudgingSet
+    outputs: Outputs
+    """For the normals first, then for the judging images."""
+    thresholds: Thresholds
+    rule: ThresholdRule
+    """How thresholds follow from outputs for the normals."""
+
+    @classmethod
+    def measure(cls, reference: Reference, judging: JudgingSet, progress: StepProgress | None = None) -> Baseline:
+        """Run the trained model over the judging images; for the normals that has been done."""
+        maps, scores = run_graph(
+            reference.graph,
+            judging.images,
+            progress=None if progress is None else lambda done, total: progress("judging with torch", done, total),
+        )
+        normals = reference.outputs.take(slice(reference.n_normals))
+        return cls(
+            reference.images[: reference.n_normals],
+            judging,
+            Outputs(np.concatenate([normals.maps, maps]), np.concatenate([normals.scores, scores])),
+            reference.thresholds,
+            reference.rule,
+        )
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """uint8 [m + n, H, W, 3], what a model is run over to be judged: the normals, then the judging images."""
+        return np.concatenate([self.normals, self.judging.images])
+
+    def judge(self, outputs: Outputs, *, scored_by: str) -> Judgement:
+        """Fit the model's own thresholds on its normals' scores, and judge it by them.
+
+        Args:
+            outputs: of the model, for `images`.
+            scored_by: what computed them, for the record.
+
+        Raises:
+            ParityError: an output is not a finite number.
+        """
+        m = len(self.normals)
+        check_finite(outputs)
+        thresholds = self.rule.fit(outputs.take(slice(m)), scored_by=scored_by)
+        rest = slice(m, None)
+        accuracy = judge(self.outputs.take(rest), outputs.take(rest), self.judging, self.thresholds, thresholds)
+        return Judgement(thresholds, accuracy)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A model's own thresholds and what its numbers cost."""
+
+    thresholds: Thresholds
+    accuracy: AccuracyRecord
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One judged model."""
+
+    keep_float: tuple[str, ...]
+    """Layers that were in float, in the order of the graph."""
+    judgement: Judgement | None
+    """None: an output was not a finite number."""
+    harm: float
+    """See `measure_harm`; infinite where an output was not a finite number."""
+    broken_limits: tuple[str, ...]
+    """Parts of a sentence; nothing where the budget holds."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget holds."""
+        return not self.broken_limits
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """A quantized model within its budget, and how it was found."""
+
+    layers: tuple[str, ...]
+    """All layers that can be quantized."""
+    given_back: tuple[str, ...]
+    """Layers that are in float, the most harmful first; empty where everything is quantized."""
+    judgement: Judgement
+    """Of the model with these layers in float."""
+    passes: tuple[Pass, ...]
+    """Every model that was run, in order."""
+
+    @property
+    def keep_float(self) -> frozenset[str]:
+        """The layers given back, as a quantizer takes them."""
+        return frozenset(self.given_back)
+
+
+def keep_accuracy(
+    quantizer: LayerQuantizer,
+    baseline: Baseline,
+    budget: Budget,
+    *,
+    scored_by: str,
+    progress: StepProgress | None = None,
+) -> ControlResult:
+    """Quantize as many layers as the budget allows.
+
+    Everything is quantized first. Where the budget does not hold then, the model with every layer in float is run, for
+    where that breaks the budget nothing will help; then each layer is quantized alone, to rank them; then they go back
+    to float one after the other, the most harmful first, until the budget holds. With n layers that is 1 pass at best
+    and 2 n + 1 at most. One layer at least stays quantized.
+
+    Args:
+        quantizer: the model.
+        baseline: the trained model's outputs.
+        budget: what it may cost.
+        scored_by: what runs the model, for the thresholds' record.
+        progress: is told of every pass and of the images in it.
+
+    Raises:
+        ParityError: the budget cannot hold.
+        InputError: the quantizer has no layer.
+    """
+    layers = tuple(quantizer.layers)
+    if not layers:
+        raise InputError("no layer of this model can be quantized; export it in fp16 or fp32")
+    runner = _Runner(quantizer, baseline, budget, scored_by, progress, layers, [])
+    full = runner.run(frozenset(), f"quantized, all of {len(layers)} layers")
+    if full.holds:
+        return runner.result(full, ())
+    whole = runner.run(frozenset(layers), "all layers in float")
+    if not whole.holds:
+        raise ParityError(
+            f"accuracy control cannot help: with every layer back in float {' and '.join(whole.broken_limits)}, judged "
+            f"on {baseline.judging.description}; this runtime does not give the trained model's outputs: check its "
+            "fp32 bundle, or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
+        )
+    harms = {
+        layer: runner.run(frozenset(layers) - {layer}, f"only layer {position} of {len(layers)} quantized").harm
+        for position, layer in enumerate(layers, start=1)
+    }
+    # Of equals the first in the graph: what it spoils goes through all others.
+    ranked = sorted(layers, key=lambda layer: -harms[layer])
+    best: Pass | None = None
+    for count in range(1, len(layers)):
+        tried = runner.run(frozenset(ranked[:count]), f"layers given back: {count} of {len(layers)}")
+        if tried.holds:
+            return runner.result(tried, tuple(ranked[:count]))
+        best = tried if best is None or tried.harm < best.harm else best
+    reached = (
+        ""
+        if best is None
+        else (f", and at best, with {len(best.keep_float)} of them back in float, {' and '.join(best.broken_limits)}")
+    )
+    raise ParityError(
+        f"the budget cannot hold: with all {len(layers)} layers quantized {' and '.join(full.broken_limits)}, judged "
+        f"on {baseline.judging.description}{reached} ({len(runner.passes)} models were tried); export in fp16 or fp32, "
+        "or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
+    )
+
+
+def measure_harm(reference: Outputs, outputs: Outputs) -> float:
+    """Return how far scores and maps move against each other: 0 where they do not, about 1 where little is left.
+
+    For scores and for maps: the standard deviation of what a straight line through (reference, model) leaves, over that
+    of the reference; it is sqrt(1 - r^2) with Pearson's r. The larger of the two. No shift or stretch counts, as the
+    thresholds are fitted anew.
+
+    Returns:
+        In [0, 1]; infinite where an output is not a finite number.
+    """
+    return max(_unexplained(reference.scores, outputs.scores), _unexplained(reference.maps, outputs.maps))
+
+
+def _unexplained(reference: NDArray[np.float32], values: NDArray[np.float32]) -> float:
+    if not np.isfinite(values).all():
+        return math.inf
+    first = reference.astype(np.float64).ravel() - reference.mean(dtype=np.float64)
+    second = values.astype(np.float64).ravel() - values.mean(dtype=np.float64)
+    squares = float(first @ first) * float(second @ second)
+    if squares == 0:
+        # Equal scores for all images tell nothing apart, unless the reference's are equal too.
+        return 0.0 if not first.any() and not second.any() else 1.0
+    return math.sqrt(max(0.0, 1.0 - float(first @ second) ** 2 / squares))
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Runs and judges one model after another; the list of passes is all that it keeps."""
+
+    quantizer: LayerQuantizer
+    baseline: Baseline
+    budget: Budget
+    scored_by: str
+    progress: StepProgress | None
+    layers: tuple[str, ...]
+    passes: list[Pass]
+
+    def run(self, keep_float: frozenset[str], what: str) -> Pass:
+        """Run one model, unless it was run before: of two layers, one alone quantized is the other given back."""
+        kept = tuple(layer for layer in self.layers if layer in keep_float)
+        for earlier in self.passes:
+            if earlier.keep_float == kept:
+                return earlier
+        progress = self.progress
+        outputs = self.quantizer.outputs(
+            self.baseline.images,
+            keep_float,
+            None if progress is None else lambda done, total: progress(f"accuracy control: {what}", done, total),
+        )
+        rest = slice(len(self.baseline.normals), None)
+        harm = measure_harm(self.baseline.outputs.take(rest), outputs.take(rest))
+        try:
+            judgement = self.baseline.judge(outputs, scored_by=self.scored_by)
+        except ParityError as error:
+            one = Pass(kept, None, math.inf, (str(error),))
+        else:
+            one = Pass(kept, judgement, harm, self.budget.exceeded_by(judgement.accuracy))
+        self.passes.append(one)
+        return one
+
+    def result(self, last: Pass, given_back: tuple[str, ...]) -> ControlResult:
+        """Describe what was found."""
+        assert last.judgement is not None  # a model without one breaks every budget
+        return ControlResult(self.layers, given_back, last.judgement, tuple(self.passes))

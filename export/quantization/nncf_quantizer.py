@@ -1,0 +1,373 @@
+"""INT8 for OpenVINO, by NNCF, with single layers put back to float on demand.
+
+NNCF inserts FakeQuantize operations before the network's convolutions and stores their weights in INT8; OpenVINO then
+runs them in integers, transposed convolutions included. What comes after the network stays in float32.
+
+The preset is PERFORMANCE (symmetric). MIXED (asymmetric activations) leaves the last transposed convolution in float
+where its input has negative values, and was measured no faster; see benchmarks/PRECISION.md.
+
+This is the only module that calls NNCF, which it keeps from printing, logging and reporting its use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.agreement import Outputs
+from vae_edge.backends.openvino_module import openvino_core
+from vae_edge.errors import InputError, MissingDependencyError
+from vae_edge.export.openvino_ir import (
+    CONVOLUTIONS,
+    name_plainly,
+    network_operations,
+    read_graph,
+    sources,
+)
+from vae_edge.export.quantization.onnx_quantizer import PERCENTILE
+from vae_edge.export.settings import Estimator
+from vae_edge.machine import look_at_machine
+from vae_edge.progress import Progress
+from vae_edge.telemetry import openvino_telemetry_hidden
+
+_RUNTIME_CONVOLUTIONS = ("Convolution", "Deconvolution")
+
+
+def quantize_openvino(
+    path: Path,
+    images: NDArray[np.uint8],
+    *,
+    estimator: Estimator = Estimator.MIN_MAX,
+    keep_float: frozenset[str] = frozenset(),
+    settings: QuantizationSettings | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Quantize a model in one call; `OpenVinoQuantizer` is for several variants of one.
+
+    Args:
+        path: an ONNX file or an IR in FP32.
+        images: uint8 [n, H, W, 3], the calibration images; all are used.
+        estimator: how a range follows from the values seen.
+        keep_float: names of layers to leave in float32, out of `quantizable_layers`.
+        settings: the rest; its estimator is replaced by the one given.
+        progress: called with images done and in all.
+
+    Returns:
+        The `openvino.Model`; write it with `vae_edge.export.openvino_ir.save_ir`. Nothing in it is drawn at random:
+        equal arguments give equal files.
+
+    Raises:
+        InputError: no images, images of another size or type, an unknown layer or an estimator NNCF lacks.
+        MissingDependencyError: openvino or nncf is not installed.
+        DeviceError: OpenVINO cannot read the file.
+    """
+    chosen = replace(settings or QuantizationSettings(), estimator=estimator)
+    return OpenVinoQuantizer(path, images, chosen, progress=progress).model(keep_float)
+
+
+class OpenVinoQuantizer:
+    """Quantizes all layers once, and gives variants of the result with some of them back in float.
+
+    The ranges are measured on the float network, each for itself, so that a layer in float changes no other's range: a
+    variant needs no second pass over the calibration images. With the fast bias correction it is exactly what a new
+    quantization without those layers would be; with the layer-by-layer one, later biases stay corrected for the
+    rounding that is gone. Accuracy control measures the very variant either way.
+
+    Args:
+        path: an ONNX file or an IR in FP32.
+        images: uint8 [n, H, W, 3], the calibration images; all are used.
+        settings: how to quantize.
+        progress: called with images done and in all while the ranges are measured.
+
+    Raises:
+        InputError: no images, images of another size or type, or an estimator that NNCF lacks.
+        MissingDependencyError: openvino or nncf is not installed.
+        DeviceError: OpenVINO cannot read the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        images: NDArray[np.uint8],
+        settings: QuantizationSettings | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        self._float = read_graph(path)
+        _check_images(images, self._float)
+        self.layers: tuple[str, ...] = quantizable_layers(self._float)
+        self._quantized = quantize_network(self._float, images, settings or QuantizationSettings(), progress)
+
+    def model(self, keep_float: frozenset[str] = frozenset()) -> Any:
+        """Return an `openvino.Model` of its own, with those layers in float32.
+
+        Raises:
+            InputError: a name that is none of `layers`.
+        """
+        unknown = sorted(keep_float.difference(self.layers))
+        if unknown:
+            raise InputError(f"there is no layer {unknown[0]!r}; expected some of {', '.join(self.layers)}")
+        model = self._quantized.clone()
+        quantized, original = _layer_operations(model), _layer_operations(self._float)
+        for name in keep_float:
+            _restore(quantized[name], original[name])
+        name_plainly(model)
+        return model
+
+    def outputs(
+        self,
+        images: NDArray[np.uint8],
+        keep_float: frozenset[str] = frozenset(),
+        progress: Progress | None = None,
+    ) -> Outputs:
+        """Run a variant on the CPU over prepared images, uint8 [n, H, W, 3], one at a time as a device does.
+
+        Raises:
+            InputError: a name that is none of `layers`.
+        """
+        request = _compiled(self.model(keep_float)).create_infer_request()
+        maps = np.empty(images.shape[:3], dtype=np.float32)
+        scores = np.empty(len(images), dtype=np.float32)
+        for position in range(len(images)):
+            request.infer({"image": images[position : position + 1]}, share_inputs=True)
+            maps[position] = request.get_tensor("anomaly_map").data[0]
+            scores[position] = request.get_tensor("score").data[0]
+            if progress is not None:
+                progress(position + 1, len(images))
+        return Outputs(maps, scores)
+
+
+def quantizable_layers(model: Any) -> tuple[str, ...]:
+    """Return the names of the network's convolutions, transposed ones too, in the graph's order.
+
+    The names are those of the ONNX nodes, the same that `onnx_network.quantizable_layers` gives.
+
+    Args:
+        model: an `openvino.Model` from `read_graph`, quantized or not.
+    """
+    return tuple(_layer_operations(model))
+
+
+def count_convolutions(model: Any) -> dict[str, int]:
+    """Return how many convolutions the CPU runs in `int8` and how many in `float`, transposed ones included.
+
+    Read from the compiled model, so it counts what runs and not what was asked for.
+
+    Args:
+        model: an `openvino.Model`, or the path of an IR or ONNX file.
+    """
+    counts = {"int8": 0, "float": 0}
+    for op in _compiled(model).get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        if str(info["layerType"].astype(str)) in _RUNTIME_CONVOLUTIONS:
+            counts["int8" if info["runtimePrecision"].astype(str) in ("i8", "u8") else "float"] += 1
+    return counts
+
+
+def _layer_operations(model: Any) -> dict[str, Any]:
+    layers: dict[str, Any] = {}
+    for op in network_operations(model):
+        if op.get_type_name() not in CONVOLUTIONS:
+            continue
+        bias = _bias_addition(op)
+        # OpenVINO splits ONNX's convolution into one without a bias and an addition that keeps the node's name.
+        name = (op if bias is None else bias).get_friendly_name().removesuffix("/WithoutBiases")
+        if name in layers:
+            raise AssertionError(f"two layers are called {name!r}")
+        layers[name] = op
+    return layers
+
+
+def _bias_addition(convolution: Any) -> Any | None:
+    readers = [reader.get_node() for reader in convolution.output(0).get_target_inputs()]
+    if len(readers) != 1 or readers[0].get_type_name() != "Add":
+        return None
+    return readers[0] if sources(readers[0])[1].get_type_name() == "Constant" else None
+
+
+def _restore(quantized: Any, original: Any) -> None:
+    """Give a quantized layer its float input, weights and bias back."""
+    from openvino import opset13
+
+    rounding = sources(quantized)[0]
+    if rounding.get_type_name() != "FakeQuantize":
+        raise AssertionError(f"the input of {quantized.get_friendly_name()} is not quantized")
+    quantized.input(0).replace_source_output(rounding.input(0).get_source_output())
+    pairs = [(quantized, original)]
+    biases = _bias_addition(quantized), _bias_addition(original)
+    if biases[0] is not None and biases[1] is not None:
+        pairs.append((biases[0], biases[1]))  # The quantized layer's bias was corrected for its rounding.
+    for changed, kept in pairs:
+        constant = sources(kept)[1]
+        copy = opset13.constant(np.array(constant.data))
+        copy.set_friendly_name(constant.get_friendly_name())
+        changed.input(1).replace_source_output(copy.output(0))
+
+
+def _compiled(model: Any) -> Any:
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino_core().compile_model(model, "CPU", settings)
+
+
+def _check_images(images: NDArray[np.uint8], model: Any) -> None:
+    (image,) = model.inputs
+    _, height, width, channels = image.get_partial_shape()
+    expected = (height.get_length(), width.get_length(), channels.get_length())
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or len(images) < 1:
+        raise InputError(
+            f"the calibration images are {images.dtype} {list(images.shape)}; expected uint8 {['n', *expected]} with n "
+            "of 1 or more"
+        )
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """How the INT8 model is made."""
+
+    estimator: Estimator = Estimator.MIN_MAX
+    """NNCF knows no entropy: `entropy` takes its nearest, the range of least quantization error over a histogram."""
+    fast_bias_correction: bool = False
+    """False: NNCF corrects the biases layer after layer, each behind the rounding of those before, on a fifth of the
+    images. On a trained network of 96 x 96 that left 0.6 of the fast correction's mean score drift (table in
+    `quantize_network`); it takes up to twice the time."""
+    halve_weight_range: bool | None = None
+    """Use 7 of the weights' 8 bits, so that sums of products cannot saturate on x86 processors that add them up in
+    16 bits; None: as this machine's processor needs it. Set it for a device that is not this machine."""
+
+
+def quantize_network(
+    model: Any, images: NDArray[np.uint8], settings: QuantizationSettings, progress: Progress | None
+) -> Any:
+    """Return a copy of an `openvino.Model` with the network's layers quantized and the scoring left in float32.
+
+    Drift from the float model on a trained `nano` network of 96 x 96, calibrated on 100 normal images and measured on
+    100 others, as a share of the largest score (or map value):
+
+    | estimator  | bias correction | score, max | score, mean | map, max |
+    |------------|-----------------|-----------:|------------:|---------:|
+    | min-max    | fast            |      0.017 |      0.0030 |    0.038 |
+    | min-max    | layer by layer  |      0.012 |      0.0017 |    0.021 |
+    | percentile | fast            |      0.223 |      0.0239 |    0.577 |
+    | entropy    | fast            |      0.014 |      0.0026 |    0.073 |
+
+    Args:
+        model: from `vae_edge.export.openvino_ir.read_graph`.
+        images: uint8 [n, H, W, 3].
+        settings: how to quantize.
+        progress: called with images done and in all while the ranges are measured.
+
+    Raises:
+        InputError: an estimator that NNCF lacks.
+        MissingDependencyError: nncf is not installed.
+    """
+    nncf = _import_nncf()
+    halve = settings.halve_weight_range
+    if halve is None:
+        # All layers and not only the first, as NNCF would by default: with AVX2 alone the scores of a trained network
+        # of 96 x 96 drifted by up to 0.138 of the largest without the fix, by 0.055 with the first layer's and by 0.017
+        # with all, the same as with VNNI, where the halving itself costs nothing measurable.
+        halve = look_at_machine().saturates_int8_sums
+
+    n_seen = 0
+
+    def feed(position: int) -> dict[str, NDArray[np.uint8]]:
+        nonlocal n_seen
+        # The bias correction asks for some images again.
+        if progress is not None and position >= n_seen:
+            n_seen = position + 1
+            progress(n_seen, len(images))
+        return {"image": images[position : position + 1]}
+
+    network = {op.get_friendly_name() for op in network_operations(model)}
+    operations = (op for op in model.get_ordered_ops() if op.get_type_name() != "Constant")
+    rest = [op.get_friendly_name() for op in operations if op.get_friendly_name() not in network]
+    ranges = _range_estimator(nncf, settings.estimator)
+    with _quiet():
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(range(len(images)), feed),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(images),
+            fast_bias_correction=settings.fast_bias_correction,
+            # Not validated: NNCF's graph leaves operations out that compute nothing from the image.
+            ignored_scope=nncf.IgnoredScope(names=rest, validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE if halve else nncf.OverflowFix.DISABLE,
+                activations_range_estimator_params=ranges,
+            ),
+        )
+    for key, value in (
+        ("estimator", str(settings.estimator)),
+        ("n_calibration_images", str(len(images))),
+        ("halved_weight_range", str(halve).lower()),
+    ):
+        quantized.set_rt_info(value, ["vae_edge", key])
+    return quantized
+
+
+def _range_estimator(nncf: Any, estimator: Estimator) -> Any:
+    from nncf.quantization import range_estimator as ranges
+
+    if estimator is Estimator.MIN_MAX:
+        return ranges.RangeEstimatorParametersSet.MINMAX
+    if estimator is Estimator.PERCENTILE:
+
+        def bound(kind: Any) -> Any:
+            return ranges.StatisticsCollectorParameters(
+                statistics_type=kind,
+                aggregator_type=ranges.AggregatorType.MEAN,
+                quantile_outlier_prob=1 - PERCENTILE / 100,
+            )
+
+        quantile = ranges.StatisticsType.QUANTILE
+        return ranges.RangeEstimatorParameters(min=bound(quantile), max=bound(quantile))
+    histogram = getattr(ranges.RangeEstimatorParametersSet, "HISTOGRAM", None)
+    if histogram is None:
+        raise InputError(
+            f"nncf {nncf.__version__} has no estimator for {estimator}; "
+            "run: pip install --upgrade nncf, or choose min-max or percentile"
+        )
+    return histogram
+
+
+def _import_nncf() -> Any:
+    """Import nncf and undo what its import does to the process.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    kind = logging.getLoggerClass()
+    try:
+        with openvino_telemetry_hidden():
+            import nncf
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "int8 for target openvino needs the package 'nncf', which is not installed; "
+            "run: pip install 'vae-edge[export]'"
+        ) from error
+    finally:
+        logging.setLoggerClass(kind)
+    return nncf
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep NNCF's log and its progress bars, which go to rich's global console, off stdout."""
+    import rich
+
+    console, logger = rich.get_console(), logging.getLogger("nncf")
+    was_quiet, level = console.quiet, logger.level
+    console.quiet = True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        console.quiet = was_quiet
+        logger.setLevel(level)

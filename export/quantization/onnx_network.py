@@ -1,0 +1,150 @@
+"""The network, encoder to decoder, inside an exported ONNX graph: found, its layers named, and put into FP16.
+
+Everything around the network stays in float32. The converter of `onnxruntime.transformers.float16` decides by operator
+and puts casts around every node that it leaves alone. The network is one connected piece with one edge in and one out,
+so two casts are enough, and nothing of what must stay exact, the image's scaling and the way from the residual to the
+score, can be converted by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vae_edge.errors import InputError
+
+LAYERS = ("Conv", "ConvTranspose")
+"""Operators that hold nearly all the weights and the work, and that INT8 is about."""
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def network_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the nodes of the network in the graph's order: its first convolution to the Tanh that ends the decoder.
+
+    What comes before prepares and cuts the image; what comes after is stitching, the residual, the smoothing, the
+    normalization and the pooling, which stay in float32 at every precision. So does the convolution to the latents'
+    log-variance where a score asks for it: it leads to no reconstruction.
+
+    Raises:
+        InputError: the graph has no such network.
+    """
+    ends = [node for node in model.graph.node if node.op_type == "Tanh"]
+    if len(ends) != 1:
+        raise InputError(f"the graph has {len(ends)} Tanh nodes; expected one, the end of the decoder")
+    # The nodes are in topological order: one walk back finds what the Tanh needs, one forth what needs a convolution.
+    needed, before_end = set(ends[0].input), {ends[0].output[0]}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            before_end.update(node.output)
+    found: list[onnx.NodeProto] = []
+    computed: set[str] = set()
+    for node in model.graph.node:
+        if before_end.intersection(node.output) and (node.op_type in LAYERS or computed.intersection(node.input)):
+            found.append(node)
+            computed.update(node.output)
+    if not any(node.op_type in LAYERS for node in found):
+        raise InputError("the graph has no convolution before its Tanh; expected the encoder and the decoder of a VAE")
+    return found
+
+
+def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the network's convolutions, transposed ones too, in the graph's order.
+
+    `rewrite_transposed_convolutions`, `to_half` and both quantizations keep these names, so that a layer can be named
+    before and after.
+
+    Raises:
+        InputError: the graph has no such network, or two layers have one name.
+    """
+    names = tuple(node.name for node in network_nodes(model) if node.op_type in LAYERS)
+    if not all(names) or len(set(names)) != len(names):
+        raise InputError(f"the convolutions' names are {list(names)}; expected every one to have its own")
+    return names
+
+
+def check_layer_names(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Refuse names that no layer has.
+
+    Raises:
+        InputError: with the names there are.
+    """
+    known = quantizable_layers(model)
+    if unknown := sorted(set(names).difference(known)):
+        raise InputError(f"there is no layer {', '.join(unknown)}; the layers are {', '.join(known)}")
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a graph other nodes, its own among them perhaps."""
+    # A node that is still in the graph would be emptied by the deletion: hence copies.
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def forget_types(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Drop the written-down types and shapes of tensors that a graph no longer has, or has with others."""
+    kept = [value for value in graph.value_info if value.name not in names]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model whose network computes in FP16, with its weights stored in FP16, half the size.
+
+    A cast stands before the network and one after it. Weights beyond 65504, which no trained network has, are clamped.
+
+    Raises:
+        InputError: the graph has no network, or shares weights of the network with other nodes.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    inside = network_nodes(result)
+    names = {id(node) for node in inside}
+    outside = [node for node in graph.node if id(node) not in names]
+    made = {name for node in inside for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    used = {name for node in inside for name in node.input if name}
+    shared = sorted(used.intersection(weights).intersection(name for node in outside for name in node.input))
+    if shared:
+        raise InputError(f"{', '.join(shared)} belong to the network and to other nodes; expected weights of its own")
+    for name in sorted(used.intersection(weights)):
+        weights[name].CopyFrom(numpy_helper.from_array(half(numpy_helper.to_array(weights[name])), name))
+    entries = _edges(inside, used - made - {tensor.name for tensor in graph.initializer}, TensorProto.FLOAT16, ".half")
+    wanted = [name for node in outside for name in node.input if name in made]
+    exits = _edges(outside, set(wanted), TensorProto.FLOAT, ".float")
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        # In front of the first node that reads it.
+        nodes += [cast for name in node.input if (cast := entries.pop(name, None) or exits.pop(name, None))]
+        nodes.append(node)
+    replace_nodes(graph, nodes)
+    for value in graph.value_info:
+        if value.name in made or value.name in used.intersection(weights):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.checker.check_model(result)
+    return result
+
+
+def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Round float32 values to FP16, of the same shape (rank 0 stays rank 0), none becoming infinite."""
+    return np.asarray(np.clip(values, -_LARGEST, _LARGEST), np.float16)
+
+
+def _edges(readers: list[onnx.NodeProto], names: set[str], kind: int, ending: str) -> dict[str, onnx.NodeProto]:
+    """Make the readers read casts of the named tensors; return the casts by what they are named in the readers."""
+    casts = {}
+    for name in sorted(names):
+        cast = helper.make_node("Cast", [name], [name + ending], f"cast_{name}{ending}", to=kind)
+        casts[name + ending] = cast
+        for node in readers:
+            for index, read in enumerate(node.input):
+                if read == name:
+                    node.input[index] = name + ending
+    return casts
