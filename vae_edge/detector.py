@@ -382,8 +382,14 @@ class Detector:
         # Loaded when it is needed: most programs on a device never do this.
         from vae_edge.refit import refit_thresholds
 
-        refit = refit_thresholds(
-            self,
+        def scored_by() -> str:
+            backend = self.stream_backend()
+            return f"{backend.version} on {backend.device.name}"
+
+        fitted = refit_thresholds(
+            self.bundle,
+            lambda some: self.stream(some, errors="return"),
+            scored_by,
             images,
             false_alarm_rate,
             anomalous=anomalous,
@@ -391,9 +397,9 @@ class Detector:
             max_images=max_images,
             progress=progress,
         )
-        self.bundle = refit.bundle
-        self._take_thresholds(refit.bundle.manifest.thresholds)
-        return refit
+        self.bundle = fitted.bundle.with_manifest(fitted.bundle.manifest)
+        self._take_thresholds(self.bundle.manifest.thresholds)
+        return replace(fitted, bundle=self.bundle)
 
     def close(self) -> None:
         """Wait for the images that are being decided, then free the model; a second call does nothing.

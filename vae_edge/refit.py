@@ -8,8 +8,9 @@ parts too, the image threshold can be the one with the largest F1 on both, which
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 from vae_edge.atomic import check_place
 from vae_edge.bundle import Bundle
@@ -22,11 +23,12 @@ from vae_edge.decision import (
     normals_needed,
     too_few_normals,
 )
-from vae_edge.detector import MAX_REFIT_IMAGES, Detector, Source
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.prediction import Prediction
 from vae_edge.progress import Progress
+
+_Image = TypeVar("_Image")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Refit:
     """What a re-fit did."""
 
     bundle: Bundle
-    """With the new manifest, which is written."""
+    """With the new manifest, which `Detector.refit_thresholds` has written when it returns."""
     old: Thresholds
     n_images: int
     """Images that were looked at, normal and anomalous."""
@@ -72,26 +74,38 @@ class Refit:
 
 
 def refit_thresholds(
-    detector: Detector,
-    images: Iterable[Source],
-    false_alarm_rate: float | None = None,
+    bundle: Bundle,
+    stream: Callable[[Iterable[_Image]], Iterable[Prediction | VaeEdgeError]],
+    scored_by: Callable[[], str],
+    images: Iterable[_Image],
+    false_alarm_rate: float | None,
     *,
-    anomalous: Iterable[Source] | None = None,
-    method: ThresholdMethod | str = ThresholdMethod.SPLIT_CONFORMAL,
-    max_images: int = MAX_REFIT_IMAGES,
+    anomalous: Iterable[_Image] | None,
+    method: ThresholdMethod | str,
+    max_images: int,
     progress: Progress | None = None,
 ) -> Refit:
-    """Do the work of `Detector.refit_thresholds`, but for giving the detector its new thresholds.
+    """Fit thresholds for a bundle and return the bundle with them; nothing is written.
 
-    The bundle counts as verified from then on, unless its manifest has no digest. Memory grows by a thousandth of the
-    maps' pixels, not by the maps.
+    It counts as verified then, unless its manifest has no digest. Memory grows by a thousandth of the maps' pixels, not
+    by the maps.
+
+    Args:
+        bundle: the one whose model scores the images.
+        stream: returns a prediction or an error for each image, in order.
+        scored_by: returns what computed them, for the record; called after the last image.
+        images: normal ones. This and what follows is as for `Detector.refit_thresholds`, which lists the errors too.
+        false_alarm_rate: share of normal images that may be called anomalous; None: 0.01.
+        anomalous: defective ones.
+        method: how the image threshold is chosen.
+        max_images: stop after so many of each kind.
+        progress: called after each image with the number done and the number of all.
     """
     by_f1 = _checked_method(method, false_alarm_rate, anomalous is not None) is ThresholdMethod.F1_OPTIMAL
     rate = DEFAULT_FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
     check_askable_rate(rate, "false-alarm rate")
     if max_images < 1:
         raise UsageError(f"max_images is {max_images}; expected 1 or more")
-    bundle = detector.bundle
     check_place(bundle.folder)  # Not after all images have been run.
     old, size = bundle.manifest.thresholds, bundle.manifest.preparation
     n_most = _most(images, max_images)
@@ -100,11 +114,11 @@ def refit_thresholds(
     unreadable: list[VaeEdgeError] = []
     n_images = 0
 
-    def scores_of(source: Iterable[Source], what: str, take: Callable[[Prediction], None] | None) -> list[float]:
+    def scores_of(source: Iterable[_Image], what: str, take: Callable[[Prediction], None] | None) -> list[float]:
         nonlocal n_images
         before, n_unreadable = n_images, len(unreadable)
         scores: list[float] = []
-        for result in detector.stream(_FirstOf(source, _most(source, max_images)), errors="return"):
+        for result in stream(_FirstOf(source, _most(source, max_images))):
             n_images += 1
             if isinstance(result, DeviceError):
                 # A model that gives an image no finite score is broken, and must not count as verified.
@@ -124,17 +138,15 @@ def refit_thresholds(
 
     scores = scores_of(images, "images", lambda prediction: tail.add(prediction.anomaly_map))
     defects = None if anomalous is None else scores_of(anomalous, "anomalous images", None)
-    backend = detector.stream_backend()
-    scored_by = f"{backend.version} on {backend.device.name}"
     if by_f1 and defects is not None:
-        thresholds = fit_f1_thresholds_with_tail(scores, tail, defects, scored_by=scored_by)
+        thresholds = fit_f1_thresholds_with_tail(scores, tail, defects, scored_by=scored_by())
     else:
-        thresholds = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by=scored_by)
+        thresholds = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by=scored_by())
     changed = bundle.manifest.model_copy(update={"thresholds": thresholds})
     if changed.schema_version > 1:
         changed = changed.model_copy(update={"verified": True, "not_verified_because": None})
     labelled = None if defects is None else _count(thresholds.image_threshold, scores, defects)
-    return Refit(bundle.with_manifest(changed), old, n_images, tuple(unreadable), labelled)
+    return Refit(replace(bundle, manifest=changed), old, n_images, tuple(unreadable), labelled)
 
 
 def _checked_method(method: ThresholdMethod | str, rate: float | None, has_anomalous: bool) -> ThresholdMethod:
@@ -170,18 +182,18 @@ def _count(threshold: float, normals: list[float], defects: list[float]) -> Labe
     )
 
 
-def _most(images: Iterable[Source], max_images: int) -> int:
+def _most(images: Iterable[object], max_images: int) -> int:
     return min(len(images), max_images) if isinstance(images, Sized) else max_images
 
 
-class _FirstOf:
+class _FirstOf(Iterable[_Image]):
     """The first images of a source, which is stopped when they have been taken or are no longer wanted."""
 
-    def __init__(self, images: Iterable[Source], n_images: int) -> None:
+    def __init__(self, images: Iterable[_Image], n_images: int) -> None:
         self._images = images
         self._n_images = n_images
 
-    def __iter__(self) -> Iterator[Source]:
+    def __iter__(self) -> Iterator[_Image]:
         return islice(self._images, self._n_images)
 
     def stop(self) -> None:

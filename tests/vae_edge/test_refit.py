@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from tests.tiny_bundles import SIZE, TARGETS, dark_image, make_bundle, spotted_image, toy_outputs, write_image
 from vae_edge import Bundle, Detector, DeviceError, InputError
 from vae_edge.decision import PixelTail, fit_thresholds
-from vae_edge.manifest import ThresholdMethod
+from vae_edge.manifest import MANIFEST_FILE, ThresholdMethod
+from vae_edge.prediction import Prediction
+from vae_edge.refit import refit_thresholds
 from vae_edge.targets import Target
 
 SEEDS = range(1000, 1120)
@@ -243,3 +245,31 @@ def test_a_refit_that_cannot_be_leaves_the_bundle_as_it_is(
     with Detector.open(onnx_bundle) as detector, pytest.raises(InputError, match=says):
         detector.refit_thresholds(normals[:5], **values)
     assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
+
+
+def test_fitting_alone_writes_nothing_and_needs_no_detector(onnx_bundle: Bundle) -> None:
+    before = (onnx_bundle.folder / MANIFEST_FILE).read_bytes()
+
+    def stream(images: Iterable[float]) -> Iterator[Prediction]:
+        for score in images:
+            anomaly_map = np.full((SIZE, SIZE), score, np.float32)
+            yield Prediction(score, 0.5, 1.0, False, anomaly_map, 1.0)
+
+    scores = [float(score) for score in range(1, 20)]
+    fitted = refit_thresholds(
+        onnx_bundle,
+        stream,
+        lambda: "nobody",
+        scores,
+        0.05,
+        anomalous=[30.0, 5.0],
+        method="split-conformal",
+        max_images=100,
+    )
+    thresholds = fitted.bundle.manifest.thresholds
+    assert thresholds.calibration_scores == tuple(scores)
+    assert thresholds.scored_by == "nobody"
+    assert fitted.old == onnx_bundle.manifest.thresholds != thresholds
+    assert fitted.labelled is not None
+    assert (fitted.labelled.n_hits, fitted.labelled.n_anomalous) == (1, 2)
+    assert (onnx_bundle.folder / MANIFEST_FILE).read_bytes() == before
