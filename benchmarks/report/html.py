@@ -34,7 +34,7 @@ from vae_edge.benchmarks.report.files import read_report
 from vae_edge.benchmarks.report.markdown import to_markdown
 from vae_edge.benchmarks.report.records import HTML_FILE, IMAGES_FOLDER, MARKDOWN_FILE, BundleResult, Report
 from vae_edge.benchmarks.report.speed_records import LoadRecord, StageRecord, StartFigures
-from vae_edge.errors import InputError, MissingDependencyError
+from vae_edge.errors import InputError, MissingDependencyError, VaeEdgeError
 from vae_edge.outside import printable
 from vae_edge.records import with_texts
 
@@ -82,8 +82,14 @@ def render_report(path: Path, out: Path | None = None) -> tuple[Path, ...]:
     for file, beginning in ((markdown, "# vae-edge benchmark"), (html, "<!DOCTYPE html>")):
         _check_replaceable(file, beginning)
     check_place(out)
-    write_text(markdown, to_markdown(report))
-    write_text(html, to_html(report, _pictures(folder / IMAGES_FOLDER, report)))
+    try:
+        write_text(markdown, to_markdown(report))
+        write_text(html, to_html(report, _pictures(folder / IMAGES_FOLDER, report)))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, VaeEdgeError):
+            raise
+        # Each value by itself is possible, else the file would have been refused; together they are not.
+        raise InputError(f"{path} holds values that do not belong together ({error}); run vae-bench again") from error
     return markdown, html
 
 

@@ -316,6 +316,27 @@ def test_files_that_are_not_pages_are_not_overwritten(tmp_path: Path) -> None:
         render_report(tmp_path / "no.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bundle: bundle["latency"]["file"]["histogram"]["counts"].pop(),
+        lambda bundle: bundle["accuracy"]["roc"]["hit_rate"].pop(),
+        lambda bundle: bundle["accuracy"]["scores"]["normal"].append(1),
+        lambda bundle: bundle["latency"]["file"].update(min_ms=-1e308, p99_ms=1e308),
+        lambda bundle: bundle["rounds"][0].update(begin_s=1e308),
+        lambda bundle: bundle.update(name="another"),
+    ],
+)
+def test_values_that_do_not_belong_together_are_told_in_a_sentence(
+    change: Callable[[Any], object], command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    content = json.loads(example_report().to_json())
+    change(content["bundles"][-2])
+    (tmp_path / "report.json").write_text(json.dumps(content), encoding="utf-8")
+    code, _, err = command("render", tmp_path, program="bench")
+    assert code == 0 or (code == 1 and err.count("\n") == 1 and "values that do not belong together" in err), err
+
+
 def test_without_the_template_engine_the_error_says_where_to_make_the_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
