@@ -1,26 +1,22 @@
-"""Measuring a set of bundles in rounds, comparing them, and writing down what was found.
-
-From what was measured of all bundles to the report and the files beside it.
-"""
+"""One benchmark: measure a set of bundles by turns, compare them, choose one, and write down what was found."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from vae_edge.benchmarks.measure.conditions import MachineFacts, load_average, machine_facts
 from vae_edge.benchmarks.measure.measurer import Row, Steps, SuiteProgress, measure_all, named_bundles
-from vae_edge.benchmarks.measure.plan import BenchmarkImages, SuiteSettings, choose_images
+from vae_edge.benchmarks.measure.plan import BenchmarkImages, SuiteSettings, choose_images, command_line
 from vae_edge.benchmarks.measure.samples import speed_ratios
 from vae_edge.benchmarks.measure.statistics import Ratio
 from vae_edge.benchmarks.report.accuracy import judge, template_method
-from vae_edge.benchmarks.report.accuracy_records import Comparison, SimpleMethodRecord
-from vae_edge.benchmarks.report.choosing import recommend
+from vae_edge.benchmarks.report.accuracy_records import AccuracyRecord, Comparison, ImageExample, SimpleMethodRecord
+from vae_edge.benchmarks.report.choosing import options, recommend
 from vae_edge.benchmarks.report.examples import Seen, draw_examples
 from vae_edge.benchmarks.report.files import check_report_folder, sample_file_name, samples_file, write_report
 from vae_edge.benchmarks.report.records import (
@@ -31,7 +27,6 @@ from vae_edge.benchmarks.report.records import (
     Requirement,
 )
 from vae_edge.benchmarks.report.references import Candidate, choose_references, compare
-from vae_edge.benchmarks.report.reproducing import command_line
 from vae_edge.benchmarks.report.reservations import bundle_warnings, machine_warnings
 from vae_edge.benchmarks.report.summary import measured_fields
 from vae_edge.bundle import Bundle
@@ -80,211 +75,181 @@ def run_suite(
             )
     machine = machine_facts()
     images = choose_images(data, settings.n_timing_images)
-    warnings = machine_warnings(machine, settings)
     steps = Steps(len(rows) * (settings.rounds + 2), progress)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="vae-bench-maps-") as scratch:
         interrupted = measure_all(rows, images, settings, Path(scratch), steps)
-        report, files = make_report(
-            Findings(
-                rows=rows,
-                images=images,
-                settings=settings,
-                machine=machine,
-                warnings=tuple(warnings),
-                interrupted_because=interrupted,
-                elapsed_s=time.perf_counter() - begin,
-                requirements=tuple(requirements),
-                objective=objective,
-            ),
+        report, files = _ReportMaker(rows, images, settings).make(
+            machine,
+            requirements,
+            objective,
             steps,
+            interrupted_because=interrupted,
+            elapsed_s=time.perf_counter() - begin,
         )
     if report_folder is not None:
         write_report(report_folder, report, files)
     return report
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Everything that a benchmark has gathered when its last round is over."""
+class _ReportMaker:
+    """Puts the report together once the last round is over; what cannot be said of a bundle becomes a warning."""
 
-    rows: Sequence[Row]
-    images: BenchmarkImages
-    settings: SuiteSettings
-    machine: MachineFacts
-    warnings: tuple[str, ...]
-    interrupted_because: str | None
-    elapsed_s: float
-    requirements: tuple[Requirement, ...] = ()
-    objective: Objective | None = None
+    def __init__(self, rows: Sequence[Row], images: BenchmarkImages, settings: SuiteSettings) -> None:
+        self._rows, self._images, self._settings = rows, images, settings
+        self._ran = {row.name: row for row in rows if row.has_run}
+        self._warnings: list[str] = []
+        self._files: dict[str, bytes] = {}
 
+    def make(
+        self,
+        machine: MachineFacts,
+        requirements: Sequence[Requirement],
+        objective: Objective | None,
+        steps: Steps,
+        **known: Any,
+    ) -> tuple[Report, dict[str, bytes]]:
+        """Return the report and the files that lie beside report.json, by name.
 
-def make_report(findings: Findings, steps: Steps) -> tuple[Report, dict[str, bytes]]:
-    """Return the report and the files that lie beside report.json, by name."""
-    rows, images, settings = findings.rows, findings.images, findings.settings
-    warnings = list(findings.warnings)
-    references, notes = _references(rows, settings.reference)
-    baseline = _baseline(rows, settings.baseline, references, warnings)
-    files: dict[str, bytes] = {}
-    bundles = []
-    for row in rows:
-        steps.begin(row.name, "accuracy")
-        result = _describe(row, settings)
-        if row.has_run:
-            result = result.model_copy(
-                update={
-                    "is_reference": references.get(row.name) == row.name,
-                    "is_baseline": baseline is not None and row.name == baseline.name,
-                    "ratios": {} if baseline in (None, row) else speed_ratios(row.samples, baseline.samples),
-                    "comparison": _comparison(row, rows, references, images, warnings),
-                    "accuracy": _accuracy(row, images, warnings),
-                }
-            )
-            record, content = samples_file(sample_file_name(row.name, list(files)), row.samples.as_dict())
-            files[record.name] = content
-            result = result.model_copy(update={"samples": record})
-            assert row.manifest is not None
-            warnings += bundle_warnings(result, row.manifest, settings)
-        if row.has_run and row.failure is not None:
-            n = len(row.samples.rounds)
-            warnings.append(f"{row.name}: it failed after {n} round{'s' * (n > 1)}: {row.failure}")
-        bundles.append(result)
-    examples, pictures = _examples(findings, references, warnings)
-    samples_of = {row.name: row.samples for row in rows if row.has_run}
-
-    def ratio(metric: str, bundle: str, other: str) -> Ratio | None:
-        return speed_ratios(samples_of[bundle], samples_of[other]).get(metric)
-
-    report = Report(
-        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        elapsed_s=findings.elapsed_s,
-        interrupted_because=findings.interrupted_because,
-        reproduce=command_line(
-            settings, images.record.source, [row.name for row in rows], findings.requirements, findings.objective
-        ),
-        settings=settings,
-        machine=findings.machine.model_copy(update={"load_average_end": load_average()}),
-        data=images.record,
-        recommendation=recommend(bundles, findings.requirements, findings.objective, ratio) if samples_of else None,
-        baseline=None if baseline is None else baseline.name,
-        reference_notes=notes,
-        bundles=tuple(bundles),
-        simple_methods=_simple_methods(rows, images) if settings.simple_method else (),
-        examples=examples,
-        warnings=tuple(warnings),
-    )
-    files |= {f"{IMAGES_FOLDER}/{name}": picture for name, picture in pictures.items()}
-    return report, files
-
-
-def _describe(row: Row, settings: SuiteSettings) -> BundleResult:
-    """Return a result with what the manifest says, where it could be read, and what was measured."""
-    fields: dict[str, Any] = measured_fields(row.samples, settings) if row.has_run else {}
-    if not row.has_run:
-        fields["not_run_because"] = row.failure or "the benchmark was interrupted before its first round"
-    if row.manifest is None:
-        return BundleResult(name=row.name, **fields)
-    manifest = row.manifest
-    bundle = Bundle(row.folder, manifest)
-    return BundleResult(
-        name=row.name,
-        target=manifest.target,
-        precision=manifest.precision,
-        height=manifest.preparation.height,
-        width=manifest.preparation.width,
-        run=manifest.provenance.run,
-        run_fingerprint=manifest.provenance.run_fingerprint,
-        model_sha256=bundle.model_sha256,
-        size_bytes=bundle.size_bytes,
-        exported_parity=manifest.parity,
-        **fields,
-    )
-
-
-def _references(rows: Sequence[Row], asked: str | None) -> tuple[dict[str, str], tuple[str, ...]]:
-    return choose_references(
-        [
+        Args:
+            machine: as it was before the benchmark.
+            requirements: what the bundle to ship has to keep.
+            objective: what it is to be the best in.
+            steps: counts what is done.
+            known: other fields of the report.
+        """
+        settings, ran = self._settings, self._ran
+        self._warnings += machine_warnings(machine, settings)
+        candidates = [
             Candidate(row.name, row.manifest.target, row.manifest.precision, row.manifest.provenance.run_fingerprint)
-            for row in rows
-            if row.manifest is not None and row.outputs is not None and row.has_run
-        ],
-        asked,
-    )
+            for row in ran.values()
+            if row.manifest is not None and row.outputs is not None
+        ]
+        references, notes = choose_references(candidates, settings.reference)
+        baseline = self._baseline(references)
+        bundles = []
+        for row in self._rows:
+            steps.begin(row.name, "accuracy")
+            bundles.append(self._result(row, ran.get(references.get(row.name, "")), baseline))
+        examples, pictures = self._examples(references)
+        self._files |= {f"{IMAGES_FOLDER}/{name}": picture for name, picture in pictures.items()}
 
+        def ratio(metric: str, bundle: str, other: str) -> Ratio | None:
+            return speed_ratios(ran[bundle].samples, ran[other].samples).get(metric)
 
-def _baseline(rows: Sequence[Row], asked: str | None, references: dict[str, str], warnings: list[str]) -> Row | None:
-    """Return the row that ratios are to: the one asked for, or the first bundle's reference, or the first that ran."""
-    ran = {row.name: row for row in rows if row.has_run}
-    if asked is not None:
-        if asked not in ran:
-            warnings.append(f"the baseline asked for, {asked}, could not run: there are no ratios")
-        return ran.get(asked)
-    first = next(iter(ran), None)
-    return None if first is None else ran[references.get(first, first)]
-
-
-def _comparison(
-    row: Row, rows: Sequence[Row], references: dict[str, str], images: BenchmarkImages, warnings: list[str]
-) -> Comparison | None:
-    reference = next((other for other in rows if other.name == references.get(row.name)), None)
-    if reference is None or reference is row:
-        return None
-    assert row.outputs is not None
-    assert row.manifest is not None
-    assert reference.outputs is not None
-    assert reference.manifest is not None
-    try:
-        return compare(
-            [file.name for file in images.judged],
-            reference.name,
-            reference.outputs,
-            row.outputs,
-            same_run=row.manifest.provenance.run_fingerprint == reference.manifest.provenance.run_fingerprint,
-            defects=[file.defect for file in images.judged] if images.has_labels else None,
+        source, names = self._images.record.source, [row.name for row in self._rows]
+        report = Report(
+            created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            reproduce=command_line(settings, source, names, options(requirements, objective)),
+            settings=settings,
+            machine=machine.model_copy(update={"load_average_end": load_average()}),
+            data=self._images.record,
+            recommendation=recommend(bundles, requirements, objective, ratio) if ran else None,
+            baseline=None if baseline is None else baseline.name,
+            reference_notes=notes,
+            bundles=tuple(bundles),
+            simple_methods=self._simple_methods() if settings.simple_method else (),
+            examples=examples,
+            warnings=tuple(self._warnings),
+            **known,
         )
-    except InputError as error:
-        warnings.append(f"{row.name}: not compared with {reference.name}: {error}")
-        return None
+        return report, self._files
 
+    def _baseline(self, references: dict[str, str]) -> Row | None:
+        """Return the row that ratios are to: the one asked for, or the first one's reference, or the first that ran."""
+        asked = self._settings.baseline
+        if asked is not None:
+            if asked not in self._ran:
+                self._warnings.append(f"the baseline asked for, {asked}, could not run: there are no ratios")
+            return self._ran.get(asked)
+        first = next(iter(self._ran), None)
+        return None if first is None else self._ran[references.get(first, first)]
 
-def _accuracy(row: Row, images: BenchmarkImages, warnings: list[str]) -> Any:
-    if not images.has_labels or row.outputs is None or row.manifest is None:
-        return None
-    try:
-        return judge(images.judged, row.manifest.preparation, row.outputs)
-    except InputError as error:
-        warnings.append(f"{row.name}: no accuracy: {error}")
-        return None
-
-
-def _examples(findings: Findings, references: dict[str, str], warnings: list[str]) -> Any:
-    if not findings.images.has_labels or not findings.settings.n_examples:
-        return (), {}
-    outputs = {row.name: row.outputs for row in findings.rows}
-    seen = [
-        Seen(
-            bundle=row.name,
-            preparation=row.manifest.preparation,
-            outputs=row.outputs,
-            reference=None if references[row.name] == row.name else outputs[references[row.name]],
+    def _result(self, row: Row, reference: Row | None, baseline: Row | None) -> BundleResult:
+        """Return a row of the report: what the manifest says, as far as it could be read, and what was measured."""
+        fields: dict[str, Any] = {"name": row.name}
+        if (manifest := row.manifest) is not None:
+            bundle = Bundle(row.folder, manifest)
+            fields |= {
+                "target": manifest.target,
+                "precision": manifest.precision,
+                "height": manifest.preparation.height,
+                "width": manifest.preparation.width,
+                "run": manifest.provenance.run,
+                "run_fingerprint": manifest.provenance.run_fingerprint,
+                "model_sha256": bundle.model_sha256,
+                "size_bytes": bundle.size_bytes,
+                "exported_parity": manifest.parity,
+            }
+        if not row.has_run or manifest is None:
+            reason = row.failure or "the benchmark was interrupted before its first round"
+            return BundleResult(not_run_because=reason, **fields)
+        samples, content = samples_file(sample_file_name(row.name, list(self._files)), row.samples.as_dict())
+        self._files[samples.name] = content
+        result = BundleResult(
+            is_reference=reference is row,
+            is_baseline=baseline is row,
+            ratios={} if baseline in (None, row) else speed_ratios(row.samples, baseline.samples),
+            comparison=self._comparison(row, reference),
+            accuracy=self._accuracy(row, manifest.preparation),
+            samples=samples,
+            **fields,
+            **measured_fields(row.samples, self._settings),
         )
-        for row in findings.rows
-        if row.manifest is not None and row.outputs is not None and row.name in references
-    ]
-    try:
-        return draw_examples(findings.images.judged, seen, findings.settings.n_examples)
-    except InputError as error:
-        warnings.append(f"no example pictures: {error}")
-        return (), {}
+        self._warnings += bundle_warnings(result, manifest, self._settings)
+        if row.failure is not None:
+            n = len(row.samples.rounds)
+            self._warnings.append(f"{row.name}: it failed after {n} round{'s' * (n > 1)}: {row.failure}")
+        return result
 
+    def _comparison(self, row: Row, reference: Row | None) -> Comparison | None:
+        if reference is None or reference is row or row.outputs is None or reference.outputs is None:
+            return None
+        assert row.manifest is not None
+        assert reference.manifest is not None
+        files = self._images.judged
+        try:
+            return compare(
+                [file.name for file in files],
+                reference.name,
+                reference.outputs,
+                row.outputs,
+                same_run=row.manifest.provenance.run_fingerprint == reference.manifest.provenance.run_fingerprint,
+                defects=[file.defect for file in files] if self._images.has_labels else None,
+            )
+        except InputError as error:
+            self._warnings.append(f"{row.name}: not compared with {reference.name}: {error}")
+            return None
 
-def _simple_methods(rows: Sequence[Row], images: BenchmarkImages) -> tuple[SimpleMethodRecord, ...]:
-    """Measure the method without a network once for every size that a model has."""
-    if not images.has_labels:
-        return ()
-    sizes: list[Preparation] = []
-    for row in rows:
-        if row.manifest is not None and row.has_run and row.manifest.preparation not in sizes:
-            sizes.append(row.manifest.preparation)
-    found = [template_method(images.train, images.judged, preparation) for preparation in sizes]
-    return tuple(record for record in found if record is not None)
+    def _accuracy(self, row: Row, preparation: Preparation) -> AccuracyRecord | None:
+        if not self._images.has_labels or row.outputs is None:
+            return None
+        try:
+            return judge(self._images.judged, preparation, row.outputs)
+        except InputError as error:
+            self._warnings.append(f"{row.name}: no accuracy: {error}")
+            return None
+
+    def _examples(self, references: dict[str, str]) -> tuple[tuple[ImageExample, ...], dict[str, bytes]]:
+        if not self._images.has_labels or not self._settings.n_examples:
+            return (), {}
+        seen = [
+            Seen(row.name, row.manifest.preparation, row.outputs, None if whose is row else whose.outputs)
+            for row in self._rows
+            if row.manifest is not None and row.outputs is not None and row.name in references
+            for whose in [self._ran[references[row.name]]]
+        ]
+        try:
+            return draw_examples(self._images.judged, seen, self._settings.n_examples)
+        except InputError as error:
+            self._warnings.append(f"no example pictures: {error}")
+            return (), {}
+
+    def _simple_methods(self) -> tuple[SimpleMethodRecord, ...]:
+        """Measure the method without a network once for every size that a model has."""
+        sizes: list[Preparation] = []
+        for row in self._ran.values() if self._images.has_labels else ():
+            if row.manifest is not None and row.manifest.preparation not in sizes:
+                sizes.append(row.manifest.preparation)
+        found = [template_method(self._images.train, self._images.judged, size) for size in sizes]
+        return tuple(record for record in found if record is not None)

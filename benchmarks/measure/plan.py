@@ -1,10 +1,8 @@
-"""What a benchmark is asked to do.
-
-Which images a benchmark times and judges with.
-"""
+"""What a benchmark is asked to do, which images it times and judges with, and the command that does it again."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,3 +163,34 @@ class DataRecord(Record):
     n_with_mask: int = Field(ge=0)
     no_accuracy_because: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def command_line(settings: SuiteSettings, source: str, bundles: Sequence[str], asked: Sequence[str] = ()) -> str:
+    """Return the command line that measures the same again, without the paths of the machine that it ran on.
+
+    Args:
+        settings: what was asked for; every option that differs from its default is in the command.
+        source: the data in words; a folder's name where it is one.
+        bundles: names of the bundles.
+        asked: the words that ask for a recommendation, see `vae_edge.benchmarks.report.choosing.options`.
+    """
+    default = SuiteSettings.make_quick() if settings.quick else SuiteSettings()
+    words = ["vae-bench", *bundles, "--data", source.partition(",")[0], "--report", "REPORT"]
+    words += ["--quick"] * settings.quick
+    for name, value, usual in (
+        ("--device", settings.device, default.device),
+        ("--threads", settings.threads, default.threads),
+        ("--rounds", settings.rounds, default.rounds),
+        ("--round-time", settings.rules.round_s, default.rules.round_s),
+        ("--reference", settings.reference, default.reference),
+        ("--baseline", settings.baseline, default.baseline),
+        ("--deadline-ms", settings.deadline_ms, default.deadline_ms),
+        ("--requests", settings.requests, ()),
+        ("--batch-sizes", settings.batch_sizes, ()),
+        ("--load-fps", settings.load_fps, ()),
+    ):
+        if value != usual:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [name, ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)]
+    words += ["--simple-method"] * settings.simple_method
+    return shlex.join([*words, *asked])

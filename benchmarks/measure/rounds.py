@@ -101,45 +101,49 @@ def latency_intervals(samples: LatencyRounds) -> dict[str, Interval]:
     return {name: percentile_interval(values, n) for name, values in figures.items() if _has_tail(samples, name)}
 
 
-def latency_ratios(samples: LatencyRounds, baseline: LatencyRounds, names: Sequence[str]) -> dict[str, Ratio]:
-    """Return figures divided by the baseline's, over the rounds that both have, in pairs.
+def latency_ratios(
+    samples: LatencyRounds, baseline: LatencyRounds, names: Sequence[str], *, paired: bool = True
+) -> dict[str, Ratio]:
+    """Return figures divided by the baseline's; one that is 0 in the baseline has no ratio, and is left out.
 
-    A figure that is 0 in the baseline has no ratio, and is left out.
+    Args:
+        samples: of the bundle in question.
+        baseline: what to divide by.
+        names: of the figures.
+        paired: whether rounds of the same number were measured side by side; only such are then compared. Else each
+            side is resampled by itself, and the interval is widened as for the side with fewer rounds.
     """
-    common = [number for number in samples.numbers if number in baseline.rounds]
-    if not common:
-        return {}
-    mine, other = samples.only(common), baseline.only(common)
-    weights = resample_weights(len(common)) if len(common) > 1 else None
-    found = _ratios(mine.figures(), other.figures(), mine.figures(weights), other.figures(weights), names, len(common))
-    return _only_with_tails(found, mine, other)
-
-
-def unpaired_ratios(samples: LatencyRounds, baseline: LatencyRounds, names: Sequence[str]) -> dict[str, Ratio]:
-    """Return figures divided by the baseline's, whose rounds were others: each side is resampled by itself.
-
-    The interval is widened as for the side with fewer rounds.
-    """
-    n, m = len(samples.rounds), len(baseline.rounds)
-    mine = resample_weights(n, seed=1) if min(n, m) > 1 else None
-    other = resample_weights(m, seed=2) if min(n, m) > 1 else None
-    found = _ratios(
-        samples.figures(), baseline.figures(), samples.figures(mine), baseline.figures(other), names, min(n, m)
+    mine, other = samples, baseline
+    if paired:
+        common = [number for number in samples.numbers if number in baseline.rounds]
+        if not common:
+            return {}
+        mine, other = samples.only(common), baseline.only(common)
+    drawn, others = (
+        side.figures(weights) for side, weights in zip((mine, other), _draw(mine, other, paired), strict=True)
     )
-    return _only_with_tails(found, samples, baseline)
+    n = min(len(mine.rounds), len(other.rounds))
+    found = _ratios(mine.figures(), other.figures(), drawn, others, names, n)
+    # A side with too few samples beyond the percentile takes the interval away.
+    return {
+        name: ratio if _has_tail(mine, name) and _has_tail(other, name) else ratio.model_copy(update={"interval": None})
+        for name, ratio in found.items()
+    }
+
+
+def _draw(mine: _Rounds, other: _Rounds, paired: bool) -> tuple[Floats | None, Floats | None]:
+    """Return the weights of both sides: the same for rounds in pairs; None where one round says nothing of others."""
+    n, m = len(mine.rounds), len(other.rounds)
+    if min(n, m) < 2:
+        return None, None
+    if paired:
+        return resample_weights(n), resample_weights(n)
+    return resample_weights(n, seed=1), resample_weights(m, seed=2)
 
 
 def _has_tail(samples: LatencyRounds, figure: str) -> bool:
     percent = PERCENTILES.get(figure, 50)
     return percent <= 50 or samples.values().size * (100 - percent) >= 100 * TAIL_SAMPLES
-
-
-def _only_with_tails(ratios: dict[str, Ratio], *sides: LatencyRounds) -> dict[str, Ratio]:
-    """Take the interval away where a side has too few samples beyond the percentile."""
-    return {
-        name: ratio if all(_has_tail(side, name) for side in sides) else ratio.model_copy(update={"interval": None})
-        for name, ratio in ratios.items()
-    }
 
 
 def _ratios(
@@ -201,14 +205,15 @@ class RateRounds:
             mine = RateRounds({number: self.rounds[number] for number in common})
             other = RateRounds({number: baseline.rounds[number] for number in common})
         n = min(len(mine.rounds), len(other.rounds))
-        drawn, others = (
-            side.figures(resample_weights(len(side.rounds), seed=0 if paired else seed) if n > 1 else None)
-            for seed, side in ((1, mine), (2, other))
-        )
+        mine_weights, other_weights = _draw(mine, other, paired)
+        drawn, others = mine.figures(mine_weights), other.figures(other_weights)
         found = _ratios(
             {"rate": mine.figures(None)}, {"rate": other.figures(None)}, {"rate": drawn}, {"rate": others}, ["rate"], n
         )
         return found.get("rate")
+
+
+_Rounds = LatencyRounds | RateRounds
 
 
 def nearest_rank(ascending: Sequence[float] | Floats, percent: float) -> float:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from vae_edge.benchmarks.measure.rounds import LatencyRounds, RateRounds, latency_ratios, unpaired_ratios
+from vae_edge.benchmarks.measure.rounds import LatencyRounds, RateRounds, latency_ratios
 from vae_edge.benchmarks.measure.statistics import Ratio
 from vae_edge.benchmarks.measure.worker import SERIES
 from vae_edge.errors import InputError
@@ -145,10 +146,7 @@ def speed_ratios(samples: RawSamples, baseline: RawSamples, *, paired: bool = Tr
         baseline: of what to divide by.
         paired: whether rounds of the same number were measured side by side, in one benchmark.
     """
-
-    def ratios(mine: LatencyRounds, other: LatencyRounds, figures: tuple[str, ...]) -> dict[str, Ratio]:
-        return (latency_ratios if paired else unpaired_ratios)(mine, other, figures)
-
+    ratios = partial(latency_ratios, paired=paired)
     found: dict[str, Ratio] = {}
     others = baseline.latencies()
     for series, mine in samples.latencies().items():

@@ -60,6 +60,12 @@ def parse_objective(minimize: str | None, maximize: str | None) -> Objective | N
     return None
 
 
+def options(requirements: Sequence[Requirement], objective: Objective | None) -> list[str]:
+    """Return the options of `vae-bench` that ask for the same."""
+    words = [word for each in requirements for word in ("--require", str(each).replace(" ", ""))]
+    return words if objective is None else [*words, f"--{objective.direction}", objective.metric]
+
+
 def recommend(
     bundles: Sequence[BundleResult],
     requirements: Sequence[Requirement] = (),

@@ -1,16 +1,12 @@
-"""Which bundle the others are compared with.
-
-How far a bundle's outputs are from the FP32 reference's on the same images.
-"""
+"""Which bundle the others are compared with, and how far their outputs are from its."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from vae_edge.agreement import Outputs as AgreementOutputs
+from vae_edge.agreement import compare_outputs
 from vae_edge.benchmarks.measure.measurer import Outputs
 from vae_edge.benchmarks.measure.statistics import rank_correlation
 from vae_edge.benchmarks.report.accuracy_records import EXPLAINED_MOVE, Comparison, Flip
@@ -66,9 +62,6 @@ def choose_references(
     return references, tuple(notes)
 
 
-_MAPS_AT_ONCE = 64
-
-
 def compare(
     names: Sequence[str],
     reference_name: str,
@@ -96,35 +89,17 @@ def compare(
             f"{len(names)} images, {len(reference.scores)} scores of the reference and {len(outputs.scores)} of the "
             "bundle cannot be compared; expected the same number of each, 1 or more"
         )
-    for whose, scores in (("reference's", reference.scores), ("bundle's", outputs.scores)):
-        if not np.isfinite(scores).all():
-            raise InputError(f"one of the {whose} scores is not a finite number; export the bundle again")
-    flips = _flips(names, reference, outputs, defects)
-    moved = outputs.scores - reference.scores
-    same_size = reference.maps.shape == outputs.maps.shape
-    largest, mean = _map_differences(reference.maps, outputs.maps) if same_size else (None, None)
-    return Comparison(
-        reference=reference_name,
-        same_run=same_run,
-        n_images=len(names),
-        label_flips=len(flips),
-        flips=flips,
-        max_score_difference=float(np.max(np.abs(moved))),
-        mean_score_difference=float(np.mean(moved)),
-        reference_score_scale=float(np.max(np.abs(reference.scores))),
-        max_map_difference=largest,
-        mean_map_difference=mean,
-        reference_map_scale=_map_differences(reference.maps, None)[0] if same_size else None,
-        score_rank_correlation=rank_correlation(reference.scores, outputs.scores),
+    found = compare_outputs(
+        AgreementOutputs(reference.maps, reference.scores),
+        AgreementOutputs(outputs.maps, outputs.scores),
+        reference_verdicts=reference.verdicts,
+        verdicts=outputs.verdicts,
     )
-
-
-def _flips(
-    names: Sequence[str], reference: Outputs, outputs: Outputs, defects: Sequence[str | None] | None
-) -> tuple[Flip, ...]:
+    if not found.scores.is_finite or (found.maps is not None and not found.maps.is_finite):
+        raise InputError("a score or an anomaly map holds a value that is not a finite number; export the bundle again")
     # In the scale of the good parts' scores, so that a bundle whose scores are all twice as large has not moved.
     before, after = reference.margins, outputs.margins
-    return tuple(
+    flips = tuple(
         Flip(
             image=names[i],
             defect=None if defects is None else defects[i],
@@ -133,20 +108,20 @@ def _flips(
             margin=float(after[i]),
             is_explained=bool(abs(after[i] - before[i]) < EXPLAINED_MOVE),
         )
-        for i in map(int, np.flatnonzero(reference.verdicts != outputs.verdicts))
+        for i in found.flipped
     )
-
-
-def _map_differences(first: NDArray[np.float32], second: NDArray[np.float32] | None) -> tuple[float, float]:
-    """Return largest and mean |first - second|, or of |first|, a few maps at a time: they may lie on disk."""
-    largest = total = 0.0
-    for start in range(0, len(first), _MAPS_AT_ONCE):
-        block = np.asarray(first[start : start + _MAPS_AT_ONCE])
-        if second is not None:
-            block = block - second[start : start + _MAPS_AT_ONCE]
-        block = np.abs(block)
-        largest = float(np.maximum(largest, np.max(block)))
-        total += float(block.sum(dtype=np.float64))
-        if not np.isfinite(largest):
-            raise InputError("an anomaly map holds a value that is not a finite number; export the bundle again")
-    return largest, total / first.size
+    maps = found.maps
+    return Comparison(
+        reference=reference_name,
+        same_run=same_run,
+        n_images=len(names),
+        label_flips=len(flips),
+        flips=flips,
+        max_score_difference=found.scores.largest,
+        mean_score_difference=found.scores.mean,
+        reference_score_scale=found.scores.scale,
+        max_map_difference=None if maps is None else maps.largest,
+        mean_map_difference=None if maps is None else maps.mean,
+        reference_map_scale=None if maps is None else maps.scale,
+        score_rank_correlation=rank_correlation(reference.scores, outputs.scores),
+    )

@@ -11,11 +11,10 @@ from rich.console import Console
 
 from tests.benchmarks.conftest import MakeBundle
 from vae_edge.benchmarks.command import make_settings
-from vae_edge.benchmarks.measure.plan import SuiteSettings
-from vae_edge.benchmarks.report.choosing import parse_objective, parse_requirement
+from vae_edge.benchmarks.measure.plan import SuiteSettings, command_line
+from vae_edge.benchmarks.report.choosing import options, parse_objective, parse_requirement
 from vae_edge.benchmarks.report.files import read_report, sample_file_name, write_report
 from vae_edge.benchmarks.report.records import Report
-from vae_edge.benchmarks.report.reproducing import command_line
 from vae_edge.benchmarks.report.terminal import result_table
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.errors import InputError, UsageError
@@ -102,9 +101,8 @@ def test_options_become_settings_and_the_command_line_that_reproduces_them() -> 
     assert (settings.rounds, settings.rules.round_s, settings.throughput_s) == (7, 2.0, 2.0)
     assert (settings.load_fps, settings.requests, settings.batch_sizes) == ((30.0, 60.0), (1, 4), (2,))
     assert make_settings() == SuiteSettings()
-    line = command_line(
-        settings, "parts", ["a", "b"], [parse_requirement("p99_ms <= 40")], parse_objective(None, "recall")
-    )
+    asked = options([parse_requirement("p99_ms <= 40")], parse_objective(None, "recall"))
+    line = command_line(settings, "parts", ["a", "b"], asked)
     assert line == (
         "vae-bench a b --data parts --report REPORT --device cuda:1 --rounds 7 --round-time 2 --baseline b "
         "--requests 1,4 --batch-sizes 2 --load-fps 30,60 --require 'p99_ms<=40' --maximize recall"
@@ -112,12 +110,12 @@ def test_options_become_settings_and_the_command_line_that_reproduces_them() -> 
 
 
 @pytest.mark.parametrize(
-    "options",
+    "given",
     [{"load_fps": "0"}, {"load_fps": "fast"}, {"requests": "1.5"}, {"batch_sizes": ""}, {"deadline_ms": -1.0}],
 )
-def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+def test_an_option_that_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        make_settings(**options)
+        make_settings(**given)
 
 
 def test_nothing_that_keeps_the_requirements_is_exit_code_3(
