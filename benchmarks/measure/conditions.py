@@ -1,11 +1,6 @@
-"""The state of the processor while it is measured: clock, heat, power mode. What is not known is None.
+"""The machine that is measured, and its state meanwhile: clock, heat, power mode, other programs.
 
-Everything is read from files below a root, which is `/` but in tests.
-
-
-How busy the processor is with other things, which disturbs a measurement. What is not known is absent.
-
-Facts about the machine a benchmark ran on, beyond those of `vae_edge.machine`. What is not known is absent.
+What is not known is None. What the system tells is read from files below a root, which is `/` but in tests.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""Raw samples of one bundle: what the workers measured, round by round, as it is kept beside the report.
+"""Raw samples of one bundle, round by round, as they are kept beside the report, and the ratios of two bundles.
 
 Every figure of speed in a report comes from here, and `vae-bench compare` takes its intervals from here again.
-
-
-Two bundles' speed, or one bundle's in two benchmarks, as ratios with intervals, from their raw samples.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""How uncertain the accuracy is, the test images being a sample of all images.
+"""How right a bundle is on labelled images, how uncertain that is, and how a method without a network would do.
 
-Images are resampled, good and defective ones apart, as their numbers were chosen (Efron and Tibshirani, "An
-Introduction to the Bootstrap", 1993, section 8.3); all pixels of an image stay together, since they resemble each
-other.
-
-
-How right a bundle is on labelled images, and how a method without a network would do.
+The test images are a sample of all images, so they are resampled, good and defective ones apart, as their numbers were
+chosen (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3); all pixels of an image stay
+together, since they resemble each other.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ A cell is text or a `Number`. A function returns a table without rows where noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 
 from vae_edge.benchmarks.measure.statistics import CONFIDENCE
 from vae_edge.benchmarks.report.accuracy_records import EXPLAINED_MOVE, AccuracyRecord, CurveRecord, SimpleMethodRecord
 from vae_edge.benchmarks.report.figures import ABSENT, FIGURES, MIB, Number, View, figures, percent, relative, share
 from vae_edge.benchmarks.report.figures import three_digits as digits
-from vae_edge.benchmarks.report.records import BundleResult, Report
-from vae_edge.benchmarks.report.speed_records import StageRecord
+from vae_edge.benchmarks.report.records import Report
 from vae_edge.benchmarks.report.summary import WIDE_DRIFT, WIDE_SPREAD
 from vae_edge.train.run.metrics import Metrics
 
@@ -52,6 +52,24 @@ class Table:
     """Columns from the left that are text; those after it are numbers."""
 
 
+Rows = Iterator[Sequence[Cell]]
+
+
+def _table(
+    caption: str, *headers: str, n_names: int = 1
+) -> Callable[[Callable[[Report], Rows]], Callable[[Report], Table]]:
+    """Turn a generator of rows into a function that returns their table."""
+
+    def decorate(rows: Callable[[Report], Rows]) -> Callable[[Report], Table]:
+        @wraps(rows)
+        def make(report: Report) -> Table:
+            return Table(caption, headers, list(rows(report)), n_names)
+
+        return make
+
+    return decorate
+
+
 def summary(report: Report) -> str:
     """Return in a sentence what ran where."""
     ran = sum(bundle.has_run for bundle in report.bundles)
@@ -84,50 +102,44 @@ def overview(report: Report, view: View) -> Table:
     return Table("All bundles", ["bundle", *(each.heading for each in shown)], rows)
 
 
-def latencies(report: Report) -> Table:
-    """Return every latency with its figures."""
-    names = ("min", "mean", "p50", "p90", "p95", "p99", "max", "std")
-    rows: list[list[Cell]] = []
+_LATENCY_FIGURES = ("min", "mean", "p50", "p90", "p95", "p99", "max", "std")
+
+
+@_table("Latencies in ms, with 95 % intervals", "bundle", "what", "n", "rounds", *_LATENCY_FIGURES, "stable", n_names=2)
+def latencies(report: Report) -> Rows:
+    """Every latency with its figures."""
     for bundle in report.bundles:
         for what, title in LATENCIES.items() if bundle.latency else ():
             found = getattr(bundle.latency, what)
-            cells = [Number(getattr(found, f"{name}_ms"), digits, found.intervals.get(f"{name}_ms")) for name in names]
-            stable = "yes" if found.is_stable else "no"
-            rows.append([bundle.name, title, str(found.n), str(found.n_rounds), *cells, stable])
-    headers = ["bundle", "what", "n", "rounds", *names, "stable"]
-    return Table("Latencies in ms, with 95 % intervals", headers, rows, n_names=2)
+            names = [f"{name}_ms" for name in _LATENCY_FIGURES]
+            cells = [Number(getattr(found, name), digits, found.intervals.get(name)) for name in names]
+            yield bundle.name, title, str(found.n), str(found.n_rounds), *cells, "yes" if found.is_stable else "no"
 
 
 def stages(report: Report) -> Table:
     """Return where the time goes between a file and its verdict."""
     found = [(bundle.name, bundle.stages) for bundle in report.bundles if bundle.stages is not None]
     present = [name for name in STAGES if any(name == stage.name for _, record in found for stage in record.stages)]
-    rows = [[name, *_stage_cells(record, present)] for name, record in found]
+    rows: list[Sequence[Cell]] = []
+    for name, record in found:
+        by_name = {str(stage.name): Number(stage.p50_ms, digits, stage.interval) for stage in record.stages}
+        cells = [by_name.get(stage, Number(None)) for stage in present]
+        rows.append([name, *cells, Number(record.sum_ms), Number(record.end_to_end_ms)])
     headers = ["bundle", *(STAGES[name] for name in present), "sum", "file to verdict"]
     return Table("Median of each stage alone, ms", headers, rows)
 
 
-def _stage_cells(record: StageRecord, present: Sequence[str]) -> list[Cell]:
-    by_name = {str(stage.name): Number(stage.p50_ms, digits, stage.interval) for stage in record.stages}
-    cells: list[Cell] = [by_name.get(name, Number(None)) for name in present]
-    return [*cells, Number(record.sum_ms), Number(record.end_to_end_ms)]
-
-
-def throughput(report: Report) -> Table:
-    """Return verdicts in a second in every configuration that was tried."""
-    rows: list[list[Cell]] = [
-        [
-            bundle.name,
-            configuration(stream.requests, stream.batch_size),
-            stream.layout,
-            Number(stream.images_per_s, digits, stream.interval),
-        ]
-        for bundle in report.bundles
-        if bundle.throughput is not None
-        for stream in (bundle.throughput.default, *bundle.throughput.sweep)
-    ]
-    headers = ["bundle", "asked for", "what the runtime made of it", "images/s"]
-    return Table("Verdicts in a second by requests and batch size", headers, rows, n_names=3)
+@_table(
+    "Verdicts in a second by requests and batch size",
+    *("bundle", "asked for", "what the runtime made of it", "images/s"),
+    n_names=3,
+)
+def throughput(report: Report) -> Rows:
+    """Verdicts in a second in every configuration that was tried."""
+    for bundle in report.bundles:
+        for each in (bundle.throughput.default, *bundle.throughput.sweep) if bundle.throughput else ():
+            rate = Number(each.images_per_s, digits, each.interval)
+            yield bundle.name, configuration(each.requests, each.batch_size), each.layout, rate
 
 
 def configuration(requests: int | None, batch_size: int) -> str:
@@ -138,39 +150,36 @@ def configuration(requests: int | None, batch_size: int) -> str:
     return f"{words}, batch {batch_size}"
 
 
-def loads(report: Report) -> Table:
-    """Return how images at a fixed rate were kept up with; latency counts from when an image was due."""
-    rows: list[list[Cell]] = [
-        [
-            bundle.name,
-            f"{load.fps:g}",
-            Number(load.deadline_ms),
-            Number(load.missed_share, percent, load.missed_interval),
-            *(
-                Number(getattr(load.latency, name), digits, load.latency.intervals.get(name))
-                for name in ("p50_ms", "p99_ms")
-            ),
-            "yes" if load.keeps_up else "no",
-        ]
-        for bundle in report.bundles
-        for load in bundle.load
-    ]
-    headers = ["bundle", "images/s", "deadline ms", "missed", "p50 ms", "p99 ms", "keeps up"]
-    return Table("Images at a fixed rate, from when one was due to its verdict", headers, rows)
-
-
-def starts(report: Report) -> Table:
-    """Return the time to the first verdict, step by step."""
-    rows: list[list[Cell]] = []
+@_table(
+    "Images at a fixed rate, from when one was due to its verdict",
+    *("bundle", "images/s", "deadline ms", "missed", "p50 ms", "p99 ms", "keeps up"),
+)
+def loads(report: Report) -> Rows:
+    """How images at a fixed rate were kept up with; latency counts from when an image was due."""
     for bundle in report.bundles:
-        kinds = (("warm", bundle.start.warm), ("cold", bundle.start.cold)) if bundle.start else ()
-        for kind, found in kinds:
+        for load in bundle.load:
+            found = load.latency
+            middle, tail = (
+                Number(getattr(found, name), digits, found.intervals.get(name)) for name in ("p50_ms", "p99_ms")
+            )
+            missed = Number(load.missed_share, percent, load.missed_interval)
+            keeps_up = "yes" if load.keeps_up else "no"
+            yield bundle.name, f"{load.fps:g}", Number(load.deadline_ms), missed, middle, tail, keeps_up
+
+
+@_table(
+    "Time to the first verdict, medians of each step, s",
+    *("bundle", "start", "starts", *START_STEPS.values(), "start to first verdict"),
+    n_names=2,
+)
+def starts(report: Report) -> Rows:
+    """The time to the first verdict, step by step."""
+    for bundle in report.bundles:
+        for kind, found in (("warm", bundle.start.warm), ("cold", bundle.start.cold)) if bundle.start else ():
             if found is not None:
                 steps = [Number(getattr(found, step)) for step in START_STEPS]
                 total = Number(found.first_result_s, digits, found.interval)
-                rows.append([bundle.name, kind, str(found.n_starts), *steps, total])
-    headers = ["bundle", "start", "starts", *START_STEPS.values(), "start to first verdict"]
-    return Table("Time to the first verdict, medians of each step, s", headers, rows, n_names=2)
+                yield bundle.name, kind, str(found.n_starts), *steps, total
 
 
 def judged(report: Report) -> list[tuple[str, AccuracyRecord]]:
@@ -224,15 +233,13 @@ def _share(value: float | None) -> str:
     return ABSENT if value is None else share(value)
 
 
-def curves(report: Report) -> Table:
-    """Return the height of each curve at a few false-positive rates: what a screen reader can make of it."""
-    rows: list[list[Cell]] = []
+@_table("Height of the curves at false-positive rates", "bundle", "curve", *map(str, _CURVE_RATES), n_names=2)
+def curves(report: Report) -> Rows:
+    """The height of each curve at a few false-positive rates: what a screen reader can make of it."""
     for name, record in judged(report):
         for what, curve in (("images, ROC", record.roc), ("pixels, ROC", record.pixel_roc), ("PRO", record.pro)):
             if curve is not None:
-                rows.append([name, what, *(Number(_height(curve, rate), share) for rate in _CURVE_RATES)])
-    headers = ["bundle", "curve", *map(str, _CURVE_RATES)]
-    return Table("Height of the curves at false-positive rates", headers, rows, n_names=2)
+                yield name, what, *(Number(_height(curve, rate), share) for rate in _CURVE_RATES)
 
 
 def _height(curve: CurveRecord, at: float) -> float:
@@ -248,21 +255,14 @@ def _height(curve: CurveRecord, at: float) -> float:
     return y1 + (y2 - y1) * (at - x1) / (x2 - x1)
 
 
-def scores(report: Report) -> Table:
-    """Return how many images have which score."""
-    rows = [
-        [name, f"{low:.3g} to {high:.3g}", str(good), str(bad)]
-        for name, record in judged(report)
-        for low, high, good, bad in zip(
-            record.scores.edges[:-1],
-            record.scores.edges[1:],
-            record.scores.normal,
-            record.scores.anomalous,
-            strict=True,
-        )
-        if good or bad
-    ]
-    return Table("Images by score", ["bundle", "score", "good", "defective"], rows, n_names=2)
+@_table("Images by score", "bundle", "score", "good", "defective", n_names=2)
+def scores(report: Report) -> Rows:
+    """How many images have which score."""
+    for name, record in judged(report):
+        found = record.scores
+        for low, high, good, bad in zip(found.edges[:-1], found.edges[1:], found.normal, found.anomalous, strict=True):
+            if good or bad:
+                yield name, f"{low:.3g} to {high:.3g}", str(good), str(bad)
 
 
 def compared_on(report: Report) -> str:
@@ -275,121 +275,101 @@ def compared_on(report: Report) -> str:
     )
 
 
-def drift(report: Report) -> Table:
-    """Return how far every bundle is from its reference."""
-    rows: list[list[Cell]] = []
+@_table(
+    "Drift from the reference",
+    *("bundle", "reference", "flips", "largest score difference", "mean, signed", "largest map difference"),
+    *("mean map difference", "rank correlation"),
+    n_names=2,
+)
+def drift(report: Report) -> Rows:
+    """How far every bundle is from its reference."""
     for bundle in report.bundles:
         if (found := bundle.comparison) is not None:
-            rows.append(
-                [
-                    bundle.name,
-                    found.reference if found.same_run else f"{found.reference} (another training run)",
-                    FIGURES["flips"].number(bundle),
-                    relative(found.max_score_difference, found.reference_score_scale),
-                    f"{found.mean_score_difference:+.1e}",
-                    relative(found.max_map_difference, found.reference_map_scale),
-                    relative(found.mean_map_difference, None),
-                    ABSENT if found.score_rank_correlation is None else f"{found.score_rank_correlation:.6f}",
-                ]
+            yield (
+                bundle.name,
+                found.reference if found.same_run else f"{found.reference} (another training run)",
+                FIGURES["flips"].number(bundle),
+                relative(found.max_score_difference, found.reference_score_scale),
+                f"{found.mean_score_difference:+.1e}",
+                relative(found.max_map_difference, found.reference_map_scale),
+                relative(found.mean_map_difference, None),
+                ABSENT if found.score_rank_correlation is None else f"{found.score_rank_correlation:.6f}",
             )
-    headers = ["bundle", "reference", "flips", "largest score difference", "mean, signed", "largest map difference",
-               "mean map difference", "rank correlation"]  # fmt: skip
-    return Table("Drift from the reference", headers, rows, n_names=2)
 
 
-def flips(report: Report) -> Table:
-    """Return the images that a bundle and its reference decide differently."""
-    rows = [
-        [
-            flip.image,
-            bundle.name,
-            flip.defect if flip.defect is not None else "good or not known",
-            "normal, now anomalous" if flip.is_anomalous else "anomalous, now normal",
-            f"{flip.reference_margin:+.3f}",
-            f"{flip.margin:+.3f}",
-            "yes" if flip.is_explained else "no",
-        ]
-        for bundle in report.bundles
-        if bundle.comparison is not None
-        for flip in bundle.comparison.flips
-    ]
-    headers = ["image", "bundle", "defect class", "verdict", "margin before", "margin now", "explained"]
-    return Table("Images with another verdict", headers, rows, n_names=4)
+@_table(
+    "Images with another verdict",
+    *("image", "bundle", "defect class", "verdict", "margin before", "margin now", "explained"),
+    n_names=4,
+)
+def flips(report: Report) -> Rows:
+    """The images that a bundle and its reference decide differently."""
+    for bundle in report.bundles:
+        for flip in bundle.comparison.flips if bundle.comparison else ():
+            defect = flip.defect if flip.defect is not None else "good or not known"
+            verdict = "normal, now anomalous" if flip.is_anomalous else "anomalous, now normal"
+            margins = f"{flip.reference_margin:+.3f}", f"{flip.margin:+.3f}"
+            yield flip.image, bundle.name, defect, verdict, *margins, "yes" if flip.is_explained else "no"
 
 
-def exported(report: Report) -> Table:
-    """Return what the export had found against the FP32 torch reference, to set beside what was found here."""
-    rows = [
-        [
-            bundle.name,
-            record.images,
-            str(record.n_images),
-            str(record.label_flips),
-            relative(record.max_score_difference, record.reference_score_scale),
-            relative(record.max_map_difference, record.reference_map_scale),
-        ]
-        for bundle in report.bundles
-        if (record := bundle.exported_parity) is not None
-    ]
-    headers = ["bundle", "images", "n", "flips", "largest score difference", "largest map difference"]
-    return Table("Parity at export, against the FP32 torch reference", headers, rows, n_names=2)
+@_table(
+    "Parity at export, against the FP32 torch reference",
+    *("bundle", "images", "n", "flips", "largest score difference", "largest map difference"),
+    n_names=2,
+)
+def exported(report: Report) -> Rows:
+    """What the export had found, to set beside what was found here."""
+    for bundle in report.bundles:
+        if (found := bundle.exported_parity) is not None:
+            score = relative(found.max_score_difference, found.reference_score_scale)
+            drift = relative(found.max_map_difference, found.reference_map_scale)
+            yield bundle.name, found.images, str(found.n_images), str(found.label_flips), score, drift
 
 
-def running(report: Report) -> Table:
-    """Return what each bundle really ran on."""
-    rows = [
-        [
-            bundle.name,
-            _device(bundle),
-            bundle.runtime or ABSENT,
-            bundle.layout or ABSENT,
-            f"{bundle.height}x{bundle.width}" if bundle.height else ABSENT,
-            bundle.run or ABSENT,
-            "; ".join(bundle.notes) or ABSENT,
-        ]
-        for bundle in report.bundles
-    ]
-    headers = ["bundle", "device", "runtime", "requests, threads, batch", "input", "training run", "notes"]
-    return Table("Device, runtime and layout in use", headers, rows, n_names=7)
+@_table(
+    "Device, runtime and layout in use",
+    *("bundle", "device", "runtime", "requests, threads, batch", "input", "training run", "notes"),
+    n_names=7,
+)
+def running(report: Report) -> Rows:
+    """What each bundle really ran on."""
+    for bundle in report.bundles:
+        device = f"{bundle.device or 'not known'}{f' ({bundle.device_reason})' if bundle.device_reason else ''}"
+        size = f"{bundle.height}x{bundle.width}" if bundle.height else None
+        texts = (bundle.runtime, bundle.layout, size, bundle.run, "; ".join(bundle.notes))
+        where = device if bundle.has_run else f"did not run: {bundle.not_run_because}"
+        yield bundle.name, where, *(text or ABSENT for text in texts)
 
 
-def _device(bundle: BundleResult) -> str:
-    if not bundle.has_run:
-        return f"did not run: {bundle.not_run_because}"
-    return f"{bundle.device or 'not known'}{f' ({bundle.device_reason})' if bundle.device_reason else ''}"
+@_table(
+    "Conditions in each round",
+    *("bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C", "throttled"),
+    *("foreign cores", "stolen"),
+    n_names=2,
+)
+def rounds(report: Report) -> Rows:
+    """The conditions of each round."""
+    forms = {
+        "frequency_mhz": ".0f",
+        "temperature_c": ".0f",
+        "n_throttled": "d",
+        "foreign_cores": ".2f",
+        "stolen_share": ".1%",
+    }
+    for bundle in report.bundles:
+        for each in bundle.rounds:
+            spins = f"{digits(each.spin_before_ms)} / {digits(each.spin_after_ms)}"
+            seen = [(getattr(each, name), form) for name, form in forms.items()]
+            others = [ABSENT if value is None else format(value, form) for value, form in seen]
+            yield bundle.name, str(each.number), Number(each.begin_s), Number(each.engine_p50_ms), spins, *others
 
 
-def rounds(report: Report) -> Table:
-    """Return the conditions of each round."""
-
-    def optional(value: float | None, form: str) -> str:
-        return ABSENT if value is None else format(value, form)
-
-    rows: list[list[Cell]] = [
-        [
-            bundle.name,
-            str(item.number),
-            Number(item.begin_s),
-            Number(item.engine_p50_ms),
-            f"{digits(item.spin_before_ms)} / {digits(item.spin_after_ms)}",
-            optional(item.frequency_mhz, ".0f"),
-            optional(item.temperature_c, ".0f"),
-            optional(item.n_throttled, "d"),
-            optional(item.foreign_cores, ".2f"),
-            optional(item.stolen_share, ".1%"),
-        ]
-        for bundle in report.bundles
-        for item in bundle.rounds
-    ]
-    headers = ["bundle", "round", "begin s", "engine p50 ms", "spin before / after ms", "clock MHz", "°C", "throttled",
-               "foreign cores", "stolen"]  # fmt: skip
-    return Table("Conditions in each round", headers, rows, n_names=2)
-
-
-def samples(report: Report) -> Table:
-    """Return the files of raw samples."""
-    rows = [[bundle.name, bundle.samples.name, bundle.samples.sha256] for bundle in report.bundles if bundle.samples]
-    return Table("Raw samples beside report.json", ["bundle", "file", "SHA-256"], rows, n_names=3)
+@_table("Raw samples beside report.json", "bundle", "file", "SHA-256", n_names=3)
+def samples(report: Report) -> Rows:
+    """The files of raw samples."""
+    for bundle in report.bundles:
+        if bundle.samples is not None:
+            yield bundle.name, bundle.samples.name, bundle.samples.sha256
 
 
 def machine(report: Report) -> dict[str, str]:
