@@ -243,39 +243,28 @@ def render(
 def make_settings(
     *,
     quick: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
     rounds: int | None = None,
     round_s: float | None = None,
     load_fps: str | None = None,
-    deadline_ms: float | None = None,
     requests: str | None = None,
     batch_sizes: str | None = None,
-    reference: str | None = None,
-    baseline: str | None = None,
-    simple_method: bool = False,
+    **others: object,
 ) -> SuiteSettings:
-    """Return the settings that the options stand for.
+    """Return the settings that the options stand for; `others` are fields of `SuiteSettings`.
 
     Raises:
         UsageError: a value makes no sense.
     """
     settings = SuiteSettings.make_quick() if quick else SuiteSettings()
     changes = {
-        "device": device,
-        "threads": threads,
         "rounds": settings.rounds if rounds is None else rounds,
         "rules": settings.rules if round_s is None else replace(settings.rules, round_s=round_s),
         "throughput_s": settings.throughput_s if round_s is None else round_s,
         "load_fps": _numbers("--load-fps", load_fps),
-        "deadline_ms": deadline_ms,
         "requests": tuple(map(int, _numbers("--requests", requests, whole=True))),
         "batch_sizes": tuple(map(int, _numbers("--batch-sizes", batch_sizes, whole=True))),
-        "reference": reference,
-        "baseline": baseline,
-        "simple_method": simple_method,
     }
-    return make_record(SuiteSettings, {**dict(settings), **changes})
+    return make_record(SuiteSettings, {**dict(settings), **changes, **others})
 
 
 def _numbers(option: str, text: str | None, *, whole: bool = False) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 _Input = TypeVar("_Input")
+_Result = TypeVar("_Result")
 
 EVENT_PREFIX = "vae-edge-event "
 
@@ -108,6 +109,13 @@ def measure(call: Callable[[_Input], object], inputs: Sequence[_Input], rules: M
 
     warmup = run(is_warm)
     return Samples(warmup, run(is_measured))
+
+
+def timed(call: Callable[[_Input], _Result], item: _Input) -> tuple[_Result, int]:
+    """Return what a call gives and how long it took, ns: for two sides that take turns with every input."""
+    start = time.perf_counter_ns()
+    result = call(item)
+    return result, time.perf_counter_ns() - start
 
 
 def count_stream(verdicts: Iterable[object], duration_s: float, batch_size: int = 1) -> dict[str, int]:

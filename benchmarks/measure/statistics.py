@@ -1,6 +1,4 @@
-"""Numbers with their uncertainty, as the report writes them.
-
-How uncertain a figure is: bootstrap over rounds or images, exact binomial intervals, rank correlation.
+"""How uncertain a figure is: bootstrap over rounds or images, exact binomial intervals, rank correlation.
 
 Samples of one round resemble each other: the same process, the same memory, the same clock. Resampling single samples
 would take thousands of them for thousands of independent ones and give intervals that are far too narrow. So whole

@@ -1,7 +1,4 @@
-"""What a benchmark found, as data: the layout of report.json. `report_files` reads and writes it.
-
-Which bundle to ship and why, as the report writes it.
-"""
+"""What a benchmark found, as data: the layout of report.json and the recommendation. `files` reads and writes it."""
 
 from __future__ import annotations
 

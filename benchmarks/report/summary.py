@@ -1,7 +1,4 @@
-"""What the samples of one call say, and whether they can be trusted.
-
-From a bundle's raw samples to the records of the report.
-"""
+"""From a bundle's raw samples to the records of the report, and whether they can be trusted."""
 
 from __future__ import annotations
 

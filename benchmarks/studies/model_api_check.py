@@ -9,7 +9,6 @@ installed, the model is run by OpenVINO alone, without Model API's own postproce
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ import typer
 from numpy.typing import NDArray
 
 from vae_edge.atomic import write_text
+from vae_edge.benchmarks.measure.instruments import timed
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.cli.console import notes_console, plain_table, results_console
 from vae_edge.cli.progress import step_progress
@@ -102,12 +102,10 @@ def compare(
             detector.predict(path)
             judge(_read(path))
         for position, path in enumerate(images):
-            started = time.perf_counter_ns()
-            prediction = detector.predict(path)
-            between = time.perf_counter_ns()
-            verdict = judge(_read(path))
-            times[0].append(between - started)
-            times[1].append(time.perf_counter_ns() - between)
+            prediction, own_ns = timed(detector.predict, path)
+            verdict, other_ns = timed(lambda path: judge(_read(path)), path)
+            times[0].append(own_ns)
+            times[1].append(other_ns)
             raw.append(prediction.score)
             scores.append(verdict.score)
             if verdict.is_anomalous != prediction.is_anomalous:

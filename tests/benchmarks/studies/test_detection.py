@@ -10,8 +10,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Training, scorings_of, settings_of
-from vae_edge.benchmarks.studies.detection.command import detection
-from vae_edge.benchmarks.studies.detection.tables import spread, write_tables
+from vae_edge.benchmarks.studies.detection.command import detection, spread, write_tables
 from vae_edge.errors import UsageError
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.model.framing import Photometric
