@@ -5,7 +5,7 @@ may refer to a file that the manifest does not list, and nothing grows when it i
 
 | file | checked |
 |---|---|
-| `.onnx` | tensors whose values are in another file; that it holds no loops, branches and functions |
+| `.onnx` | tensors whose values are in another file; that it holds no loops, branches, functions and random operators |
 | `.xml` (OpenVINO IR) | size, depth, document types and entities; that all weights are in the `.bin` |
 | `.safetensors` | length of the header, number of tensors; that all tensors are in the file |
 | `program.json` | size and number of values; the torch backend checks the rest |

@@ -39,6 +39,15 @@ _MAX_DEPTH = 100
 """Of messages in messages: protocol buffer parsers allow no more."""
 _MAX_FIELDS = 1_000_000
 _LOCATION = b"location"
+_OPERATOR, _DOMAIN = 4, 7
+"""Field numbers of NodeProto."""
+
+_RANDOM = frozenset(
+    b"Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
+"""Operators that may give another result for the same picture."""
+_GROWING = frozenset(b"ConstantOfShape EyeLike OneHot Range Resize Tile Upsample".split())
+"""Operators that make as many values as a number in the file says."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,10 @@ def read_external_data(path: Path) -> set[str]:
 
 
 def check_straight(path: Path) -> None:
-    """Refuse a graph whose nodes hold graphs, and functions: a loop may go on for ever, functions may multiply.
+    """Refuse what gives no verdict, or another one every time.
+
+    Nodes that hold graphs, and functions: a loop may go on for ever, functions may multiply. Random operators. Those of
+    domains other than ONNX's own, of which nobody knows what they do, and those that make memory out of a number.
 
     Raises:
         InputError: it holds one, is no ONNX model, or is damaged.
@@ -116,10 +128,12 @@ def check_straight(path: Path) -> None:
             while parts:
                 kind, begin, end = parts.pop()
                 file.seek(begin)
-                for number, value in _fields(file, end, set()):
+                for number, value in _fields(file, end, {_OPERATOR, _DOMAIN} if kind == "node" else set()):
                     n_fields += 1
                     if n_fields > _MAX_FIELDS:
                         raise ValueError(f"it has more than {_MAX_FIELDS} fields")
+                    if isinstance(value, bytes):
+                        _check_word(number, value)
                     part = _PARTS.get(kind, {}).get(number)
                     if (kind, part) == ("model", "graph") or part in ("node", "attribute"):
                         if isinstance(value, _Skipped):
@@ -128,6 +142,16 @@ def check_straight(path: Path) -> None:
                         raise ValueError("it holds a loop, a branch or a function, which no export does")
         except ValueError as error:
             raise InputError(f"{path} is no ONNX model of vae-edge, or is damaged: {error}") from error
+
+
+def _check_word(number: int, word: bytes) -> None:
+    if number == _OPERATOR and word in _RANDOM | _GROWING:
+        what = "gives another result every time" if word in _RANDOM else "may make values without end"
+        raise ValueError(f"the operator {word.decode()} {what}, and no export uses it")
+    if number == _DOMAIN and word not in (b"", b"ai.onnx"):
+        raise ValueError(
+            f"an operator is of the domain {ascii(word.decode(errors='replace'))[:80]}, which no export uses"
+        )
 
 
 def _contains(file: BinaryIO, word: bytes) -> bool:

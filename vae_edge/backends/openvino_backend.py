@@ -45,6 +45,16 @@ _BASE_BYTES, _BYTES_PER_VALUE = 256 << 20, 2048
 """What one tensor of a model may take: so much, and for each value of an image; the reference network, in tiles that
 overlap as far as they may, takes less than half of the second."""
 
+_BASE_BYTES_OF_ALL, _BYTES_PER_VALUE_OF_ALL = 8 * _BASE_BYTES, 32 * _BYTES_PER_VALUE
+"""What all of them may take together; the same network, 43,000 bytes for each value of an image."""
+
+_NOT_FROM_THE_IMAGE = {
+    **dict.fromkeys(("If", "Loop", "TensorIterator"), "a loop or a branch"),
+    **dict.fromkeys(("ReadValue", "Assign"), "a state, with which a verdict depends on the images before"),
+    **dict.fromkeys(("RandomUniform", "Multinomial"), "a random operator, which gives another verdict every time"),
+}
+"""What no export holds, by the layer's type."""
+
 _DEVICES = ("cpu", "gpu", "npu")
 
 
@@ -229,21 +239,33 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
 
 
 def _check_sizes(model: Path, network: Any, n_values: int) -> None:
-    """Refuse, before memory is taken for it, a model with loops or branches, or tensors larger than any export's.
+    """Refuse a model with loops, states or random operators, or with tensors larger than any export's.
+
+    It is done before memory is taken for them.
 
     Raises:
         BundleError: with the layer.
     """
     most_bytes = _BASE_BYTES + _BYTES_PER_VALUE * n_values
+    most_bytes_of_all = _BASE_BYTES_OF_ALL + _BYTES_PER_VALUE_OF_ALL * n_values
+    n_bytes = 0
     for layer in network.get_ops():
-        if layer.get_type_name() in ("If", "Loop", "TensorIterator"):
-            raise BundleError(f"{model} holds a loop or a branch, which no export does; export the bundle again")
+        if found := _NOT_FROM_THE_IMAGE.get(layer.get_type_name()):
+            raise BundleError(f"{model} holds {found}, and no export does; export the bundle again")
         for port in layer.outputs() if layer.get_type_name() != "Constant" else ():  # Those are in the file.
             shape = port.get_partial_shape()
-            if shape.is_static and prod(size.get_length() for size in shape) * 4 > most_bytes:
+            name = f"{layer.get_friendly_name()[:80]!a}"
+            if not shape.is_static:
                 raise BundleError(
-                    f"{model} has the layer {layer.get_friendly_name()[:80]!a}, which makes a tensor of "
-                    f"{_sizes(shape)} values; a model of this size needs at most {most_bytes:,} bytes: "
+                    f"{model} has the layer {name}, the size of whose result is not told by that of the image, which "
+                    "no export does; export the bundle again"
+                )
+            size = prod(each.get_length() for each in shape) * 4
+            n_bytes += size
+            if size > most_bytes or n_bytes > most_bytes_of_all:
+                raise BundleError(
+                    f"{model} has the layer {name}, which makes a tensor of {_sizes(shape)} values; a model of this "
+                    f"size needs at most {most_bytes:,} bytes for one, and {most_bytes_of_all:,} for all: "
                     "do not run it, export the bundle again"
                 )
 

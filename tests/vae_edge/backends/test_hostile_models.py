@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -541,6 +542,25 @@ ONNX: dict[str, Callable[[], bytes]] = {
     "operator-of-another-domain": lambda: graph(MAP, ("Gelu", ["top"], ["score"], {"domain": "somewhere.else"})),
     "a-cycle": lambda: graph(MAP, ("Add", ["score", "top"], ["x"], {}), same("x", "score")),
     "an-input-from-nowhere": lambda: graph(MAP, same("nowhere", "score")),
+    **{
+        f"random-{kind.lower()}": lambda kind=kind: graph(  # type: ignore[misc]
+            MAP, (kind, ["top"], ["r"], {}), ("Add", ["top", "r"], ["score"], {})
+        )
+        for kind in ("RandomNormalLike", "RandomUniformLike", "Bernoulli")
+    },
+    "dropout-that-drops": lambda: graph(
+        MAP,
+        ("Dropout", ["top", "half", "on"], ["score"], {}),
+        initializers={"half": np.float32(0.5), "on": np.bool_(True)},
+    ),
+    "values-without-end": lambda: graph(
+        MAP,
+        ("ConstantOfShape", ["billion"], ["big"], {}),
+        ("ReduceMax", ["big"], ["m"], {"keepdims": 0}),
+        ("Add", ["top", "m"], ["score"], {}),
+        initializers={"billion": np.array([10**9])},
+    ),
+    "operator-of-the-runtime-alone": lambda: graph(MAP, ("Gelu", ["top"], ["score"], {"domain": "com.microsoft"})),
     "endless-loop": endless_loop,
     "functions-in-functions": functions_in_functions,
     "cut": lambda: toy_onnx()[:-40],
@@ -616,13 +636,59 @@ OPENVINO: dict[str, Files] = {
 }
 
 
+def made_ir(change: Callable[[Any, Any, list[Any]], Any]) -> Files:
+    """An IR with `change` as the score: of the ops of OpenVINO, the image's maximum [N], and a list of sinks."""
+    import openvino
+    from openvino import opset13 as op
+
+    image = op.parameter([-1, SIZE, SIZE, 3], np.uint8, name="image")
+    image.output(0).set_names({"image"})
+    means = op.reduce_mean(op.convert(image, "f32"), op.constant(np.array([3])), False)
+    sinks: list[Any] = []
+    score = change(op, op.reduce_max(means, op.constant(np.array([1, 2])), False), sinks)
+    means.output(0).set_names({"anomaly_map"})
+    score.output(0).set_names({"score"})
+    model = openvino.Model([op.result(means), op.result(score)], sinks, [image], "made")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return {file.name: file.read_bytes() for file in (path, path.with_suffix(".bin"))}
+
+
+def with_state(op: Any, top: Any, sinks: list[Any]) -> Any:
+    before = op.read_value(op.constant(np.zeros(1, np.float32)), "seen")
+    after = op.add(before, op.constant(np.ones(1, np.float32)))
+    sinks.append(op.assign(after, "seen"))
+    return op.subtract(top, after)
+
+
+def with_sines(op: Any, top: Any, sinks: list[Any]) -> Any:
+    value = op.broadcast(top, op.constant(np.array([30_000_000])))
+    for _ in range(100):
+        value = op.sin(value)
+    return op.reduce_max(value, op.constant(np.array([0])), True)
+
+
+OPENVINO_MADE: dict[str, Callable[[Any, Any, list[Any]], Any]] = {
+    "random": lambda op, top, sinks: op.add(
+        top, op.random_uniform(*(op.constant(np.array(v)) for v in ([1], np.float32(0), np.float32(1))), "f32", 0, 0)
+    ),
+    "a-state": with_state,
+    "size-by-what-the-image-shows": lambda op, top, sinks: op.reduce_max(
+        op.broadcast(op.constant(np.zeros(1, np.float32)), op.convert(top, "i64")), op.constant(np.array([0])), True
+    ),
+    "many-large-tensors": with_sines,
+}
+
+
 @pytest.fixture(scope="module")
 def openvino_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     pytest.importorskip("onnx")
     pytest.importorskip("openvino")
-    return results_of(Target.OPENVINO, "openvino", OPENVINO, tmp_path_factory.mktemp("openvino"))
+    cases = OPENVINO | {name: made_ir(change) for name, change in OPENVINO_MADE.items()}
+    return results_of(Target.OPENVINO, "openvino", cases, tmp_path_factory.mktemp("openvino"))
 
 
-@pytest.mark.parametrize("case", OPENVINO)
+@pytest.mark.parametrize("case", [*OPENVINO, *OPENVINO_MADE])
 def test_a_hostile_ir_is_refused(openvino_results: dict[str, dict[str, Any]], case: str) -> None:
     check(openvino_results[case])
