@@ -8,7 +8,6 @@ the image sets at hand no single map was near the best everywhere, and a fusion 
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from vae_edge.records import Record
 from vae_edge.train.model.scoring import (
@@ -22,10 +21,6 @@ from vae_edge.train.model.scoring import (
     Residual,
     ScoringSettings,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 MOST_FUSED = 3
 """Each further map costs time on the device, and the next one found little."""

@@ -31,7 +31,6 @@ from vae_edge.train.model.framing import Frame, Photometric
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 
 PILOT_STEPS = 300
-
 _PILOTS = "pilots"
 
 

@@ -55,37 +55,24 @@ from vae_edge.train.data.split import GROUP_AUTOMATICALLY, GROUP_NOTHING, SplitS
 
 SIDE = 80
 """Length in pixels of a thumbnail's longer side, for the median picture; all pictures are reduced by one factor."""
-
 _SHIFT = 5  # Pixels of the thumbnail: a part may be cut out 6 % to any side.
-
 _WINDOW = 4  # A pixel is measured by the 9 x 9 around it.
-
 _STEPS, _MOST = 10, 40  # Tenths of a deviation, up to four.
-
 _LARGEST = 100  # Side in pixels of what is compared at most: 100 * 100 * 40 * 40 < 2**24 is exact in float32.
-
 _COARSE = 16  # Side of the small square thumbnails among which the candidates are sought.
-
 _CANDIDATES = 16
-
 _REFERENCES = 25  # Pictures whose size decides by how much all are reduced.
-
 _BLOCK = 512  # Rows of the matrix of small thumbnails that are compared at a time.
 
 MAX_DISTANCE = 1.0
 """Pictures of the same part are nearer than this."""
-
 _GAPS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 30.0, 100.0, 1000.0)
-
 _LIKELIHOOD_RATIO = 1e-3
-
 _MOST_IN_GAP = 0.25
-
 _NOISE = 1e-3  # Smaller distances are noise and rounding of the thumbnails, and count as this.
 
 MIN_PARTS = 8
 """Fewer different parts than this are not split by part."""
-
 MAX_GROUP_SHARE, MAX_GROUP = 0.1, 12
 """A group holds at most this share of the pictures, or so many where that is more. What is larger is a product that
 comes in few variants, or a film in which each picture resembles the next: no way to split it."""

@@ -266,7 +266,6 @@ def by_place(path: str) -> tuple[str, ...]:
 
 
 _In = TypeVar("_In")
-
 _Out = TypeVar("_Out")
 
 

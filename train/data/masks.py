@@ -24,7 +24,6 @@ from vae_edge.records import open_regular
 from vae_edge.train.data.name_meanings import Part, masked_stem, meaning_of
 
 _LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
-
 _OPAQUE_SUFFIXES = frozenset({".jpg", ".jpeg"})
 
 
@@ -311,9 +310,7 @@ def what_masks_mark(pictures: Sequence[Picture]) -> list[bool | InputError]:
 
 
 _ANNOTATION_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".txt", ".xlsx", ".yaml", ".yml")
-
 _ANNOTATION_WORDS = {"coco", "instances", "bbox", "bboxes", "boxes", "classes", "via", "labelme", "yolo", "annot"}
-
 _ANNOTATIONS_INSIDE = {
     ".json": re.compile(
         rb'"(shapes|annotations|bbox|bboxes|objects|regions|polygons?|segmentation|labels?|defects?)"\s*:'
@@ -322,7 +319,6 @@ _ANNOTATIONS_INSIDE = {
     ".txt": re.compile(rb"\A\s*\d{1,4}(?:[ \t]+-?\d*\.?\d+(?:e-?\d+)?){4,}[ \t]*\r?(?:\n|\Z)", re.IGNORECASE),
 }
 """What LabelMe, COCO, Pascal VOC and YOLO write into a file for each image."""
-
 _MOST_READ, _MOST_BYTES = 500, 20_000
 
 
@@ -358,7 +354,6 @@ def find_annotations(folders: Iterable[FolderFiles]) -> Path | None:
 
 
 _ADDED_LETTERS = re.compile(r"(?P<base>.+?)[\s_.\-]*[a-z]+\d{0,3}", re.IGNORECASE)
-
 _MOST_LOOKED_AT = 20
 
 

@@ -18,7 +18,6 @@ from typing import Literal
 
 Quality = Literal["good", "bad", "mask", "mixed"]
 """`bad` is what is not good; `mixed` is a name that says both, or good with a word that may deny it."""
-
 Part = Literal["train", "validation", "test"]
 
 
@@ -32,7 +31,6 @@ _GOOD = _words(
     "bon bons bonne bonnes conforme conformes bueno buenos buena buenas buono buoni bom boa dobry dobre dobré sağlam "
     "goed годные годный годен норма 良品 合格 合格品 正常 正常品 양품 정상"
 )
-
 _BAD = _words(
     "ng ngs bad bads nok noks ko nio defect defects defective defectives defected anomaly anomalies anomalous "
     "abnormal abnormals abnormality abnormalities reject rejects rejected rejection rejections fail fails failed "
@@ -46,24 +44,20 @@ _BAD = _words(
     "брак дефект дефекты дефектные негодные 不良 不良品 不合格 不合格品 缺陷 异常 異常 异常品 異常品 欠陥 欠陥品 "
     "欠点 瑕疵 次品 废品 廢品 报废 불량 불량품 결함"
 )
-
 _STRONG = _words(
     "ng ngs nok noks nio defect defects def defective defectives anomaly anomalies anomalous abnormal abnormals reject "
     "rejects rejected ausschuss 不良 不良品 不合格 不合格品 缺陷 欠陥 불량 결함"
 )
 """Words that no product is named after: whatever stands beside them (`NG_scratch`), it is not good."""
-
 _MASK = _words(
     "truth truths mask masks maske masken gt gts groundtruth groundtruths label labels annotation annotations "
     "segmentation segmentations segmask segmasks"
 )
-
 _PART: dict[str, Part] = {
     **dict.fromkeys(("train", "training", "trainset", "训练", "训练集", "訓練"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "验证", "验证集"), "validation"),
     **dict.fromkeys(("test", "tests", "testing", "testset", "eval", "evaluation", "测试", "测试集"), "test"),
 }
-
 _SORTED = _words(
     "scratch scratches scratched scratching crack cracks cracked cracking uncracked crazing dent dents dented hole "
     "holes blowhole blowholes burr burrs stain stains stained rust rusty corrosion corroded contamination "
@@ -75,19 +69,13 @@ _SORTED = _words(
 )
 """Kinds of defects, and words for parts that nobody has judged. Products are named after some, so alone they say only
 that somebody has sorted the images."""
-
 _CLASS = _words("class classes cls klasse klassen category categories grade grades")
-
 _OPPOSITES = (("positive", "negative"), ("pos", "neg"), ("yes", "no"), ("true", "false"), ("tp", "fn"), ("fp", "tn"))
 """Names beside each other that tell two kinds apart, and not which one is good."""
-
 _NOT = _words("not no non nicht kein keine ohne without zero never nie didn didnt doesn doesnt isn isnt 非 无 無 未 不")
-
 _DOUBTED = _words("false pseudo almost nearly")
 """Words that take back what follows; `false_reject` is no reject, and nobody knows what it is."""
-
 _FREE = _words("free frei less")
-
 _FILLERS = _words(
     "part parts piece pieces item items unit units component components image images img imgs picture pictures "
     "pic pics photo photos frame frames sample samples example examples product products set sets data dataset "
@@ -99,19 +87,14 @@ _FILLERS = _words(
     "tiff webp jpegimages of from the with has mit 图 图片 图像 画像 写真 品 件 样本 数据 사진 이미지"
 )
 """Words that change nothing about what a name means."""
-
 _LINKS = _words("of from the any von an")
-
 _LETTERS = {"n"}  # "n.OK", "n_io"
-
 _TURNING = _NOT | _FREE | _LETTERS | _DOUBTED
 
 _TAKEN_APART = (_GOOD | _BAD | _MASK | _NOT | _FREE | _FILLERS | frozenset(_PART)) - _words(
     "io ko def gt gts of from the ng ngs less an no set sets bon bons bom boa mala malas malo malos goed ruim ruins"
 ) | {"ng", "no"}
-
 _IDEOGRAPHS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
-
 _IDEOGRAPHIC = re.compile(
     "|".join(
         sorted((w for w in _TAKEN_APART | _SORTED if _IDEOGRAPHS.fullmatch(w)), key=lambda word: (-len(word), word))
@@ -223,7 +206,6 @@ def _classes(names: Sequence[str]) -> set[str]:
 
 
 _CAMEL_ENDING = re.compile(r"(?P<base>.*[a-z0-9])(?:Mask|Label|GT|GroundTruth)\d{0,3}")
-
 _SEPARATED_ENDING = re.compile(
     r"(?P<base>.*[^\s_.\-])[\s_.\-]+(?:mask|masks|maske|gt|label|labels|seg|annotation|ground[\s_.\-]?truth)"
     r"(?:[\s_.\-]*\d{1,3})?",

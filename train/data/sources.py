@@ -27,7 +27,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vae_edge.cache import sample_cache_folder
 from vae_edge.errors import InputError, UsageError
@@ -41,9 +41,6 @@ from vae_edge.train.data.inspection_set import (
     by_place,
     open_inspection_set,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
@@ -128,7 +125,6 @@ def _absolute(text: str | None) -> str | None:
 
 
 _NORMAL, _ABNORMAL = 0, 1
-
 _NAMELESS = "abnormal"
 
 

@@ -49,7 +49,6 @@ EndedBy = Literal["epochs", "patience", "time", "callback"]
 """Why a training ended: its epochs are done, nothing got better, its time was over, or a user's callback said so."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-
 _LIGHTNINGS_OWN = {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,9 +17,6 @@ from vae_edge.train.data.split import SplitSettings
 from vae_edge.train.model.framing import DEFAULT_OVERLAP, Photometric, Tiling
 from vae_edge.train.model.presets import Architecture, Recipe
 from vae_edge.train.model.scoring import NORMALIZED_SCORING, ScoringSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class Calibration(str, Enum):

@@ -78,7 +78,6 @@ EDGE_RECIPE = Recipe(learning_rate=1e-3, schedule=Schedule.ONE_CYCLE)
 AUTO_PRECISION = "auto"
 
 SINGLE = "32-true"
-
 MIXED = "bf16-mixed"
 
 
@@ -102,7 +101,6 @@ def resolve_precision(asked: str, accelerator: str) -> str:
 
 
 SMALLEST_SIDE = 32
-
 LARGEST_SIDE = 4096
 
 DEFAULT_PRESET = "nano"

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError
 
 _SMALLEST_DEVIATION = 2.0  # Of 255, about a sensor's noise: a few normals may agree on a pixel by chance.
-
 _SMOOTHING = 3.0 / 256  # Standard deviation of the Gaussian over the shorter side.
-
 _TOP = 0.005  # Share of the map whose mean is the score.
 
 

@@ -40,24 +40,16 @@ if TYPE_CHECKING:
 
 
 SETTINGS_FILE = "training.json"
-
 SPLIT_FILE = "split.json"
-
 MODEL_FILE = "model.safetensors"
-
 SCORING_FILE = "scoring.safetensors"
-
 CALIBRATION_FILE = "calibration.json"
-
 METRICS_FILE = "metrics.json"
-
 RECORD_FILE = "model.json"
-
 CHECKPOINT = "checkpoints/last.ckpt"
 
 RECORDED_FILES = (MODEL_FILE, SCORING_FILE, SPLIT_FILE, CALIBRATION_FILE, METRICS_FILE)
 """Files whose hashes `model.json` holds."""
-
 _ADVICE = "copy the run again or train again"
 
 _log = logging.getLogger(__name__)

@@ -13,19 +13,12 @@ from vae_edge.train.sample.canvas import Canvas, Colour, FloatImage, Point, blur
 from vae_edge.train.sample.product import Product
 
 _SCREWS: tuple[Point, ...] = ((0.135, 0.175), (0.865, 0.175), (0.135, 0.825), (0.865, 0.825))
-
 _CAPACITORS: tuple[Point, ...] = ((0.265, 0.285), (0.375, 0.285), (0.485, 0.285))
-
 _RESISTORS: tuple[Point, ...] = tuple((0.245 + 0.062 * n, 0.800) for n in range(5))
-
 _CODES = ("103", "472", "103", "220", "472")
-
 _LAMP, _CHIP, _CONNECTOR = (0.690, 0.285), (0.375, 0.560), (0.682, 0.790)
-
 _PINS: tuple[float, ...] = (0.612, 0.682, 0.752)
-
 _WIRES: tuple[Colour, ...] = ((186, 42, 40), (226, 186, 52), (40, 42, 46))
-
 _HOLES: tuple[Point, ...] = ((0.610, 0.470), (0.670, 0.470), (0.730, 0.470))
 
 

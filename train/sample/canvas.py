@@ -86,14 +86,11 @@ def text_strokes(text: str) -> tuple[Stroke, ...]:
 
 
 Colour: TypeAlias = tuple[float, float, float]
-
 Point: TypeAlias = tuple[float, float]
-
 FloatImage: TypeAlias = NDArray[np.float32]
 """float32, either [C, C, 3] with values 0 to 255 (a picture) or [C, C] (a field or a coverage from 0 to 1)."""
 
 SMALLEST_CANVAS = 512
-
 _SHIFT = 4  # Fraction bits of the coordinates that OpenCV draws at.
 
 

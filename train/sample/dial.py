@@ -26,11 +26,8 @@ from vae_edge.train.sample.canvas import (
 from vae_edge.train.sample.product import Product
 
 _CENTRE = (0.5, 0.5)
-
 _BEZEL, _FACE = 0.46, 0.405
-
 _FIRST, _LAST = 135.0, 405.0  # Angles of the marks 0 and 10.
-
 _BROWN, _OIL = (150.0, 105.0, 55.0), (120.0, 112.0, 92.0)
 
 

@@ -32,9 +32,7 @@ DEFAULT_PRODUCT = PRODUCTS[0]
 GOOD_SPLITS: tuple[str, ...] = ("train", "test")
 
 _LEAST_CHANGE = 5.0  # Of 255; less is lost in the sensor's noise, and no inspector could mark it.
-
 _LEAST_AREA = 2e-4  # Of the image; 13 pixels of an image of 256.
-
 _MOST_ATTEMPTS = 20
 
 

@@ -13,7 +13,6 @@ from vae_edge.train.sample.canvas import FloatImage, Point, blend, cloud, grain,
 from vae_edge.train.sample.product import Product
 
 _THREADS = 30.0  # Threads along one side of the canvas.
-
 _TWILL = 4  # A warp thread passes over two wefts and under two, one further on in every row.
 
 
