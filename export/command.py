@@ -19,7 +19,7 @@ from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, Exp
 from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
 from vae_edge.progress import StepProgress
 from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
-from vae_edge.train.model.framing import RANGES, KnownRange
+from vae_edge.train.model.input_settings import RANGES, KnownRange
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:

@@ -177,11 +177,11 @@ def measure_reference(
             run.load_vae(),
             scoring,
             statistics,
-            frame=run.record.frame,
+            input_settings=run.record.input_settings,
             fitted=load_images(run.find_images(("fit",), data_root), preparation),
             progress=lambda done, total: progress("measuring normal residuals", done, total),
         )
-        graph = AnomalyGraph(run.load_vae(), scoring, constants, run.record.frame)
+        graph = AnomalyGraph(run.load_vae(), scoring, constants, run.record.input_settings)
         fingerprint = hashlib.sha256(f"{fingerprint} {scoring.model_dump_json()}".encode()).hexdigest()
     normals = run.find_calibration_images(data_root)
     tests = spread(run.find_images(("test",), data_root), MAX_TEST_IMAGES)

@@ -16,7 +16,7 @@ from vae_edge.records import make_record
 from vae_edge.train.choice.image_size import check_request
 from vae_edge.train.loop.settings import Calibration
 from vae_edge.train.loop.watcher import TerminalWatcher
-from vae_edge.train.model.framing import DEFAULT_OVERLAP, Photometric
+from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, Photometric
 from vae_edge.train.model.presets import (
     DEFAULT_PRESET,
     PRESETS,

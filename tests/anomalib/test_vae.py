@@ -173,7 +173,7 @@ class TestArguments:
         model = small(tile_size=32, photometric="image", scoring="normalized")
         trainer = engine(tmp_path, max_epochs=1)
         trainer.fit(model, datamodule=mvtec(data))
-        assert model.model.frame.tiling.n_tiles == 9
+        assert model.model.input_settings.tiling.n_tiles == 9
         (metrics,) = trainer.test(model, datamodule=mvtec(data))
         assert math.isfinite(metrics["image_AUROC"])
         scores = _export_and_score(Path(trainer.best_model_path), data, tmp_path)

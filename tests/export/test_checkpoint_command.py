@@ -22,7 +22,7 @@ from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import run_graph
-from vae_edge.train.model.framing import IMAGENET, SYMMETRIC
+from vae_edge.train.model.input_settings import IMAGENET, SYMMETRIC
 from vae_edge.train.run.folder import RunFolder
 
 Command = Callable[..., tuple[int, str, str]]

@@ -29,7 +29,7 @@ from vae_edge.export.targets.torch_target import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.model.framing import IMAGENET, SYMMETRIC, Frame, InputRange, Photometric, Tiling
+from vae_edge.train.model.input_settings import IMAGENET, SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import parse_scoring
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
@@ -103,8 +103,13 @@ def vae() -> Vae:
 def graph_of(case: Case) -> AnomalyGraph:
     scoring = parse_scoring(case.scoring)
     assert scoring is not None
-    frame = Frame(TILES, case.photometric, case.input_range)
-    return AnomalyGraph(vae(), scoring, fit_scoring_constants(vae(), scoring, images_of(20), frame=frame), frame)
+    input_settings = InputSettings(TILES, case.photometric, case.input_range)
+    return AnomalyGraph(
+        vae(),
+        scoring,
+        fit_scoring_constants(vae(), scoring, images_of(20), input_settings=input_settings),
+        input_settings,
+    )
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 from tests.train.tiny_models import make_vae, noise
 from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, WEIGHTS_PREFIX, CheckpointNotes
 from vae_edge.train.model.anomaly_graph import ScoringConstants
-from vae_edge.train.model.framing import IMAGENET, Frame, Photometric, Tiling
+from vae_edge.train.model.input_settings import IMAGENET, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.model.scoring import NORMALIZED_SCORING
@@ -42,8 +42,10 @@ def make_notes(**values: Any) -> CheckpointNotes:
 
 def make_constants(notes: CheckpointNotes, vae: Vae | None = None) -> ScoringConstants:
     """Measure constants on noise."""
-    frame = Frame(notes.tiling, notes.photometric, notes.input_range)
-    return fit_scoring_constants(vae or make_vae(), notes.scoring, noise(6, *frame.image_size, seed=5), frame=frame)
+    input_settings = InputSettings(notes.tiling, notes.photometric, notes.input_range)
+    return fit_scoring_constants(
+        vae or make_vae(), notes.scoring, noise(6, *input_settings.image_size, seed=5), input_settings=input_settings
+    )
 
 
 def save_own(

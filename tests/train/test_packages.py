@@ -13,7 +13,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "train"
 LAYERS = ("sample", "data", "model", "loop", "choice", "run", "anomalib", "api", "command", "__init__")
 """From the lowest; each may import those before it."""
 WITHOUT_TORCH = ["choice.candidates", "choice.image_size", "command", "loop.settings", "loop.watcher"]
-WITHOUT_TORCH += ["model.framing", "model.presets", "model.scoring", "run.folder", "run.metrics", "run.records"]
+WITHOUT_TORCH += ["model.input_settings", "model.presets", "model.scoring", "run.folder", "run.metrics", "run.records"]
 
 
 def modules(layer: str) -> list[Path]:

@@ -27,7 +27,7 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.records import Record, make_record
 from vae_edge.train.anomalib.ganomaly_layout import from_ganomaly_layout, is_ganomaly_layout
 from vae_edge.train.model.anomaly_graph import Scorer, ScoringConstants
-from vae_edge.train.model.framing import IMAGENET, Frame, InputRange, Photometric, Tiling
+from vae_edge.train.model.input_settings import IMAGENET, InputRange, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.model.scoring import ScoringSettings
@@ -65,9 +65,9 @@ class CheckpointNotes(Record):
     """Which of them belong together, as in a run."""
 
     @property
-    def frame(self) -> Frame:
-        """What stands around the network."""
-        return Frame(self.tiling, self.photometric, self.input_range)
+    def input_settings(self) -> InputSettings:
+        """How an image becomes what the network sees."""
+        return InputSettings(self.tiling, self.photometric, self.input_range)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class TrainedElsewhere:
     path: Path
     vae: Vae
     architecture: Architecture
-    frame: Frame
+    input_settings: InputSettings
     description: str
     """What kind of file it was, in words."""
     epochs: int = 1
@@ -138,7 +138,7 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
         vae = Vae.from_weights(notes.architecture, state)
         constants = ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None
         if constants is not None:
-            Scorer(notes.scoring, constants, notes.frame)
+            Scorer(notes.scoring, constants, notes.input_settings)
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -148,7 +148,7 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
         path=path,
         vae=vae,
         architecture=notes.architecture,
-        frame=notes.frame,
+        input_settings=notes.input_settings,
         description=f"an anomalib checkpoint of vae_edge.anomalib.Vae {notes.vae_edge_version}",
         epochs=_epochs(content),
         notes=notes,
@@ -200,7 +200,7 @@ def _circulated(
         path=path,
         vae=vae,
         architecture=architecture,
-        frame=Frame(Tiling.whole(*vae.image_size), Photometric.NONE, input_range),
+        input_settings=InputSettings(Tiling.whole(*vae.image_size), Photometric.NONE, input_range),
         description="weights of the VAE that circulates for anomalib, in the layout of its GANomaly",
         epochs=_epochs(content),
         remarks=tuple(remarks),

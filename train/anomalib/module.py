@@ -51,8 +51,8 @@ from vae_edge.train.data.sources import list_images
 from vae_edge.train.data.split import SplitSettings, one_of_each_part, split_normals
 from vae_edge.train.loop.batches import crops_per_image, make_plan, places
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
-from vae_edge.train.model.framing import SYMMETRIC, Frame, InputRange, Photometric, Tiling
 from vae_edge.train.model.input_layers import AreaResizing, PhotometricNormalization
+from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae as Network
 from vae_edge.train.model.presets import make_architecture
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
@@ -72,15 +72,15 @@ class VaeModel(nn.Module):
     Args:
         vae: the network.
         scoring: how a residual becomes a score.
-        frame: what stands around the network.
+        input_settings: how an image becomes its input.
     """
 
-    def __init__(self, vae: Network, scoring: ScoringSettings, frame: Frame) -> None:
+    def __init__(self, vae: Network, scoring: ScoringSettings, input_settings: InputSettings) -> None:
         super().__init__()
         self.vae = vae
         self.scoring = scoring
-        self.frame = frame
-        self.light = PhotometricNormalization(frame.photometric, *frame.image_size)
+        self.input_settings = input_settings
+        self.light = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
         self.constants: ScoringConstants | None = None
         self.graph: AnomalyGraph | None = None
         # It is made of the network and the constants, and would be in a checkpoint a second time.
@@ -113,7 +113,7 @@ class VaeModel(nn.Module):
                     "the model has not been fitted: nothing is known about the residuals of normal images; expected "
                     "Engine.fit first, or a checkpoint of a fitted model"
                 )
-            graph = AnomalyGraph(self.network_on_cpu(), self.scoring, self.constants, self.frame)
+            graph = AnomalyGraph(self.network_on_cpu(), self.scoring, self.constants, self.input_settings)
             self.graph = graph.to(next(self.vae.parameters()).device)
         return self.graph
 
@@ -306,8 +306,8 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         ).model_copy(update={"preset": None})
         sides = {"image_height": height, "image_width": width, "tile_height": tile[0], "tile_width": tile[1]}
         tiling = make_record(Tiling, sides)
-        frame = Frame(tiling, Photometric(photometric), input_range_of(self.pre_processor))
-        self.model = VaeModel(Network.from_architecture(self.architecture), _parsed(scoring), frame)
+        input_settings = InputSettings(tiling, Photometric(photometric), input_range_of(self.pre_processor))
+        self.model = VaeModel(Network.from_architecture(self.architecture), _parsed(scoring), input_settings)
         self.learning_rate = learning_rate
         self.seed = seed
         self.thresholds: Thresholds | None = None
@@ -374,7 +374,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         loop = self.trainer.fit_loop
         if loop.max_epochs != _LIGHTNINGS_EPOCHS or loop.max_steps != -1:
             return
-        plan = make_plan(n_images, self._batch_size, None, crops_per_image(self.model.frame.tiling))
+        plan = make_plan(n_images, self._batch_size, None, crops_per_image(self.model.input_settings.tiling))
         loop.max_epochs = plan.epochs
         if self.trainer.check_val_every_n_epoch == 1:
             self.trainer.check_val_every_n_epoch = max(1, plan.epochs // _VALIDATIONS)
@@ -397,7 +397,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
 
     def _windows(self, pixels: Tensor) -> Tensor:
         """Cut random windows of the network's size out of each image, as many as an epoch has of it."""
-        tiling = self.model.frame.tiling
+        tiling = self.model.input_settings.tiling
         if tiling.n_tiles == 1:
             return pixels
         n, generator = crops_per_image(tiling) * len(pixels), torch.default_generator
@@ -435,10 +435,10 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         was_training = self.model.training
         self.model.eval()
         fit, statistics, threshold = self._normals
-        network, scoring, frame = self.model.network_on_cpu(), self.model.scoring, self.model.frame
-        constants = fit_scoring_constants(network, scoring, statistics, frame=frame, fitted=fit)
+        network, scoring, input_settings = self.model.network_on_cpu(), self.model.scoring, self.model.input_settings
+        constants = fit_scoring_constants(network, scoring, statistics, input_settings=input_settings, fitted=fit)
         self.model.set_constants(constants)
-        maps, scores = run_graph(AnomalyGraph(network, scoring, constants, frame), threshold)
+        maps, scores = run_graph(AnomalyGraph(network, scoring, constants, input_settings), threshold)
         self.thresholds = fit_thresholds(
             scores,
             maps,
@@ -450,24 +450,26 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         self.model.train(was_training)
 
     def _prepared(self, files: tuple[ImageFile, ...]) -> NDArray[np.uint8]:
-        tiling = self.model.frame.tiling
+        tiling = self.model.input_settings.tiling
         preparation = Preparation(height=tiling.image_height, width=tiling.image_width)
         if isinstance(self.pre_processor, DevicePreProcessor):
             return load_images(files, preparation)
-        return np.stack([_through(self.pre_processor.transform, file, self.model.frame.input_range) for file in files])
+        return np.stack(
+            [_through(self.pre_processor.transform, file, self.model.input_settings.input_range) for file in files]
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write along what the exporter needs; see `CheckpointNotes`."""
         super().on_save_checkpoint(checkpoint)
         if self._normals is not None and self._is_last_epoch():
             self.fit_constants()
-        frame = self.model.frame
+        input_settings = self.model.input_settings
         notes = CheckpointNotes(
             vae_edge_version=vae_edge.__version__,
             architecture=self.architecture,
-            tiling=frame.tiling,
-            photometric=frame.photometric,
-            input_range=frame.input_range,
+            tiling=input_settings.tiling,
+            photometric=input_settings.photometric,
+            input_range=input_settings.input_range,
             scoring=self.model.scoring,
             false_alarm_rate=self.false_alarm_rate,
             pixel_false_positive_rate=self.pixel_false_positive_rate,
@@ -509,10 +511,10 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
             self.post_processor = PostProcessor()
         super().on_load_checkpoint(checkpoint)
         self._roles, self._groups = dict(notes.roles), dict(notes.groups)
-        if notes.architecture != self.architecture or notes.frame != self.model.frame:
+        if notes.architecture != self.architecture or notes.input_settings != self.model.input_settings:
             # A pre-processor given by hand is not among the hyper-parameters: its size comes back with its own notes.
             self.architecture = notes.architecture
-            self.model = VaeModel(Network.from_architecture(notes.architecture), notes.scoring, notes.frame)
+            self.model = VaeModel(Network.from_architecture(notes.architecture), notes.scoring, notes.input_settings)
         self.model.set_constants(ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None)
 
 

@@ -27,7 +27,7 @@ from vae_edge.train.loop.batches import as_pixels
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, Reconstruction, ScoringConstants, images_at_a_time
-from vae_edge.train.model.framing import Frame
+from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
 from vae_edge.train.model.presets import REFERENCE_RECIPE
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
@@ -111,7 +111,7 @@ def take_over(
             trained.vae,
             settings.scoring,
             statistics,
-            frame=trained.frame,
+            input_settings=trained.input_settings,
             fitted=fit,
             progress=watcher.progress_of("measuring normal residuals"),
         )
@@ -165,8 +165,8 @@ def _settings(
     values = {
         "source": data,
         "architecture": trained.architecture,
-        "tiling": trained.frame.tiling,
-        "photometric": trained.frame.photometric,
+        "tiling": trained.input_settings.tiling,
+        "photometric": trained.input_settings.photometric,
         "scoring": scoring or (notes.scoring if notes else DEFAULT_SCORING),
         "split": SplitSettings(seed=seed),
         "seed": seed,
@@ -222,28 +222,28 @@ def _fitted(
     held_out: NDArray[np.uint8],
 ) -> FittedGraph:
     assert settings.scoring is not None
-    graph = AnomalyGraph(trained.vae, settings.scoring, constants, trained.frame)
-    held_out_loss = _loss(trained.vae, trained.frame, held_out)
+    graph = AnomalyGraph(trained.vae, settings.scoring, constants, trained.input_settings)
+    held_out_loss = _loss(trained.vae, trained.input_settings, held_out)
     outcome = TrainingOutcome(
         epochs_run=trained.epochs,
         epochs_planned=trained.epochs,
         ended_by="epochs",
         best_epoch=trained.epochs,
         best_held_out_loss=held_out_loss,
-        fit_loss=_loss(trained.vae, trained.frame, fit) if len(fit) else held_out_loss,
+        fit_loss=_loss(trained.vae, trained.input_settings, fit) if len(fit) else held_out_loss,
         batch_size=settings.batch_size,
         seconds=0,
         images_per_s=0,
         n_parameters=count_parameters(trained.vae),
-        flops=count_flops(trained.vae) * trained.frame.tiling.n_tiles,
+        flops=count_flops(trained.vae) * trained.input_settings.tiling.n_tiles,
     )
     return FittedGraph(trained.vae, graph, constants, outcome, settings, None)
 
 
-def _loss(vae: Vae, frame: Frame, images: NDArray[np.uint8]) -> float:
+def _loss(vae: Vae, input_settings: InputSettings, images: NDArray[np.uint8]) -> float:
     """Return the loss at z = mean over some of the images, uint8 [n, H, W, 3] with n of 1 or more, cut into tiles."""
-    stage = Reconstruction(vae, frame)
-    total, n, step = 0.0, 0, images_at_a_time(frame)
+    stage = Reconstruction(vae, input_settings)
+    total, n, step = 0.0, 0, images_at_a_time(input_settings)
     some = images[:_MOST_FOR_LOSS]
     with torch.inference_mode():
         for start in range(0, len(some), step):

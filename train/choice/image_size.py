@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vae_edge.records import make_record
-from vae_edge.train.model.framing import DEFAULT_OVERLAP, Tiling
+from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, Tiling
 from vae_edge.train.model.presets import SMALLEST_SIDE, nearest_image_sizes
 
 if TYPE_CHECKING:

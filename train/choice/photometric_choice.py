@@ -27,7 +27,7 @@ from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.trainer_arguments import deciding
 from vae_edge.train.loop.training import fit_vae, plan_of
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.framing import Frame, Photometric
+from vae_edge.train.model.input_settings import InputSettings, Photometric
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 
 PILOT_STEPS = 300
@@ -88,7 +88,7 @@ def choose_photometric(
     rows, by_normal = [], []
     for number, kind in enumerate(kinds, 1):
         stage = f"trying light {number} of {len(kinds)} ({kind})"
-        frame = Frame(settings.tiling_in_force, kind)
+        input_settings = InputSettings(settings.tiling_in_force, kind)
         pilot = _pilot_folder(folder, kind)
 
         def report(done: int, total: int, note: str, stage: str = stage) -> None:
@@ -96,14 +96,19 @@ def choose_photometric(
 
         try:
             fitted = fit_vae(
-                _pilot_settings(settings, len(fit_images)), fit_images, statistics_images, pilot, report, frame=frame
+                _pilot_settings(settings, len(fit_images)),
+                fit_images,
+                statistics_images,
+                pilot,
+                report,
+                input_settings=input_settings,
             )
         except TrainingInterruptedError:
             raise TrainingInterruptedError(interrupted(folder, training=pilot, what=stage)) from None
         assert fitted is not None  # A pilot trains in one process.
         ranking = rank_scorings(
             fitted[0],
-            frame,
+            input_settings,
             choice_set,
             candidates=(scoring,),
             default=scoring,

@@ -26,7 +26,7 @@ from vae_edge.progress import Progress
 from vae_edge.train.choice.candidates import CANDIDATES, Ranked
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES, paste_defects
 from vae_edge.train.model.anomaly_graph import MapMaker, Reconstruction, images_at_a_time, map_step, n_pooled
-from vae_edge.train.model.framing import Frame
+from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.residuals import ResidualMap
 from vae_edge.train.model.scoring import (
@@ -280,7 +280,7 @@ def labelled_set(normals: NDArray[np.uint8], images: NDArray[np.uint8], defects:
 
 def rank_scorings(
     vae: Vae,
-    frame: Frame,
+    input_settings: InputSettings,
     choice_set: ChoiceSet,
     *,
     candidates: Sequence[ScoringSettings] = CANDIDATES,
@@ -292,7 +292,7 @@ def rank_scorings(
 
     Args:
         vae: trained.
-        frame: what stands around it.
+        input_settings: how an image becomes its input.
         choice_set: at least 2 normals.
         candidates: the compositions; `default` among them.
         default: stays unless another is clearly better.
@@ -301,14 +301,14 @@ def rank_scorings(
     """
     maps = list(dict.fromkeys(each for scoring in candidates for each in scoring.maps))
     scores = score_candidates(
-        Reconstruction(vae, frame),
-        frame.image_size,
+        Reconstruction(vae, input_settings),
+        input_settings.image_size,
         maps,
         choice_set.normals,
         choice_set.images,
         choice_set.folds,
         fitted=None if fitted is None else some_fitted(fitted),
-        batch_size=images_at_a_time(frame),
+        batch_size=images_at_a_time(input_settings),
         progress=progress,
     )
     strata = np.array([stratum or "" for stratum in choice_set.strata])

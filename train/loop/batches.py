@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vae_edge.train.model.framing import Frame, Photometric, Tiling
 from vae_edge.train.model.input_layers import PhotometricNormalization
+from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.presets import Augmentation
 
 CONSTANT_STEPS = 2000
@@ -252,18 +252,18 @@ def augmented(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
     return pixels
 
 
-def even_light(images: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+def even_light(images: NDArray[np.uint8], input_settings: InputSettings) -> NDArray[np.uint8]:
     """Even out the light of whole images once, before windows are cut from them.
 
     The result is rounded to 8 bits, so that it takes no more memory than the images; in the graph it is not rounded.
 
     Args:
         images: uint8 [n, H, W, 3].
-        frame: what will stand around the network.
+        input_settings: how images become what the network sees.
     """
-    if frame.photometric is Photometric.NONE:
+    if input_settings.photometric is Photometric.NONE:
         return images
-    normalize = PhotometricNormalization(frame.photometric, *frame.image_size)
+    normalize = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
     result = np.empty_like(images)
     for start in range(0, len(images), _AT_A_TIME):
         pixels = normalize(as_pixels(torch.from_numpy(images[start : start + _AT_A_TIME])))

@@ -14,7 +14,7 @@ from vae_edge.records import Record
 from vae_edge.train.data.report import DataTraits
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import SplitSettings
-from vae_edge.train.model.framing import DEFAULT_OVERLAP, Photometric, Tiling
+from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, Photometric, Tiling
 from vae_edge.train.model.presets import Architecture, Recipe
 from vae_edge.train.model.scoring import NORMALIZED_SCORING, ScoringSettings
 

@@ -63,7 +63,7 @@ from vae_edge.train.loop.trainer_arguments import (
     limited,
     refused_by_trainer,
 )
-from vae_edge.train.model.framing import Frame, Tiling
+from vae_edge.train.model.input_settings import InputSettings, Tiling
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
 from vae_edge.train.model.presets import Recipe, Schedule
 
@@ -154,7 +154,7 @@ def fit_vae(
     folder: Path,
     progress: StepNotes | None = None,
     *,
-    frame: Frame | None = None,
+    input_settings: InputSettings | None = None,
     attached: Attached = NOTHING_ATTACHED,
 ) -> tuple[Vae, TrainingOutcome] | None:
     """Train a network, or go on with its training where `folder` holds a checkpoint.
@@ -166,8 +166,8 @@ def fit_vae(
             may scale the residual later, but must not set a threshold: a choice made on them flatters their scores.
         folder: gets `checkpoints/` and `logs/`.
         progress: called after each step.
-        frame: what will stand around the network: its light is evened out beforehand, and where images are cut the
-            network sees random windows of them, not only the tiles. None: whole images as they are.
+        input_settings: how images become what the network sees: their light is evened out beforehand, and where they
+            are cut it sees random windows of them, not only the tiles. None: whole images as they are.
         attached: a user's loggers, callbacks and other objects for this training.
 
     Returns:
@@ -183,7 +183,7 @@ def fit_vae(
     path = folder / "checkpoints" / LAST_CHECKPOINT
     architecture = settings.architecture
     size = (architecture.height, architecture.width)
-    tiling = frame.tiling if frame is not None else Tiling.whole(*size)
+    tiling = input_settings.tiling if input_settings is not None else Tiling.whole(*size)
     per_image = crops_per_image(tiling)
     plan = plan_of(settings, len(fit_images))
     keeper = RunCheckpoint(path, lambda module: cast(VaeTraining, module).kept.state_dict())
@@ -194,8 +194,10 @@ def fit_vae(
             torch.manual_seed(settings.seed)
             n_steps = count_optimizer_steps(plan, settings.trainer, attached)
             module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
-            if frame is not None:
-                fit_images, held_out_images = (even_light(each, frame) for each in (fit_images, held_out_images))
+            if input_settings is not None:
+                fit_images, held_out_images = (
+                    even_light(each, input_settings) for each in (fit_images, held_out_images)
+                )
             room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
             trainer = _trainer(settings, plan, keeper, folder, progress, attached)
             # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.

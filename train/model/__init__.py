@@ -1,1 +1,1 @@
-"""The model: network, what stands around it, and how its residual becomes a map and a score."""
+"""The model: network, how an image becomes its input, and how its residual becomes a map and a score."""

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from vae_edge.progress import Progress
-from vae_edge.train.model.framing import Frame
 from vae_edge.train.model.input_layers import PhotometricNormalization, RangeOfInput, Tiles
+from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import LOG_VARIANCE_LIMIT, Vae
 from vae_edge.train.model.residuals import Enlarging, LevelNormalization, ResidualMap, Smoothing
 from vae_edge.train.model.scoring import (
@@ -93,15 +93,15 @@ class Reconstruction(nn.Module):
 
     Args:
         vae: trained; it is copied and left as it is. Its size is that of a tile.
-        frame: what stands around it.
+        input_settings: how an image becomes its input.
         latent: the latent term, which decides what else is computed.
     """
 
-    def __init__(self, vae: Vae, frame: Frame, latent: Latent = Latent.NONE) -> None:
+    def __init__(self, vae: Vae, input_settings: InputSettings, latent: Latent = Latent.NONE) -> None:
         super().__init__()
-        self.range = RangeOfInput(frame.input_range)
-        self.photometric = PhotometricNormalization(frame.photometric, *frame.image_size)
-        self.tiles = Tiles(frame.tiling)
+        self.range = RangeOfInput(input_settings.input_range)
+        self.photometric = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
+        self.tiles = Tiles(input_settings.tiling)
         encoder, decoder = vae.reconstruction_halves()
         self.encode, self.decode = fold_batch_norms(encoder), fold_batch_norms(decoder)
         self.log_variance_head = deepcopy(vae.log_variance_head) if latent is Latent.KL else None
@@ -155,7 +155,7 @@ class Scorer(nn.Module):
     Args:
         settings: the composition.
         constants: from `fit_scoring_constants`, or neutral ones.
-        frame: the image's size and tiles.
+        input_settings: the image's size and tiles.
     """
 
     latent_center: Tensor
@@ -163,11 +163,11 @@ class Scorer(nn.Module):
     latent_mean: Tensor
     latent_whitening: Tensor
 
-    def __init__(self, settings: ScoringSettings, constants: ScoringConstants, frame: Frame) -> None:
+    def __init__(self, settings: ScoringSettings, constants: ScoringConstants, input_settings: InputSettings) -> None:
         super().__init__()
         if len(constants.means) != len(settings.maps) or len(constants.scales) != len(settings.maps):
             raise KeyError(f"constants of {len(constants.means)} maps for a scoring of {len(settings.maps)}")
-        height, width = frame.image_size
+        height, width = input_settings.image_size
         self.settings = settings
         self.residuals = nn.ModuleDict(
             {
@@ -190,7 +190,7 @@ class Scorer(nn.Module):
         self.smooth_map = Smoothing(sigma, height, width)
         self.enlarge = Enlarging(sigma, height, width, COARSE_STEP) if map_sigma else None
         self.is_normalized = [settings.is_fused or each.per_pixel for each in settings.maps]
-        self.tiles = Tiles(frame.tiling)
+        self.tiles = Tiles(input_settings.tiling)
         for name, tensor in constants.latent.items():
             self.register_buffer(f"latent_{name}", tensor)
         self.eval().requires_grad_(False)
@@ -278,25 +278,31 @@ class AnomalyGraph(nn.Module):
         vae: trained; it is copied and left as it is.
         settings: the scoring.
         constants: from `fit_scoring_constants`.
-        frame: what stands around the network; None: nothing, it sees whole images as they are.
+        input_settings: how an image becomes the input; None: the network sees whole images as they are.
     """
 
     def __init__(
-        self, vae: Vae, settings: ScoringSettings, constants: ScoringConstants, frame: Frame | None = None
+        self,
+        vae: Vae,
+        settings: ScoringSettings,
+        constants: ScoringConstants,
+        input_settings: InputSettings | None = None,
     ) -> None:
         super().__init__()
-        frame = frame or Frame.of(vae)
-        self.image_size: tuple[int, int] = frame.image_size
+        input_settings = input_settings or InputSettings.of(vae)
+        self.image_size: tuple[int, int] = input_settings.image_size
         self.settings = settings
-        self.frame = frame
-        self.reconstruct = Reconstruction(vae, frame, settings.latent)
-        self.score = Scorer(settings, constants, frame)
+        self.input_settings = input_settings
+        self.reconstruct = Reconstruction(vae, input_settings, settings.latent)
+        self.score = Scorer(settings, constants, input_settings)
         self.eval().requires_grad_(False)
 
     def describe(self) -> str:
         """Return what the graph does, in words."""
-        frame = self.frame
-        return f"{frame.tiling.describe()}; {frame.photometric.describe()}; {self.settings.describe()}"
+        input_settings = self.input_settings
+        return (
+            f"{input_settings.tiling.describe()}; {input_settings.photometric.describe()}; {self.settings.describe()}"
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole road."""
@@ -345,7 +351,7 @@ def run_graph(
     height, width = graph.image_size
     maps = np.empty((len(images), height, width), dtype=np.float32)
     scores = np.empty(len(images), dtype=np.float32)
-    step = batch_size or images_at_a_time(graph.frame)
+    step = batch_size or images_at_a_time(graph.input_settings)
     for start in range(0, len(images), step):
         stop = min(start + step, len(images))
         with torch.inference_mode():
@@ -356,9 +362,9 @@ def run_graph(
     return maps, scores
 
 
-def images_at_a_time(frame: Frame) -> int:
+def images_at_a_time(input_settings: InputSettings) -> int:
     """Return how many images make a batch whose activations fit a small machine's memory: 1 to 16."""
-    tiling = frame.tiling
+    tiling = input_settings.tiling
     pixels = tiling.n_tiles * tiling.tile_height * tiling.tile_width
     return max(1, min(16, 16 * 256 * 256 // pixels))
 

@@ -1,9 +1,10 @@
 """Layers between the image and the network, all inside the graph: resizing, range, evening out of light, tiles.
 
-`vae_edge.train.model.framing` says which of them a model has. Resizing is for images of any size (`AreaResizing`): as
-`vae_edge.image.prepare` does it on the host. A side that shrinks is averaged by area, a side that grows is interpolated
-linearly, and the result is rounded to whole grey values, as OpenCV does on bytes. Each axis is one product with a
-matrix whose values are computed from the image's size: nothing branches on a size, so a graph may leave it open.
+`vae_edge.train.model.input_settings` says which of them a model has. Resizing is for images of any size
+(`AreaResizing`), as `vae_edge.image.prepare` does it on the host. A side that shrinks is averaged by area, a side that
+grows is interpolated linearly, and the result is rounded to whole grey values, as OpenCV does on bytes. Each axis is
+one product with a matrix whose values are computed from the image's size: nothing branches on a size, so a graph may
+leave it open.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vae_edge.train.model.framing import SYMMETRIC, InputRange, Photometric, Tiling
+from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, Photometric, Tiling
 from vae_edge.train.model.residuals import Smoothing
 
 

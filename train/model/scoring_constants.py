@@ -22,7 +22,7 @@ from vae_edge.train.model.anomaly_graph import (
     images_at_a_time,
     pool,
 )
-from vae_edge.train.model.framing import Frame
+from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.residuals import Smoothing, mahalanobis_whitening
 from vae_edge.train.model.scoring import Latent, MapSettings, ScoringSettings
@@ -78,7 +78,7 @@ def fit_scoring_constants(
     settings: ScoringSettings,
     images: NDArray[np.uint8],
     *,
-    frame: Frame | None = None,
+    input_settings: InputSettings | None = None,
     fitted: NDArray[np.uint8] | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -98,7 +98,7 @@ def fit_scoring_constants(
             small everywhere, but they show many more parts, and where a residual is usual is what matters. On the
             magnetic tiles 45 held-out images of 8 parts gave an AUROC of 0.78 to 0.83, these with the others 0.87. The
             units of fused parts are those of `images` alone.
-        frame: what stands around the network; None: nothing.
+        input_settings: how an image becomes the input; None: as it is.
         batch_size: images at a time; None: what fits.
         progress: called with images done and in all.
 
@@ -110,10 +110,10 @@ def fit_scoring_constants(
         return neutral
     if len(images) < 2:
         raise InputError(f"the residual is to be normalized by {len(images)} held-out normals; expected at least 2")
-    frame = frame or Frame.of(vae)
-    reconstruct = Reconstruction(vae, frame, settings.latent)
-    scorer = Scorer(settings, neutral, frame)
-    step = batch_size or images_at_a_time(frame)
+    input_settings = input_settings or InputSettings.of(vae)
+    reconstruct = Reconstruction(vae, input_settings, settings.latent)
+    scorer = Scorer(settings, neutral, input_settings)
+    step = batch_size or images_at_a_time(input_settings)
     for_pixels = images if fitted is None else np.concatenate([images, some_fitted(fitted)])
     report = _Passes(progress, len(for_pixels) + (len(images) if settings.is_fused else 0))
 
@@ -132,7 +132,7 @@ def fit_scoring_constants(
         if settings.latent is Latent.DISTANCE:
             latent["mean"], latent["whitening"] = mahalanobis_whitening(torch.cat(latents))
         neutral_latent = latent | {"center": torch.zeros(1), "unit": torch.ones(1)}
-        scorer = Scorer(settings, ScoringConstants(constants.means, constants.scales, neutral_latent), frame)
+        scorer = Scorer(settings, ScoringConstants(constants.means, constants.scales, neutral_latent), input_settings)
         scores: list[list[Tensor]] = [[] for _ in settings.maps]
         terms: list[Tensor] = []
         for seen in _reconstructed(reconstruct, images, step, report):
@@ -140,7 +140,7 @@ def fit_scoring_constants(
                 normalized = ((made - constants.means[i]) / constants.scales[i]).flatten(1, 2)
                 scores[i].append(pool(normalized, settings.maps[i]))
             if settings.latent is not Latent.NONE:
-                terms.append(scorer.latent_term(seen).reshape(frame.tiling.n_tiles, -1).amax(dim=0))
+                terms.append(scorer.latent_term(seen).reshape(input_settings.tiling.n_tiles, -1).amax(dim=0))
     means, scales = [], []
     for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
         center, unit = center_and_unit(torch.cat(scores[i]).numpy())

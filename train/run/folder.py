@@ -140,7 +140,7 @@ class RunFolder:
 
         vae, constants = self.load_vae(), self.load_constants()
         with self._weights_errors():
-            return AnomalyGraph(vae, self.record.scoring, constants, self.record.frame)
+            return AnomalyGraph(vae, self.record.scoring, constants, self.record.input_settings)
 
     def load_constants(self) -> ScoringConstants:
         """Load what held-out normals say about each pixel.

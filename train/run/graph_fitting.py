@@ -21,7 +21,7 @@ from vae_edge.train.loop.trainer_arguments import NOTHING_ATTACHED, Attached
 from vae_edge.train.loop.training import fit_vae
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
-from vae_edge.train.model.framing import Frame, Photometric
+from vae_edge.train.model.input_settings import InputSettings, Photometric
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import DEFAULT_SCORING
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
@@ -99,14 +99,14 @@ def fit_graph(
         watcher.say(because[-1])
         settings = settings.model_copy(update={"photometric": photometric})
     assert settings.photometric is not None
-    frame = Frame(settings.tiling_in_force, settings.photometric)
+    input_settings = InputSettings(settings.tiling_in_force, settings.photometric)
     fitted = fit_vae(
         settings,
         fit_images,
         statistics_images,
         folder,
         lambda done, total, note: watcher.progress(stage, done, total, note),
-        frame=frame,
+        input_settings=input_settings,
         attached=attached,
     )
     if fitted is None:
@@ -118,7 +118,7 @@ def fit_graph(
             scoring = DEFAULT_SCORING
         else:
             found = rank_scorings(
-                vae, frame, choice_set, fitted=fit_images, progress=watcher.progress_of("comparing scorings")
+                vae, input_settings, choice_set, fitted=fit_images, progress=watcher.progress_of("comparing scorings")
             )
             scoring, scorings = found.chosen, found.records()
             because.append(found.sentence())
@@ -129,7 +129,7 @@ def fit_graph(
         vae,
         settings.scoring,
         statistics_images,
-        frame=frame,
+        input_settings=input_settings,
         fitted=fit_images,
         progress=watcher.progress_of("measuring normal residuals"),
     )
@@ -142,7 +142,7 @@ def fit_graph(
             n_compositions=len(CANDIDATES) if scorings else 0,
             because=tuple(because),
         )
-    graph = AnomalyGraph(vae, settings.scoring, constants, frame)
+    graph = AnomalyGraph(vae, settings.scoring, constants, input_settings)
     return FittedGraph(vae, graph, constants, outcome, settings, choice)
 
 

@@ -14,7 +14,7 @@ from vae_edge.train.choice.candidates import ChoiceRecord
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.report import DataReport
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
-from vae_edge.train.model.framing import SYMMETRIC, Frame, InputRange, Photometric, Tiling
+from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.model.scoring import ScoringSettings
 
@@ -117,9 +117,9 @@ class RunRecord(Record):
     """Hash over the weights and the scoring constants."""
 
     @property
-    def frame(self) -> Frame:
-        """What stands around the network."""
-        return Frame(self.tiling, self.photometric, self.input_range)
+    def input_settings(self) -> InputSettings:
+        """How an image becomes what the network sees."""
+        return InputSettings(self.tiling, self.photometric, self.input_range)
 
 
 def split_images(

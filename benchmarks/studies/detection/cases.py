@@ -10,7 +10,7 @@ from pydantic import Field
 from vae_edge.records import Record
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import Calibration, SizeRequest, TrainSettings
-from vae_edge.train.model.framing import Photometric
+from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.presets import PRESETS, REFERENCE_RECIPE, SINGLE, make_architecture, resolve_precision
 from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING, Latent, Level, Pooling, ScoringSettings
 from vae_edge.train.run.metrics import Metrics

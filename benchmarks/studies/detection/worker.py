@@ -159,11 +159,11 @@ def _run(runs: Path, training: Training, job: Job, settings: TrainSettings) -> R
 def _measure_scorings(
     run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
 ) -> Iterator[Row]:
-    vae, frame = run.load_vae(), run.record.frame
+    vae, input_settings = run.load_vae(), run.record.input_settings
     for name, scoring in scorings_of(run.record.scoring).items():
         _note(f"measuring {name}")
-        constants = fit_scoring_constants(vae, scoring, statistics, frame=frame, fitted=fitted)
-        scorer = Scorer(scoring, constants, frame)
+        constants = fit_scoring_constants(vae, scoring, statistics, input_settings=input_settings, fitted=fitted)
+        scorer = Scorer(scoring, constants, input_settings)
         maps = np.empty(test.images.shape[:3], dtype=np.float32)
         scores = np.empty(len(test.images), dtype=np.float32)
         for start, seen in _reconstructed(vae, run, scoring, test.images):
@@ -176,9 +176,9 @@ def _measure_scorings(
 def _reconstructed(
     vae: Vae, run: RunFolder, scoring: ScoringSettings, images: NDArray[np.uint8]
 ) -> Iterator[tuple[int, Reconstructed]]:
-    frame = run.record.frame
-    reconstruct = Reconstruction(vae, frame, scoring.latent)
-    step = images_at_a_time(frame)
+    input_settings = run.record.input_settings
+    reconstruct = Reconstruction(vae, input_settings, scoring.latent)
+    step = images_at_a_time(input_settings)
     for start in range(0, len(images), step):
         yield start, reconstruct(torch.from_numpy(images[start : start + step]))
 
@@ -189,17 +189,17 @@ def _hindsight(
     """Return the image AUROC on the test images of every composition that the choice had."""
     _note("measuring every composition in hindsight")
     maps = list(dict.fromkeys(each for scoring in CANDIDATES for each in scoring.maps))
-    frame = run.record.frame
+    input_settings = run.record.input_settings
     # All normals in both folds: the test images are none of them.
     scores = score_candidates(
-        Reconstruction(run.load_vae(), frame),
-        frame.image_size,
+        Reconstruction(run.load_vae(), input_settings),
+        input_settings.image_size,
         maps,
         np.repeat(statistics, 2, axis=0),
         np.concatenate([statistics, test.images]),
         np.zeros(len(statistics) + len(test.images), dtype=np.int64),
         fitted=some_fitted(fitted),
-        batch_size=images_at_a_time(frame),
+        batch_size=images_at_a_time(input_settings),
     )
     is_normal = np.arange(len(scores)) < len(statistics)
     units = {each: candidate_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
@@ -222,7 +222,7 @@ def _plain_mse(run: RunFolder) -> Metrics:
     from vae_edge.train.model.scoring import MSE_SCORING
 
     test = _Test.load(run.find_images(("test",)), run.record.preparation)
-    graph = AnomalyGraph(run.load_vae(), MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), run.record.frame)
+    graph = AnomalyGraph(run.load_vae(), MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), run.record.input_settings)
     maps, scores = run_graph(graph, test.images)
     return test.evaluate(scores, maps)
 

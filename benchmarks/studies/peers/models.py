@@ -119,7 +119,7 @@ class PixelGraph(AnomalyGraph):
 
 def save_program(run: RunFolder, path: Path) -> None:
     """Write a run's network and scoring as a torch program with a dynamic batch."""
-    graph = PixelGraph(run.load_vae(), run.record.scoring, run.load_constants(), run.record.frame)
+    graph = PixelGraph(run.load_vae(), run.record.scoring, run.load_constants(), run.record.input_settings)
     height, width = graph.image_size
     batch = torch.export.Dim("N", min=1, max=4096)
     with torch.no_grad():

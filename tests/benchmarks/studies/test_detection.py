@@ -13,7 +13,7 @@ from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Trainin
 from vae_edge.benchmarks.studies.detection.command import detection, spread, write_tables
 from vae_edge.errors import UsageError
 from vae_edge.train.loop.settings import TrainSettings
-from vae_edge.train.model.framing import Photometric
+from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.presets import REFERENCE_RECIPE
 from vae_edge.train.model.scoring import DEFAULT_SCORING, MSE_SCORING, Level, parse_scoring
 from vae_edge.train.run.metrics import DefectMetrics, Metrics

@@ -18,7 +18,7 @@ from tests.train.tiny_models import make_vae, noise
 from vae_edge.errors import InputError, UsageError
 from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, load_inert, read_checkpoint
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.model.framing import IMAGENET, SYMMETRIC, InputRange, Photometric, Tiling
+from vae_edge.train.model.input_settings import IMAGENET, SYMMETRIC, InputRange, Photometric, Tiling
 
 
 class WritesAFile:
@@ -44,27 +44,27 @@ class Mapped(dict[str, int]):
 
 
 class TestOwnCheckpoints:
-    def test_weights_constants_and_frame_come_back(self, tmp_path: Path) -> None:
+    def test_weights_constants_and_input_settings_come_back(self, tmp_path: Path) -> None:
         notes = make_notes(roles={"a" * 64: "fit"}, groups={"a" * 64: "part-1"})
         constants = make_constants(notes)
         trained = read_checkpoint(save_own(tmp_path / "model.ckpt", notes, constants=constants))
         assert trained.notes == notes
         assert trained.architecture == ARCHITECTURE
-        assert (trained.frame.photometric, trained.frame.input_range) == (Photometric.IMAGE, IMAGENET)
-        assert trained.frame.image_size == (32, 32)
+        assert (trained.input_settings.photometric, trained.input_settings.input_range) == (Photometric.IMAGE, IMAGENET)
+        assert trained.input_settings.image_size == (32, 32)
         assert (trained.epochs, trained.remarks) == (5, ())
         assert "vae_edge.anomalib.Vae 0.1.0" in trained.description
         assert trained.constants is not None
-        expected = AnomalyGraph(make_vae(), notes.scoring, constants, notes.frame)
-        found = AnomalyGraph(trained.vae, notes.scoring, trained.constants, trained.frame)
+        expected = AnomalyGraph(make_vae(), notes.scoring, constants, notes.input_settings)
+        found = AnomalyGraph(trained.vae, notes.scoring, trained.constants, trained.input_settings)
         for ours, theirs in zip(run_graph(found, noise(3)), run_graph(expected, noise(3)), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
     def test_tiles_come_back(self, tmp_path: Path) -> None:
         notes = make_notes(tiling=Tiling(image_height=48, image_width=64, tile_height=32, tile_width=32))
         trained = read_checkpoint(save_own(tmp_path / "model.ckpt", notes, constants=make_constants(notes)))
-        assert trained.frame.tiling == notes.tiling
-        assert trained.frame.image_size == (48, 64)
+        assert trained.input_settings.tiling == notes.tiling
+        assert trained.input_settings.image_size == (48, 64)
 
     def test_without_constants_they_are_still_to_be_measured(self, tmp_path: Path) -> None:
         trained = read_checkpoint(save_own(tmp_path / "model.ckpt"))
@@ -165,10 +165,10 @@ class TestCirculatedWeights:
     def test_a_checkpoint_that_says_its_normalization(self, tmp_path: Path) -> None:
         beside = self.config(self.normalize([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]))
         trained = read_checkpoint(save_circulated(tmp_path / "last.ckpt", epoch=11, **beside))
-        assert trained.frame.input_range == InputRange(mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
+        assert trained.input_settings.input_range == InputRange(mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
         assert (trained.epochs, trained.remarks, trained.notes, trained.constants) == (12, (), None, None)
         assert "circulates for anomalib" in trained.description
-        assert trained.frame.image_size == trained.vae.image_size == (32, 32)
+        assert trained.input_settings.image_size == trained.vae.image_size == (32, 32)
         x = torch.rand(2, 3, 32, 32)
         torch.testing.assert_close(trained.vae.reconstruct(x), CirculatedVae()(x)[0], rtol=1e-5, atol=1e-5)
 
@@ -180,7 +180,7 @@ class TestCirculatedWeights:
         else:
             torch.save(CirculatedVae().state_dict(), path)
         trained = read_checkpoint(path)
-        assert trained.frame.input_range == IMAGENET
+        assert trained.input_settings.input_range == IMAGENET
         (remark,) = trained.remarks
         assert "weights.pt does not say what its network gets" in remark
         assert "ImageNet" in remark
@@ -190,7 +190,7 @@ class TestCirculatedWeights:
     def test_what_is_asked_for_goes_before_what_the_file_says(self, tmp_path: Path) -> None:
         path = save_circulated(tmp_path / "last.ckpt", **self.config(self.normalize([0.1] * 3, [0.2] * 3)))
         trained = read_checkpoint(path, input_range=SYMMETRIC)
-        assert trained.frame.input_range == SYMMETRIC
+        assert trained.input_settings.input_range == SYMMETRIC
         assert trained.remarks == ()
 
     @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ class TestCirculatedWeights:
     )
     def test_a_description_that_says_nothing_of_use_is_passed_over(self, config: object, tmp_path: Path) -> None:
         trained = read_checkpoint(save_circulated(tmp_path / "last.ckpt", anomalib_pre_processor_config=config))
-        assert trained.frame.input_range == IMAGENET
+        assert trained.input_settings.input_range == IMAGENET
         assert len(trained.remarks) == 1
 
     def test_grey_images_are_refused(self, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vae_edge.train.data.inspection_set import ImageFile, load_images
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.model.framing import IMAGENET, Photometric
+from vae_edge.train.model.input_settings import IMAGENET, Photometric
 from vae_edge.train.model.scoring import DEFAULT_SCORING, NORMALIZED_SCORING
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 from vae_edge.train.run.folder import RunFolder
@@ -121,7 +121,7 @@ class TestAnOwnCheckpoint:
         self, own_run: RunFolder, normals: tuple[ImageFile, ...]
     ) -> None:
         run, notes = RunFolder.open(own_run.folder), make_notes()
-        expected = AnomalyGraph(make_vae(), notes.scoring, make_constants(notes), notes.frame)
+        expected = AnomalyGraph(make_vae(), notes.scoring, make_constants(notes), notes.input_settings)
         images = load_images(normals, run.record.preparation)
         for ours, theirs in zip(run_graph(run.load_graph(), images), run_graph(expected, images), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -159,7 +159,7 @@ class TestAnOwnCheckpoint:
         assert run.record.scoring == scoring
         images = [load_images(run.find_images([role]), run.record.preparation) for role in ("statistics", "fit")]
         expected = fit_scoring_constants(
-            make_vae(), scoring, images[0], frame=own_run.record.frame, fitted=images[1]
+            make_vae(), scoring, images[0], input_settings=own_run.record.input_settings, fitted=images[1]
         ).tensors()
         found = run.load_constants().tensors()
         assert found.keys() == expected.keys()
@@ -243,7 +243,11 @@ class TestCirculatedWeights:
         assert record.taken_from.startswith("last.ckpt: weights of the VAE that circulates")
         images = [load_images(run.find_images([role]), record.preparation) for role in ("statistics", "fit")]
         expected = fit_scoring_constants(
-            read_checkpoint(circulated).vae, DEFAULT_SCORING, images[0], frame=record.frame, fitted=images[1]
+            read_checkpoint(circulated).vae,
+            DEFAULT_SCORING,
+            images[0],
+            input_settings=record.input_settings,
+            fitted=images[1],
         )
         for name, tensor in run.load_constants().tensors().items():
             torch.testing.assert_close(tensor, expected.tensors()[name], rtol=1e-4, atol=1e-6)

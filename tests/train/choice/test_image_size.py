@@ -13,7 +13,7 @@ from vae_edge.train.choice.image_size import (
     resolve_size,
 )
 from vae_edge.train.loop.settings import SizeRequest
-from vae_edge.train.model.framing import Tiling
+from vae_edge.train.model.input_settings import Tiling
 from vae_edge.train.model.presets import SMALLEST_SIDE, check_image_size
 
 SIZES = [(64, 64), (100, 100), (200, 320), (256, 256), (700, 700), (900, 900), (1024, 1024), (480, 1920), (3000, 4000)]

@@ -13,7 +13,7 @@ from vae_edge.train.choice.scoring_choice import ChoiceSet, paste_on
 from vae_edge.train.data.report import DataTraits
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.framing import Photometric
+from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.presets import Architecture
 
 KINDS = tuple(Photometric)

@@ -23,13 +23,13 @@ from vae_edge.train.choice.scoring_choice import (
 )
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.model.framing import Frame
+from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import DEFAULT_SCORING, MSE_SCORING, NORMALIZED_SCORING, ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 
 SIZE = 48
-FRAME = Frame.of(make_vae(SIZE, SIZE))
+INPUT_SETTINGS = InputSettings.of(make_vae(SIZE, SIZE))
 SMALL = (
     scoring_of("l1/0.02/image+pixel/top1%,l2/0.04/image+pixel/max"),
     scoring_of("l1/0.02/image+pixel/top1%"),
@@ -166,7 +166,7 @@ class TestRanking:
         # Images of fold 0 are measured by the normals of fold 1: those that the graph gets.
         interleaved = np.stack([others, normals], axis=1).reshape(-1, SIZE, SIZE, 3)
         choice_set = ChoiceSet(interleaved, images, strata, np.zeros(len(images), dtype=np.int64), "")
-        ranking = rank_scorings(vae, FRAME, choice_set, candidates=SMALL, default=SMALL[0])
+        ranking = rank_scorings(vae, INPUT_SETTINGS, choice_set, candidates=SMALL, default=SMALL[0])
         assert len({tuple(row) for row in ranking.aurocs.tolist()}) >= len(SMALL) - 1
         assert ranking.aurocs.max() < 1
         for scoring, found in zip(SMALL, ranking.aurocs, strict=True):
@@ -183,11 +183,11 @@ class TestRanking:
     def test_what_is_obviously_better_is_chosen_whatever_the_seed(self, vae: Vae, seed: int) -> None:
         blind, sharp = MSE_SCORING, scoring_of("gradient/0.02/image+pixel/max")
         choice_set = speck_set(seed=seed)
-        ranking = rank_scorings(vae, FRAME, choice_set, candidates=(blind, sharp), default=blind)
+        ranking = rank_scorings(vae, INPUT_SETTINGS, choice_set, candidates=(blind, sharp), default=blind)
         assert ranking.chosen == sharp
         assert ranking.best > ranking.aurocs[0].mean() + 0.2
         assert ranking.sentence().startswith(f"scoring {sharp}: AUROC {ranking.best:.3f}, the default reaches")
-        turned = rank_scorings(vae, FRAME, choice_set, candidates=(sharp, blind), default=sharp)
+        turned = rank_scorings(vae, INPUT_SETTINGS, choice_set, candidates=(sharp, blind), default=sharp)
         assert turned.chosen == sharp
         assert turned.sentence() == f"the default scoring is the best of 2: AUROC {ranking.best:.3f}"
 
@@ -198,7 +198,7 @@ class TestRanking:
         default = scoring_of("l1/0.02/image+pixel/top1%")
         alike = tuple(scoring_of(f"l1/{0.02 + step}/image+pixel/top1%") for step in (-0.0005, 0.0005))
         choice_set = paste_on(lit(12, seed), seed=seed)
-        ranking = rank_scorings(vae, FRAME, choice_set, candidates=(default, *alike), default=default)
+        ranking = rank_scorings(vae, INPUT_SETTINGS, choice_set, candidates=(default, *alike), default=default)
         assert np.ptp(ranking.aurocs.mean(axis=1)) < 0.01
         assert ranking.best >= ranking.aurocs[0].mean()
 
@@ -207,7 +207,7 @@ class TestRanking:
         # A share of the pixels that comes to the same number of them.
         alike = scoring_of("l1/0.02/image+pixel/top1.01%")
         choice_set = paste_on(lit(12), seed=0)
-        ranking = rank_scorings(vae, FRAME, choice_set, candidates=(alike, default), default=default)
+        ranking = rank_scorings(vae, INPUT_SETTINGS, choice_set, candidates=(alike, default), default=default)
         np.testing.assert_array_equal(ranking.aurocs[0], ranking.aurocs[1])
         assert ranking.chosen == default
 
@@ -218,18 +218,18 @@ class TestRanking:
         images = surfaces(40 + 240, SIZE, SIZE, seed=seed, light=20)
         strata = (*(None for _ in range(40)), *(f"none {i % n_classes}" for i in range(240)))
         folds = np.concatenate([np.arange(40) % 2, np.arange(240) % 2])
-        ranking = rank_scorings(vae, FRAME, ChoiceSet(images[:40], images, strata, folds, ""))
+        ranking = rank_scorings(vae, INPUT_SETTINGS, ChoiceSet(images[:40], images, strata, folds, ""))
         assert ranking.chosen == DEFAULT_SCORING
         assert ranking.aurocs.mean(axis=1).max() > ranking.aurocs[ranking.default].mean() + 0.02
 
     def test_the_figures_by_normals_are_those_by_defects_otherwise_added_up(self, vae: Vae) -> None:
-        ranking = rank_scorings(vae, FRAME, speck_set(8), candidates=SMALL, default=SMALL[0])
+        ranking = rank_scorings(vae, INPUT_SETTINGS, speck_set(8), candidates=SMALL, default=SMALL[0])
         assert ranking.by_normal.shape == (len(SMALL), 8)
         np.testing.assert_allclose(ranking.by_normal.mean(axis=1), ranking.aurocs.mean(axis=1))
 
     def test_all_candidates_are_compared_and_the_choice_is_the_same_again(self, vae: Vae) -> None:
         choice_set = paste_on(lit(8), seed=0)
-        one, other = (rank_scorings(vae, FRAME, choice_set) for _ in range(2))
+        one, other = (rank_scorings(vae, INPUT_SETTINGS, choice_set) for _ in range(2))
         assert one.candidates == CANDIDATES
         assert one.aurocs.shape == (len(CANDIDATES), len(KINDS) * len(SIZES))
         assert one.candidates[one.default] == DEFAULT_SCORING
@@ -242,7 +242,7 @@ class TestRanking:
         choice_set = speck_set(4)
         rank_scorings(
             vae,
-            FRAME,
+            INPUT_SETTINGS,
             choice_set,
             candidates=SMALL[:1],
             default=SMALL[0],

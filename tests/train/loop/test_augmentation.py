@@ -6,8 +6,8 @@ import torch
 
 from tests.train.tiny_models import as_pixels, surfaces
 from vae_edge.train.loop.batches import augmented, even_light
-from vae_edge.train.model.framing import Frame, Photometric, Tiling
 from vae_edge.train.model.input_layers import PhotometricNormalization
+from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.presets import Augmentation
 
 
@@ -67,7 +67,7 @@ class TestEvenLight:
 
     def test_without_normalization_the_images_are_passed_on(self) -> None:
         images = surfaces(3, 48, 40)
-        assert even_light(images, Frame(self.TILING)) is images
+        assert even_light(images, InputSettings(self.TILING)) is images
 
     @pytest.mark.parametrize("kind", [Photometric.IMAGE, Photometric.LOCAL])
     def test_what_the_network_is_trained_on_is_what_it_sees_in_the_graph_up_to_rounding(
@@ -75,7 +75,7 @@ class TestEvenLight:
     ) -> None:
         images = surfaces(19, 48, 40, light=40)
         before = images.copy()
-        made = even_light(images, Frame(self.TILING, kind))
+        made = even_light(images, InputSettings(self.TILING, kind))
         assert made.dtype == np.uint8
         np.testing.assert_array_equal(images, before)
         expected = PhotometricNormalization(kind, 48, 40)(as_pixels(images)).numpy()

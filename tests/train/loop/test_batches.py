@@ -18,7 +18,7 @@ from vae_edge.train.loop.batches import (
     make_plan,
     seed_of,
 )
-from vae_edge.train.model.framing import Tiling
+from vae_edge.train.model.input_settings import Tiling
 
 TILING = Tiling(image_height=48, image_width=80, tile_height=32, tile_width=32)
 ROOM = (16, 48)

@@ -16,7 +16,7 @@ from vae_edge.records import make_record
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.training import StepNotes, fit_vae
-from vae_edge.train.model.framing import Frame, Photometric, Tiling
+from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae, count_flops
 from vae_edge.train.model.presets import Architecture, Recipe
 
@@ -49,10 +49,13 @@ def images(n: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def fit(
-    folder: Path, recipe: dict[str, object], progress: StepNotes | None = None, frame: Frame | None = None
+    folder: Path,
+    recipe: dict[str, object],
+    progress: StepNotes | None = None,
+    input_settings: InputSettings | None = None,
 ) -> tuple[Vae, TrainingOutcome]:
-    frame = frame or Frame(TILING, Photometric.LOCAL)
-    fitted = fit_vae(settings(**recipe), images(12), images(4, seed=1), folder, progress, frame=frame)
+    input_settings = input_settings or InputSettings(TILING, Photometric.LOCAL)
+    fitted = fit_vae(settings(**recipe), images(12), images(4, seed=1), folder, progress, input_settings=input_settings)
     assert fitted is not None
     return fitted
 
@@ -128,8 +131,8 @@ def test_the_rate_follows_the_schedule_to_its_end(schedule: str, tmp_path: Path)
 
 
 def test_the_network_sees_light_as_the_graph_will_show_it(tmp_path: Path) -> None:
-    plain, _ = fit(tmp_path / "none", {}, frame=Frame(TILING))
-    even, _ = fit(tmp_path / "local", {}, frame=Frame(TILING, Photometric.LOCAL))
+    plain, _ = fit(tmp_path / "none", {}, input_settings=InputSettings(TILING))
+    even, _ = fit(tmp_path / "local", {}, input_settings=InputSettings(TILING, Photometric.LOCAL))
     assert not equal(plain, even)
 
 

@@ -17,8 +17,17 @@ from vae_edge.train.model.anomaly_graph import (
     n_pooled,
     run_graph,
 )
-from vae_edge.train.model.framing import IMAGENET, RANGES, SYMMETRIC, Frame, InputRange, KnownRange, Photometric, Tiling
 from vae_edge.train.model.input_layers import PhotometricNormalization, RangeOfInput, Tiles
+from vae_edge.train.model.input_settings import (
+    IMAGENET,
+    RANGES,
+    SYMMETRIC,
+    InputRange,
+    InputSettings,
+    KnownRange,
+    Photometric,
+    Tiling,
+)
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import (
     MAX_POOLED_PIXELS,
@@ -127,16 +136,16 @@ def test_as_many_images_make_a_batch_as_a_small_machine_holds(
     size: tuple[int, int], tile: tuple[int, int], expected: int
 ) -> None:
     tiling = Tiling(image_height=size[0], image_width=size[1], tile_height=tile[0], tile_width=tile[1])
-    assert images_at_a_time(Frame(tiling)) == expected
+    assert images_at_a_time(InputSettings(tiling)) == expected
 
 
-class TestTheFrame:
+class TestTheInputSettings:
     TILING = Tiling(image_height=64, image_width=80, tile_height=H, tile_width=W)
-    FRAME = Frame(TILING, Photometric.IMAGE)
+    INPUT_SETTINGS = InputSettings(TILING, Photometric.IMAGE)
 
     def test_the_network_sees_evened_tiles_and_the_residual_is_between_whole_images(self, vae: Vae) -> None:
         images = np.random.default_rng(0).integers(0, 256, (2, 64, 80, 3), dtype=np.uint8)
-        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.FRAME)
+        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.INPUT_SETTINGS)
         maps, scores = run_graph(graph, images)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         pixels = PhotometricNormalization(Photometric.IMAGE, 64, 80)(pixels)
@@ -149,7 +158,7 @@ class TestTheFrame:
 
     def test_an_image_at_the_other_place_of_a_batch_keeps_its_score(self, vae: Vae) -> None:
         images = np.random.default_rng(0).integers(0, 256, (3, 64, 80, 3), dtype=np.uint8)
-        graph = AnomalyGraph(vae, NORMALIZED_SCORING, ScoringConstants.neutral(NORMALIZED_SCORING), self.FRAME)
+        graph = AnomalyGraph(vae, NORMALIZED_SCORING, ScoringConstants.neutral(NORMALIZED_SCORING), self.INPUT_SETTINGS)
         maps, scores = run_graph(graph, images)
         turned_maps, turned = run_graph(graph, images[::-1].copy())
         np.testing.assert_allclose(turned[::-1], scores, rtol=1e-5)
@@ -157,7 +166,7 @@ class TestTheFrame:
         assert len(set(scores.tolist())) == 3
 
     def test_the_graph_says_all_that_it_does(self, vae: Vae) -> None:
-        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.FRAME)
+        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.INPUT_SETTINGS)
         assert graph.describe() == (
             "images of 64x80, cut into 6 tiles of 32x48 (3 x 2); brightness and contrast normalized by the image's "
             "own; squared residual, averaged over the image"
@@ -233,12 +242,12 @@ def test_extra_layers_are_folded_like_the_others() -> None:
 class TestInputRange:
     """A network that was trained on images normalized otherwise sees them so."""
 
-    def frame(self, wanted: InputRange, photometric: Photometric = Photometric.NONE) -> Frame:
-        return Frame(Tiling.whole(H, W), photometric, wanted)
+    def input_settings(self, wanted: InputRange, photometric: Photometric = Photometric.NONE) -> InputSettings:
+        return InputSettings(Tiling.whole(H, W), photometric, wanted)
 
     def test_the_network_sees_what_imagenets_mean_and_deviation_make_of_the_image(self, vae: Vae) -> None:
         images = pictures(3)
-        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.frame(IMAGENET))
+        graph = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), self.input_settings(IMAGENET))
         maps, scores = run_graph(graph, images)
         mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         normalized = ((images / 255 - mean) / deviation).transpose(0, 3, 1, 2).astype(np.float32)
@@ -250,8 +259,8 @@ class TestInputRange:
 
     def test_light_is_evened_behind_it(self, vae: Vae) -> None:
         images = pictures(2)
-        frame = self.frame(IMAGENET, Photometric.IMAGE)
-        stage = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), frame).reconstruct
+        input_settings = self.input_settings(IMAGENET, Photometric.IMAGE)
+        stage = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), input_settings).reconstruct
         mean, deviation = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.deviation)
         normalized = ((torch.from_numpy(images) / 255 - mean) / deviation).permute(0, 3, 1, 2)
         expected = PhotometricNormalization(Photometric.IMAGE, H, W)(normalized)
@@ -262,7 +271,7 @@ class TestInputRange:
     def test_the_symmetric_range_leaves_the_graph_as_it_was(self, vae: Vae) -> None:
         constants = ScoringConstants.neutral(NORMALIZED_SCORING)
         plain = AnomalyGraph(vae, NORMALIZED_SCORING, constants)
-        symmetric = AnomalyGraph(vae, NORMALIZED_SCORING, constants, self.frame(InputRange()))
+        symmetric = AnomalyGraph(vae, NORMALIZED_SCORING, constants, self.input_settings(InputRange()))
         assert symmetric.state_dict().keys() == plain.state_dict().keys()
         for found, expected in zip(run_graph(symmetric, pictures(2)), run_graph(plain, pictures(2)), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -271,13 +280,13 @@ class TestInputRange:
 
     def test_constants_are_measured_in_the_networks_own_range(self, vae: Vae) -> None:
         normals = pictures(9)
-        ours = fit_scoring_constants(vae, NORMALIZED_SCORING, normals, frame=self.frame(IMAGENET))
+        ours = fit_scoring_constants(vae, NORMALIZED_SCORING, normals, input_settings=self.input_settings(IMAGENET))
         plain = fit_scoring_constants(vae, NORMALIZED_SCORING, normals)
-        graph = AnomalyGraph(vae, NORMALIZED_SCORING, ours, self.frame(IMAGENET))
+        graph = AnomalyGraph(vae, NORMALIZED_SCORING, ours, self.input_settings(IMAGENET))
         # Of the images that it was measured on the map is about 0 to 1, in whatever unit the residual was.
         maps, _ = run_graph(graph, normals)
         assert abs(float(maps.mean())) < 0.1
-        maps, _ = run_graph(AnomalyGraph(vae, NORMALIZED_SCORING, plain, self.frame(IMAGENET)), normals)
+        maps, _ = run_graph(AnomalyGraph(vae, NORMALIZED_SCORING, plain, self.input_settings(IMAGENET)), normals)
         assert abs(float(maps.mean())) > 1
 
     @pytest.mark.parametrize("deviation", [(0.5, 0.0, 0.5), (-1.0, 1.0, 1.0)])

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from vae_edge.train.model.framing import Photometric
 from vae_edge.train.model.input_layers import _FLOOR, _SPREAD, SURROUNDINGS_SIGMA, PhotometricNormalization
+from vae_edge.train.model.input_settings import Photometric
 
 H, W = 48, 64
 

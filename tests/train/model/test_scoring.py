@@ -153,7 +153,8 @@ def test_settings_survive_json() -> None:
 
 def test_compositions_load_no_torch() -> None:
     modules = ", ".join(
-        f"vae_edge.train.{name}" for name in ("choice.candidates", "choice.image_size", "model.framing", "run.records")
+        f"vae_edge.train.{name}"
+        for name in ("choice.candidates", "choice.image_size", "model.input_settings", "run.records")
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

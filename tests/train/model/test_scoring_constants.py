@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from tests.train.tiny_models import as_pixels, make_vae, noise, scoring_of, surfaces
 from vae_edge.errors import InputError
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, pool, run_graph
-from vae_edge.train.model.framing import Frame, Photometric, Tiling
+from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import (
     MSE_SCORING,
@@ -25,7 +25,7 @@ H, W = 32, 48
 NO_SMOOTHING = ScoringSettings(maps=(MapSettings(smoothing_sigma=0.0, top_fraction=0.01),))
 FUSED = "l1/0.05/image+pixel/top1%,l2/0.02/pixel/max,gradient/0/local/mean,ssim/0.02/none/top5%"
 IMAGES = surfaces(21, H, W, light=20)
-TILED = Frame(Tiling(image_height=48, image_width=56, tile_height=32, tile_width=32), Photometric.LOCAL)
+TILED = InputSettings(Tiling(image_height=48, image_width=56, tile_height=32, tile_width=32), Photometric.LOCAL)
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +43,34 @@ def constants(vae: Vae) -> ScoringConstants:
     return fit_scoring_constants(vae, scoring_of(FUSED), IMAGES)
 
 
-def single_score(vae: Vae, settings: MapSettings, images: NDArray[np.uint8], frame: Frame) -> NDArray[np.float64]:
+def single_score(
+    vae: Vae, settings: MapSettings, images: NDArray[np.uint8], input_settings: InputSettings
+) -> NDArray[np.float64]:
     """The score of a map by itself, before any normalization by normals."""
     plain = ScoringSettings(maps=(settings.model_copy(update={"per_pixel": False}),))
-    return run_graph(AnomalyGraph(vae, plain, ScoringConstants.neutral(plain), frame), images)[1].astype(np.float64)
+    return run_graph(AnomalyGraph(vae, plain, ScoringConstants.neutral(plain), input_settings), images)[1].astype(
+        np.float64
+    )
 
 
 def part_scores(
-    vae: Vae, scoring: ScoringSettings, constants: ScoringConstants, images: NDArray[np.uint8], frame: Frame
+    vae: Vae,
+    scoring: ScoringSettings,
+    constants: ScoringConstants,
+    images: NDArray[np.uint8],
+    input_settings: InputSettings,
 ) -> list[NDArray[np.float64]]:
     """The score of each map of a fused scoring, each by a graph of its own."""
     scores = []
     for each, mean, scale in zip(scoring.maps, constants.means, constants.scales, strict=True):
         if each.per_pixel:
             alone = ScoringSettings(maps=(each,))
-            graph = AnomalyGraph(vae, alone, ScoringConstants((mean,), (scale,)), frame)
+            graph = AnomalyGraph(vae, alone, ScoringConstants((mean,), (scale,)), input_settings)
             scores.append(run_graph(graph, images)[1].astype(np.float64))
         else:
             # Pooling follows a change of scale that is the same at all pixels.
             assert mean.numel() == scale.numel() == 1
-            scores.append((single_score(vae, each, images, frame) - float(mean)) / float(scale))
+            scores.append((single_score(vae, each, images, input_settings) - float(mean)) / float(scale))
     return scores
 
 
@@ -154,7 +162,7 @@ class TestNormalsThatTheNetworkWasFittedOn:
     def test_the_units_of_fused_parts_are_those_of_the_others_alone(self, vae: Vae) -> None:
         scoring = scoring_of(FUSED)
         constants = fit_scoring_constants(vae, scoring, IMAGES[:9], fitted=IMAGES[9:])
-        for part in part_scores(vae, scoring, constants, IMAGES[:9], Frame.of(vae)):
+        for part in part_scores(vae, scoring, constants, IMAGES[:9], InputSettings.of(vae)):
             assert np.quantile(part, (0.5, 0.9)) == pytest.approx([0, 1], abs=2e-3)
 
     def test_three_hundred_of_them_are_enough(self) -> None:
@@ -173,7 +181,7 @@ class TestFusion:
     def test_each_maps_scores_of_the_normals_have_median_0_and_quantile_1(
         self, vae: Vae, constants: ScoringConstants
     ) -> None:
-        for scores in part_scores(vae, scoring_of(FUSED), constants, IMAGES, Frame.of(vae)):
+        for scores in part_scores(vae, scoring_of(FUSED), constants, IMAGES, InputSettings.of(vae)):
             assert np.quantile(scores, (0.5, 0.9)) == pytest.approx([0, 1], abs=2e-3)
 
     @pytest.mark.parametrize("fusion", ["mean", "max"])
@@ -181,7 +189,7 @@ class TestFusion:
         self, vae: Vae, constants: ScoringConstants, fusion: str
     ) -> None:
         scoring, images = scoring_of(f"{FUSED},fusion={fusion}"), noise(4, H, W, seed=5)
-        parts = part_scores(vae, scoring, constants, images, Frame.of(vae))
+        parts = part_scores(vae, scoring, constants, images, InputSettings.of(vae))
         _, scores = run_graph(AnomalyGraph(vae, scoring, constants), images)
         expected = np.mean(parts, axis=0) if fusion == "mean" else np.max(parts, axis=0)
         assert np.ptp(parts, axis=0).min() > 0.1, "the parts differ, so that the fusion is seen"
@@ -201,7 +209,7 @@ class TestFusion:
 
     def test_with_tiles_and_evened_light_it_is_the_same(self, tile_vae: Vae) -> None:
         scoring, images = scoring_of(FUSED), surfaces(12, *TILED.image_size, light=20)
-        constants = fit_scoring_constants(tile_vae, scoring, images, frame=TILED)
+        constants = fit_scoring_constants(tile_vae, scoring, images, input_settings=TILED)
         parts = part_scores(tile_vae, scoring, constants, images, TILED)
         for scores in parts:
             assert np.quantile(scores, (0.5, 0.9)) == pytest.approx([0, 1], abs=2e-3)
@@ -214,7 +222,7 @@ class TestLatentTerms:
     def test_the_term_of_the_normals_has_median_0_and_quantile_1(self, vae: Vae, latent: str) -> None:
         scoring, images = scoring_of(f"l1/0.05/none/mean,{latent}"), noise(15, H, W)
         constants = fit_scoring_constants(vae, scoring, images)
-        (of_map,) = part_scores(vae, scoring, constants, images, Frame.of(vae))
+        (of_map,) = part_scores(vae, scoring, constants, images, InputSettings.of(vae))
         _, fused = run_graph(AnomalyGraph(vae, scoring, constants), images)
         assert np.quantile(2 * fused - of_map, (0.5, 0.9)) == pytest.approx([0, 1], abs=2e-3)
 
@@ -250,24 +258,28 @@ class TestLatentTerms:
     def test_of_an_image_that_is_cut_the_most_unusual_tile_counts_and_the_map_shows_where_it_is(
         self, tile_vae: Vae, latent: Latent
     ) -> None:
-        frame = Frame(Tiling(image_height=32, image_width=64, tile_height=32, tile_width=32, overlap=0))
+        input_settings = InputSettings(
+            Tiling(image_height=32, image_width=64, tile_height=32, tile_width=32, overlap=0)
+        )
         normals = surfaces(20, 32, 64)
         scoring = scoring_of(f"l1/0.05/none/mean,{latent}")
-        constants = fit_scoring_constants(tile_vae, scoring, normals, frame=frame)
+        constants = fit_scoring_constants(tile_vae, scoring, normals, input_settings=input_settings)
         odd = normals[:1].copy()
         odd[:, :, 32:] = noise(1)
         only = {
-            name: run_graph(AnomalyGraph(tile_vae, scoring, constants, frame), images)[0]
+            name: run_graph(AnomalyGraph(tile_vae, scoring, constants, input_settings), images)[0]
             for name, images in (("normal", normals[:1]), ("odd", odd))
         }
-        graph = AnomalyGraph(tile_vae, scoring, constants, frame)
+        graph = AnomalyGraph(tile_vae, scoring, constants, input_settings)
         with torch.inference_mode():
             seen = graph.reconstruct(torch.from_numpy(odd))
             terms = ((graph.score.latent_term(seen) - constants.latent["center"]) / constants.latent["unit"]).numpy()
         assert terms.shape == (2,)
         assert terms[1] != pytest.approx(terms[0], abs=0.5)
         plain = ScoringSettings(maps=scoring.maps)
-        of_map, map_score = run_graph(AnomalyGraph(tile_vae, plain, ScoringConstants.neutral(plain), frame), odd)
+        of_map, map_score = run_graph(
+            AnomalyGraph(tile_vae, plain, ScoringConstants.neutral(plain), input_settings), odd
+        )
         mean, scale = float(constants.means[0]), float(constants.scales[0])
         part = (of_map - mean) / scale
         term_map = 2 * only["odd"][0] - part[0]

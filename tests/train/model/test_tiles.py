@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vae_edge.train.model.framing import Tiling, starts
 from vae_edge.train.model.input_layers import Tiles, blending_weights
+from vae_edge.train.model.input_settings import Tiling, starts
 
 GRIDS = [
     ((32, 32), (32, 32), 0.25),

@@ -7,7 +7,7 @@ import pytest
 
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
-from vae_edge.train.model.framing import MOST_TILES, Tiling, starts
+from vae_edge.train.model.input_settings import MOST_TILES, Tiling, starts
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])

@@ -26,7 +26,7 @@ from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import Calibration, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.model.framing import Frame, Tiling
+from vae_edge.train.model.input_settings import InputSettings, Tiling
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.run.cross_conformal import announce, divide, score_out_of_fold
 from vae_edge.train.run.fitting import fit_run, resume_run
@@ -79,7 +79,7 @@ class MeanImage(nn.Module):
 
     image_size = (2, 2)
     # Smaller than a network's image could be.
-    frame = Frame(Tiling.model_construct(image_height=2, image_width=2, tile_height=2, tile_width=2))
+    input_settings = InputSettings(Tiling.model_construct(image_height=2, image_width=2, tile_height=2, tile_width=2))
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import run_graph
-from vae_edge.train.model.framing import Photometric, Tiling
+from vae_edge.train.model.input_settings import Photometric, Tiling
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.model.scoring import DEFAULT_SCORING
 from vae_edge.train.run.fitting import fit_run, resume_run

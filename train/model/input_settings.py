@@ -1,6 +1,6 @@
-"""What stands around the network, as records: the range of its input, the evening out of light, the tiles. No torch.
+"""How an image becomes what the network sees, as records: the range of values, the evening out of light, the tiles.
 
-`vae_edge.train.model.input_layers` computes all of it, inside the graph.
+Loads no torch; `vae_edge.train.model.input_layers` computes all of it, inside the graph.
 
 Light and contrast: exposures differ from part to part, and a network that has to reproduce the exposure spends its
 residual on it. Where brightness itself tells good from bad, normalizing it away is wrong: so it is offered, chosen like
@@ -165,8 +165,8 @@ def starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What stands around the network, for an image size."""
+class InputSettings:
+    """How an image becomes what the network sees, for an image size; the output is stitched by the same tiles."""
 
     tiling: Tiling
     photometric: Photometric = Photometric.NONE
@@ -174,8 +174,8 @@ class Frame:
     """What a pixel's value is where it enters the network."""
 
     @classmethod
-    def of(cls, vae: Vae) -> Frame:
-        """Return the frame of a network that sees whole images as they are."""
+    def of(cls, vae: Vae) -> InputSettings:
+        """Return those of a network that sees whole images as they are."""
         return cls(Tiling.whole(*vae.image_size))
 
     @property
