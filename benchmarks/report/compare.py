@@ -85,11 +85,14 @@ def compare_reports(
     for name in common:
         if not allow_different_models:
             _check_models(before[name], after[name])
-        ratios = speed_ratios(
-            RawSamples.from_dict(read_samples(new_path, after[name])),
-            RawSamples.from_dict(read_samples(old_path, before[name])),
-            paired=False,
-        )
+        samples = [
+            RawSamples.from_dict(read_samples(path, bundle))
+            for path, bundle in ((new_path, after[name]), (old_path, before[name]))
+        ]
+        try:
+            ratios = speed_ratios(*samples, paired=False)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"the raw samples of {name} are damaged ({error!r}); run vae-bench again") from error
         for metric in metrics:
             if metric in ratios:
                 worsenings.append(Worsening(name, metric, _as_worsening(metric, ratios[metric])))

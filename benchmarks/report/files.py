@@ -23,7 +23,9 @@ from vae_edge.benchmarks.report.records import (
     SamplesFile,
 )
 from vae_edge.errors import InputError
-from vae_edge.records import read_record
+from vae_edge.records import RECORD_LIMITS, open_regular, parse_json, parse_record, read_bounded
+
+_COPY = "copy both again from where they were measured"
 
 Samples = Mapping[str, Any]
 """Raw samples of one bundle; see `vae_edge.benchmarks.measure.samples`."""
@@ -45,7 +47,9 @@ def read_report(path: Path) -> Report:
             f"{path} has schema {version}: its samples were not taken in rounds, so how uncertain they are cannot be "
             "told; run vae-bench again"
         )
-    return read_record(path, Report, REPORT_SCHEMA_VERSION, advice="run vae-bench again", error_kind=InputError)
+    return parse_record(
+        content, path, Report, REPORT_SCHEMA_VERSION, advice="run vae-bench again", error_kind=InputError
+    )
 
 
 def read_samples(report_path: Path, bundle: BundleResult) -> Any:
@@ -64,13 +68,16 @@ def read_samples(report_path: Path, bundle: BundleResult) -> Any:
     path = folder / bundle.samples.name
     if not _is_sample_file(bundle.samples.name) or not path.is_file():
         raise InputError(f"{path}, the raw samples of {bundle.name}, is missing; copy the report's whole folder")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != bundle.samples.sha256:
-        raise InputError(
-            f"{path} was changed: the report gives another SHA-256 for the raw samples of {bundle.name}; "
-            "copy both again from where they were measured"
-        )
-    return json.loads(data)
+    try:
+        with open_regular(path) as file:
+            data = read_bounded(file, RECORD_LIMITS.size_bytes)
+        if hashlib.sha256(data).hexdigest() == bundle.samples.sha256:
+            return parse_json(data, RECORD_LIMITS)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}, the raw samples of {bundle.name}, cannot be read ({error}); {_COPY}") from error
+    raise InputError(
+        f"{path} was changed: the report gives another SHA-256 for the raw samples of {bundle.name}; {_COPY}"
+    )
 
 
 def samples_file(name: str, samples: Samples) -> tuple[SamplesFile, bytes]:
@@ -124,8 +131,9 @@ def sample_file_name(bundle_name: str, taken: Sequence[str]) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        with open_regular(path) as file:
+            return parse_json(read_bounded(file, RECORD_LIMITS.size_bytes), RECORD_LIMITS)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as a benchmark report ({error}); give one that vae-bench wrote"
         ) from error

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from tests.benchmarks.example_report import example_report
 from vae_edge.benchmarks.measure.samples import RawSamples
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
 from vae_edge.benchmarks.report.compare import Worsening, compare_reports, gate_lines
-from vae_edge.benchmarks.report.files import samples_file, write_report
+from vae_edge.benchmarks.report.files import read_report, samples_file, write_report
 from vae_edge.benchmarks.report.records import Report
 from vae_edge.errors import InputError, UsageError
 
@@ -139,3 +142,34 @@ def test_damaged_samples_are_refused() -> None:
     for content in damaged:
         with pytest.raises(InputError, match="raw samples"):
             RawSamples.from_dict(content)
+
+
+def test_samples_nested_too_deeply_are_refused_although_their_hash_is_right(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 10.0}, seed=1)
+    new = write(tmp_path / "new", {"a": 10.0}, seed=2)
+    deep = b"[" * 200_000
+    before = hashlib.sha256((new / "samples/a.json").read_bytes()).hexdigest()
+    (new / "samples/a.json").write_bytes(deep)
+    text = (new / "report.json").read_text().replace(before, hashlib.sha256(deep).hexdigest())
+    (new / "report.json").write_text(text)
+    with pytest.raises(InputError, match="the raw samples of a, cannot be read"):
+        compare_reports(old, new)
+
+
+def test_samples_that_lack_what_is_compared_are_refused(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {"a": 10.0}, seed=1)
+    new = write(tmp_path / "new", {"a": 10.0}, seed=2)
+    empty = json.dumps({"samples_version": 2, "rounds": {"1": {}}, "cold": {}, "streams": [], "loads": []}).encode()
+    before = hashlib.sha256((new / "samples/a.json").read_bytes()).hexdigest()
+    (new / "samples/a.json").write_bytes(empty)
+    text = (new / "report.json").read_text().replace(before, hashlib.sha256(empty).hexdigest())
+    (new / "report.json").write_text(text)
+    with pytest.raises(InputError, match="the raw samples of a are damaged"):
+        compare_reports(old, new)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_in_the_place_of_a_report_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    with pytest.raises(InputError, match="cannot be read as a benchmark report"):
+        read_report(tmp_path)
