@@ -20,6 +20,7 @@ from vae_edge.image_header import (
     FORMATS,
     HEAD_BYTES,
     check_jpeg_is_whole,
+    check_tiff_is_whole,
     format_of,
     read_header,
     with_more_in_each_scan,
@@ -54,7 +55,8 @@ def read_image(path: str | Path, *, white_level: int = 65535, max_pixels: int | 
     The EXIF orientation is applied; transparency is dropped, and no colour is multiplied by it. What the file is called
     does not matter. A file of several pages or frames is refused, and so is one that is damaged where that can be told:
 
-    - PNG: any changed byte (it holds checksums). WebP, TIFF, BMP: a file that breaks off; not a changed byte.
+    - PNG: any changed byte (it holds checksums). WebP, TIFF, BMP: a file that breaks off; not a changed byte. TIFF:
+      also what does not decompress to its end (LZW, Deflate, PackBits), and ways of compression that are not read.
     - JPEG: a file that breaks off; restart markers missing; and compressed data that ends before the picture does, as
       where a piece was cut out of the middle. Not changed bytes that lead to no lack. To tell it, a progressive JPEG is
       decoded twice, whereupon libjpeg may remark on the bytes added to it on stderr; any other is only where a corner
@@ -238,6 +240,8 @@ def _decode(data: NDArray[np.uint8], name: str, max_pixels: int) -> NDArray[Any]
     if header.kind == "WebP":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     image = _oriented(_imdecode(data, name, flags), header.orientation)
+    if header.may_break_off_inside:
+        check_tiff_is_whole(data, name, image)
     if header.kind == "JPEG" and (header.is_progressive or _may_be_filled(image)):
         _check_scans_are_whole(data, name, flags, image)
     image = _checked(image, name)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ FORMATS = "PNG, JPEG, BMP, TIFF or WebP"
 _MOST_PARTS = 10_000
 """Chunks, segments or pages that are looked at: a file of nothing but headers must not take minutes."""
 
+_MOST_STRIPS = 1_000_000
 _MOST_CHUNKS = 1_000_000
 """Of a PNG, whose data often comes in chunks of 8 kB."""
 
@@ -53,6 +55,8 @@ class ImageHeader:
     """Where a TIFF says that colours are to be multiplied by alpha; the byte at this place says so."""
     is_progressive: bool = False
     """A JPEG in several scans."""
+    may_break_off_inside: bool = False
+    """A TIFF so compressed that OpenCV leaves black what it cannot decompress; see `check_tiff_is_whole`."""
 
     @property
     def n_pixels(self) -> int:
@@ -269,7 +273,7 @@ class _TiffStart:
 
 @dataclass(frozen=True)
 class _TiffDirectory:
-    """The tags of one picture in a TIFF: those that matter, the first few values of each."""
+    """The tags of one picture in a TIFF: those that matter, the first few values of each, all of those of its parts."""
 
     tags: dict[int, tuple[int, ...]]
     extra_samples_at: int | None
@@ -303,7 +307,8 @@ def _tiff_directory(content: memoryview, start: _TiffStart, position: int) -> _T
         at = entry + entry_size - struct.calcsize(offset_format)
         if n_values * value_size > struct.calcsize(offset_format):
             (at,) = struct.unpack_from(offset_format, content, at)
-        values = struct.unpack_from(order + value_format * min(n_values, 8), content, at)
+        n_read = min(n_values, _MOST_STRIPS if tag in _TIFF_PARTS else 8)
+        values = struct.unpack_from(f"{order}{n_read}{value_format}", content, at)
         # Of a tag that stands there twice the larger values count: nobody knows which ones a decoder takes.
         tags[tag] = max(tags.get(tag, ()), values)
         if tag == 338 and values:
@@ -351,6 +356,7 @@ def _read_tiff(content: memoryview, name: str) -> ImageHeader:
         height,
         n_pages=max(n_pages, 1),
         unassociated_alpha_at=first.extra_samples_at if unassociated else None,
+        may_break_off_inside=tags.get(259, (1,))[0] in _TIFF_LENGTHS,
     )
 
 
@@ -367,8 +373,106 @@ def _check_tiff_samples(tags: dict[int, tuple[int, ...]], name: str) -> None:
     if photometric not in (0, 1, 2, 3, 5, 6) or (max(bits) > 8 and photometric not in (1, 2)):
         colours = _TIFF_COLOURS.get(photometric, f"kind {photometric}")
         raise InputError(f"{name} is a TIFF whose values are {colours} of {max(bits)} bits; {advice}")
+    if (compression := tags.get(259, (1,))[0]) not in (1, 2, 3, 4, 7, *_TIFF_LENGTHS):
+        raise InputError(f"{name} is a TIFF of compression {compression}, which is not read; {advice}")
     if max(bits) > 8 and n_samples > 1 and tags.get(284, (1,))[0] == 2:
         raise InputError(f"{name} is a 16-bit TIFF with each channel by itself (planar); {advice}")
+
+
+def check_tiff_is_whole(data: NDArray[np.uint8], name: str, image: NDArray[Any]) -> None:
+    """Refuse a TIFF of which strips or tiles do not decompress to their end.
+
+    OpenCV leaves black what is missing and only prints it. So all parts are decompressed once more where Deflate with
+    its checksums was used. LZW and PackBits have none: of the parts that end black, and of all where it is not known
+    where they are in the image, the length is worked out.
+
+    Args:
+        data: the file, uint8 [n], of which `read_header` says that it may break off inside.
+        name: what messages call it.
+        image: what was decoded, [H, W] or [H, W, channels].
+
+    Raises:
+        InputError: with the part.
+    """
+    content = memoryview(data)  # type: ignore[arg-type]
+    tags = _tiff_directory(content, *_tiff_start(content)).tags
+    (width, *_), (height, *_), compression = tags[256], tags[257], tags[259][0]
+    n_samples, is_planar = tags.get(277, (1,))[0], tags.get(284, (1,))[0] == 2
+    is_tiled = 322 in tags
+    part_width, part_height = (tags[322][0], tags[323][0]) if is_tiled else (width, tags.get(278, (height,))[0])
+    part_height = part_height if is_tiled else max(min(part_height, height), 1)
+    offsets, sizes = (tags.get(tag, ()) for tag in ((324, 325) if is_tiled else (273, 279)))
+    n_in_plane = -(-height // max(part_height, 1)) * -(-width // max(part_width, 1))
+    n_parts = n_in_plane * (n_samples if is_planar else 1)
+    if min(len(offsets), len(sizes)) < n_parts:
+        raise InputError(f"{name} is a TIFF in {n_parts} parts that does not say where they are; {_DAMAGED}")
+    row_bytes = (part_width * max(tags.get(258, (1,))) * (1 if is_planar else n_samples) + 7) // 8
+    is_upright = tags.get(274, (1,))[0] == 1 and image.shape[:2] == (height, width)
+    has_checksum = _TIFF_LENGTHS[compression] is _deflated_length
+    for part in range(n_parts):
+        top = part % n_in_plane * part_height
+        n_rows = part_height if is_tiled else min(part_height, height - top)
+        ends = image[top + n_rows - 1, width // 2 :] if is_upright and not is_tiled else None
+        if ends is not None and not has_checksum and not _may_be_missing(ends, tags.get(262, (1,))[0]):
+            continue
+        packed = content[offsets[part] : offsets[part] + sizes[part]]
+        n_bytes = n_rows * row_bytes
+        if tags.get(266, (1,))[0] == 1 and _TIFF_LENGTHS[compression](packed, n_bytes) < n_bytes:
+            raise InputError(f"{name} is a damaged TIFF, its part {part + 1} of {n_parts} breaks off; {_DAMAGED}")
+
+
+def _may_be_missing(pixels: NDArray[Any], photometric: int) -> bool:
+    """Tell whether the last pixels of a strip may be what is left where nothing was decompressed."""
+    if photometric in (1, 2):
+        return not pixels.any()
+    return bool((pixels == pixels[:1]).all())
+
+
+def _deflated_length(packed: memoryview, wanted: int) -> int:
+    unpack = zlib.decompressobj()
+    try:
+        n_bytes = len(unpack.decompress(packed, wanted))
+        unpack.decompress(unpack.unconsumed_tail, 1)  # The checksum comes behind.
+    except zlib.error:
+        return -1
+    return n_bytes
+
+
+def _lzw_length(packed: memoryview, wanted: int) -> int:
+    """Return how many bytes LZW as TIFF has it gives (TIFF 6.0, section 13), without making them; -1: it is none."""
+    if len(packed) > 1 and packed[0] == 0 and packed[1] & 1:
+        return wanted  # As it was before TIFF 5.0, the other way round.
+    lengths = [1] * 256 + [0, 0]
+    n_bytes, held, n_held, width, before = 0, 0, 0, 9, 0
+    for byte in packed:
+        held, n_held = (held << 8 | byte) & 0xFFFFFF, n_held + 8
+        if n_held < width:
+            continue
+        n_held -= width
+        code = held >> n_held & (1 << width) - 1
+        if code == 256:
+            del lengths[258:]
+            width, before = 9, 0
+            continue
+        if code == 257 or n_bytes >= wanted:
+            break
+        if code > len(lengths) - (not before):
+            return -1
+        if before and len(lengths) < 4096:
+            lengths.append(before + 1)
+        before = lengths[code]
+        n_bytes += before
+        width = 9 + (len(lengths) > 510) + (len(lengths) > 1022) + (len(lengths) > 2046)
+    return n_bytes
+
+
+def _packbits_length(packed: memoryview, wanted: int) -> int:
+    n_bytes = position = 0
+    while position < len(packed) and n_bytes < wanted:
+        count = packed[position]
+        n_bytes += 0 if count == 128 else count + 1 if count < 128 else 257 - count
+        position += 1 if count == 128 else count + 2 if count < 128 else 2
+    return n_bytes if position <= len(packed) else -1
 
 
 def _too_many_parts(name: str, most: int = _MOST_PARTS) -> NoReturn:
@@ -385,7 +489,10 @@ _READERS: dict[str, Callable[[memoryview, str], ImageHeader]] = {
 
 _BMP_HEADERS = tuple(struct.pack("<I", size) for size in (12, 16, 36, 40, 52, 56, 64, 108, 124))
 
-_TIFF_TAGS = frozenset({254, 255, 256, 257, 258, 262, 274, 277, 284, 322, 323, 338, 339})
+_TIFF_PARTS = frozenset({273, 279, 324, 325})
+_TIFF_TAGS = _TIFF_PARTS | {254, 255, 256, 257, 258, 259, 262, 266, 274, 277, 278, 284, 322, 323, 338, 339}
+_TIFF_LENGTHS = {5: _lzw_length, 8: _deflated_length, 32773: _packbits_length, 32946: _deflated_length}
+"""What gives the number of bytes in a part, by the compression."""
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_COLOURS = {0: "grey with 0 for white", 3: "indices into a palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
 

@@ -410,3 +410,41 @@ def test_what_opencv_refuses_is_an_input_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cv2, "resize", fail)
     with pytest.raises(InputError, match="could not be used"):
         load_prepared(RGB, Preparation(height=32, width=32))
+
+
+def compressed_tiff(pixels: NDArray[Any], compression: int, rows: int) -> bytearray:
+    options = (cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_ROWSPERSTRIP, rows)
+    return bytearray(encoded(".tiff", pixels, *options))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.parametrize("compression", [5, 8, 32946])
+def test_a_compressed_tiff_that_is_damaged_inside_is_refused(compression: int, rows: int) -> None:
+    noise = np.random.default_rng(0).integers(1, 256, (60, 90, 3), dtype=np.uint8)
+    content = compressed_tiff(noise, compression, rows)
+    assert np.array_equal(decoded(bytes(content)), noise)
+    for place in (len(content) // 4, len(content) // 2):
+        damaged = content.copy()
+        damaged[place : place + 400] = b"\xff" * 400
+        with pytest.raises(InputError, match=r"^part is a damaged TIFF, its part \d+ of \d+ breaks off; copy it again"):
+            decoded(bytes(damaged))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.parametrize("compression", [5, 8, 32773, 32946])
+def test_a_compressed_tiff_that_is_black_is_read(compression: int, rows: int) -> None:
+    dark = np.random.default_rng(0).integers(0, 256, (60, 900, 3), dtype=np.uint8)
+    dark[:20] = dark[-9:] = dark[:, 300:] = 0
+    for pixels in (dark, np.zeros_like(dark), wide(dark), dark[:, :, 0]):
+        expected = pixels if pixels.dtype == np.uint8 else dark
+        found = decoded(bytes(compressed_tiff(np.ascontiguousarray(pixels), compression, rows)))
+        assert np.array_equal(found, expected if expected.ndim == 3 else np.repeat(expected[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("compression", [9, 34712, 34892, 50002, 12345])
+def test_a_tiff_compressed_in_an_unknown_way_is_refused(compression: int) -> None:
+    content = bytearray(tiff(RGB))
+    place = content.index(struct.pack("<HHI", 259, 3, 1)) + 8
+    content[place : place + 2] = struct.pack("<H", compression)
+    with pytest.raises(InputError, match=f"TIFF of compression {compression}, which is not read"):
+        decoded(bytes(content))
