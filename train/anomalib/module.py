@@ -38,25 +38,25 @@ from vae_edge.decision import (
     DEFAULT_FALSE_ALARM_RATE,
     DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
     check_askable_rate,
-    fit_thresholds,
 )
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation, prepare, read_image
 from vae_edge.manifest import Thresholds
 from vae_edge.records import make_record
 from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, CheckpointNotes, read_notes
-from vae_edge.train.data.grouping import group_normals
 from vae_edge.train.data.inspection_set import ImageFile, load_images, spread
 from vae_edge.train.data.sources import list_images
-from vae_edge.train.data.split import SplitSettings, one_of_each_part, split_normals
+from vae_edge.train.data.split import SplitSettings, split_normals
 from vae_edge.train.loop.batches import crops_per_image, make_plan, places
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
 from vae_edge.train.model.input_layers import AreaResizing, PhotometricNormalization
 from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae as Network
 from vae_edge.train.model.presets import make_architecture
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 from vae_edge.train.model.scoring_constants import MOST_FITTED, fit_scoring_constants
+from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.records import Role
 
 _LIGHTNINGS_EPOCHS = 1000
@@ -319,6 +319,8 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         self._normals: tuple[NDArray[np.uint8], ...] | None = None
         """To fit constants and thresholds on, uint8 [n, H, W, 3] each: some images that train the network, those of the
         statistics, those of the thresholds. In memory, since every validation needs them."""
+        self._judges: tuple[ImageFile, ...] = ()
+        """The files of the last of these, one of each part."""
         self._fitted_at: int | None = None
         self._batch_size = 1
 
@@ -354,18 +356,14 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         loader = self.trainer.train_dataloader
         files = _normal_files(self.trainer.datamodule or _OneDataset(getattr(loader, "dataset", None)))
         settings = SplitSettings(seed=self.seed)
-        grouping = group_normals(files, settings)
+        grouping = group_images(files, (), settings, Watcher())
         split = split_normals(files, settings, grouping.part)
-        by_role: dict[Role, tuple[ImageFile, ...]] = {
-            "fit": split.fit,
-            "statistics": split.statistics,
-            "threshold": split.threshold,
-        }
-        self._roles = {image.sha256: role for role, images in by_role.items() for image in images}
+        division = Division(split, grouping)
+        self._roles = {image.sha256: role for role, images in division.roles().items() for image in images}
         self._groups = dict(grouping.groups)
         self._held_back = frozenset(str(image.path) for image in (*split.statistics, *split.threshold))
-        counted = [split.threshold[i] for i in one_of_each_part(split.threshold, grouping.part)]
-        of_use = (spread(split.fit, MOST_FITTED), split.statistics, tuple(counted))
+        self._judges = division.judges
+        of_use = (spread(split.fit, MOST_FITTED), split.statistics, self._judges)
         self._normals = tuple(self._prepared(images) for images in of_use)
         self._batch_size = getattr(loader, "batch_size", None) or 1
         self._plan_length(len(split.fit))
@@ -438,14 +436,13 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         network, scoring, input_settings = self.model.network_on_cpu(), self.model.scoring, self.model.input_settings
         constants = fit_scoring_constants(network, scoring, statistics, input_settings=input_settings, fitted=fit)
         self.model.set_constants(constants)
-        maps, scores = run_graph(AnomalyGraph(network, scoring, constants, input_settings), threshold)
-        self.thresholds = fit_thresholds(
-            scores,
-            maps,
+        self.thresholds = calibrate(
+            AnomalyGraph(network, scoring, constants, input_settings),
+            self._judges,
+            threshold,
             false_alarm_rate=self.false_alarm_rate,
             pixel_false_positive_rate=self.pixel_false_positive_rate,
-            scored_by=f"torch {torch.__version__}, fp32, CPU",
-        )
+        ).thresholds
         self._fitted_at = self.global_step
         self.model.train(was_training)
 

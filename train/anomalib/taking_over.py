@@ -18,11 +18,11 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSI
 from vae_edge.errors import InputError
 from vae_edge.records import make_record
 from vae_edge.train.anomalib.checkpoint import CheckpointNotes, TrainedElsewhere
-from vae_edge.train.data.grouping import few_parts, group_normals, group_test_normals
-from vae_edge.train.data.inspection_set import ImageFile, load_images
+from vae_edge.train.data.grouping import Grouping
+from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
 from vae_edge.train.data.report import check_inspection_set
 from vae_edge.train.data.sources import DataSource
-from vae_edge.train.data.split import Split, SplitSettings, one_of_each_part, split_normals
+from vae_edge.train.data.split import Split, SplitSettings, split_normals
 from vae_edge.train.loop.batches import as_pixels
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
@@ -32,7 +32,8 @@ from vae_edge.train.model.network import Vae, count_flops, count_parameters
 from vae_edge.train.model.presets import REFERENCE_RECIPE
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
-from vae_edge.train.run.finishing import calibrate, finish_run, measure
+from vae_edge.train.run.calibration import Division, calibrate, group_images
+from vae_edge.train.run.finishing import finish_run, measure
 from vae_edge.train.run.folder import (
     SETTINGS_FILE,
     RunFolder,
@@ -43,7 +44,7 @@ from vae_edge.train.run.folder import (
     write_record,
 )
 from vae_edge.train.run.graph_fitting import FittedGraph
-from vae_edge.train.run.records import Role, SplitRecord, split_images
+from vae_edge.train.run.records import Role
 
 _MOST_FOR_LOSS = 64
 
@@ -88,19 +89,8 @@ def take_over(
     images, report = check_inspection_set(found, watcher.progress_of("checking images"))
     for sentence in (*found.describe(), *report.sentences()):
         watcher.say(sentence)
-    notes = trained.notes
-    groups = dict(notes.groups) if notes else {}
-    if not any(image.sha256 in (notes.roles if notes else {}) for image in images.train):
-        grouping = group_normals(images.train, settings.split, watcher.progress)
-        groups |= dict(grouping.groups)
-        if grouping.sentence:
-            watcher.say(grouping.sentence)
-
-    def part(image: ImageFile) -> str:
-        return groups.get(image.sha256, image.sha256)
-
-    split = _divide(trained, images.train, settings.split, groups, watcher)
-    groups |= dict(group_test_normals(images.test, settings.split, watcher.progress).groups)
+    division = _divide(trained, images, settings.split, watcher)
+    split, judges = division.split, division.judges
     preparation = settings.preparation
     statistics = load_images(split.statistics, preparation, watcher.progress_of("reading images"))
     fit = load_images(split.fit, preparation, watcher.progress_of("reading images"))
@@ -115,23 +105,20 @@ def take_over(
             fitted=fit,
             progress=watcher.progress_of("measuring normal residuals"),
         )
-    counted = [split.threshold[i] for i in one_of_each_part(split.threshold, part)]
-    held_out = load_images(counted, preparation, watcher.progress_of("reading held-out normals"))
+    held_out = load_images(judges, preparation, watcher.progress_of("reading held-out normals"))
     # Where only images are given that set the threshold, they are all that there is to take a loss over.
     fitted = _fitted(trained, settings, constants, fit, statistics if len(statistics) else held_out)
-    calibration = calibrate(settings, fitted.graph, counted, held_out, watcher)
-    few = few_parts(len(split.threshold), len(counted), settings.false_alarm_rate)
-    if few:
-        watcher.say(few)
-    metrics = measure(settings, fitted.graph, images, calibration.thresholds, watcher)
-    record = SplitRecord(
-        images=(
-            *split_images(split.fit, "fit", groups),
-            *split_images(split.statistics, "statistics", groups),
-            *split_images(split.threshold, "threshold", groups),
-            *split_images(images.test, "test", groups),
-        )
+    calibration = calibrate(
+        fitted.graph,
+        judges,
+        held_out,
+        false_alarm_rate=settings.false_alarm_rate,
+        pixel_false_positive_rate=settings.pixel_false_positive_rate,
+        progress=watcher.progress_of("scoring held-out normals"),
     )
+    if shortage := division.shortage(settings.false_alarm_rate):
+        watcher.say(shortage)
+    metrics = measure(settings, fitted.graph, images, calibration.thresholds, watcher)
     with only_training(out):
         claim_folder(out, overwrite=False)
         write_record(out / SETTINGS_FILE, settings)
@@ -140,7 +127,7 @@ def take_over(
             settings,
             fitted,
             report,
-            record,
+            division.record(images.test),
             calibration,
             metrics,
             taken_from=f"{trained.path.name}: {trained.description}",
@@ -181,22 +168,25 @@ def _settings(
 
 def _divide(
     trained: TrainedElsewhere,
-    images: tuple[ImageFile, ...],
+    images: InspectionSet,
     settings: SplitSettings,
-    groups: Mapping[str, str],
     watcher: Watcher,
-) -> Split:
-    roles: Mapping[str, Role] = trained.notes.roles if trained.notes else {}
-    known = [image for image in images if image.sha256 in roles]
+) -> Division:
+    notes = trained.notes
+    roles: Mapping[str, Role] = notes.roles if notes else {}
+    known = [image for image in images.train if image.sha256 in roles]
+    # What trained the network was compared then; the rest of a set that it is known by is new, picture by picture.
+    found = group_images(() if known else images.train, images.test, settings, watcher)
+    grouping = Grouping({**(notes.groups if notes else {}), **found.groups})
     if not known:
         if not roles:
             watcher.say(
                 f"{trained.path.name} does not say which images the network was trained on: what it promises holds if "
                 "it was none of these"
             )
-        split = split_normals(images, settings, lambda image: groups.get(image.sha256, image.sha256))
+        split = split_normals(images.train, settings, grouping.part)
     else:
-        new = [image for image in images if image.sha256 not in roles]
+        new = [image for image in images.train if image.sha256 not in roles]
 
         def of(role: Role) -> tuple[ImageFile, ...]:
             return tuple(image for image in known if roles[image.sha256] == role)
@@ -211,7 +201,7 @@ def _divide(
         f"of the normal images {len(split.threshold)} set the threshold, {len(split.statistics)} are for the scale of "
         f"the residual, and {len(split.fit)} {'trained the network' if known else 'are left for INT8 calibration'}"
     )
-    return split
+    return Division(split, grouping)
 
 
 def _fitted(

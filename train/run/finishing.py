@@ -1,21 +1,18 @@
-"""The last steps of every run, however its network came about: thresholds, metrics, and the files of the run."""
+"""The last steps of every run, however its network came about: metrics, and the files of the run."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vae_edge import __version__
 from vae_edge.atomic import write_text
-from vae_edge.decision import fit_thresholds
-from vae_edge.machine import installed_version, installed_versions
+from vae_edge.machine import installed_versions
 from vae_edge.manifest import Thresholds
-from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images, load_masks
+from vae_edge.train.data.inspection_set import InspectionSet, load_images, load_masks
 from vae_edge.train.data.report import DataReport
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
@@ -34,40 +31,9 @@ from vae_edge.train.run.folder import (
 )
 from vae_edge.train.run.graph_fitting import FittedGraph
 from vae_edge.train.run.metrics import Metrics, evaluate
-from vae_edge.train.run.records import CalibrationRecord, CalibrationScore, RunRecord, SplitRecord
+from vae_edge.train.run.records import CalibrationRecord, RunRecord, SplitRecord
 
 _PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
-
-
-def calibrate(
-    settings: TrainSettings,
-    graph: AnomalyGraph,
-    files: Sequence[ImageFile],
-    images: NDArray[np.uint8],
-    watcher: Watcher,
-) -> CalibrationRecord:
-    """Score normals that were held out for it, and fit the thresholds.
-
-    Args:
-        settings: the rates that are promised.
-        graph: the whole model.
-        files: the normals, one of each part.
-        images: uint8 [n, H, W, 3], the same, prepared.
-        watcher: is told how it goes.
-    """
-    maps, scores = run_graph(graph, images, progress=watcher.progress_of("scoring held-out normals"))
-    thresholds = fit_thresholds(
-        scores,
-        maps,
-        false_alarm_rate=settings.false_alarm_rate,
-        pixel_false_positive_rate=settings.pixel_false_positive_rate,
-        scored_by=f"torch {installed_version('torch')}, fp32, CPU",
-    )
-    named = tuple(
-        CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))
-        for image, score in zip(files, scores, strict=True)
-    )
-    return CalibrationRecord(scores=named, thresholds=thresholds)
 
 
 def measure(
@@ -108,7 +74,7 @@ def finish_run(
         fitted: the model.
         report: what the data are.
         split: which image was used for what.
-        calibration: from `calibrate`, or of folds.
+        calibration: from `calibrate` or `cross_calibrate`.
         metrics: from `measure`.
         taken_from: where the network comes from, if this package did not train it here.
 

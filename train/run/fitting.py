@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,11 @@ from vae_edge.errors import InputError
 from vae_edge.records import make_record
 from vae_edge.train.choice.image_size import resolve_size
 from vae_edge.train.choice.photometric_choice import forget_pilots
-from vae_edge.train.data.grouping import Grouping, few_parts, group_normals, group_test_normals
+from vae_edge.train.data.grouping import Grouping
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
 from vae_edge.train.data.report import DataReport, check_inspection_set, look_at
 from vae_edge.train.data.sources import source_of
-from vae_edge.train.data.split import GROUP_AUTOMATICALLY, Fold, Split, one_of_each_part, split_labelled
+from vae_edge.train.data.split import GROUP_AUTOMATICALLY, split_labelled
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted, read_state
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.trainer_arguments import (
@@ -36,8 +36,9 @@ from vae_edge.train.loop.trainer_arguments import (
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
 from vae_edge.train.model.presets import Architecture
+from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.cross_conformal import announce, cross_calibrate, divide, forget_folds
-from vae_edge.train.run.finishing import calibrate, finish_run, measure
+from vae_edge.train.run.finishing import finish_run, measure
 from vae_edge.train.run.folder import (
     CHECKPOINT,
     SETTINGS_FILE,
@@ -52,7 +53,7 @@ from vae_edge.train.run.folder import (
     write_record,
 )
 from vae_edge.train.run.graph_fitting import LabelledImages, fit_graph
-from vae_edge.train.run.records import SplitRecord, split_images
+from vae_edge.train.run.records import SplitRecord
 
 _UNEQUAL_ASPECTS = 1.2
 """Ratio of aspects from which it is said that pictures are stretched."""
@@ -60,32 +61,17 @@ _UNEQUAL_ASPECTS = 1.2
 
 @dataclass(frozen=True)
 class _Data:
-    """The checked data of a run and its split."""
+    """The checked data of a run, and what each good part is used for."""
 
     images: InspectionSet
     report: DataReport
-    split: Split
-    folds: tuple[Fold, ...]
-    """Of cross-conformal calibration; none where the split has its own normals for the threshold."""
-    groups: Mapping[str, str]
-    """Which good parts belong together: the group's name by the image's SHA-256."""
+    division: Division
     choice: tuple[ImageFile, ...] = ()
     """Labelled images to choose by, which are no test images."""
 
-    def part(self, image: ImageFile) -> str:
-        """Return what is equal for two pictures of the same part."""
-        return self.groups.get(image.sha256, image.sha256)
-
     def record(self) -> SplitRecord:
-        return SplitRecord(
-            images=(
-                *split_images(self.split.fit, "fit", self.groups),
-                *split_images(self.split.statistics, "statistics", self.groups),
-                *split_images(self.split.threshold, "threshold", self.groups),
-                *split_images(self.choice, "choice", self.groups),
-                *split_images(self.images.test, "test", self.groups),
-            )
-        )
+        """Return what `split.json` says."""
+        return self.division.record(self.images.test, self.choice)
 
 
 def fit_run(
@@ -190,7 +176,7 @@ def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> 
 
 
 def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
-    if data.folds and (attached.callbacks or attached.arguments):
+    if data.division.folds and (attached.callbacks or attached.arguments):
         watcher.say(
             f"{', '.join(attached.names().values())}: attached to the training of the network that is deployed, not to "
             "those of the folds"
@@ -203,10 +189,11 @@ def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Wa
 
 
 def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
-    split, preparation = data.split, settings.preparation
+    division = data.division
+    split, judges = division.split, division.judges
     n_fit, n_statistics = len(split.fit), len(split.statistics)
-    files = (*split.fit, *split.statistics, *split.threshold)
-    images = load_images(files, preparation, watcher.progress_of("reading images"))
+    files = (*split.fit, *split.statistics, *judges)
+    images = load_images(files, settings.preparation, watcher.progress_of("reading images"))
     fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
     fitted = fit_graph(
         settings,
@@ -218,14 +205,20 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
         attached=attached,
     )
     calibration = None
-    if data.folds:
+    if division.folds:
         # After the deployed network, whose checkpoint is what tells that a run has something to lose.
         chosen = settings if fitted is None else fitted.settings
-        calibration = cross_calibrate(chosen, fitted, data.folds, files, images, out, watcher, part=data.part)
+        part = division.grouping.part
+        calibration = cross_calibrate(chosen, fitted, division.folds, files, images, out, watcher, part=part)
     elif fitted is not None:
-        counted = one_of_each_part(split.threshold, data.part)
-        held_out = images[n_fit + n_statistics :][list(counted)]
-        calibration = calibrate(settings, fitted.graph, [split.threshold[i] for i in counted], held_out, watcher)
+        calibration = calibrate(
+            fitted.graph,
+            judges,
+            images[n_fit + n_statistics :],
+            false_alarm_rate=settings.false_alarm_rate,
+            pixel_false_positive_rate=settings.pixel_false_positive_rate,
+            progress=watcher.progress_of("scoring held-out normals"),
+        )
     if fitted is None or calibration is None:
         # One of several processes that Lightning started to train together; the first one finishes the run.
         raise SystemExit(0)
@@ -244,53 +237,45 @@ def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord 
     remarks = settings.source.listed.remarks if settings.source.listed is not None else ()
     for sentence in (*found.describe(), *report.sentences(white_level=settings.white_level), *remarks):
         watcher.say(sentence)
-    grouping, groups = _group(settings, checked_set, watcher, recorded)
+    grouping = _group(settings, checked_set, watcher, recorded)
     choice: tuple[ImageFile, ...] = ()
     if settings.choose_on_labels:
-        choice, test = split_labelled(checked_set.test, settings.split.seed, lambda i: groups.get(i.sha256, i.sha256))
+        choice, test = split_labelled(checked_set.test, settings.split.seed, grouping.part)
         checked_set = replace(checked_set, test=test)
         watcher.say(
             f"{len(choice)} of the labelled images choose light and scoring, the other {len(test)} are for the test"
         )
     split, folds = divide(checked_set.train, settings, grouping.part)
-    data = _Data(checked_set, report, split, folds, groups, choice)
+    division = Division(split, grouping, folds)
+    data = _Data(checked_set, report, division, choice)
     counts = data.record().counts()
     set_threshold = counts["threshold"] or f"all {counts['fit'] + counts['statistics']}"
     watcher.say(
         f"of the normal images {counts['fit']} train the network, {counts['statistics']} set the scale of its residual "
         f"and {set_threshold} set the threshold"
     )
-    if data.folds:
-        watcher.say(announce(settings, len(checked_set.train), len(data.folds)))
-    n_parts = grouping.n_parts(split.threshold or checked_set.train)
-    check_n_normals(n_parts)
-    few = few_parts(len(split.threshold) or len(checked_set.train), n_parts, settings.false_alarm_rate)
-    if few:
-        watcher.say(few)
+    if folds:
+        watcher.say(announce(settings, len(checked_set.train), len(folds)))
+    check_n_normals(division.n_parts)
+    if shortage := division.shortage(settings.false_alarm_rate):
+        watcher.say(shortage)
     return data
 
 
-def _group(
-    settings: TrainSettings, images: InspectionSet, watcher: Watcher, recorded: SplitRecord | None
-) -> tuple[Grouping, dict[str, str]]:
-    """Return which good parts belong together, and the groups of these and of the good test images for the record."""
+def _group(settings: TrainSettings, images: InspectionSet, watcher: Watcher, recorded: SplitRecord | None) -> Grouping:
+    """Return which good parts belong together, those among the test images included."""
     if recorded is not None and settings.split.group_by == GROUP_AUTOMATICALLY:
         # Not looked for again: another version of the decoder might see one pixel otherwise.
-        groups = {image.sha256: image.group for image in recorded.images if image.group is not None}
-        return Grouping(groups), groups
-    level = settings.white_level
-    grouping = group_normals(images.train, settings.split, watcher.progress, white_level=level)
-    if grouping.sentence:
-        watcher.say(grouping.sentence)
-    tested = group_test_normals(images.test, settings.split, watcher.progress, white_level=level)
-    return grouping, {**tested.groups, **grouping.groups}
+        return Grouping({image.sha256: image.group for image in recorded.images if image.group is not None})
+    return group_images(images.train, images.test, settings.split, watcher, white_level=settings.white_level)
 
 
 def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> TrainSettings:
     """Look at the images, decide the sizes of image and tiles, and say what the network and an image cost."""
     architecture, report = settings.architecture, data.report
     # The normals that set thresholds are not looked at, here as everywhere.
-    seen = (*data.split.fit, *data.split.statistics)
+    split = data.division.split
+    seen = (*split.fit, *split.statistics)
     traits = look_at(seen, white_level=settings.white_level, progress=watcher.progress_of("looking at images"))
     settings = settings.model_copy(update={"traits": traits})
     if settings.size is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -123,7 +123,7 @@ class RunRecord(Record):
 
 
 def split_images(
-    images: tuple[ImageFile, ...], role: Role, groups: Mapping[str, str] | None = None
+    images: Sequence[ImageFile], role: Role, groups: Mapping[str, str] | None = None
 ) -> tuple[SplitImage, ...]:
     """Describe the images of one role; `groups` leads from a SHA-256 to a group, of those that have one."""
     return tuple(
