@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from vae_edge import __version__
 from vae_edge.benchmarks.measure import conditions
+from vae_edge.benchmarks.measure.process import run_process
+from vae_edge.errors import DeviceError
 from vae_edge.machine import installed_versions, look_at_machine, read_system_file
 from vae_edge.records import Record
 
@@ -228,14 +229,8 @@ def _gpus() -> tuple[str, ...]:
     if tool is None:
         return ()
     try:
-        listing = subprocess.run(
-            [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        listing = run_process([tool, "--query-gpu=name,driver_version", "--format=csv,noheader"], 20.0).output
+    except DeviceError:
         # The tool without its driver, as in a container: there is no GPU to speak of.
         return ()
-    return tuple(line.strip().replace(", ", ", driver ") for line in listing.stdout.splitlines() if line.strip())
+    return tuple(line.strip().replace(", ", ", driver ") for line in listing.splitlines() if line.strip())
