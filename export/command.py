@@ -11,14 +11,30 @@ import typer
 
 from vae_edge.backends.tensorrt_build import EngineSettings
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.cli.console import print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
-from vae_edge.decision import check_rate, too_few_normals
-from vae_edge.errors import InputError, MissingDependencyError, UsageError, VaeEdgeError
-from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, Estimator, ExportLayout, LowPrecisionSettings
-from vae_edge.manifest import MANIFEST_FILE, QuantizationRecord
+from vae_edge.decision import check_rate
+from vae_edge.errors import InputError, UsageError, VaeEdgeError
+from vae_edge.export.settings import (
+    BUDGET_OPTIONS,
+    BUNDLE_TO_ENGINE,
+    BUNDLE_TO_MODEL_API,
+    CHECKPOINT,
+    CHECKPOINT_SUFFIXES,
+    ENGINE_OPTIONS,
+    INT8_OPTIONS,
+    RUN,
+    SOURCE_KINDS,
+    Budget,
+    Estimator,
+    ExportLayout,
+    LowPrecisionSettings,
+    SourceKind,
+)
+from vae_edge.export.summary import print_model_api, print_results
+from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.progress import StepProgress
-from vae_edge.targets import SUPPORTED, Precision, Target, parse_precisions, parse_targets
+from vae_edge.targets import SUPPORTED, Precision, Target, combinations, parse_precisions, parse_targets
 from vae_edge.train.model.input_settings import RANGES, KnownRange
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
@@ -28,7 +44,12 @@ if TYPE_CHECKING:
     from vae_edge.train.run.folder import RunFolder
 
 
+_SCORES, _LOW = "Thresholds and scores, of a run or a checkpoint", "FP16 and INT8, of a run or a checkpoint"
+_ENGINE, _MODEL_API = "TensorRT, of a run, a checkpoint or a bundle", "OpenVINO Model API"
+
+
 def export(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -41,14 +62,11 @@ def export(
         str, typer.Option(help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all.")
     ] = "all",
     precision: Annotated[
-        str, typer.Option(help=f"One or several of {', '.join(Precision)}, comma-separated, or all.")
-    ] = "fp32",
-    layout: Annotated[
-        ExportLayout,
+        str,
         typer.Option(
-            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only."
+            help=f"One or several of {', '.join(Precision)}, comma-separated, or all. A bundle keeps its own."
         ),
-    ] = ExportLayout.PLAIN,
+    ] = "fp32",
     out: Annotated[Path, typer.Option(help="Folder that gets the bundles.")] = Path("bundles"),
     name: Annotated[str | None, typer.Option(help="First part of the bundles' names; default: the run's name.")] = None,
     data: Annotated[
@@ -60,7 +78,10 @@ def export(
         ),
     ] = None,
     false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Share of normal images that may be called anomalous; default: the run's.")
+        float | None,
+        typer.Option(
+            help="Share of normal images that may be called anomalous; default: the run's.", rich_help_panel=_SCORES
+        ),
     ] = None,
     scoring: Annotated[
         str | None,
@@ -68,34 +89,57 @@ def export(
             metavar="mse|normalized|default|MAPS",
             help="How a residual becomes a score, as in vae-train --help; default: the run's.",
             show_default=False,
+            rich_help_panel=_SCORES,
         ),
     ] = None,
     input_range: Annotated[
         KnownRange | None,
-        typer.Option(help="What a checkpoint's network gets for a pixel, if it does not say it.", show_default=False),
+        typer.Option(
+            help="What a checkpoint's network gets for a pixel, if it does not say it.",
+            show_default=False,
+            rich_help_panel=_SCORES,
+        ),
     ] = None,
     calibration_data: Annotated[
-        Path | None, typer.Option(help="INT8: normal images to calibrate on; default: those of the training.")
+        Path | None,
+        typer.Option(help="INT8: normal images to calibrate on; default: those of the training.", rich_help_panel=_LOW),
     ] = None,
-    calibration_images: Annotated[int, typer.Option(help="INT8: how many of them, 32 or more.")] = 300,
+    calibration_images: Annotated[
+        int, typer.Option(help="INT8: how many of them, 32 or more.", rich_help_panel=_LOW)
+    ] = 300,
     estimator: Annotated[
-        Estimator, typer.Option(help="INT8: how a range follows from the values seen.")
+        Estimator, typer.Option(help="INT8: how a range follows from the values seen.", rich_help_panel=_LOW)
     ] = Estimator.MIN_MAX,
     max_auroc_drop: Annotated[
-        float | None, typer.Option(help="FP16, INT8: the image AUROC may fall by so much.")
+        float | None,
+        typer.Option(help="FP16, INT8: the image AUROC may fall by so much.", rich_help_panel=_LOW),
     ] = Budget.max_auroc_drop,
     max_flip_rate: Annotated[
-        float | None, typer.Option(help="FP16, INT8: so large a share of the verdicts may change.")
+        float | None,
+        typer.Option(help="FP16, INT8: so large a share of the verdicts may change.", rich_help_panel=_LOW),
     ] = Budget.max_flip_rate,
-    max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch the engine takes.")] = 8,
-    workspace_mib: Annotated[int, typer.Option(help="TensorRT: most scratch memory a layer may use, in MiB.")] = 512,
+    max_batch: Annotated[int, typer.Option(help="The largest batch the engine takes.", rich_help_panel=_ENGINE)] = 8,
+    workspace_mib: Annotated[
+        int, typer.Option(help="Most scratch memory a layer may use, in MiB.", rich_help_panel=_ENGINE)
+    ] = 512,
     optimization_level: Annotated[
-        int | None, typer.Option(help="TensorRT: 0 (quick to build) to 5 (thorough); default: TensorRT's own.")
+        int | None,
+        typer.Option(help="0 (quick to build) to 5 (thorough); default: TensorRT's own.", rich_help_panel=_ENGINE),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(help="TensorRT: file with the timings of earlier builds, read and written; default: the cache's."),
+        typer.Option(
+            help="File with the timings of earlier builds, read and written; default: the cache's.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = None,
+    layout: Annotated[
+        ExportLayout,
+        typer.Option(
+            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only.",
+            rich_help_panel=_MODEL_API,
+        ),
+    ] = ExportLayout.PLAIN,
 ) -> None:
     """Export a trained model to bundles, each checked against it; or make another form of a bundle, without torch.
 
@@ -105,8 +149,8 @@ def export(
     --data, and where anomalib is installed its own prediction of the same images is held against the model.
 
     A bundle is a folder NAME-TARGET-PRECISION with a manifest. Nothing half-written ever gets that name. `all` leaves
-    out the targets whose runtime is not installed. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a bundle did not give
-    the trained model's verdict and was not made.
+    out the targets whose runtime is not installed. An option that does not apply to the source is refused. Exit codes:
+    0 done, 1 failed, 2 wrong usage, 3 a bundle did not give the trained model's verdict and was not made.
     """
     engine = EngineSettings(
         max_batch=max_batch,
@@ -129,28 +173,34 @@ def export(
     targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
     if layout is ExportLayout.MODEL_API:
         targets = _model_api_targets(target, targets)
-    if (source / MANIFEST_FILE).is_file():
-        if layout is ExportLayout.MODEL_API:
-            _export_bundle_to_model_api(Bundle.open(source), out, name, data)
-            return
-        _rebuild(source, targets, out, name, engine)
+    kind = _kind_of(source, layout, targets)
+    _refuse_others(context, source, kind)
+    if kind is BUNDLE_TO_MODEL_API:
+        _export_bundle_to_model_api(Bundle.open(source), out, name, data)
+        return
+    if kind is BUNDLE_TO_ENGINE:
+        _rebuild(Bundle.open(source), out, name, engine)
         return
     asked_scoring = None if scoring is None else _given_scoring(scoring)
+    only_supported = "all" in (target.strip(), precision.strip())
+    _warn_of_unused(context, combinations(targets, precisions, only_supported=only_supported))
     from vae_edge.export.pipeline import ExportSettings, export_run
     from vae_edge.train.run.folder import RunFolder
 
-    if source.suffix.lower() in CHECKPOINT_SUFFIXES and not source.is_dir():
+    if kind is CHECKPOINT:
+        from vae_edge.export.checkpoint import make_run
+
         name = name or source.stem
-        run = _take_over(source, data, out / f"{name}-run", asked_scoring, false_alarm_rate, input_range)
+        run = make_run(
+            source,
+            data,
+            out / f"{name}-run",
+            scoring=asked_scoring,
+            false_alarm_rate=false_alarm_rate,
+            input_range=None if input_range is None else RANGES[input_range],
+        )
         data, asked_scoring = None, None
     else:
-        if input_range is not None:
-            raise UsageError(f"--input-range is for checkpoints, and {source} is none; leave it out")
-        if not source.is_dir():
-            raise InputError(
-                f"there is no folder {source}; expected a run folder (from vae-train), a bundle, or a checkpoint "
-                f"({', '.join(CHECKPOINT_SUFFIXES)})"
-            )
         run = RunFolder.open(source)
     settings = ExportSettings(
         targets=targets,
@@ -160,7 +210,7 @@ def export(
         false_alarm_rate=false_alarm_rate,
         scoring=asked_scoring,
         skip_missing_runtimes=target.strip() == "all",
-        only_supported="all" in (target.strip(), precision.strip()),
+        only_supported=only_supported,
         engine=engine,
         low_precision=low_precision,
     )
@@ -173,81 +223,91 @@ def export(
         if layout is ExportLayout.MODEL_API:
             results, made = _with_model_api(run, results, out, data, progress)
     for folder, record in made:
-        _report_model_api(folder, record)
-    _report(results, out, time.perf_counter() - started)
+        print_model_api(folder, record)
+    print_results(results, out, time.perf_counter() - started)
 
 
-def _take_over(
-    checkpoint: Path,
-    data: Path | None,
-    out: Path,
-    scoring: ScoringSettings | None,
-    false_alarm_rate: float | None,
-    input_range: KnownRange | None,
-) -> RunFolder:
-    """Make a run folder of a network that anomalib trained, and hold it against anomalib where that is installed."""
-    from vae_edge.export.parity import compare_with_anomalib
-    from vae_edge.train.anomalib.checkpoint import read_checkpoint
-    from vae_edge.train.anomalib.taking_over import take_over
-    from vae_edge.train.data.sources import DataSource
-    from vae_edge.train.loop.watcher import TerminalWatcher
-    from vae_edge.train.run.folder import RECORD_FILE
+def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) -> SourceKind:
+    """Return what the source is and becomes.
 
-    if data is None:
-        raise UsageError(
-            f"{checkpoint} needs normal images for its thresholds; add --data NORMALS, images that the network was not "
-            "trained on, or the folder that it was trained on if it is a checkpoint of vae_edge.anomalib.Vae"
-        )
-    if (out / RECORD_FILE).is_file():
-        raise InputError(
-            f"{out} holds a complete run, of an earlier export; export it with: vae-export {out}, or choose "
-            "another --name or --out"
-        )
-    asked = None if input_range is None else RANGES[input_range]
-    with TerminalWatcher() as watcher:
-        trained = read_checkpoint(checkpoint, input_range=asked)
-        run = take_over(
-            trained,
-            DataSource(root=str(data)),
-            out,
-            scoring=scoring,
-            false_alarm_rate=false_alarm_rate,
-            watcher=watcher,
-        )
-        if trained.notes is None:
-            watcher.say("not held against anomalib: these weights are of no model that an anomalib release has")
-            return run
-        if not trained.notes.prepares_as_device:
-            watcher.say(
-                "not held against anomalib: there a pre-processor of the user's resized the images, and a device "
-                "resizes with OpenCV; what the scoring divides by was measured anew"
+    Raises:
+        UsageError: a bundle cannot become these targets.
+        InputError: there is nothing that could be a source.
+    """
+    if (source / MANIFEST_FILE).is_file():
+        if layout is ExportLayout.MODEL_API:
+            return BUNDLE_TO_MODEL_API
+        if targets != (Target.TENSORRT,):
+            raise UsageError(
+                f"{source} is a bundle; from a bundle only a TensorRT engine can be built: add --target tensorrt "
+                "(or, for OpenVINO Model API, --layout model-api), or pass the run folder"
             )
-            return run
-        if not trained.scores_as_device(run.record.scoring):
-            watcher.say("not held against anomalib: its scoring is not the one that was asked for")
-            return run
-        try:
-            parity = compare_with_anomalib(run, trained, watcher)
-        except MissingDependencyError as error:
-            watcher.say(f"not held against anomalib's own prediction: {error}")
-            return run
-        watcher.say(
-            f"against anomalib's own prediction of {parity.n_images} images: {parity.label_flips} verdicts differ, "
-            f"scores by at most {parity.max_score_difference:.1e} and maps by {parity.max_map_difference:.1e}"
-        )
-    return run
+        return BUNDLE_TO_ENGINE
+    if source.is_dir():
+        return RUN
+    if source.suffix.lower() in CHECKPOINT_SUFFIXES:
+        return CHECKPOINT
+    raise InputError(
+        f"there is no folder {source}; expected a run folder (from vae-train), a bundle, or a checkpoint "
+        f"({', '.join(CHECKPOINT_SUFFIXES)})"
+    )
 
 
-def _rebuild(source: Path, targets: tuple[Target, ...], out: Path, name: str | None, engine: EngineSettings) -> None:
-    if targets != (Target.TENSORRT,):
-        raise UsageError(
-            f"{source} is a bundle; from a bundle only a TensorRT engine can be built: add --target tensorrt, "
-            "or pass the run folder"
-        )
+def _given(context: typer.Context) -> dict[str, str]:
+    """Return the options of the command line: parameter to flag."""
+    return {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.opts[0].startswith("-")
+        and (origin := context.get_parameter_source(parameter.name)) is not None
+        and origin.name == "COMMANDLINE"
+    }
+
+
+def _refuse_others(context: typer.Context, source: Path, kind: SourceKind) -> None:
+    """Refuse options that do not apply to the source.
+
+    Raises:
+        UsageError: with what each is for.
+    """
+    refused: dict[str, list[str]] = {}
+    for parameter, flag in _given(context).items():
+        if parameter not in kind.options:
+            suited = _and([each.several for each in SOURCE_KINDS if parameter in each.options])
+            refused.setdefault(suited, []).append(flag)
+    if refused:
+        reasons = [f"{_and(flags)} {_is(flags)} for {suited}" for suited, flags in refused.items()]
+        it = "it" if sum(map(len, refused.values())) == 1 else "them"
+        raise UsageError(f"{'; '.join(reasons)}; but {source} is {kind.one}: leave {it} out")
+
+
+def _warn_of_unused(context: typer.Context, pairs: list[tuple[Target, Precision]]) -> None:
+    """Warn of options that apply to the source, but to nothing that is made of it."""
+    precisions = {precision for _, precision in pairs}
+    for options, wanted, is_made in (
+        (ENGINE_OPTIONS, "--target tensorrt", any(target is Target.TENSORRT for target, _ in pairs)),
+        (INT8_OPTIONS, "--precision int8", Precision.INT8 in precisions),
+        (BUDGET_OPTIONS, "--precision fp16 or int8", precisions != {Precision.FP32}),
+    ):
+        unused = [flag for parameter, flag in _given(context).items() if parameter in options]
+        if unused and not is_made:
+            print_warning(f"{_and(unused)} {_is(unused)} for {wanted}, which was not asked for: it has no effect")
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _is(words: list[str]) -> str:
+    return "is" if len(words) == 1 else "are"
+
+
+def _rebuild(source: Bundle, out: Path, name: str | None, engine: EngineSettings) -> None:
     from vae_edge.export.rebuild import rebuild_engine
 
     with step_progress() as progress:
-        bundle = rebuild_engine(Bundle.open(source), out, engine, name=name, progress=progress)
+        bundle = rebuild_engine(source, out, engine, name=name, progress=progress)
     results_console().print(f"{bundle.folder}: {size_text(bundle.size_bytes)}")
     print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
 
@@ -270,7 +330,7 @@ def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, dat
     description = None if data is None else f"pictures in {data.name}"
     with step_progress() as progress:
         record = export_model_api(bundle, folder, images, description=description, progress=progress)
-    _report_model_api(folder, record)
+    print_model_api(folder, record)
     if data is None:
         print_warning(f"{folder.name} was compared with the bundle on drawn pictures only; --data PICTURES takes yours")
 
@@ -309,92 +369,6 @@ def _with_model_api(
                 result = replace(result, error=error)
         with_errors.append(result)
     return with_errors, made
-
-
-def _report_model_api(folder: Path, record: ModelApiRecord) -> None:
-    check = record.check
-    results_console().print(
-        f"{folder}: {size_text(sum(file.size_bytes for file in record.files))}, the bundle's verdict on "
-        f"{check.n_images - check.label_differences} of {check.n_images} pictures, score drift "
-        f"{check.max_score_difference:.1e}",
-        soft_wrap=True,
-    )
-
-
-def _report(results: list[ExportResult], out: Path, seconds: float) -> None:
-    """Print a table of what was made, warn, and end with the exit code of what failed."""
-    table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
-    table.add_column("bundle", no_wrap=True)
-    for column in ("size", "score drift", "map drift", "flips", "AUROC drop", "given back", "verified"):
-        table.add_column(column, justify="right")
-    for result in results:
-        if result.bundle is None:
-            continue
-        manifest = result.bundle.manifest
-        parity = manifest.parity
-        drift = ("-", "-", "-")
-        if parity is not None:
-            drift = (
-                f"{parity.max_score_difference:.1e}",
-                f"{parity.max_map_difference:.1e}",
-                f"{parity.label_flips} of {parity.n_images}",
-            )
-        table.add_row(
-            manifest.name,
-            size_text(result.bundle.size_bytes),
-            *drift,
-            "-" if manifest.accuracy is None else f"{manifest.accuracy.image_auroc_drop:.4f}",
-            _given_back(manifest.quantization),
-            "yes" if manifest.verified else "no",
-        )
-    if table.row_count:
-        results_console().print(table)
-    _warn(results)
-    errors = [result for result in results if result.error is not None]
-    for result in errors[:-1]:
-        print_warning(f"no {result.target} {result.precision} bundle: {result.error}")
-    gates = [result.error for result in errors if result.error is not None and result.error.exit_code == 3]
-    if errors:
-        last = errors[-1].error
-        assert last is not None
-        raise gates[-1] if gates else last
-
-
-def _given_back(quantization: QuantizationRecord | None) -> str:
-    """Say how many layers went back to float."""
-    return "-" if quantization is None else f"{len(quantization.given_back)} of {len(quantization.layers)}"
-
-
-def _warn(results: list[ExportResult]) -> None:
-    said: set[str] = set()
-
-    def warn_once(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
-            print_warning(sentence)
-
-    unverified: dict[str, list[str]] = {}
-    for result in results:
-        if result.skipped is not None:
-            warn_once(f"no {result.target} bundle: {result.skipped}")
-        for sentence in result.warnings:
-            warn_once(f"{result.target} {result.precision}: {sentence}")
-        if result.bundle is None:
-            continue
-        manifest = result.bundle.manifest
-        if manifest.quantization is not None and manifest.quantization.given_back:
-            layers = ", ".join(manifest.quantization.given_back)
-            warn_once(f"{manifest.name}: back in float to keep the accuracy, the most harmful first: {layers}")
-        if not manifest.verified:
-            unverified.setdefault(str(manifest.not_verified_because), []).append(manifest.name)
-    for reason, names in unverified.items():
-        warn_once(
-            f"not verified: {', '.join(names)}, whose thresholds another runtime's scores have set: {reason}; on the "
-            f"device, run: vae-edge verify {names[0]} --data NORMALS"
-        )
-    for result in results:
-        if result.bundle is not None and (too_few := too_few_normals(result.bundle.manifest.thresholds)):
-            warn_once(too_few)
 
 
 def _given_scoring(text: str) -> ScoringSettings:

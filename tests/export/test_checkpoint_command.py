@@ -15,7 +15,7 @@ from tests.train.tiny_models import scoring_of, write_set
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import MissingDependencyError
-from vae_edge.export.parity import compare_with_anomalib, predict_with_anomalib
+from vae_edge.export.checkpoint import compare_with_anomalib, predict_with_anomalib
 from vae_edge.train.anomalib.checkpoint import read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over
 from vae_edge.train.data.inspection_set import load_images
@@ -171,7 +171,7 @@ def test_a_rate_that_is_none_is_refused_before_any_work(
     words = (checkpoints / "own.ckpt", "--data", data, "--out", tmp_path / "out")
     code, said = refused(command, *words, "--false-alarm-rate", rate)
     assert code == 2
-    assert "false_alarm_rate" in said
+    assert "the false-alarm rate is" in said
     assert not (tmp_path / "out").exists()
 
 

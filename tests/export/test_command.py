@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundles import make_bundle, spotted_image, write_image
+from vae_edge.export.command import export
+from vae_edge.export.settings import BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API, CHECKPOINT, RUN, SOURCE_KINDS
 from vae_edge.targets import Target
 from vae_edge.train.run.folder import RunFolder
 
@@ -166,3 +169,90 @@ def test_a_model_api_name_that_is_taken_is_refused_before_any_work(
     assert code == 1
     assert "is already there" in err
     assert not (tmp_path / "dial-openvino-fp32").exists()
+
+
+OPTIONS = {
+    "precision": ("--precision", "fp16"),
+    "data": ("--data", "pictures"),
+    "false_alarm_rate": ("--false-alarm-rate", "0.05"),
+    "scoring": ("--scoring", "mse"),
+    "input_range": ("--input-range", "imagenet"),
+    "calibration_data": ("--calibration-data", "normals"),
+    "calibration_images": ("--calibration-images", "300"),
+    "estimator": ("--estimator", "min-max"),
+    "max_auroc_drop": ("--max-auroc-drop", "0.01"),
+    "max_flip_rate": ("--max-flip-rate", "0.02"),
+    "max_batch": ("--max-batch", "8"),
+    "workspace_mib": ("--workspace-mib", "512"),
+    "optimization_level": ("--optimization-level", "3"),
+    "timing_cache": ("--timing-cache", "timings"),
+}
+"""An option of each parameter that some kind of source does not take, half of them with its default as value."""
+
+KINDS = {"run": RUN, "checkpoint": CHECKPOINT, "engine": BUNDLE_TO_ENGINE, "model-api": BUNDLE_TO_MODEL_API}
+
+
+def test_every_option_is_declared_for_some_kind_of_source() -> None:
+    parameters = set(inspect.signature(export).parameters) - {"context", "source"}
+    assert parameters == frozenset().union(*(kind.options for kind in SOURCE_KINDS))
+    assert set(OPTIONS) == {name for name in parameters if any(name not in kind.options for kind in SOURCE_KINDS)}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name, kind in KINDS.items() for option in OPTIONS if option not in kind.options],
+)
+def test_an_option_that_does_not_apply_to_the_source_is_refused_with_what_it_is_for(
+    name: str, option: str, command: Command, trained_run: RunFolder, tmp_path: Path
+) -> None:
+    source, extra = tmp_path / "source", {"engine": ("--target", "tensorrt"), "model-api": ("--layout", "model-api")}
+    if name == "checkpoint":
+        source = tmp_path / "model.ckpt"
+        source.touch()
+    elif name == "run":
+        source = trained_run.folder
+    else:
+        make_bundle(source, Target.OPENVINO if name == "model-api" else Target.ONNX)
+    code, out, err = command("export", source, *OPTIONS[option], *extra.get(name, ()), "--out", tmp_path / "out")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    suited = [kind.several for kind in SOURCE_KINDS if option in kind.options]
+    assert f"{OPTIONS[option][0]} is for {suited[0]}" in err
+    assert all(several in err for several in suited)
+    assert f"but {source} is {KINDS[name].one}: leave it out" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_options_that_do_not_apply_are_refused_in_one_sentence(command: Command, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "toy", Target.ONNX)
+    options = ("--scoring", "mse", "--precision", "int8", "--input-range", "imagenet", "--max-batch", "4")
+    code, _, err = command("export", tmp_path / "toy", "--target", "tensorrt", *options)
+    assert code == 2
+    assert "--precision and --scoring are for run folders and checkpoints; --input-range is for checkpoints; but" in err
+    assert "leave them out" in err
+    assert "--max-batch" not in err
+
+
+def test_an_option_for_what_is_not_made_of_a_run_is_warned_about(
+    command: Command, trained_run: RunFolder, tmp_path: Path
+) -> None:
+    unused = ("--calibration-images", "64", "--max-flip-rate", "0.5", "--max-batch", "2", "--workspace-mib", "64")
+    code, _, err = command("export", trained_run.folder, "--target", "torch", "--out", tmp_path, *unused)
+    assert code == 0, err
+    said = " ".join(err.split())
+    for sentence in (
+        "--calibration-images is for --precision int8, which was not asked for: it has no effect",
+        "--max-flip-rate is for --precision fp16 or int8",
+        "--max-batch and --workspace-mib are for --target tensorrt",
+    ):
+        assert sentence in said
+
+
+def test_the_help_has_the_common_options_first_and_the_rest_in_groups(command: Command) -> None:
+    code, out, _ = command("export", "--help")
+    assert code == 0
+    common = ("Arguments ─", "Options ─", "--target ", "--precision ", "--out ")
+    groups = ("Thresholds and scores, of", "--scoring ", "FP16 and INT8, of", "--max-flip-rate ", "TensorRT, of")
+    at = 0
+    for text in (*common, *groups, "--max-batch ", "OpenVINO Model API ─", "--layout "):
+        assert text in out[at:], text
+        at = out.index(text, at)
