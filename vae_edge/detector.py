@@ -69,7 +69,7 @@ class Detector:
         self.backend = backend
         self._open_for_streams = open_for_streams
         self._stream_backend: Backend | None = None if open_for_streams else backend
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # A signal handler that interrupts `stream_backend` may call `close`.
         self._closed = False
         self._process = Process("this detector")
         self._arguments: dict[str, Any] | None = None
@@ -284,7 +284,11 @@ class Detector:
             if self._stream_backend is None:
                 if self._closed or self._open_for_streams is None:
                     raise DeviceError(_CLOSED)
-                self._stream_backend = self._open_for_streams()
+                loaded = self._open_for_streams()
+                if self._closed:
+                    loaded.close()
+                    raise DeviceError(_CLOSED)
+                self._stream_backend = loaded
             return self._stream_backend
 
     def _decide_batch(self, backend: Backend, batch: list[Source]) -> list[Prediction | VaeEdgeError]:

@@ -152,9 +152,11 @@ class InOrder(Generic[_Item, _Result]):
         stop = getattr(self._source, "stop", None)
         if callable(stop):
             stop()
+        _running.discard(self)
+        if threading.current_thread() in self._workers:
+            return  # What was left by its consumer and is being collected as garbage, in whatever thread that happens.
         for worker in self._workers:
             worker.join(_PATIENCE_S)
-        _running.discard(self)
         if any(worker.is_alive() for worker in self._workers):
             _log.warning("a thread still waits for the next image of its source and ends when that comes")
 

@@ -419,3 +419,65 @@ def test_a_detector_needs_no_standard_streams(onnx_bundle: Bundle) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(onnx_bundle.folder)], capture_output=True, check=True)
     assert done.stdout == b"True"
+
+
+# Signals and the end of a program
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from vae_edge import Detector, DeviceError
+from tests.tiny_bundles import dark_image, spotted_image
+
+GOOD, BAD = dark_image(1), spotted_image(2)
+detector = Detector.open(sys.argv[1])
+"""
+
+HANDLERS = """
+# Python calls a handler between two steps of the main thread, so also within a call of the detector.
+handled = 0
+def judge(number, frame):
+    global handled
+    assert not detector.predict(GOOD).is_anomalous
+    handled += 1
+signal.signal(signal.SIGUSR1, judge)
+def send():
+    while handled < 40:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.02)
+sender = threading.Thread(target=send)
+sender.start()
+while sender.is_alive():
+    assert detector.predict(BAD).is_anomalous
+signal.signal(signal.SIGALRM, lambda number, frame: another.close())
+for number in range(12):
+    another = Detector.open(sys.argv[1])
+    signal.setitimer(signal.ITIMER_REAL, 0.01 + 0.003 * number)
+    try:
+        while True:
+            another.predict(BAD)
+    except DeviceError as error:
+        assert "has been closed" in str(error)
+print("done")
+"""
+
+DAEMONS = """
+def judge():
+    while True:
+        detector.predict(BAD)
+for _ in range(3):
+    threading.Thread(target=judge, daemon=True).start()
+def load():
+    while True:
+        Detector.open(sys.argv[1]).close()
+threading.Thread(target=load, daemon=True).start()
+time.sleep(0.3)
+print("done")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("program", [HANDLERS, DAEMONS], ids=["signal-handlers", "daemon-threads"])
+def test_signal_handlers_and_daemon_threads_may_judge_and_close(bundle: Bundle, program: str) -> None:
+    command = [sys.executable, "-c", PROGRAM + program, str(bundle.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -143,3 +145,29 @@ def test_a_source_that_cannot_be_woken_does_not_hold_the_consumer_up_for_ever(
     assert "ends when that comes" in caplog.text
     go_on.set()
     wait_until(lambda: our_threads() == [])
+
+
+def test_what_its_consumer_has_left_can_be_collected_by_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", failures.append)
+    left, collected = threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        left.wait(20)
+        gc.collect()
+        collected.set()
+        yield 1
+
+    def leave() -> None:
+        results = iter(InOrder(source(), squares, n_workers=2))
+        next(results)
+        circle: list[Any] = [results]
+        circle.append(circle)
+
+    gc.collect()
+    leave()
+    left.set()
+    assert collected.wait(20)
+    wait_until(lambda: our_threads() == [])
+    assert failures == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,32 +110,52 @@ class Layout:
 
 
 class _Calls:
-    """The calls under way in a backend: they keep it open, and nothing new begins once it is to close."""
+    """The calls under way in a backend: they keep it open, and nothing new begins once it is to close.
+
+    All of it can be called by a signal handler that interrupts it, and the handler's thread waits for itself nowhere.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._running = 0
-        self._closed = False
+        self._threads: list[int] = []
+        """The thread of each call."""
+        self._is_closed = False
+        self._is_freed = False
 
     def __enter__(self) -> None:
+        me = threading.get_ident()
         with self._changed:
-            if self._closed:
-                raise DeviceError("this model has been closed; open it again to run it")
-            self._running += 1
+            self._threads.append(me)
+            if not self._is_closed and me not in _ending:
+                return
+            self.__exit__()
+        if me in _ending:
+            raise SystemExit  # Which ends a thread without a word.
+        raise DeviceError("this model has been closed; open it again to run it")
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._running -= 1
-            if self._closed and not self._running:
-                self._changed.notify_all()
+            self._threads.remove(threading.get_ident())
+            self._changed.notify_all()
 
-    def end(self) -> bool:
-        """Let nothing new begin and wait for what runs; tell whether this is the first time."""
+    def end(self) -> None:
+        """Let nothing new begin and wait for what other threads run."""
         with self._changed:
-            first, self._closed = not self._closed, True
-            while self._running:
-                self._changed.wait()
-            return first
+            self._is_closed = True
+            self.wait()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for what other threads run."""
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: all(thread == me for thread in self._threads), timeout_s)
+
+    def may_free(self) -> bool:
+        """Tell, once, whether all has come to its end and the model is to be freed."""
+        with self._changed:
+            may = self._is_closed and not self._threads and not self._is_freed
+            self._is_freed = self._is_freed or may
+            return may
 
 
 class Backend(ABC):
@@ -172,6 +195,7 @@ class Backend(ABC):
         self._calls = _Calls()
         self._process = Process("this model")
         never_free_in_children(self)
+        _open.add(self)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the model once.
@@ -188,16 +212,20 @@ class Backend(ABC):
                 was loaded before this process was forked.
         """
         self._process.check()
-        with self._calls:
-            check_feeds(feeds, self.inputs, self.max_batch)
-            try:
-                outputs = self._run(feeds)
-            except VaeEdgeError:
-                raise
-            except Exception as error:
-                raise DeviceError(f"{self.version} failed on {self.device.name}: {said_by(error)}") from error
-            check_outputs(outputs, self.outputs, feeds[self.inputs[0].name].shape[0])
-            return outputs
+        try:
+            with self._calls:
+                check_feeds(feeds, self.inputs, self.max_batch)
+                try:
+                    outputs = self._run(feeds)
+                except VaeEdgeError:
+                    raise
+                except Exception as error:
+                    raise DeviceError(f"{self.version} failed on {self.device.name}: {said_by(error)}") from error
+                check_outputs(outputs, self.outputs, feeds[self.inputs[0].name].shape[0])
+                return outputs
+        finally:
+            if self._calls.may_free():  # A signal handler that interrupted this call has closed it.
+                self._free()
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
@@ -206,9 +234,13 @@ class Backend(ABC):
     def close(self) -> None:
         """Wait for the calls under way, then free the model and everything it holds on the device.
 
-        In a child that was forked since it does nothing: the model is the parent's.
+        A signal handler that interrupts a call may close it, too: the model is freed when that call has ended. In a
+        child that was forked since it does nothing: the model is the parent's.
         """
-        if self._process.is_this and self._calls.end():
+        if not self._process.is_this:
+            return
+        self._calls.end()
+        if self._calls.may_free():
             self._free()
 
     @abstractmethod
@@ -222,6 +254,31 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_open: WeakSet[Backend] = WeakSet()
+_ending: frozenset[int] = frozenset()
+"""The daemon threads that are left when the program ends."""
+
+_loading: list[int] = []
+"""The threads that load a model."""
+_LAST_CALL_S = 5.0
+
+
+@atexit.register
+def _end_daemon_threads() -> None:
+    """Let no daemon thread be inside a runtime when the interpreter goes: where Python ends a thread in C++, it aborts.
+
+    The process ended with `terminate called without an active exception` and exit code 134.
+    """
+    global _ending
+    _ending = frozenset(thread.ident or 0 for thread in threading.enumerate()) - {threading.get_ident()}
+    for backend in list(_open):
+        if backend._process.is_this:
+            backend._calls.wait(_LAST_CALL_S)
+    deadline = time.monotonic() + _LAST_CALL_S
+    while not _ending.isdisjoint(_loading) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...], max_batch: int | None) -> None:
@@ -354,7 +411,11 @@ def open_backend(
             f"run: pip install --force-reinstall 'vae-edge[{record.extra}]'"
         ) from error
     options = options or RuntimeOptions()
+    me = threading.get_ident()
+    _loading.append(me)  # No lock, which a forked child would find locked.
     try:
+        if me in _ending:
+            raise SystemExit
         backend: Backend = backend_class(model, inputs, outputs, max_batch=max_batch, options=options)
     except (VaeEdgeError, KeyboardInterrupt, SystemExit):
         raise
@@ -367,6 +428,8 @@ def open_backend(
         raise BundleError(
             f"{message}; export the bundle again, or install the version of the runtime that its manifest names"
         ) from error
+    finally:
+        _loading.remove(me)
     return backend
 
 

@@ -75,7 +75,7 @@ class TensorRtBackend(Backend):
     ) -> None:
         index = parse_device(options.device)
         self._module, misfit = judge_plan(model, find_module)
-        self._seating = threading.Lock()
+        self._seating = threading.RLock()
         self._seats: list[_Seat] = []
         self._own = threading.local()
         self._runtime: Any = None
@@ -106,14 +106,17 @@ class TensorRtBackend(Backend):
         self._sizes_bytes = {spec.name: _size_bytes(spec, self.max_batch) for spec in (*inputs, *outputs)}
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        # A signal handler that interrupts a call may make one: on a seat of its own.
+        mine: list[_Seat] = self._own.__dict__.setdefault("seats", [])
         with self._memory.activate():
-            return self._infer(self._seat(), feeds)
+            seat = mine.pop() if mine else self._seat()
+            try:
+                return self._infer(seat, feeds)
+            finally:
+                mine.append(seat)
 
     def _seat(self) -> _Seat:
-        """Return the calling thread's own seat: its earlier one, one of a thread that has ended, or a new one."""
-        mine: _Seat | None = getattr(self._own, "seat", None)
-        if mine is not None:
-            return mine
+        """Return a seat for the calling thread: one of a thread that has ended, or a new one."""
         # One at a time: creating execution contexts is not documented as safe from several threads.
         with self._seating:
             mine = next((seat for seat in self._seats if not seat.owner.is_alive()), None)
@@ -126,8 +129,7 @@ class TensorRtBackend(Backend):
                 mine = _Seat(threading.current_thread(), context, Lane(self._memory, self._sizes_bytes))
                 self._seats.append(mine)
             mine.owner = threading.current_thread()
-        self._own.seat = mine
-        return mine
+            return mine
 
     def _infer(self, seat: _Seat, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         context, lane = seat.context, seat.lane

@@ -48,7 +48,8 @@ class TorchBackend(Backend):
         elif options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = torch.device(device.name)
-        self._one_at_a_time = threading.Lock() if self._device.type == "cpu" else nullcontext()
+        # A signal handler that interrupts a call may make one.
+        self._one_at_a_time = threading.RLock() if self._device.type == "cpu" else nullcontext()
         if self._device.type == "cuda":
             # TF32 would move the scores away from the trained model's.
             torch.backends.cudnn.allow_tf32 = False
