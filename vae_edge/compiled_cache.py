@@ -40,6 +40,7 @@ from vae_edge.compiled_entries import (
     stat_or_none,
 )
 from vae_edge.errors import BundleError, InputError
+from vae_edge.file_system import LockFile
 from vae_edge.records import check_recorded_files, file_record, read_record
 
 __all__ = [
@@ -157,37 +158,34 @@ def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
 def building(key: CompiledKey, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Let one thread of one process at a time make what belongs to a key; the others wait, then find it.
 
-    Where the lock cannot be had, as on a read-only disk, the block runs without it: the work may be done twice.
+    Where the lock cannot be had, as on a read-only disk or one without locks, the block runs without it: the work may
+    be done twice.
 
     Args:
         key: what is to be made.
         on_wait: called once if somebody else is at it.
     """
-    # Loaded here and not at the top: most starts find what they need.
-    from filelock import FileLock, Timeout
-
     record_path = _record_path(key)
-    lock = None
+    held = None
     if record_path is not None:
-        lock = FileLock(record_path.with_suffix(".lock"))
+        file = LockFile(record_path.with_suffix(".lock"), or_by_name=False)
         try:
             _make_folder(record_path.parent)
             if not _is_private(record_path.parent):
                 raise PermissionError(errno.EPERM, "others could put a link in the place of the lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            while not file.acquire():
                 if on_wait is not None:
                     on_wait()
-                lock.acquire(timeout=-1, poll_interval=0.1)
-        except (OSError, NotImplementedError) as error:
+                    on_wait = None
+                time.sleep(0.1)
+            held = file
+        except OSError as error:
             _log.debug("no lock for %s: %s", record_path, error)
-            lock = None
     try:
         yield
     finally:
-        if lock is not None:
-            lock.release()
+        if held is not None:
+            held.release()
 
 
 def _content_named_by(record_path: Path) -> Path | None:

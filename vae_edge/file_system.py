@@ -180,10 +180,15 @@ class LockFile:
 
     Where the file system has no locks a second file beside it, `NAME.owner`, names the holder. One that was killed
     there is recognised on its own machine only.
+
+    Args:
+        path: the file; it is there while somebody holds it.
+        or_by_name: whether the second file is made where it is needed; without it such a file system is an OSError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, or_by_name: bool = True) -> None:
         self.path = path
+        self._or_by_name = or_by_name
         self._owner_path = path.with_name(f"{path.name}.owner")
         self._handle: int | None = None
         self._is_by_name = False
@@ -192,11 +197,15 @@ class LockFile:
         """Take the file without waiting, and tell whether it is this process's now.
 
         Raises:
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written, or has no locks and none by name is wanted.
         """
         while self._handle is None:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             locked = lock(handle)
+            if locked is None and not self._or_by_name:
+                os.close(handle)
+                self.path.unlink(missing_ok=True)
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self.path))
             if locked is False or (locked is None and not self._acquire_by_name()):
                 os.close(handle)
                 return False

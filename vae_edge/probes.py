@@ -68,8 +68,9 @@ def probe_onnxruntime() -> Probe:
 
 def probe_openvino() -> Probe:
     """Compile and run one layer with OpenVINO on the CPU."""
-    from vae_edge.backends.openvino_module import openvino_core, version_of
+    from vae_edge.backends.openvino_module import check_can_load, openvino_core, version_of
 
+    check_can_load()
     openvino, core = import_openvino(), openvino_core()
     devices = tuple(device.lower() for device in core.available_devices)
     network = core.read_model(_RELU_ONNX)

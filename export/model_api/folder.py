@@ -18,7 +18,7 @@ from pydantic import Field
 import vae_edge
 from vae_edge.agreement import compare_scores
 from vae_edge.atomic import check_replaceable, new_folder
-from vae_edge.backends.openvino_module import openvino_core
+from vae_edge.backends.openvino_module import check_can_load, openvino_core
 from vae_edge.bundle import Bundle
 from vae_edge.decision import check_thresholds
 from vae_edge.detector import Detector
@@ -40,6 +40,7 @@ from vae_edge.records import (
     check_recorded_files,
     file_record,
     read_record,
+    recorded_names,
 )
 from vae_edge.targets import SUPPORTED, Precision, Target
 
@@ -140,7 +141,11 @@ def check_folder_is_free(folder: Path) -> None:
         InputError: with the name.
     """
     check_recordable(folder)
-    check_replaceable(folder, RECORD_FILE)
+    check_replaceable(folder, RECORD_FILE, _own_files)
+
+
+def _own_files(folder: Path) -> set[str]:
+    return recorded_names(folder, RECORD_FILE)
 
 
 def export_model_api(
@@ -189,7 +194,7 @@ def export_model_api(
         "image_threshold": repr(scales.image.threshold),
         "pixel_threshold": repr(scales.pixel.threshold),
     }
-    with new_folder(folder, replaces=RECORD_FILE) as temporary:
+    with new_folder(folder, replaces=RECORD_FILE, own=_own_files) as temporary:
         graph = openvino_core().read_model(bundle.model_path)
         graph = as_model_api(graph, manifest.preparation, scales, information)
         write_ir(graph, temporary / MODEL_FILE)
@@ -291,6 +296,7 @@ def open_model(model: Path) -> Any:
     Returns:
         A function from uint8 [H, W, 3], blue first, to the outputs by name; they are copies.
     """
+    check_can_load()
     core = openvino_core()
     compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.agreement import Outputs
-from vae_edge.backends.openvino_module import openvino_core
+from vae_edge.backends.openvino_module import check_can_load, openvino_core
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.openvino_ir import (
     CONVOLUTIONS,
@@ -213,6 +213,7 @@ def _restore(quantized: Any, original: Any) -> None:
 
 def _compiled(model: Any) -> Any:
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    check_can_load()
     return openvino_core().compile_model(model, "CPU", settings)
 
 
@@ -289,6 +290,7 @@ def quantize_network(
     operations = (op for op in model.get_ordered_ops() if op.get_type_name() != "Constant")
     rest = [op.get_friendly_name() for op in operations if op.get_friendly_name() not in network]
     ranges = _range_estimator(nncf, settings.estimator)
+    check_can_load()
     with _quiet():
         quantized = nncf.quantize(
             model,

@@ -286,6 +286,42 @@ def test_a_forked_child_is_told_what_to_do_and_never_hangs(bundle: Bundle) -> No
     }
 
 
+PROBE_AND_FORK = """
+import os, sys
+from vae_edge import Detector, DeviceError
+from vae_edge.probes import probe_openvino
+probe_openvino()
+if os.fork() == 0:
+    try:
+        Detector.open(sys.argv[1])
+    except DeviceError as error:
+        os._exit(0 if "start workers with the method spawn" in str(error) else 2)
+    os._exit(3)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_models_that_other_code_loaded_before_the_fork_count_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    folder = make_bundle(tmp_path / "toy", Target.OPENVINO).folder
+    done = subprocess.run([sys.executable, "-c", PROBE_AND_FORK, str(folder)], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_all_code_that_loads_a_model_with_openvino_says_so() -> None:
+    root = Path(__file__).parents[2]
+    loading = [
+        path
+        for folder in ("vae_edge", "export")
+        for path in (root / folder).rglob("*.py")
+        if any(call in path.read_text(encoding="utf-8") for call in (".compile_model(", "nncf.quantize("))
+    ]
+    assert len(loading) >= 4
+    assert [path for path in loading if "check_can_load()" not in path.read_text(encoding="utf-8")] == []
+
+
 # Worker processes
 
 

@@ -13,7 +13,7 @@ import typer
 from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import lines_stdout, notes_console, print_error, warnings_shown
+from vae_edge.cli.console import lines_stdout, notes_console, print_error
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
@@ -234,7 +234,7 @@ def run(
     opened = Bundle.open(bundle)
     white_level = opened.manifest.preparation.white_level
     busy = f"another vae-run writes into {out}"
-    with warnings_shown(), nullcontext() if out is None else claim(out / LOCK_FILE, busy):
+    with nullcontext() if out is None else claim(out / LOCK_FILE, busy):
         if out is not None:
             check_no_earlier_run(out, overwrite=overwrite)  # Which may have ended meanwhile.
         if watching is not None:

@@ -288,6 +288,13 @@ def test_an_older_export_is_replaced(bundle: Bundle, exported: Path) -> None:
     assert record.check.n_images == 1
 
 
+def test_somebody_elses_file_in_an_older_export_is_not_lost(bundle: Bundle, exported: Path) -> None:
+    (exported / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt in it belongs to somebody else"):
+        export_model_api(bundle, exported, [dark_image(3)])
+    assert (exported / "notes.txt").read_text() == "mine"
+
+
 def test_files_are_compared_as_well_and_named(bundle: Bundle, exported: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "parts" / "a" / "good.png", dark_image(0, 50))
     write_image(tmp_path / "parts" / "bad.jpg", spotted_image(1, 70))
