@@ -284,12 +284,14 @@ class Detector:
             if self._stream_backend is None:
                 if self._closed or self._open_for_streams is None:
                     raise DeviceError(_CLOSED)
-                loaded = self._open_for_streams()
-                if self._closed:
-                    loaded.close()
-                    raise DeviceError(_CLOSED)
-                self._stream_backend = loaded
+                self._stream_backend = self._open_for_streams()
+                self._close_if_asked(self._stream_backend)
             return self._stream_backend
+
+    def _close_if_asked(self, loaded: Backend) -> None:
+        """Close what was being loaded while a signal handler closed the detector; using it is an error then."""
+        if self._closed:
+            loaded.close()
 
     def _decide_batch(self, backend: Backend, batch: list[Source]) -> list[Prediction | VaeEdgeError]:
         results: list[Prediction | VaeEdgeError | None] = [None] * len(batch)
