@@ -24,7 +24,7 @@ from vae_edge.train.data.report import check_inspection_set
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import Split, SplitSettings, split_normals
 from vae_edge.train.loop.batches import as_pixels
-from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.settings import DecidedSettings, TrainingOutcome
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, Reconstruction, ScoringConstants, images_at_a_time
 from vae_edge.train.model.input_settings import InputSettings
@@ -94,7 +94,6 @@ def take_over(
     preparation = settings.preparation
     statistics = load_images(split.statistics, preparation, watcher.progress_of("reading images"))
     fit = load_images(split.fit, preparation, watcher.progress_of("reading images"))
-    assert settings.scoring is not None
     constants = trained.constants if trained.scores_as_device(settings.scoring) else None
     if constants is None:
         constants = fit_scoring_constants(
@@ -142,7 +141,7 @@ def _settings(
     scoring: ScoringSettings | None,
     false_alarm_rate: float | None,
     seed: int,
-) -> TrainSettings:
+) -> DecidedSettings:
     notes: CheckpointNotes | None = trained.notes
     recipe = REFERENCE_RECIPE
     if notes is not None:
@@ -163,7 +162,7 @@ def _settings(
         "false_alarm_rate": false_alarm_rate,
         "pixel_false_positive_rate": (notes.pixel_false_positive_rate if notes else DEFAULT_PIXEL_FALSE_POSITIVE_RATE),
     }
-    return make_record(TrainSettings, values)
+    return make_record(DecidedSettings, values)
 
 
 def _divide(
@@ -206,12 +205,11 @@ def _divide(
 
 def _fitted(
     trained: TrainedElsewhere,
-    settings: TrainSettings,
+    settings: DecidedSettings,
     constants: ScoringConstants,
     fit: NDArray[np.uint8],
     held_out: NDArray[np.uint8],
 ) -> FittedGraph:
-    assert settings.scoring is not None
     graph = AnomalyGraph(trained.vae, settings.scoring, constants, trained.input_settings)
     held_out_loss = _loss(trained.vae, trained.input_settings, held_out)
     outcome = TrainingOutcome(

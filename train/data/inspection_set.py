@@ -111,24 +111,23 @@ def open_inspection_set(
         InputError: a folder is missing, there is no image to train on, the layout cannot be told, or a file cannot
             be read.
     """
-    if (root is None) == (normal is None):
-        raise InputError(
-            f"the data was given as root={root}, normal={normal}; expected one of the two: a folder in the layout of "
-            "MVTec AD or of good parts only, or a folder of good parts by name (normal=...)"
-        )
-    if root is not None:
+    if root is not None and normal is None:
         if abnormal is not None or masks is not None or normal_test is not None:
             raise InputError(
                 f"abnormal, masks and normal_test were given along with the folder {root}; they go with normal=FOLDER"
             )
         found = find_below(existing_folder(root, "a folder of images"))
-    else:
-        assert normal is not None
+    elif normal is not None and root is None:
         found = find_by_name(
             existing_folder(normal, "a folder of good parts"),
             existing_folder(normal_test, "a folder of good parts to test on") if normal_test is not None else None,
             existing_folder(abnormal, "a folder of defective parts") if abnormal is not None else None,
             existing_folder(masks, "a folder of masks") if masks is not None else None,
+        )
+    else:
+        raise InputError(
+            f"the data was given as root={root}, normal={normal}; expected one of the two: a folder in the layout of "
+            "MVTec AD or of good parts only, or a folder of good parts by name (normal=...)"
         )
     if not found.train:
         passed_over = describe_uses(use for use in found.uses if not use.is_used)

@@ -111,6 +111,12 @@ class TrainSettings(Record):
         """The sizes of image and tiles."""
         return self.tiling or Tiling.whole(self.architecture.height, self.architecture.width)
 
+    def decide(self, photometric: Photometric, scoring: ScoringSettings) -> DecidedSettings:
+        """Return the settings with what was chosen."""
+        asked = {name: getattr(self, name) for name in TrainSettings.model_fields}
+        chosen = {"tiling": self.tiling_in_force, "photometric": photometric, "scoring": scoring}
+        return DecidedSettings.model_construct(**{**asked, **chosen})
+
     @model_validator(mode="before")
     @classmethod
     def _split_by_the_seed(cls, values: Any) -> Any:
@@ -118,6 +124,14 @@ class TrainSettings(Record):
         if isinstance(values, dict) and "split" not in values:
             return values | {"split": SplitSettings(seed=values.get("seed", 0))}
         return values
+
+
+class DecidedSettings(TrainSettings):
+    """The same, in which nothing is left to be chosen: what a network was, or is, trained and scored with."""
+
+    tiling: Tiling
+    photometric: Photometric = Photometric.NONE
+    scoring: ScoringSettings = NORMALIZED_SCORING
 
 
 class TrainingOutcome(Record):

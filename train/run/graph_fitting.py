@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 from vae_edge.train.choice.candidates import CANDIDATES, ChoiceRecord, Ranked
 from vae_edge.train.choice.photometric_choice import choose_photometric
 from vae_edge.train.choice.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
-from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.settings import DecidedSettings, TrainingOutcome, TrainSettings
 from vae_edge.train.loop.trainer_arguments import NOTHING_ATTACHED, Attached
 from vae_edge.train.loop.training import fit_vae
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
 from vae_edge.train.model.input_settings import InputSettings, Photometric
 from vae_edge.train.model.network import Vae
-from vae_edge.train.model.scoring import DEFAULT_SCORING
+from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 
 
@@ -45,8 +46,8 @@ class FittedGraph:
     graph: AnomalyGraph
     constants: ScoringConstants
     outcome: TrainingOutcome
-    settings: TrainSettings
-    """The settings it was fitted with, in which nothing is left to be chosen."""
+    settings: DecidedSettings
+    """The settings it was fitted with."""
     choice: ChoiceRecord | None
     """What was chosen and why; None: nothing was."""
 
@@ -81,25 +82,9 @@ def fit_graph(
     Raises:
         InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
     """
-    light: tuple[Ranked, ...] = ()
-    scorings: tuple[Ranked, ...] = ()
-    because: list[str] = []
     choice_set = _choice_set(settings, statistics_images, labelled)
-    if settings.photometric is None:
-        if settings.traits is not None and settings.traits.has_steady_light:
-            because.append(f"light is left as it is: it hardly differs ({settings.traits.light_spread:.2f})")
-            photometric = Photometric.NONE
-        elif choice_set is None:
-            because.append(_too_few("light is left as it is", len(statistics_images)))
-            photometric = Photometric.NONE
-        else:
-            ranking = choose_photometric(settings, fit_images, statistics_images, choice_set, folder, watcher)
-            photometric, light = ranking.chosen, ranking.records()
-            because.append(ranking.sentence())
-        watcher.say(because[-1])
-        settings = settings.model_copy(update={"photometric": photometric})
-    assert settings.photometric is not None
-    input_settings = InputSettings(settings.tiling_in_force, settings.photometric)
+    light = _choose_light(settings, fit_images, statistics_images, choice_set, folder, watcher)
+    input_settings = InputSettings(settings.tiling_in_force, light.value)
     fitted = fit_vae(
         settings,
         fit_images,
@@ -112,38 +97,93 @@ def fit_graph(
     if fitted is None:
         return None
     vae, outcome = fitted
-    if settings.scoring is None:
-        if choice_set is None:
-            because.append(_too_few("the default scoring is taken", len(statistics_images)))
-            scoring = DEFAULT_SCORING
-        else:
-            found = rank_scorings(
-                vae, input_settings, choice_set, fitted=fit_images, progress=watcher.progress_of("comparing scorings")
-            )
-            scoring, scorings = found.chosen, found.records()
-            because.append(found.sentence())
-        watcher.say(because[-1])
-        settings = settings.model_copy(update={"scoring": scoring})
-    assert settings.scoring is not None
+    scoring = _choose_scoring(settings, vae, input_settings, fit_images, statistics_images, choice_set, watcher)
     constants = fit_scoring_constants(
         vae,
-        settings.scoring,
+        scoring.value,
         statistics_images,
         input_settings=input_settings,
         fitted=fit_images,
         progress=watcher.progress_of("measuring normal residuals"),
     )
-    choice = None
-    if because:
-        choice = ChoiceRecord(
-            judged_on="nothing" if choice_set is None else choice_set.description,
-            photometric=light,
-            scoring=scorings,
-            n_compositions=len(CANDIDATES) if scorings else 0,
-            because=tuple(because),
-        )
-    graph = AnomalyGraph(vae, settings.scoring, constants, input_settings)
-    return FittedGraph(vae, graph, constants, outcome, settings, choice)
+    graph = AnomalyGraph(vae, scoring.value, constants, input_settings)
+    decided = settings.decide(light.value, scoring.value)
+    return FittedGraph(vae, graph, constants, outcome, decided, _record(choice_set, light, scoring))
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Decision(Generic[_T]):
+    """What is used, and how it came about."""
+
+    value: _T
+    because: tuple[str, ...] = ()
+    """A sentence; none where it was asked for."""
+    ranked: tuple[Ranked, ...] = ()
+    """What was compared, best first."""
+
+
+def _choose_light(
+    settings: TrainSettings,
+    fit_images: NDArray[np.uint8],
+    statistics_images: NDArray[np.uint8],
+    choice_set: ChoiceSet | None,
+    folder: Path,
+    watcher: Watcher,
+) -> _Decision[Photometric]:
+    if settings.photometric is not None:
+        return _Decision(settings.photometric)
+    if settings.traits is not None and settings.traits.has_steady_light:
+        reason = f"light is left as it is: it hardly differs ({settings.traits.light_spread:.2f})"
+        decision = _Decision(Photometric.NONE, (reason,))
+    elif choice_set is None:
+        decision = _Decision(Photometric.NONE, (_too_few("light is left as it is", len(statistics_images)),))
+    else:
+        ranking = choose_photometric(settings, fit_images, statistics_images, choice_set, folder, watcher)
+        decision = _Decision(ranking.chosen, (ranking.sentence(),), ranking.records())
+    for sentence in decision.because:
+        watcher.say(sentence)
+    return decision
+
+
+def _choose_scoring(
+    settings: TrainSettings,
+    vae: Vae,
+    input_settings: InputSettings,
+    fit_images: NDArray[np.uint8],
+    statistics_images: NDArray[np.uint8],
+    choice_set: ChoiceSet | None,
+    watcher: Watcher,
+) -> _Decision[ScoringSettings]:
+    if settings.scoring is not None:
+        return _Decision(settings.scoring)
+    if choice_set is None:
+        reason = _too_few("the default scoring is taken", len(statistics_images))
+        decision = _Decision(DEFAULT_SCORING, (reason,))
+    else:
+        progress = watcher.progress_of("comparing scorings")
+        found = rank_scorings(vae, input_settings, choice_set, fitted=fit_images, progress=progress)
+        decision = _Decision(found.chosen, (found.sentence(),), found.records())
+    for sentence in decision.because:
+        watcher.say(sentence)
+    return decision
+
+
+def _record(
+    choice_set: ChoiceSet | None, light: _Decision[Photometric], scoring: _Decision[ScoringSettings]
+) -> ChoiceRecord | None:
+    because = (*light.because, *scoring.because)
+    if not because:
+        return None
+    return ChoiceRecord(
+        judged_on="nothing" if choice_set is None else choice_set.description,
+        photometric=light.ranked,
+        scoring=scoring.ranked,
+        n_compositions=len(CANDIDATES) if scoring.ranked else 0,
+        because=because,
+    )
 
 
 def _choice_set(

@@ -14,10 +14,11 @@ import pytest
 from vae_edge.errors import BundleError, InputError
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
-from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, TrainSettings
+from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, DecidedSettings, TrainSettings
 from vae_edge.train.model.anomaly_graph import run_graph
-from vae_edge.train.model.presets import Architecture
-from vae_edge.train.model.scoring import NORMALIZED_SCORING
+from vae_edge.train.model.input_settings import Photometric
+from vae_edge.train.model.presets import Architecture, make_architecture
+from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import (
     RECORD_FILE,
@@ -225,3 +226,15 @@ def test_reading_a_run_loads_no_torch() -> None:
     code = "import sys, vae_edge.train.run.folder, vae_edge.train.command; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_settings_in_which_everything_is_decided_are_written_like_others() -> None:
+    asked = TrainSettings(
+        source=DataSource(root="parts"), architecture=make_architecture("nano", (64, 64)), scoring=None
+    )
+    decided = asked.decide(Photometric.IMAGE, MSE_SCORING)
+    assert list(DecidedSettings.model_fields) == list(TrainSettings.model_fields)
+    assert TrainSettings.model_validate_json(decided.model_dump_json()) == asked.model_copy(
+        update={"tiling": asked.tiling_in_force, "photometric": Photometric.IMAGE, "scoring": MSE_SCORING}
+    )
+    assert DecidedSettings.model_validate_json(decided.model_dump_json()) == decided
