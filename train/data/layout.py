@@ -1,6 +1,6 @@
 """Which files an inspection set is made of: good parts to train on, parts to test on, masks.
 
-What an image is follows from the names of the folders that it lies in (`vae_edge.train.data.name_meanings`), in any
+What an image is follows from the names of the folders that it lies in (`vae_edge.name_meanings`), in any
 case and at any depth, and from label pictures. So these layouts are understood, and what is arranged like them:
 
 - `mvtec`, that of MVTec AD (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021): `ROOT/train/good`,
@@ -40,6 +40,7 @@ from typing import Literal
 
 from vae_edge.errors import InputError
 from vae_edge.listing import FolderFiles, Listing, count_images, list_images
+from vae_edge.name_meanings import Meaning, masked_stem, meaning_of, with_siblings
 from vae_edge.outside import user_path
 from vae_edge.records import check_recordable
 from vae_edge.train.data.masks import (
@@ -52,7 +53,6 @@ from vae_edge.train.data.masks import (
     tell_apart,
     what_masks_mark,
 )
-from vae_edge.train.data.name_meanings import Meaning, masked_stem, meaning_of, with_siblings
 
 Layout = Literal["mvtec", "named", "labels", "folder", "folders", "listed"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from vae_edge.errors import InputError
 from vae_edge.listing import list_images
+from vae_edge.name_meanings import meaning_of
 from vae_edge.records import check_recordable
 from vae_edge.train.data.layout import FolderUse, FoundFiles, FoundImage, left_out, meanings_below
 from vae_edge.train.data.masks import FolderQuality, ImageFolder, MaskFile, pair_masks, tell_apart, what_masks_mark
-from vae_edge.train.data.name_meanings import meaning_of
 
 
 def find_by_name(normal: Path, normal_test: Path | None, abnormal: Path | None, masks: Path | None) -> FoundFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
@@ -20,6 +21,7 @@ from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import read_pixels, white_level_remark
 from vae_edge.manifest import ThresholdMethod
+from vae_edge.name_meanings import named_not_good
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
 
@@ -68,13 +70,14 @@ def verify(
 ) -> None:
     """Re-fit a bundle's thresholds on this device and record them in the bundle.
 
-    Every image of --data must show a good part: a defective one among them raises the threshold.
+    Every image of --data must show a good part: a defective one among them raises the threshold. Images that are named
+    after defects or masks below the folder of --data are refused.
     """
     if false_alarm_rate is not None:
         check_askable_rate(false_alarm_rate, "false-alarm rate")
     _check_method(method, abnormal, false_alarm_rate)
     opened = Bundle.open(bundle)
-    files = image_files(data, recursive=recursive)
+    files = _good_files(data, recursive=recursive)
     defects = image_files(abnormal, recursive=recursive) if abnormal else None
     _check_apart(files, defects or [])
     with step_progress() as progress:
@@ -94,6 +97,24 @@ def verify(
             progress=report,
         )
     _print_refit(refit)
+
+
+def _good_files(data: Sequence[str], *, recursive: bool) -> list[Path]:
+    """Return the images to fit on; refuse a folder or a glob that takes in what is named after defects or masks."""
+    files = []
+    for text in data:
+        found = image_files([text], recursive=recursive)
+        if len(found) > 1:
+            root = Path(os.path.commonpath([path.parent for path in found]))
+            doubtful = named_not_good(path.relative_to(root) for path in found)
+            if doubtful:
+                raise InputError(
+                    f"{len(doubtful)} of the {len(found)} images of {text} are not named like good parts "
+                    f"({doubtful[0].as_posix()}, for example), and a defect among them would let others pass; expected "
+                    "good parts only: name the folders or the files that hold them"
+                )
+        files += found
+    return files
 
 
 def _check_method(method: RefitMethod, abnormal: list[str] | None, false_alarm_rate: float | None) -> None:

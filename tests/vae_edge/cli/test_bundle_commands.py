@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,23 @@ def test_verify_writes_thresholds_that_fit_this_device(command: Run, tmp_path: P
     text = " ".join(out.split())
     assert "False alarms: at most 0.01 of normal parts." in text
     assert "The smallest rate that can be supported is 0.00826 with 120 normals, 1 / (120 + 1)." in text
+
+
+@pytest.mark.parametrize("arguments", [["set", "--recursive"], ["set/test", "--recursive"], ["set/*/*/*.png"]])
+def test_verify_fits_no_threshold_on_what_is_named_after_defects_or_masks(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (onnx_bundle.folder / "manifest.json").read_bytes()
+    for seed in range(3):
+        for folder in ("train/good", "test/good", "test/broken", "ground_truth/broken"):
+            write_image(tmp_path / "set" / folder / f"{seed}.png", spotted_image(seed))
+    code, _, err = command("verify", onnx_bundle.folder, "--data", *arguments)
+    assert code == 1
+    assert re.search(r"^error: [36] of the (6|12) images of set\S* are not named like good parts \(", err)
+    assert (onnx_bundle.folder / "manifest.json").read_bytes() == before
+    code, _, _ = command("verify", onnx_bundle.folder, "--data", "set/train", "--data", "set/test/good", "--recursive")
+    assert code == 0
 
 
 def test_verify_says_when_the_normals_are_too_few(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Literal
 
 Quality = Literal["good", "bad", "mask", "mixed"]
@@ -203,6 +205,44 @@ def _classes(names: Sequence[str]) -> set[str]:
                     beside.setdefault(tuple(each for each in words[name] if each != word), {})[word] = name
         found.update(name for both in beside.values() if len(both) == 2 for name in both.values())
     return found
+
+
+def named_not_good(files: Iterable[PurePath]) -> list[PurePath]:
+    """Return the files whose names, or those of the folders on the way to them, do not say that they are good parts.
+
+    For a set that holds good parts only: what is named after defects or masks, or lies beside what is named good.
+
+    Args:
+        files: names from the folder that the user named, which is not looked at.
+    """
+    files = list(files)
+    beside: dict[PurePath, set[str]] = defaultdict(set)
+    for file in files:
+        for folder in list(file.parents)[:-1]:
+            beside[folder.parent].add(folder.name)
+    doubtful: set[PurePath] = set()
+    for above, names in beside.items():
+        meanings = with_siblings(sorted(names))
+        some_are_good = any(meaning.quality == "good" for meaning in meanings.values())
+        doubtful.update(
+            above / name
+            for name, meaning in meanings.items()
+            if (meaning.quality in ("bad", "mask") and meaning.certain)
+            or meaning.quality == "mixed"
+            or meaning.is_class
+            or (some_are_good and meaning.quality != "good" and meaning.part is None and meaning.rest)
+        )
+    stems = {file.parent / file.stem for file in files}
+
+    def is_doubtful(file: PurePath) -> bool:
+        if not doubtful.isdisjoint(file.parents):
+            return True
+        meaning, base = meaning_of(re.sub(r"\d+", "0", file.stem)), masked_stem(file.stem)
+        # Many files that are named after defects are numbered; a single bad.png is whatever somebody made.
+        is_bad = ((meaning.quality == "bad" and meaning.certain) or meaning.is_class) and re.search(r"\d", file.stem)
+        return bool(is_bad) or (base is not None and file.parent / base in stems)
+
+    return [file for file in files if is_doubtful(file)]
 
 
 _CAMEL_ENDING = re.compile(r"(?P<base>.*[a-z0-9])(?:Mask|Label|GT|GroundTruth)\d{0,3}")

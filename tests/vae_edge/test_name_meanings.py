@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import pytest
 
-from vae_edge.train.data.name_meanings import masked_stem, meaning_of, with_siblings
+from vae_edge.name_meanings import masked_stem, meaning_of, named_not_good, with_siblings
 
 GOOD = """good OK ok normal Normal PASS passed OK_parts good-01 GoodParts okparts i.O. iO IO gut no_defect
 nodefects NoDefect defect_free defectfree non-defective non_anomalous anomaly_free free_of_defects
@@ -77,3 +79,24 @@ def test_names_for_what_was_sorted_out_say_that_somebody_sorted() -> None:
 )  # fmt: skip
 def test_a_mask_is_told_by_the_end_of_its_name(stem: str, base: str | None) -> None:
     assert masked_stem(stem) == base
+
+
+@pytest.mark.parametrize(
+    ("names", "not_good"),
+    [
+        ("a.png b.png", ""),
+        ("good/a.png ok/b.png", ""),
+        ("monday/a.png tuesday/b.png", ""),
+        ("train/good/a.png validation/good/b.png", ""),
+        ("good/a.png NG/b.png", "NG/b.png"),
+        ("good/a.png broken_large/b.png", "broken_large/b.png"),
+        ("x/scratch/a.png x/b.png", "x/scratch/a.png"),
+        ("train/good/a.png ground_truth/x/a_mask.png test/x/a.png", "ground_truth/x/a_mask.png"),
+        ("OK_1.png NG_1.png part2_scratch.png", "NG_1.png part2_scratch.png"),
+        ("0.png 0_mask.png 1.png", "0_mask.png"),
+        ("label_1.png label_2.png fail-safe-ring.png bad.png", ""),
+        ("positive/a.png negative/a.png", "positive/a.png negative/a.png"),
+    ],
+)
+def test_what_is_not_named_like_a_good_part_is_found_below_a_folder(names: str, not_good: str) -> None:
+    assert named_not_good([PurePath(name) for name in names.split()]) == [PurePath(name) for name in not_good.split()]
