@@ -30,6 +30,7 @@ def _words(text: str) -> frozenset[str]:
 _GOOD = _words(
     "good goods ok oks okay normal normals pass passes passed passing accept accepted acceptable conforming "
     "flawless faultless defectless healthy io gut gute gutteil gutteile fehlerfrei fehlerfreie einwandfrei mangelfrei "
+    "conform inlier inliers intact undamaged "
     "bon bons bonne bonnes conforme conformes bueno buenos buena buenas buono buoni bom boa dobry dobre dobré sağlam "
     "goed годные годный годен норма 良品 合格 合格品 正常 正常品 양품 정상"
 )
@@ -40,7 +41,7 @@ _BAD = _words(
     "nonconforming nonconformity unacceptable error errors outlier outliers invalid schlecht schlechte "
     "schlechtteil schlechtteile fehler fehlerhaft fehlerhafte defekt defekte ausschuss def nonconformities "
     "nonconformance nonconformances defaut defauts mauvais rebut rebuts defecto defectos difetto difetti scarto "
-    "scarti "
+    "scarti nonconform "
     "défaut défauts mangelhaft mangelhafte malo malos mala malas defectuoso defectuosos defectuosa defectuosas "
     "cattivo cattivi ruim ruins defeito defeitos wadliwe wadliwy vadne vadné hatali kusurlu afkeur afgekeurd "
     "брак дефект дефекты дефектные негодные 不良 不良品 不合格 不合格品 缺陷 异常 異常 异常品 異常品 欠陥 欠陥品 "
@@ -66,14 +67,25 @@ _SORTED = _words(
     "contaminations contaminated broken breakage chipped deformed deformation misaligned missing pitted pitting "
     "porosity pores blister blisters inclusion inclusions delamination kratzer dellen delle riss risse "
     "划伤 划痕 脏污 裂纹 破损 キズ 傷 汚れ "
+    "dirty malignant tumor tumour diseased wrong rej trash garbage complaint complaints returns returned ood "
     "review suspect suspects suspicious unsorted unlabeled unlabelled unclassified unknown uncertain questionable "
     "doubtful borderline rework quarantine"
 )
 """Kinds of defects, and words for parts that nobody has judged. Products are named after some, so alone they say only
 that somebody has sorted the images."""
 _CLASS = _words("class classes cls klasse klassen category categories grade grades")
-_OPPOSITES = (("positive", "negative"), ("pos", "neg"), ("yes", "no"), ("true", "false"), ("tp", "fn"), ("fp", "tn"))
+_OPPOSITES = (
+    ("positive", "negative"),
+    ("pos", "neg"),
+    ("yes", "no"),
+    ("true", "false"),
+    ("tp", "fn"),
+    ("fp", "tn"),
+    ("real", "fake"),
+)
 """Names beside each other that tell two kinds apart, and not which one is good."""
+_DENYING = ("un", "in", "im", "non", "dis", "ir", "mis", "ab")
+"""What makes a word its opposite: `complete` and `incomplete`."""
 _NOT = _words("not no non nicht kein keine ohne without zero never nie didn didnt doesn doesnt isn isnt 非 无 無 未 不")
 _DOUBTED = _words("false pseudo almost nearly")
 """Words that take back what follows; `false_reject` is no reject, and nobody knows what it is."""
@@ -197,7 +209,11 @@ def _classes(names: Sequence[str]) -> set[str]:
     found = set(classes) if len(classes) > 1 else set()
     if {name for name in names if name.isdecimal()} == {"0", "1"}:
         found |= {"0", "1"}
-    for pair in _OPPOSITES:
+    pairs = [*_OPPOSITES]
+    known = {word for each in words.values() for word in each}
+    for word in known:
+        pairs += [(word, prefix + word) for prefix in _DENYING if len(word) > 3 and prefix + word in known]
+    for pair in pairs:
         beside: dict[tuple[str, ...], dict[str, str]] = {}
         for name in names:
             for word in pair:

@@ -66,6 +66,10 @@ def test_names_for_what_was_sorted_out_say_that_somebody_sorted() -> None:
         ["positive", "negative", "0", "1", "Class 1", "Class2", "lens_pos", "lens_neg", "true", "no"]
     )
     assert {name for name, meaning in beside.items() if not meaning.is_class} == {"true", "no"}
+    opposites = ["complete", "incomplete", "part_usable", "part_unusable", "clean", "dirty", "real", "fake"]
+    assert {name for name, meaning in with_siblings(opposites).items() if not meaning.is_class} == {"clean"}
+    others = ["coated", "uncle", "put", "input", "cover", "discovery", "line", "inline_cam"]
+    assert not any(meaning.is_class for meaning in with_siblings(others).values())
     assert not any(meaning.is_class for meaning in with_siblings(["0", "1", "2", "pos_a", "neg_b", "cam_0"]).values())
 
 
