@@ -26,7 +26,7 @@ from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED
 from vae_edge.cli.progress import progress_bar
 from vae_edge.errors import MissingDependencyError, UsageError
-from vae_edge.records import make_record
+from vae_edge.records import check_recordable, make_record
 
 EXIT_NONE_RAN = 1
 EXIT_GATE = 3
@@ -133,6 +133,8 @@ def bench(
     Ends with 0 if at least one bundle could run, 1 if none, 3 if none keeps what --require asks for. Ctrl-C ends it
     with 130 and keeps the rounds that are complete.
     """
+    for path in (*map(str, bundles), data or ""):
+        check_recordable(Path(path).absolute())  # Not when all has been measured and the report is to be written.
     requirements = tuple(parse_requirement(text) for text in require or ())
     objective = parse_objective(minimize, maximize)
     settings = make_settings(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_a_folder_without_a_bundle_is_refused_in_one_line(command: Run, tmp_path
     assert code == 1
     assert out == ""
     assert "is no bundle and holds none" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_name_that_no_report_can_hold_is_refused_before_anything_is_measured(command: Run, tmp_path: Path) -> None:
+    for arguments in ((tmp_path / "\udcff",), (tmp_path, "--data", tmp_path / "\udcff")):
+        code, out, err = command(*arguments, program="bench")
+        assert (code, out) == (1, "")
+        assert "is no UTF-8; rename the file" in err
 
 
 def test_options_become_settings_and_the_command_line_that_reproduces_them() -> None:

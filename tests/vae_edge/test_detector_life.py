@@ -192,6 +192,20 @@ def test_a_bundle_that_was_copied_over_itself_is_the_same(tmp_path: Path) -> Non
         assert [p.is_anomalous for p in detector.stream([BAD, GOOD])] == [True, False]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_folder_of_any_name_is_opened_or_its_name_is_the_error(bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("a b", "a\nb", "\u90e8\u54c1 \u00e9", "a'\"$(x)%s{0}", "-x", "#?&=:;", "x" * 200):
+        shutil.copytree(bundle.folder, tmp_path / name)
+        with Detector.open(f"{tmp_path / name}/") as detector:
+            assert detector.predict(BAD).is_anomalous
+    shutil.copytree(bundle.folder, tmp_path / "\udcff")
+    if bundle.manifest.target is Target.OPENVINO:
+        Detector.open(tmp_path / "\udcff").close()
+    else:
+        with pytest.raises(BundleError, match="no UTF-8, which this runtime cannot open; rename"):
+            Detector.open(tmp_path / "\udcff")
+
+
 # Forks
 
 FORKS = """

@@ -411,6 +411,8 @@ def open_backend(
             f"run: pip install --force-reinstall 'vae-edge[{record.extra}]'"
         ) from error
     options = options or RuntimeOptions()
+    if target in (Target.ONNX, Target.TORCH):
+        _check_is_text(model)
     me = threading.get_ident()
     _loading.append(me)  # No lock, which a forked child would find locked.
     try:
@@ -431,6 +433,15 @@ def open_backend(
     finally:
         _loading.remove(me)
     return backend
+
+
+def _check_is_text(model: Path) -> None:
+    try:
+        str(model).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{model} has a name that is no UTF-8, which this runtime cannot open; rename that file or folder"
+        ) from error
 
 
 def missing_runtime(target: Target, package: str) -> MissingDependencyError:

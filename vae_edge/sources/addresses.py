@@ -7,6 +7,7 @@ host would tell that host what runs here and judge pictures that nobody named, s
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import os
 import re
@@ -59,7 +60,8 @@ def open_address(
     """Ask an `http` or `https` address for what is there, and follow where it leads as far as that is allowed.
 
     Args:
-        address: may hold a name and a password, which are sent as Basic authentication to its own host only.
+        address: may hold a name and a password, which are sent to its own host only: as Basic authentication, and as
+            Digest authentication where the server asks for that, as many cameras do.
         timeout_s: how long the server may take to answer, and between two parts of its answer.
         other_hosts: follow a redirect to another host, too.
         headers: more headers of the request.
@@ -80,7 +82,7 @@ def open_address(
         if user is not None:
             # `unredirected`: urllib would give the other kind of header to every host that a redirect names.
             request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
-        opener = urllib.request.build_opener(_Redirects(other_hosts))
+        opener = urllib.request.build_opener(_Redirects(other_hosts), _Digest(plain, user or ""))
         answer: http.client.HTTPResponse = opener.open(request, timeout=timeout_s)
         return answer
     except InputError:
@@ -181,6 +183,33 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if following is not None and login is not None and same_host and not downgraded:
             following.add_unredirected_header("Authorization", login)
         return following
+
+
+class _Digest(urllib.request.HTTPDigestAuthHandler):
+    """Logs in to one host; what it does not know is the server's 401."""
+
+    def __init__(self, address: str, user: str) -> None:
+        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        super().__init__(passwords)
+        name, _, password = user.partition(":")
+        if name:
+            parts = urlsplit(address)
+            passwords.add_password(None, f"{parts.scheme}://{parts.netloc}/", name, password)
+
+    def get_algorithm_impls(self, algorithm: str) -> Any:
+        """Return the hash of a text, and of a secret and data; Python's own take ASCII only, and no SHA-256."""
+        kind = {"MD5": "md5", "SHA": "sha1", "SHA-256": "sha256"}[algorithm.upper()]
+
+        def hashed(text: str) -> str:
+            return hashlib.new(kind, text.encode(), usedforsecurity=False).hexdigest()
+
+        return hashed, lambda secret, data: hashed(f"{secret}:{data}")
+
+    def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_401(req, fp, code, msg, headers)
+        except (ValueError, KeyError):
+            return None  # Another way to log in, or another hash.
 
 
 def _scheme(address: str) -> str:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import parse_http_list, parse_keqv_list
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from tests.picture_bytes import animated_png, encoded, part, png_of_zeros
 from vae_edge.errors import InputError
 from vae_edge.sources import still
+from vae_edge.sources.addresses import open_address
 from vae_edge.sources.live import LiveOptions, LiveVideo
 from vae_edge.sources.opening import open_sources
 from vae_edge.sources.pictures import Picture
@@ -132,3 +135,53 @@ def test_a_stream_of_pictures_is_no_still(monkeypatch: pytest.MonkeyPatch) -> No
         if not cv2.VideoCapture(camera.url).isOpened():
             pytest.skip("this OpenCV reads no stream over HTTP")
         assert isinstance(open_sources([camera.url]), LiveVideo)
+
+
+class _DigestHandler(_Handler):
+    """Asks for Digest authentication (RFC 7616) of me:p@s/é, and checks the answer."""
+
+    challenge = 'Digest realm="cam", nonce="abc", qop="auth", algorithm=MD5'
+
+    def do_GET(self) -> None:
+        said = self.headers["Authorization"] or ""
+        fields = parse_keqv_list(parse_http_list(said.removeprefix("Digest "))) if said.startswith("Digest ") else {}
+        if fields and fields["response"] == self.expected(fields):
+            super().do_GET()
+            return
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", self.challenge)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def expected(self, fields: dict[str, str]) -> str:
+        def digest(*parts: str) -> str:
+            return hashlib.md5(":".join(parts).encode()).hexdigest()
+
+        who, what = digest("me", "cam", "p@s/é"), digest("GET", self.path)
+        return digest(who, fields["nonce"], fields["nc"], fields["cnonce"], "auth", what)
+
+
+@pytest.fixture
+def digest_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _DigestHandler) as serving:
+        serving.daemon_threads = True
+        threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_a_still_behind_a_digest_login_is_judged_once(digest_server: str) -> None:
+    picture = only(f"http://me:p%40s%2F%C3%A9@{digest_server}/snapshot.png?x=1")
+    assert np.array_equal(picture.image, part())  # type: ignore[arg-type]
+    assert picture.source == f"http://{digest_server}/snapshot.png?x=1"
+
+
+@pytest.mark.parametrize(
+    "challenge", [_DigestHandler.challenge, "Negotiate", 'Digest realm="cam", nonce="a", algorithm=XYZ', "Basic", ""]
+)
+def test_a_login_that_fails_is_an_error(digest_server: str, challenge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_DigestHandler, "challenge", challenge)
+    with pytest.raises(InputError, match="answered 401") as refused:
+        open_address(f"http://me:wrong@{digest_server}/snapshot.png", timeout_s=5)
+    assert "wrong" not in str(refused.value)
