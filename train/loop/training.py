@@ -182,45 +182,17 @@ def fit_vae(
     """
     path = folder / "checkpoints" / LAST_CHECKPOINT
     architecture = settings.architecture
-    size = (architecture.height, architecture.width)
-    tiling = input_settings.tiling if input_settings is not None else Tiling.whole(*size)
-    per_image = crops_per_image(tiling)
+    input_settings = input_settings or InputSettings(Tiling.whole(architecture.height, architecture.width))
     plan = plan_of(settings, len(fit_images))
     keeper = RunCheckpoint(path, lambda module: cast(VaeTraining, module).kept.state_dict())
     if path.is_file():
         keeper.load_state_dict(read_state(path))
     if keeper.ended_by is None:
         with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder, attached.needed):
-            torch.manual_seed(settings.seed)
-            n_steps = count_optimizer_steps(plan, settings.trainer, attached)
-            module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
-            if input_settings is not None:
-                fit_images, held_out_images = (
-                    even_light(each, input_settings) for each in (fit_images, held_out_images)
-                )
-            room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
             trainer = _trainer(settings, plan, keeper, folder, progress, attached)
-            # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.
-            cast(Any, module).to(memory_format=torch.channels_last)
-            trainer.fit(
-                module,
-                make_loader(
-                    fit_images,
-                    size,
-                    plan.batch_size,
-                    EpochSampler(len(fit_images), settings.seed, per_image, room),
-                    drop_last=plan.drop_last,
-                ),
-                make_loader(
-                    held_out_images,
-                    size,
-                    settings.batch_size,
-                    FixedCrops(len(held_out_images), tiling, per_image),
-                ),
-                ckpt_path=path if path.is_file() else None,
-            )
-            if trainer.global_rank != 0:
-                return None
+            _train(trainer, settings, plan, fit_images, held_out_images, input_settings, attached, path)
+        if trainer.global_rank != 0:
+            return None
         if not path.is_file():
             raise InputError(
                 "a callback stopped the training before its first epoch was over, so there is no network; expected an "
@@ -243,7 +215,37 @@ def fit_vae(
         seconds=keeper.seconds,
         images_per_s=plan.images_per_epoch * keeper.epochs_run / max(keeper.seconds, 1e-9),
         n_parameters=count_parameters(vae),
-        flops=count_flops(vae) * tiling.n_tiles,
+        flops=count_flops(vae) * input_settings.tiling.n_tiles,
+    )
+
+
+def _train(
+    trainer: Trainer,
+    settings: TrainSettings,
+    plan: Plan,
+    fit_images: NDArray[np.uint8],
+    held_out_images: NDArray[np.uint8],
+    input_settings: InputSettings,
+    attached: Attached,
+    checkpoint: Path,
+) -> None:
+    """Run the loop, from the checkpoint on where there is one."""
+    torch.manual_seed(settings.seed)
+    architecture, tiling = settings.architecture, input_settings.tiling
+    n_steps = count_optimizer_steps(plan, settings.trainer, attached)
+    module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
+    # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.
+    cast(Any, module).to(memory_format=torch.channels_last)
+    fit_images, held_out_images = (even_light(each, input_settings) for each in (fit_images, held_out_images))
+    size, per_image = (architecture.height, architecture.width), crops_per_image(tiling)
+    room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
+    crops = EpochSampler(len(fit_images), settings.seed, per_image, room)
+    held_out_crops = FixedCrops(len(held_out_images), tiling, per_image)
+    trainer.fit(
+        module,
+        make_loader(fit_images, size, plan.batch_size, crops, drop_last=plan.drop_last),
+        make_loader(held_out_images, size, settings.batch_size, held_out_crops),
+        ckpt_path=checkpoint if checkpoint.is_file() else None,
     )
 
 
