@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from vae_edge.errors import UsageError
+from vae_edge.machine import look_at_machine
 from vae_edge.records import make_record
-from vae_edge.train.model.presets import PRESETS, REFERENCE_RECIPE, Augmentation, Recipe, Schedule
+from vae_edge.train.model import presets
+from vae_edge.train.model.presets import (
+    MIXED,
+    PRESETS,
+    REFERENCE_RECIPE,
+    SINGLE,
+    Augmentation,
+    Recipe,
+    Schedule,
+    resolve_precision,
+)
 
 ONE_CYCLE = Recipe(schedule=Schedule.ONE_CYCLE)
 
@@ -74,3 +86,23 @@ def test_a_recipe_out_of_range_is_refused_with_its_value(values: dict[str, objec
 def test_a_recipe_survives_json() -> None:
     recipe = Recipe(learning_rate=3e-4, schedule=Schedule.ONE_CYCLE, averaging=0.99, augmentation=(Augmentation.FLIPS,))
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize("asked", [SINGLE, MIXED, "64-true"])
+def test_what_was_asked_for_is_taken(asked: str) -> None:
+    assert resolve_precision(asked, "cpu") == asked
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), SINGLE), (("avx512_bf16",), SINGLE), (("amx_bf16",), MIXED)])
+def test_a_processor_trains_in_bfloat16_where_it_multiplies_it(
+    flags: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = look_at_machine()
+    monkeypatch.setattr(
+        presets, "look_at_machine", lambda: replace(machine, processor_flags=type(machine.processor_flags)(flags))
+    )
+    assert resolve_precision("auto", "cpu") == expected
+
+
+def test_the_reference_is_trained_in_float32_everywhere() -> None:
+    assert PRESETS["reference"].precision == SINGLE
