@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -338,19 +339,25 @@ def find_annotations(folders: Iterable[FolderFiles]) -> Path | None:
             ending = path.suffix.lower()
             if ending not in _ANNOTATION_SUFFIXES or path.name.startswith(".") or not path.is_file():
                 continue
-            meaning = meaning_of(path.stem)
-            words = set(re.findall(r"[^\W\d_]+", path.stem.casefold()))
-            says = (
-                is_for_labels or meaning.quality in ("mask", "bad", "mixed") or not words.isdisjoint(_ANNOTATION_WORDS)
-            )
-            if says and path.stat().st_size:
-                return path
-            if path.stem.casefold() in stems and ending in _ANNOTATIONS_INSIDE and n_read < _MOST_READ:
+            is_of_an_image = path.stem.casefold() in stems
+            if is_for_labels or (not is_of_an_image and _says_annotations(path)):
+                if path.stat().st_size:
+                    return path
+            elif is_of_an_image and ending in _ANNOTATIONS_INSIDE and n_read < _MOST_READ:
                 n_read += 1
-                with open_regular(path) as file:
+                # What cannot be read says nothing.
+                with suppress(OSError), open_regular(path) as file:
                     if _ANNOTATIONS_INSIDE[ending].search(file.read(_MOST_BYTES)):
                         return path
     return None
+
+
+def _says_annotations(path: Path) -> bool:
+    meaning = meaning_of(path.stem)
+    # errors.txt is what a program had to say.
+    is_list = meaning.quality == "bad" and meaning.certain and path.suffix.lower() != ".txt"
+    words = re.findall(r"[^\W\d_]+", path.stem.casefold())
+    return is_list or meaning.quality in ("mask", "mixed") or not _ANNOTATION_WORDS.isdisjoint(words)
 
 
 _ADDED_LETTERS = re.compile(r"(?P<base>.+?)[\s_.\-]*[a-z]+\d{0,3}", re.IGNORECASE)

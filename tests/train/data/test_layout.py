@@ -323,6 +323,8 @@ def test_what_is_ambiguous_is_refused_with_what_resolves_it(tmp_path: Path, case
 
 ANNOTATIONS = {
     "labels.csv": "file,label",
+    "pcb_labels.csv": "file,label",
+    "defects.csv": "file",
     "img/0.txt": "0 0.5 0.5 0.125 1e-1",
     "img/0.json": '{"version": "5.0", "shapes": []}',
     "img/0.xml": "<annotation><object/></annotation>",
@@ -333,6 +335,9 @@ ANNOTATIONS = {
 NO_ANNOTATIONS = {
     "notes.txt": "on good labels",
     "log.csv": "time,file",
+    "errors.txt": "none",
+    "fault_log.csv": "time",
+    "img/1.txt": "0.5 0.5",
     "img/0.txt": "exposure 12 ms",
     "img/0.json": '{"camera": 3, "time": "12:00"}',
     "img/0.xml": "<exif/>",
