@@ -153,10 +153,10 @@ def test_fewer_than_32_are_refused(reference: Reference, judging: JudgingSet, ow
 def test_a_file_that_cannot_be_decoded_is_left_out_and_named(
     reference: Reference, judging: JudgingSet, own: Path
 ) -> None:
-    (own / "broken.png").write_bytes(b"no picture")
+    (own / "half.png").write_bytes(b"no picture")
     drawn = draw_calibration_set(reference, judging, data=own)
     assert "1 of the calibration images" in drawn.warnings[0]
-    assert drawn.warnings[0].endswith("were left out because they cannot be decoded (broken.png)")
+    assert drawn.warnings[0].endswith("were left out because they cannot be decoded (half.png)")
     for path in sorted(own.glob("0*.png"))[:10]:
         path.write_bytes(b"no picture either " + path.name.encode())
     message = refusal(reference, judging, own)
