@@ -103,7 +103,7 @@ def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Wa
     Args:
         run: made by `take_over`.
         trained: what it was made of, a checkpoint of `vae_edge.anomalib.Vae` that scores as a device does.
-        watcher: is told how it goes.
+        watcher: receives progress and remarks.
 
     Returns:
         The differences.

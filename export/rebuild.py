@@ -70,7 +70,7 @@ def rebuild_engine(
 
 
 def _why_not_verified(engine: Path, manifest: Manifest, max_batch: int) -> str:
-    """Open the new engine where there is a GPU: one that cannot be opened is told now, not at the line."""
+    """Open the new engine where there is a GPU: one that cannot be opened is reported now, not at the line."""
     try:
         # The very engine that was built: another one in its place would hide that it does not load.
         options = RuntimeOptions(rebuild=False)

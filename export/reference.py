@@ -1,4 +1,4 @@
-"""The trained model, what it says about the images that every bundle is held against, and how thresholds follow.
+"""The trained model, its outputs for the images that every bundle is compared on, and how thresholds follow.
 
 A model's outputs for the run's normals become its thresholds by the `ThresholdRule` of the run's calibration.
 
@@ -155,7 +155,7 @@ def measure_reference(
             for that. None: the run's own.
         data_root: where the run's images are now; None: where they were.
         false_alarm_rate: None: the run's own.
-        progress: is told of every step.
+        progress: receives every step.
 
     Raises:
         InputError: the run's images are not to be found; or another scoring was asked for, and the run is

@@ -72,7 +72,7 @@ def draw_calibration_set(
         data: a folder in any layout of an inspection set whose good parts to train on are taken, or `sample:PRODUCT`;
             None: the images that the run's network was fitted on.
         data_root: where the run's images are now; None: where they were.
-        progress: is told of every step.
+        progress: receives every step.
 
     Raises:
         InputError: `n_images` is below 32; the images are not to be found, are fewer than 32, are held out for the

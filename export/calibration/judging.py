@@ -86,7 +86,7 @@ def draw_judging_set(
         max_images: take at most so many, spread evenly over the normal and over the anomalous test images, both in
             their share of the test set.
         seed: of the synthetic defects.
-        progress: is told of every step.
+        progress: receives every step.
 
     Raises:
         InputError: the run's images are not to be found, or `max_images` is below 4.

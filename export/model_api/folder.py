@@ -1,7 +1,7 @@
 """From an OpenVINO bundle to a folder that OpenVINO Model API opens as AnomalyDetection, with the bundle's verdicts.
 
-It holds `model.xml`, `model.bin` and `model_api.json`, which says what they are. It is no bundle: the thresholds are in
-the graph, and so is everything between the decoded picture and the verdict. Loads neither torch nor training code.
+It holds `model.xml`, `model.bin` and `model_api.json`, which says what they are. It is not a bundle: the thresholds are
+in the graph, and so is everything between the decoded picture and the verdict. Loads neither torch nor training code.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def export_model_api(
         images: what the verdicts are compared on: paths, or uint8 [H, W, 3] RGB of any size; of more than `MAX_IMAGES`
             some. Empty: drawn ones of several sizes.
         description: what the images are, in words.
-        progress: is told of every picture.
+        progress: receives the number of pictures done and in all.
 
     Raises:
         UsageError: a bundle for another target.

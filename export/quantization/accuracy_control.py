@@ -170,7 +170,7 @@ def keep_accuracy(
         baseline: the trained model's outputs.
         budget: what it may cost.
         scored_by: what runs the model, for the thresholds' record.
-        progress: is told of every pass and of the images in it.
+        progress: receives every pass and the images done in it.
 
     Raises:
         ParityError: the budget cannot hold.

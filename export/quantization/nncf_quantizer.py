@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,39 +37,20 @@ from vae_edge.machine import look_at_machine
 from vae_edge.progress import Progress
 from vae_edge.telemetry import openvino_telemetry_hidden
 
-_RUNTIME_CONVOLUTIONS = ("Convolution", "Deconvolution")
 
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """How the INT8 model is made."""
 
-def quantize_openvino(
-    path: Path,
-    images: NDArray[np.uint8],
-    *,
-    estimator: Estimator = Estimator.MIN_MAX,
-    keep_float: frozenset[str] = frozenset(),
-    settings: QuantizationSettings | None = None,
-    progress: Progress | None = None,
-) -> Any:
-    """Quantize a model in one call; `OpenVinoQuantizer` is for several variants of one.
-
-    Args:
-        path: an ONNX file or an IR in FP32.
-        images: uint8 [n, H, W, 3], the calibration images; all are used.
-        estimator: how a range follows from the values seen.
-        keep_float: names of layers to leave in float32, out of `quantizable_layers`.
-        settings: the rest; its estimator is replaced by the one given.
-        progress: called with images done and in all.
-
-    Returns:
-        The `openvino.Model`; write it with `vae_edge.export.openvino_ir.save_ir`. Nothing in it is drawn at random:
-        equal arguments give equal files.
-
-    Raises:
-        InputError: no images, images of another size or type, an unknown layer or an estimator NNCF lacks.
-        MissingDependencyError: openvino or nncf is not installed.
-        DeviceError: OpenVINO cannot read the file.
-    """
-    chosen = replace(settings or QuantizationSettings(), estimator=estimator)
-    return OpenVinoQuantizer(path, images, chosen, progress=progress).model(keep_float)
+    estimator: Estimator = Estimator.MIN_MAX
+    """NNCF knows no entropy: `entropy` takes its nearest, the range of least quantization error over a histogram."""
+    fast_bias_correction: bool = False
+    """False: NNCF corrects the biases layer after layer, each behind the rounding of those before, on a fifth of the
+    images. On a trained network of 96 x 96 that left 0.6 of the fast correction's mean score drift (table in
+    `quantize_network`); it takes up to twice the time."""
+    halve_weight_range: bool | None = None
+    """Use 7 of the weights' 8 bits, so that sums of products cannot saturate on x86 processors that add them up in
+    16 bits; None: as this machine's processor needs it. Set it for a device that is not this machine."""
 
 
 class OpenVinoQuantizer:
@@ -109,7 +90,7 @@ class OpenVinoQuantizer:
         """Return an `openvino.Model` of its own, with those layers in float32.
 
         Raises:
-            InputError: a name that is none of `layers`.
+            InputError: a name that is not one of `layers`.
         """
         unknown = sorted(keep_float.difference(self.layers))
         if unknown:
@@ -130,7 +111,7 @@ class OpenVinoQuantizer:
         """Run a variant on the CPU over prepared images, uint8 [n, H, W, 3], one at a time as a device does.
 
         Raises:
-            InputError: a name that is none of `layers`.
+            InputError: a name that is not one of `layers`.
         """
         request = _compiled(self.model(keep_float)).create_infer_request()
         maps = np.empty(images.shape[:3], dtype=np.float32)
@@ -153,22 +134,6 @@ def quantizable_layers(model: Any) -> tuple[str, ...]:
         model: an `openvino.Model` from `read_graph`, quantized or not.
     """
     return tuple(_layer_operations(model))
-
-
-def count_convolutions(model: Any) -> dict[str, int]:
-    """Return how many convolutions the CPU runs in `int8` and how many in `float`, transposed ones included.
-
-    Read from the compiled model, so it counts what runs and not what was asked for.
-
-    Args:
-        model: an `openvino.Model`, or the path of an IR or ONNX file.
-    """
-    counts = {"int8": 0, "float": 0}
-    for op in _compiled(model).get_runtime_model().get_ops():
-        info = op.get_rt_info()
-        if str(info["layerType"].astype(str)) in _RUNTIME_CONVOLUTIONS:
-            counts["int8" if info["runtimePrecision"].astype(str) in ("i8", "u8") else "float"] += 1
-    return counts
 
 
 def _layer_operations(model: Any) -> dict[str, Any]:
@@ -226,21 +191,6 @@ def _check_images(images: NDArray[np.uint8], model: Any) -> None:
             f"the calibration images are {images.dtype} {list(images.shape)}; expected uint8 {['n', *expected]} with n "
             "of 1 or more"
         )
-
-
-@dataclass(frozen=True)
-class QuantizationSettings:
-    """How the INT8 model is made."""
-
-    estimator: Estimator = Estimator.MIN_MAX
-    """NNCF knows no entropy: `entropy` takes its nearest, the range of least quantization error over a histogram."""
-    fast_bias_correction: bool = False
-    """False: NNCF corrects the biases layer after layer, each behind the rounding of those before, on a fifth of the
-    images. On a trained network of 96 x 96 that left 0.6 of the fast correction's mean score drift (table in
-    `quantize_network`); it takes up to twice the time."""
-    halve_weight_range: bool | None = None
-    """Use 7 of the weights' 8 bits, so that sums of products cannot saturate on x86 processors that add them up in
-    16 bits; None: as this machine's processor needs it. Set it for a device that is not this machine."""
 
 
 def quantize_network(

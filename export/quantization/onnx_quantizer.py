@@ -83,7 +83,7 @@ def activation_ranges(
         model: the FP32 graph that will be quantized, after `rewrite_transposed_convolutions` where that is used.
         images: uint8 [n, H, W, 3], prepared, normal.
         estimator: how a range follows from the values.
-        progress: told of the images, of both passes together.
+        progress: receives the images done and in all, of both passes together.
 
     Raises:
         InputError: there is no image, or they do not fit the model.

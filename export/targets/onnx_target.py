@@ -187,7 +187,7 @@ def quantize_for_onnxruntime(
         reduce_range: keep the weights to 7 bits, for processors of `Machine.saturates_int8_sums`.
 
     Raises:
-        InputError: a name is no layer, or a range is missing.
+        InputError: a name that no layer has, or a range is missing.
         MissingDependencyError: onnxruntime, whose quantizer this is, is not installed.
     """
     check_layer_names(model, keep_float)

@@ -102,7 +102,7 @@ class TensorRtQuantizer(OnnxQuantizer):
         """Return the model with these layers in FP16.
 
         Raises:
-            InputError: a name that is none of `layers`.
+            InputError: a name that is not one of `layers`.
         """
         return quantize_for_tensorrt(self.float_model, self.ranges, keep_float=keep_float)
 
@@ -118,7 +118,7 @@ def quantize_for_tensorrt(
         keep_float: names of layers (see `quantizable_layers`) that stay in FP16.
 
     Raises:
-        InputError: a name is no layer, a transposed convolution is to be quantized, or a range is missing.
+        InputError: a name that no layer has, a transposed convolution is to be quantized, or a range is missing.
     """
     check_layer_names(model, keep_float)
     result = to_half(model)

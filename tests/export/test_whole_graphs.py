@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from tests.export.tiny_networks import nodes_of, run_model
+from tests.export.tiny_networks import count_convolutions, nodes_of, run_model
 from vae_edge.agreement import Outputs
 from vae_edge.backends.base import Hint, RuntimeOptions, open_backend
 from vae_edge.export.openvino_ir import export_openvino, read_graph, sources
@@ -290,7 +290,7 @@ class TestInt8:
     def test_nncf_rounds_the_inputs_of_the_networks_layers_alone(self, case: Case, folder: Path) -> None:
         pytest.importorskip("openvino")
         pytest.importorskip("nncf")
-        from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer, count_convolutions
+        from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer
 
         quantizer = OpenVinoQuantizer(
             onnx_file(case, folder), images_of(12), QuantizationSettings(fast_bias_correction=True)

@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, checker, helper, numpy_helper, shape_inference
 
+from vae_edge.backends.openvino_module import openvino_core
+
 
 def make_network(
     *, size: tuple[int, int] = (16, 24), widths: tuple[int, ...] = (6, 10), latents: int = 5, bias: bool = True
@@ -136,3 +138,18 @@ def tensor(model: onnx.ModelProto, name: str) -> NDArray[Any]:
 def nodes_of(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
     """Return the nodes of one operator."""
     return [node for node in model.graph.node if node.op_type == kind]
+
+
+def count_convolutions(model: Any) -> dict[str, int]:
+    """Return how many convolutions, transposed ones too, OpenVINO runs on the CPU in `int8` and how many in `float`.
+
+    Args:
+        model: an `openvino.Model`, or the path of an IR or ONNX file.
+    """
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    counts = {"int8": 0, "float": 0}
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        if str(info["layerType"].astype(str)) in ("Convolution", "Deconvolution"):
+            counts["int8" if info["runtimePrecision"].astype(str) in ("i8", "u8") else "float"] += 1
+    return counts

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.export.tiny_networks import count_convolutions
 from vae_edge.errors import InputError
 from vae_edge.export.openvino_ir import export_openvino, network_operations, read_graph, save_ir
 from vae_edge.export.quantization.nncf_quantizer import QuantizationSettings
@@ -26,9 +27,7 @@ pytest.importorskip("nncf")
 
 from vae_edge.export.quantization.nncf_quantizer import (
     OpenVinoQuantizer,
-    count_convolutions,
     quantizable_layers,
-    quantize_openvino,
 )
 
 
@@ -147,7 +146,7 @@ def test_variants_do_not_disturb_each_other(quantizer: OpenVinoQuantizer) -> Non
 
 def test_the_same_input_gives_the_same_bytes(onnx_path: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        model = quantize_openvino(onnx_path, IMAGES, keep_float=frozenset({"node_conv2d_1"}))
+        model = OpenVinoQuantizer(onnx_path, IMAGES).model(frozenset({"node_conv2d_1"}))
         save_ir(model, tmp_path / f"{name}.xml", metadata={"name": "tile"}, precision="int8")
     for suffix in (".xml", ".bin"):
         assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"second{suffix}").read_bytes()
@@ -181,7 +180,7 @@ def test_every_estimator_gives_a_model_near_the_trained_one(
 def test_seven_bit_weights_are_taken_where_sums_would_saturate(onnx_path: Path) -> None:
     largest = {}
     for halve in (False, True):
-        model = quantize_openvino(onnx_path, IMAGES[:2], settings=QuantizationSettings(halve_weight_range=halve))
+        model = OpenVinoQuantizer(onnx_path, IMAGES[:2], QuantizationSettings(halve_weight_range=halve)).model()
         weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
         largest[halve] = max(int(np.abs(value.astype(np.int16)).max()) for value in weights)
     assert largest == {False: 127, True: 64}
@@ -206,8 +205,8 @@ def test_nncf_writes_nothing_and_leaves_logging_alone(onnx_path: Path, tmp_path:
 import logging, sys
 from pathlib import Path
 import numpy as np
-from vae_edge.export.quantization.nncf_quantizer import quantize_openvino
-quantize_openvino(Path({str(onnx_path)!r}), np.load({str(tmp_path / "images.npy")!r}))
+from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer
+OpenVinoQuantizer(Path({str(onnx_path)!r}), np.load({str(tmp_path / "images.npy")!r}))
 assert logging.getLoggerClass() is logging.Logger
 assert "openvino_telemetry" not in sys.modules
 from nncf.telemetry.wrapper import NNCFTelemetry, telemetry
