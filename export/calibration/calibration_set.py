@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from vae_edge.export.calibration.judging import JudgingSet, content_hashes
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import DEFAULT_N_IMAGES
 from vae_edge.image import load_prepared
+from vae_edge.listing import list_images
 from vae_edge.manifest import CalibrationSetRecord
 from vae_edge.progress import StepProgress
 from vae_edge.train.data.inspection_set import ImageFile, map_in_threads, open_inspection_set
+from vae_edge.train.data.layout import existing_folder
 from vae_edge.train.data.sources import resolve_data
 from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.run.folder import RunFolder
@@ -172,13 +174,20 @@ class _Pool:
 
 
 def _good_parts(data: Path, report: StepProgress) -> tuple[ImageFile, ...]:
+    def progress(done: int, total: int) -> None:
+        report("listing calibration images", done, total)
+
     try:
-        found = open_inspection_set(
-            resolve_data(str(data)), progress=lambda done, total: report("listing calibration images", done, total)
-        )
+        root = existing_folder(resolve_data(str(data)), "a folder of images")
+        # Of a folder with nothing below it, it was said that the images are normal; `check_pictures` finds those that
+        # are not. Where there are folders, they say which are.
+        is_flat = all(path.parent == root for path in list_images(root).images())
+        if is_flat:
+            found = open_inspection_set(normal=root, progress=progress)
+            return tuple(replace(file, name=file.path.name) for file in found.train)
+        return open_inspection_set(root, progress=progress).train
     except InputError as error:
         raise InputError(f"there are no calibration images: {error}") from error
-    return found.train
 
 
 def _check_not_held_out(files: Sequence[ImageFile], run: RunFolder, source: str) -> None:

@@ -153,10 +153,10 @@ def test_fewer_than_32_are_refused(reference: Reference, judging: JudgingSet, ow
 def test_a_file_that_cannot_be_decoded_is_left_out_and_named(
     reference: Reference, judging: JudgingSet, own: Path
 ) -> None:
-    (own / "half.png").write_bytes(b"no picture")
+    (own / "broken.png").write_bytes(b"no picture")
     drawn = draw_calibration_set(reference, judging, data=own)
     assert "1 of the calibration images" in drawn.warnings[0]
-    assert drawn.warnings[0].endswith("were left out because they cannot be decoded (half.png)")
+    assert drawn.warnings[0].endswith("were left out because they cannot be decoded (broken.png)")
     for path in sorted(own.glob("0*.png"))[:10]:
         path.write_bytes(b"no picture either " + path.name.encode())
     message = refusal(reference, judging, own)
@@ -211,7 +211,10 @@ def test_defective_parts_are_refused_by_their_scores(
     settings = SampleSettings(seed=2, image_size=64, n_train=1, n_test_good=1, n_test_per_defect=5)
     (other,) = write_sample_set(folder, ["dial"], settings)
     shutil.rmtree(other / "test" / "good")
-    assert "not like the images" in refusal(reference, judging, other / "test")
+    (folder / "parts").mkdir()
+    for path in (other / "test").rglob("*.png"):
+        path.rename(folder / "parts" / f"{path.parent.name}-{path.name}")
+    assert "not like the images" in refusal(reference, judging, folder / "parts")
 
 
 def test_images_that_the_run_holds_out_are_refused(reference: Reference, judging: JudgingSet, data: Path) -> None:
