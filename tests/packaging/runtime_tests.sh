@@ -44,4 +44,4 @@ print("Python", sys.version)
 PY
 "$environment/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
     grep -iE '^(numpy|onnxruntime|opencv|openvino|pydantic|rich|typer|click) ' | tr -s ' ' | paste -sd ',' -
-PYTHONPATH=$PWD "$environment/bin/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/vae_edge
+PYTHONPATH=$PWD "$environment/bin/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/vae_edge tests/train/sample
