@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from vae_edge.errors import UsageError
+from vae_edge.errors import InputError, UsageError
 
 _LINE_ENDS_AND_TABS = "\n\t"
 
@@ -99,6 +99,18 @@ def user_path(text: str | Path) -> Path:
         why = f"there is no user {name!r} on this machine" if name else "this user has no home folder (HOME is not set)"
         raise UsageError(f"{written} begins with ~, and {why}; write the path in full, or ./{written} for a file here")
     return home / rest
+
+
+def check_current_folder() -> None:
+    """Refuse to go on where the current folder was deleted: Intel's MKL, which torch loads, ends the process there.
+
+    Raises:
+        InputError: it was.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - nothing is made of it
+    except OSError as error:
+        raise InputError("torch cannot run where the current folder was deleted; change to another folder") from error
 
 
 def _home_of(name: str | None) -> Path | None:

@@ -30,6 +30,7 @@ from vae_edge.errors import (
     said_by,
 )
 from vae_edge.manifest import TensorSpec
+from vae_edge.outside import check_current_folder
 from vae_edge.progress import StepProgress
 from vae_edge.targets import SUPPORTED, Target
 
@@ -396,6 +397,8 @@ def open_backend(
     """
     record = SUPPORTED[target]
     module_name, class_name = record.backend.split(":")
+    if target is Target.TORCH:
+        check_current_folder()
     try:
         backend_class = cast("type[Any]", getattr(import_module(module_name), class_name))
     except ModuleNotFoundError as error:

@@ -41,7 +41,7 @@ from vae_edge.cli.console import (
     warnings_shown,
 )
 from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
-from vae_edge.outside import printable, user_path
+from vae_edge.outside import check_current_folder, printable, user_path
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -347,6 +347,8 @@ class _Apps:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
+                if entry.extra is not None:
+                    check_current_folder()
                 given = {name: _as_meant(name, value) for name, value in kwargs.items()}
                 with decoders_silenced() if silence else nullcontext():
                     return function(*args, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import pty
@@ -83,6 +84,8 @@ CASES = [
     Case("cache-is-a-file", "vae cache", 1, "is not a folder", surroundings={"VAE_EDGE_CACHE": "/dev/null"}),
     Case("folder-gone", "mkdir $OUT; cd $OUT; rmdir $OUT; vae run $B $P", 0, lines=1),
     Case("folder-gone-out", "mkdir $OUT; cd $OUT; rmdir $OUT; vae sample here", 1, "the current folder does not exist"),
+    Case("folder-gone-torch", "mkdir $OUT; cd $OUT; rmdir $OUT; vae run $TORCH $P", 1, "torch cannot run"),
+    Case("folder-gone-train", "mkdir $OUT; cd $OUT; rmdir $OUT; vae train --data $B --out /x", 1, "torch cannot"),
     Case("empty-argument", "vae run $B $P --out ''", 2, "argument 5, after --out, is empty"),
     Case("empty-value", "vae run $B $P --out=", 2, "--out= has no value"),
     Case("ascii", "vae run $B $P", 0, surroundings={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, lines=1),
@@ -96,10 +99,11 @@ class Place:
 
     bundle: Path
     picture: Path
+    torch: Path
 
     def shell(self, line: str, folder: Path, surroundings: Mapping[str, str | None] | None = None) -> Any:
         """Run a line; `$OUT` is a name in `folder` that is free."""
-        names = {"B": str(self.bundle), "P": str(self.picture), "OUT": str(folder / "out")}
+        names = {"B": str(self.bundle), "P": str(self.picture), "TORCH": str(self.torch), "OUT": str(folder / "out")}
         changes = {name: value if value != "$OUT" else names["OUT"] for name, value in (surroundings or {}).items()}
         environment = {**os.environ, **names, "PYTHONPATH": str(ROOT), **changes}
         script = f'vae() {{ "{sys.executable}" -m vae_edge "$@"; }}\n{line}'
@@ -125,11 +129,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         write_image(picture, dark_image(0))
     except (OSError, UnicodeEncodeError):
         picture = write_image(folder / "piece.png", dark_image(0))
-    return Place(make_bundle(folder / "toy-onnx-fp32", Target.ONNX).folder, picture)
+    torch = folder / "toy-torch-fp32"
+    if importlib.util.find_spec("torch") is not None:
+        make_bundle(torch, Target.TORCH)
+    return Place(make_bundle(folder / "toy-onnx-fp32", Target.ONNX).folder, picture, torch)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_command_works_or_says_one_true_sentence(case: Case, place: Place, tmp_path: Path) -> None:
+    if "-gone-t" in case.name:
+        pytest.importorskip("lightning")
     line = case.line.replace("$P", '"$P"').replace('yes "$P"', "yes $OUT.png")
     if "yes " in line:
         shutil.copy(place.picture, tmp_path / "out.png")
