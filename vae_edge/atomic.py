@@ -28,8 +28,8 @@ LOCK_FILE = ".lock"
 _LONGEST_NAME = 150
 """Bytes of a name that its temporary name takes over; file systems allow 255 with all that is added."""
 _SWAP_TAKES_S = 1.0
-_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini", LOCK_FILE}
-"""What file managers leave in every folder."""
+_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini", LOCK_FILE, f"{LOCK_FILE}.owner"}
+"""What file managers leave in every folder, and what a killed process holds: see `LockFile`."""
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{OWNER.pattern})-[0-9a-f]{{8}}\.(?P<kind>tmp|old)", re.DOTALL)
 _FULL_BYTES = 1 << 20
 """A disk with less room is full for whatever is written in a temporary folder."""

@@ -232,7 +232,7 @@ def test_what_somebody_put_into_a_folder_is_not_replaced_with_it(tmp_path: Path)
     def own(_: Path) -> set[str]:
         return {"marker", "deep/model"}
 
-    for name in ("marker", "deep/model", ".DS_Store"):
+    for name in ("marker", "deep/model", ".DS_Store", ".lock.owner"):
         (tmp_path / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "bundle" / name).touch()
     with new_folder(tmp_path / "bundle", replaces="marker", own=own) as temporary:

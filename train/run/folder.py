@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 _OWN_FILE = re.compile(
     r"(training|split|calibration|metrics|model)\.json|(model|scoring)\.safetensors|\.lock"
-    r"|(.+/)?checkpoints/([^/]+/)*[^/]+\.ckpt"
+    r"|(.+/)?checkpoints/last\.ckpt"
     r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv)"
 )
 """What a training writes, relative to its folder; all else in it is somebody's."""
@@ -357,6 +357,8 @@ def _make_room(out: Path) -> bool:
 
 def _remove_own_files(folder: Path, *, but: str | None = None) -> None:
     """Remove what a training wrote into a folder, and what is empty then."""
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]:
+        remove_leftovers_in(place)
     paths = sorted(folder.rglob("*"), reverse=True)  # What is in a folder comes before the folder.
     for path in paths:
         name = path.relative_to(folder).as_posix()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vae_edge.errors import BundleError, InputError
+from vae_edge.file_system import owner
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, DecidedSettings, TrainSettings
@@ -163,12 +164,21 @@ def test_a_complete_run_is_replaced_only_on_request_and_only_by_a_complete_one(r
 
 
 def test_files_that_no_training_wrote_outlive_the_run_that_is_replaced(run: Path) -> None:
-    mine = ["notes.txt", "logs/notes.txt", "checkpoints/best.txt", "pictures/part.png", "model.json.bak", ".hidden"]
+    mine = [
+        "notes.txt",
+        "logs/notes.txt",
+        "checkpoints/best.txt",
+        "checkpoints/mine.ckpt",
+        "pictures/part.png",
+        "model.json.bak",
+        ".hidden",
+    ]
     for name in mine:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
     own = ["logs/csv/version_0/metrics.csv", "logs/tensorboard/events.out.tfevents.1.host.2.0", "checkpoints/last.ckpt"]
-    for name in own:
+    half = f"checkpoints/.last.ckpt.{owner().split('-')[0]}-999999999-0-abcdef01.tmp"  # of a process that was killed
+    for name in (*own, half):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
     assert claim_folder(run, overwrite=True)
