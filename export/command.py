@@ -40,7 +40,7 @@ from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
 if TYPE_CHECKING:
     from vae_edge.export.model_api.folder import ModelApiRecord
-    from vae_edge.export.pipeline import ExportResult
+    from vae_edge.export.pipeline import ExportResult, ExportSettings
     from vae_edge.train.run.folder import RunFolder
 
 
@@ -184,7 +184,7 @@ def export(
     asked_scoring = None if scoring is None else _given_scoring(scoring)
     only_supported = "all" in (target.strip(), precision.strip())
     _warn_of_unused(context, combinations(targets, precisions, only_supported=only_supported))
-    from vae_edge.export.pipeline import ExportSettings, export_run
+    from vae_edge.export.pipeline import ExportSettings
     from vae_edge.train.run.folder import RunFolder
 
     if kind is CHECKPOINT:
@@ -214,17 +214,7 @@ def export(
         engine=engine,
         low_precision=low_precision,
     )
-    started = time.perf_counter()
-    with step_progress() as progress:
-        if layout is ExportLayout.MODEL_API:
-            _check_model_api_names(run, out, name, precisions)
-        results = export_run(run, out, settings, progress=progress)
-        made: list[tuple[Path, ModelApiRecord]] = []
-        if layout is ExportLayout.MODEL_API:
-            results, made = _with_model_api(run, results, out, data, progress)
-    for folder, record in made:
-        print_model_api(folder, record)
-    print_results(results, out, time.perf_counter() - started)
+    _export_run(run, out, settings, layout)
 
 
 def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) -> SourceKind:
@@ -335,11 +325,22 @@ def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, dat
         print_warning(f"{folder.name} was compared with the bundle on drawn pictures only; --data PICTURES takes yours")
 
 
-def _check_model_api_names(run: RunFolder, out: Path, name: str | None, precisions: tuple[Precision, ...]) -> None:
+def _export_run(run: RunFolder, out: Path, settings: ExportSettings, layout: ExportLayout) -> None:
     from vae_edge.export.model_api.folder import check_folder_is_free, model_api_folder
+    from vae_edge.export.pipeline import export_run
 
-    for precision in precisions:
-        check_folder_is_free(model_api_folder(out, "", precision, name or run.folder.resolve().name))
+    started = time.perf_counter()
+    made: list[tuple[Path, ModelApiRecord]] = []
+    with step_progress() as progress:
+        if layout is ExportLayout.MODEL_API:
+            for precision in settings.precisions:
+                check_folder_is_free(model_api_folder(out, "", precision, settings.name or run.folder.resolve().name))
+        results = export_run(run, out, settings, progress=progress)
+        if layout is ExportLayout.MODEL_API:
+            results, made = _with_model_api(run, results, out, settings.data_root, progress)
+    for folder, record in made:
+        print_model_api(folder, record)
+    print_results(results, out, time.perf_counter() - started)
 
 
 def _with_model_api(
