@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+# Windows keeps programs elsewhere.
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO ?= demo
 PYTHONS ?= 3.10 3.12 3.13
 DATA ?= sample:dial sample:board sample:fabric
@@ -52,9 +53,10 @@ test-runtime: ## what runs on a device, without torch, on each of PYTHONS="3.10 
 test-lowest: ## the same with the lowest versions that pyproject.toml allows, on Python 3.10
 	@bash tests/packaging/runtime_tests.sh 3.10 lowest
 
-lint: install ## ruff and mypy --strict
+lint: install ## ruff, mypy --strict, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: install ## let ruff put the code in order

@@ -52,7 +52,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 def commands(page: str) -> list[list[str]]:
     """Return the words of every command in a page."""
-    lines = "\n".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    lines = re.findall(
+        r"^(?:vae-|make|git|cd|python|pip|\.venv).*", "\n".join(blocks(page, "")).replace("\\\n", " "), re.MULTILINE
+    )
     return [words for line in lines if (words := shlex.split(line.replace("\\", "/"), comments=True))]
 
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.benchmarks.measure.jobs import Job, LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
 from vae_edge.benchmarks.measure.plan import BenchmarkImages, SuiteSettings
 from vae_edge.benchmarks.measure.process import JobResult, python_module, run_job
 from vae_edge.benchmarks.measure.samples import RawSamples
-from vae_edge.benchmarks.measure.worker import Job, LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
 from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import Manifest, Thresholds

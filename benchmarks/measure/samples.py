@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vae_edge.benchmarks.measure.jobs import SERIES
 from vae_edge.benchmarks.measure.rounds import LatencyRounds, RateRounds, latency_ratios
 from vae_edge.benchmarks.measure.statistics import Ratio
-from vae_edge.benchmarks.measure.worker import SERIES
 from vae_edge.errors import InputError
 
 SAMPLES_VERSION = 2

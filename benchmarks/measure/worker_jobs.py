@@ -15,7 +15,7 @@ from vae_edge.backends.base import Backend, Tensors
 from vae_edge.benchmarks.measure.conditions import CpuClock, frequency_mhz, temperature_c, throttle_count
 from vae_edge.benchmarks.measure.energy import EnergyMeter
 from vae_edge.benchmarks.measure.instruments import PacedSource, count_stream, measure, spin_ns
-from vae_edge.benchmarks.measure.worker import LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
+from vae_edge.benchmarks.measure.jobs import LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
 from vae_edge.detector import Detector, Source
 from vae_edge.image import prepare, read_image
 

@@ -20,17 +20,18 @@ fi
 
 environment=.venv-runtime/$version-$versions
 mark=$environment/installed
+programs=$environment/$(if [ "${OS:-}" = Windows_NT ]; then echo Scripts; else echo bin; fi)
 if ! [ "$mark" -nt pyproject.toml ] || ! [ "$mark" -nt constraints-lowest.txt ]; then
     rm -rf "$environment"
     "$python" -m venv "$environment"
     # Not this package: an editable one would write into the checkout while CI builds the wheel from it.
     wanted=($(sed -n 's/==.*//p' constraints-lowest.txt) pytest onnx)
     if [ "$versions" = lowest ]; then wanted+=(--constraint constraints-lowest.txt); fi
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}"
+    "$programs/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}"
     touch "$mark"
 fi
 # A test is skipped where its runtime is not installed; so they are imported here, and the versions held against the file.
-"$environment/bin/python" - "$versions" <<'PY'
+"$programs/python" - "$versions" <<'PY'
 import importlib.util, sys
 from importlib.metadata import version
 import cv2, numpy, onnx, onnxruntime, openvino
@@ -42,6 +43,6 @@ for name, lowest in (line.split("==") for line in lines):
     assert sys.argv[1] != "lowest" or (found + ".").startswith(lowest + "."), f"{name} is {found}, not {lowest}"
 print("Python", sys.version)
 PY
-"$environment/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
+"$programs/python" -m pip list --disable-pip-version-check 2>/dev/null |
     grep -iE '^(numpy|onnxruntime|opencv|openvino|pydantic|rich|typer|click) ' | tr -s ' ' | paste -sd ',' -
-PYTHONPATH=$PWD "$environment/bin/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/vae_edge tests/train/sample
+PYTHONPATH=$PWD "$programs/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/vae_edge tests/train/sample
