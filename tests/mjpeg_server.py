@@ -21,6 +21,7 @@ class MjpegServer:
         self.up.set()
         self.silent = threading.Event()
         """While this is set the connection stays and no frame comes."""
+        self.one_each_time = False
         self.n_connections = 0
         self.size = size
         self._pause_s = 1 / frames_per_s
@@ -52,6 +53,8 @@ class MjpegServer:
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {jpeg.size}\r\n\r\n"
                 if not self.silent.is_set():
                     request.wfile.write(head.encode() + jpeg.tobytes() + b"\r\n")
+                if self.one_each_time:
+                    return
                 time.sleep(self._pause_s)
         except OSError:
             pass  # The reader has seen enough.

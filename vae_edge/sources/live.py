@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_STILLS = 3
+"""Connections in a row with one picture each, by which a still picture is told that nothing else has told."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +220,20 @@ class _Reader(threading.Thread):
         begin_s = time.monotonic()
         video = self._try_to_open()
         rate = None if video is None else frame_rate(video)
+        n_here, n_stills = 0, 0
         try:
             while not self._over:
                 if video is None or not _succeeds(video.grab):
                     if video is not None:
                         video.release()
+                    n_stills = n_stills + 1 if n_here == 1 else 0
+                    if n_stills == _STILLS and self._address.lower().startswith("http"):
+                        self.failure = InputError(
+                            f"{self._shown} gave one picture and ended, {_STILLS} times; expected a stream; for a "
+                            "still picture run vae-run again whenever a new one is wanted"
+                        )
+                        return
+                    n_here = 0
                     video = self._reconnect()
                     if video is None:
                         return
@@ -230,6 +241,7 @@ class _Reader(threading.Thread):
                 if self.n_read % self._every == 0:
                     self._offer(self.n_read, time.monotonic() - begin_s, rate, _retrieve(video))
                 self.n_read += 1
+                n_here += 1
         finally:
             if video is not None:
                 video.release()

@@ -116,6 +116,15 @@ def test_a_stream_that_does_not_come_back_ends_with_an_error(
     no_thread_is_left()
 
 
+def test_what_gives_one_picture_each_time_is_not_judged_for_ever(camera: MjpegServer) -> None:
+    camera.one_each_time = True
+    pictures = list(LiveVideo(camera.url, options=PATIENT))
+    assert 1 <= len(pictures) <= 4
+    assert isinstance(pictures[-1].image, InputError)
+    assert "gave one picture and ended, 3 times" in str(pictures[-1].image)
+    no_thread_is_left()
+
+
 def test_stopping_ends_a_source_that_waits_for_a_frame(camera: MjpegServer) -> None:
     source = open_video(camera.url, live=LiveOptions(timeout_s=1))
     with Taking(source) as taking:
