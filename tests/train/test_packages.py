@@ -1,4 +1,4 @@
-"""What serves `--help`, reading a run and an export on a device loads no torch; pyproject.toml says who imports whom."""
+"""What serves `--help`, the reading of a run and an export on a device loads no torch."""
 
 from __future__ import annotations
 
