@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.after_fork import Process
-from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, open_backend
+from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, in_native_code, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
@@ -196,7 +196,8 @@ class Detector:
             DeviceError: the runtime failed, the score is not a finite number, or this process was forked since.
         """
         self._process.check()
-        result = self._decide(self.backend, self._prepare(image)[None], [_name(image)])[0]
+        with in_native_code():
+            result = self._decide(self.backend, self._prepare(image)[None], [_name(image)])[0]
         if isinstance(result, VaeEdgeError):
             raise result
         return result

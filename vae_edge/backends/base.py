@@ -6,7 +6,8 @@ import atexit
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
@@ -262,8 +263,21 @@ _ending: frozenset[int] = frozenset()
 """The daemon threads that are left when the program ends."""
 
 _loading: list[int] = []
-"""The threads that load a model."""
+"""The threads that load a model, or decode a picture for one."""
 _LAST_CALL_S = 5.0
+
+
+@contextmanager
+def in_native_code() -> Iterator[None]:
+    """Keep the end of the program from coming while a daemon thread is in the block, for some seconds."""
+    me = threading.get_ident()
+    _loading.append(me)  # No lock, which a forked child would find locked.
+    try:
+        if me in _ending:
+            raise SystemExit
+        yield
+    finally:
+        _loading.remove(me)
 
 
 @atexit.register
