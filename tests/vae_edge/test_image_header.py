@@ -413,7 +413,7 @@ def test_what_opencv_refuses_is_an_input_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def compressed_tiff(pixels: NDArray[Any], compression: int, rows: int) -> bytearray:
-    options = (cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_ROWSPERSTRIP, rows)
+    options = (cv2.IMWRITE_TIFF_COMPRESSION, compression, 278, rows)  # RowsPerStrip: older OpenCV has no name for it
     return bytearray(encoded(".tiff", pixels, *options))
 
 

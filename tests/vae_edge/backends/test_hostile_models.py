@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -639,7 +641,8 @@ OPENVINO: dict[str, Files] = {
 def made_ir(change: Callable[[Any, Any, list[Any]], Any]) -> Files:
     """An IR with `change` as the score: of the ops of OpenVINO, the image's maximum [N], and a list of sinks."""
     import openvino
-    from openvino import opset13 as op
+
+    op = import_module("openvino.opset13" if find_spec("openvino.opset13") else "openvino.runtime.opset13")  # 2024.4
 
     image = op.parameter([-1, SIZE, SIZE, 3], np.uint8, name="image")
     image.output(0).set_names({"image"})
