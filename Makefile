@@ -45,8 +45,8 @@ bench-detection: install ## how well defects are found, every part switched off 
 test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, where it cannot be installed
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib
 
-test: install ## all tests that need no GPU, with coverage of lines; in WORKERS processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term:skip-covered --numprocesses $(WORKERS) --dist loadfile
+test: install ## all tests that need no GPU, in WORKERS processes of one thread each; COVERAGE=1 adds coverage of lines
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist loadfile $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 test-runtime: ## what runs on a device, without torch, on each of PYTHONS="3.10 3.12 3.13" that is installed
 	@for version in $(PYTHONS); do bash tests/packaging/runtime_tests.sh $$version || exit 1; done

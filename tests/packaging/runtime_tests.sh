@@ -2,7 +2,7 @@
 # Runs the tests of what runs on a device, in an environment of its own without torch:
 #   bash tests/packaging/runtime_tests.sh 3.12            # the newest versions of everything
 #   bash tests/packaging/runtime_tests.sh 3.10 lowest     # the lowest that pyproject.toml allows
-# Where that Python is not installed they are skipped with the reason; with REQUIRE_PYTHONS set that is a failure.
+# MARKS="not slow" leaves out the slow ones. Where that Python is not installed they are skipped with the reason; with REQUIRE_PYTHONS set that is a failure.
 set -euo pipefail
 
 version=$1 versions=${2:-newest}
@@ -45,4 +45,4 @@ print("Python", sys.version)
 PY
 "$programs/python" -m pip list --disable-pip-version-check 2>/dev/null |
     grep -iE '^(numpy|onnxruntime|opencv|openvino|pydantic|rich|typer|click) ' | tr -s ' ' | paste -sd ',' -
-PYTHONPATH=$PWD "$programs/python" -m pytest -q -p no:cacheprovider -m "not gpu" tests/vae_edge tests/train/sample
+PYTHONPATH=$PWD "$programs/python" -m pytest -q -p no:cacheprovider -m "not gpu${MARKS:+ and $MARKS}" tests/vae_edge tests/train/sample
