@@ -1,9 +1,9 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs;
-# a second run installs nothing again unless pyproject.toml or constraints.txt changed.
+# On a fresh machine, `make demo` and `make test` do everything. Each creates .venv and installs what it needs;
+# a second run installs again only if pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
 VENV ?= .venv
-# Windows keeps programs elsewhere.
+# Windows has programs in another folder.
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO ?= demo
 PYTHONS ?= 3.10 3.12 3.13
@@ -15,19 +15,19 @@ DATA ?= sample:dial sample:board sample:fabric
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-install: $(VENV)/installed ## make .venv with everything in it
+install: $(VENV)/installed ## create .venv with everything in it
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@echo "==> installing into $(VENV): a few minutes and about 3 GB the first time, nothing the next"
+	@echo "==> installing into $(VENV): a few minutes and about 3 GB, the first time only"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip setuptools
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## sample data, training, every target, benchmark, report, overlays; into demo/
+demo: install ## train, export, benchmark and inspect sample images; into demo/
 	$(BIN)/vae-edge demo --out $(DEMO)
 
-bench-runtime: install ## what the Detector costs on top of the bare runtimes: overhead, throughput, start, memory; into bench/
+bench-runtime: install ## the Detector compared with the bare runtimes: overhead, throughput, start, memory; into bench/
 	$(BIN)/python -m vae_edge.benchmarks.studies.peers.overhead --environments --out bench
 
 bench-peers: install ## the same weights in the bare runtimes and in anomalib, side by side; 2.5 GB and 20 minutes; into bench/peers/
@@ -36,36 +36,36 @@ bench-peers: install ## the same weights in the bare runtimes and in anomalib, s
 bench-anomalib: ## the same checkpoint in anomalib and as bundles: AUROC, verdicts, start, memory, images/s, on DATA=DIR; into bench/anomalib
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib -- -m vae_edge.benchmarks.studies.anomalib_check $(DATA) --out bench/anomalib
 
-bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on fresh normals, over random divisions of its held-out ones
+bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on unused normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.studies.false_alarms $(RUN)
 
-bench-detection: install ## how well defects are found, every part switched off in turn, on DATA="DIR ..."; hours; into bench/detection
+bench-detection: install ## how well defects are found, each component switched off in turn, on DATA="DIR ..."; takes hours; into bench/detection
 	$(BIN)/python -m vae_edge.benchmarks.studies.detection.command $(DATA) --out bench/detection $(DETECTION)
 
-test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, where it cannot be installed
+test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, if it cannot be installed
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib
 
-test: install ## all tests that need no GPU, in WORKERS processes of one thread each; COVERAGE=1 adds coverage of lines
+test: install ## all tests that need no GPU, in WORKERS processes of one thread each; COVERAGE=1 adds line coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist loadfile $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
-test-runtime: ## what runs on a device, without torch, on each of PYTHONS="3.10 3.12 3.13" that is installed
+test-runtime: ## the tests of the device side, without torch, on each installed one of PYTHONS="3.10 3.12 3.13"
 	@for version in $(PYTHONS); do bash tests/packaging/runtime_tests.sh $$version || exit 1; done
 
 test-lowest: ## the same with the lowest versions that pyproject.toml allows, on Python 3.10
 	@bash tests/packaging/runtime_tests.sh 3.10 lowest
 
-lint: install ## ruff, mypy --strict, and which module may import which
+lint: install ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-format: install ## let ruff put the code in order
+format: install ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
-clean: ## remove what the other targets made, .venv too
+clean: ## remove what the other targets created, including .venv
 	rm -rf $(VENV) .venv-anomalib .venv-runtime build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
