@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.benchmarks.measure.measurer import SuiteProgress
 from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.samples import RATIO_METRICS
@@ -26,6 +25,7 @@ from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED
 from vae_edge.cli.progress import progress_bar
 from vae_edge.errors import MissingDependencyError, UsageError
+from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.records import check_recordable, make_record
 
 EXIT_NONE_RAN = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vae_edge.backends.tensorrt_build import EngineSettings
+from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import print_warning, results_console, size_text
 from vae_edge.cli.progress import step_progress
@@ -33,7 +33,7 @@ from vae_edge.export.settings import (
 )
 from vae_edge.export.summary import print_model_api, print_results
 from vae_edge.manifest import MANIFEST_FILE
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.targets import SUPPORTED, Precision, Target, combinations, parse_precisions, parse_targets
 from vae_edge.train.model.input_settings import RANGES, KnownRange
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring

@@ -26,7 +26,7 @@ from vae_edge.export.reference import Reference
 from vae_edge.export.settings import LowPrecisionSettings
 from vae_edge.export.targets.base import TargetExporter
 from vae_edge.manifest import QuantizationRecord
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.targets import Precision
 
 

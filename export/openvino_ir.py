@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vae_edge import telemetry
 from vae_edge.backends import openvino_module
 from vae_edge.backends.base import missing_runtime
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.platform import telemetry
 from vae_edge.targets import Target
 
 CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")

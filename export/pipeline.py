@@ -10,9 +10,8 @@ from pathlib import Path
 
 import vae_edge
 from vae_edge.agreement import Outputs, run_backend
-from vae_edge.atomic import scratch_folder
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
-from vae_edge.backends.tensorrt_build import EngineSettings
+from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_askable_rate
 from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, UsageError, VaeEdgeError
@@ -22,7 +21,6 @@ from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.export.settings import LowPrecisionSettings
 from vae_edge.export.targets.base import ONNX_FILE, Source, TargetExporter, open_exporter
 from vae_edge.export.targets.onnx_target import export_onnx, export_program
-from vae_edge.machine import installed_versions
 from vae_edge.manifest import (
     MANIFEST_FILE,
     AccuracyRecord,
@@ -34,7 +32,9 @@ from vae_edge.manifest import (
     graph_inputs,
     graph_outputs,
 )
-from vae_edge.progress import StepProgress
+from vae_edge.platform.atomic import scratch_folder
+from vae_edge.platform.machine import installed_versions
+from vae_edge.platform.work import StepProgress
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Precision, Target, combinations
 from vae_edge.train.model.scoring import ScoringSettings

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 from vae_edge.backends.base import RuntimeOptions, open_backend
-from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
+from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
 from vae_edge.manifest import MANIFEST_FILE, Manifest
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.records import file_record
 from vae_edge.targets import SUPPORTED, Precision, Target
 

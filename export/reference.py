@@ -30,7 +30,7 @@ from vae_edge.agreement import Outputs
 from vae_edge.decision import PixelTail, fit_thresholds_with_tail
 from vae_edge.errors import InputError
 from vae_edge.manifest import ThresholdMethod, Thresholds
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.train.data.inspection_set import load_images, spread
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.scoring import ScoringSettings

@@ -6,7 +6,7 @@
         prediction = detector.predict("part.png")
 
 Importing this package loads neither torch nor a runtime; a runtime loads when a bundle for it is opened. It sets
-`ORT_DISABLE_TELEMETRY=1` in the environment, unless that is 0: see `vae_edge.telemetry`.
+`ORT_DISABLE_TELEMETRY=1` in the environment, unless that is 0: see `vae_edge.platform.telemetry`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vae_edge.telemetry import disable_onnxruntime_telemetry
+from vae_edge.platform.telemetry import disable_onnxruntime_telemetry
 
 if TYPE_CHECKING:
     from vae_edge.bundle import Bundle as Bundle

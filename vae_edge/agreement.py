@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.backends.base import Backend
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 
 _MAPS_AT_ONCE = 64
 """Maps that are compared at a time: they may lie on disk, and all of them in memory may be too many."""

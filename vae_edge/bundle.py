@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vae_edge.atomic import LOCK_FILE, check_replaceable, claim, new_file, new_folder, restore, sha256_file
 from vae_edge.decision import check_thresholds
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import (
@@ -26,7 +25,8 @@ from vae_edge.manifest import (
     Manifest,
     manifest_digest,
 )
-from vae_edge.model_checks import check_model_files
+from vae_edge.model_files.checks import check_model_files
+from vae_edge.platform.atomic import LOCK_FILE, check_replaceable, claim, new_file, new_folder, restore, sha256_file
 from vae_edge.records import (
     check_n_values,
     check_recordable,

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.after_fork import Process
 from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, in_native_code, open_backend
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared, max_pixels_in_force
-from vae_edge.in_order import InOrder
-from vae_edge.machine import usable_cores
 from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.platform.after_fork import Process
+from vae_edge.platform.machine import usable_cores
+from vae_edge.platform.work import InOrder, Progress, StepProgress
 from vae_edge.prediction import Prediction
-from vae_edge.progress import Progress, StepProgress
 
 if TYPE_CHECKING:
     from vae_edge.refit import Refit

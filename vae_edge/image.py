@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.image_header import (
+from vae_edge.picture_files.header import (
     FORMATS,
     HEAD_BYTES,
     check_jpeg_is_whole,
@@ -25,9 +25,6 @@ from vae_edge.image_header import (
     read_header,
     with_more_in_each_scan,
 )
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-"""Endings of the files that are taken for images, in lower case."""
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded where nothing else is asked for: 300 MB as RGB, and no more than three times that on
@@ -416,11 +413,6 @@ def set_opencv_log_level(level: int) -> int:
     before: int = log.getLogLevel()
     log.setLogLevel(level)
     return before
-
-
-def is_image_file(path: Path) -> bool:
-    """Tell whether the name ends like an image file."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _shape(image: NDArray[Any]) -> str:

@@ -20,8 +20,8 @@ from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vae_edge.atomic import sha256_file, sha256_of
 from vae_edge.errors import BundleError, InputError, UsageError, VaeEdgeError
+from vae_edge.platform.atomic import sha256_file, sha256_of
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-from vae_edge.atomic import check_place
 from vae_edge.bundle import Bundle
 from vae_edge.decision import (
     DEFAULT_FALSE_ALARM_RATE,
@@ -25,8 +24,9 @@ from vae_edge.decision import (
 )
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
 from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.platform.atomic import check_place
+from vae_edge.platform.work import Progress
 from vae_edge.prediction import Prediction
-from vae_edge.progress import Progress
 
 _Image = TypeVar("_Image")
 

@@ -16,7 +16,7 @@ from vae_edge import __version__
 from vae_edge.benchmarks.measure import conditions
 from vae_edge.benchmarks.measure.process import run_process
 from vae_edge.errors import DeviceError
-from vae_edge.machine import installed_versions, look_at_machine, read_system_file
+from vae_edge.platform.machine import installed_versions, look_at_machine, read_system_file
 from vae_edge.records import Record
 
 ROOT = Path("/")

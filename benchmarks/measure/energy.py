@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vae_edge.benchmarks.measure.conditions import ROOT
-from vae_edge.machine import read_system_file
+from vae_edge.platform.machine import read_system_file
 
 _SAMPLE_EVERY_S = 0.1
 

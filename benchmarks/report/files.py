@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge.atomic import LOCK_FILE, check_place, write_bytes, write_text
 from vae_edge.benchmarks.report.records import (
     HTML_FILE,
     IMAGES_FOLDER,
@@ -23,6 +22,7 @@ from vae_edge.benchmarks.report.records import (
     SamplesFile,
 )
 from vae_edge.errors import InputError
+from vae_edge.platform.atomic import LOCK_FILE, check_place, write_bytes, write_text
 from vae_edge.records import RECORD_LIMITS, open_regular, parse_json, parse_record, read_bounded
 
 _COPY = "copy both again from where they were measured"

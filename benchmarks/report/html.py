@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vae_edge.atomic import check_place, write_text
 from vae_edge.benchmarks.report import tables, tradeoff
 from vae_edge.benchmarks.report.accuracy_records import ExampleKind, ImageExample, ScoreHistogram
 from vae_edge.benchmarks.report.charts import (
@@ -35,7 +34,8 @@ from vae_edge.benchmarks.report.markdown import to_markdown
 from vae_edge.benchmarks.report.records import HTML_FILE, IMAGES_FOLDER, MARKDOWN_FILE, BundleResult, Report
 from vae_edge.benchmarks.report.speed_records import LoadRecord, StageRecord, StartFigures
 from vae_edge.errors import InputError, MissingDependencyError, VaeEdgeError
-from vae_edge.outside import printable
+from vae_edge.platform.atomic import check_place, write_text
+from vae_edge.platform.outside import printable
 from vae_edge.records import with_texts
 
 KINDS: dict[ExampleKind, str] = {

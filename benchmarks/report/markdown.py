@@ -8,7 +8,7 @@ from vae_edge.benchmarks.report import tables
 from vae_edge.benchmarks.report.figures import View
 from vae_edge.benchmarks.report.records import Report
 from vae_edge.benchmarks.report.tables import Table
-from vae_edge.outside import plain_markdown
+from vae_edge.platform.outside import plain_markdown
 from vae_edge.records import with_texts
 
 

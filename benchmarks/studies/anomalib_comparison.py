@@ -22,7 +22,6 @@ import numpy as np
 import typer
 
 from vae_edge import Detector
-from vae_edge.atomic import write_text
 from vae_edge.benchmarks.studies.peers import measured_process
 from vae_edge.benchmarks.studies.peers.candidates import FP32_ARITHMETIC, Candidate
 from vae_edge.benchmarks.studies.peers.environments import Environment
@@ -31,6 +30,7 @@ from vae_edge.benchmarks.studies.peers.table import make_rows, to_markdown
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.export.pipeline import ExportSettings, export_run
+from vae_edge.platform.atomic import write_text
 from vae_edge.targets import Precision, Target
 from vae_edge.train.anomalib.checkpoint import read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over

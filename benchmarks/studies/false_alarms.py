@@ -30,13 +30,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from vae_edge.atomic import write_text
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.cli.console import notes_console, plain_table, results_console
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import PixelTail, check_rate, fit_image_threshold
 from vae_edge.errors import InputError, UsageError
-from vae_edge.progress import Progress, StepProgress
+from vae_edge.platform.atomic import write_text
+from vae_edge.platform.work import Progress, StepProgress
 from vae_edge.records import Record
 from vae_edge.train.data.grouping import group_test_normals
 from vae_edge.train.data.inspection_set import load_images

@@ -20,7 +20,6 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from vae_edge.atomic import write_text
 from vae_edge.benchmarks.measure.instruments import timed
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.cli.console import notes_console, plain_table, results_console
@@ -29,10 +28,11 @@ from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
 from vae_edge.export.model_api.folder import ModelApiRecord, images_below, open_model, read_model_api_record
 from vae_edge.export.model_api.graph import Scale
-from vae_edge.machine import installed_version
-from vae_edge.progress import Progress
+from vae_edge.platform.atomic import write_text
+from vae_edge.platform.machine import installed_version
+from vae_edge.platform.telemetry import import_openvino
+from vae_edge.platform.work import Progress
 from vae_edge.records import Record
-from vae_edge.telemetry import import_openvino
 
 
 class ModelApiComparison(Record):

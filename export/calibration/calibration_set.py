@@ -17,9 +17,9 @@ from vae_edge.export.calibration.judging import JudgingSet, content_hashes
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import DEFAULT_N_IMAGES
 from vae_edge.image import load_prepared
-from vae_edge.listing import list_images
 from vae_edge.manifest import CalibrationSetRecord
-from vae_edge.progress import StepProgress
+from vae_edge.picture_files.listing import list_images
+from vae_edge.platform.work import StepProgress
 from vae_edge.train.data.inspection_set import ImageFile, map_in_threads, open_inspection_set
 from vae_edge.train.data.layout import existing_folder
 from vae_edge.train.data.sources import resolve_data

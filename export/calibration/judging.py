@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import InputError, ParityError
 from vae_edge.manifest import AccuracyRecord, Thresholds
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.train.choice.synthetic_defects import paste_defects
 from vae_edge.train.data.inspection_set import load_images, load_masks, spread
 from vae_edge.train.run.folder import RunFolder

@@ -17,7 +17,6 @@ from pydantic import Field
 
 import vae_edge
 from vae_edge.agreement import compare_scores
-from vae_edge.atomic import check_replaceable, new_folder
 from vae_edge.backends.openvino_module import check_can_load, openvino_core
 from vae_edge.bundle import Bundle
 from vae_edge.decision import check_thresholds
@@ -26,11 +25,12 @@ from vae_edge.errors import BundleError, InputError, ParityError, UsageError
 from vae_edge.export.model_api.graph import OUTPUTS, Scale, Scales, as_model_api
 from vae_edge.export.openvino_ir import PRECISION_KEY, import_openvino, write_ir
 from vae_edge.image import Preparation, as_rgb, read_image
-from vae_edge.listing import list_images
-from vae_edge.machine import installed_versions
 from vae_edge.manifest import MANIFEST_LIMITS, Provenance, Thresholds
-from vae_edge.model_checks import check_model_files
-from vae_edge.progress import Progress, StepProgress
+from vae_edge.model_files.checks import check_model_files
+from vae_edge.picture_files.listing import list_images
+from vae_edge.platform.atomic import check_replaceable, new_folder
+from vae_edge.platform.machine import installed_versions
+from vae_edge.platform.work import Progress, StepProgress
 from vae_edge.records import (
     FileName,
     FileRecord,

@@ -28,7 +28,7 @@ from vae_edge.export.calibration.judging import JudgingSet, check_finite, judge
 from vae_edge.export.reference import Reference, ThresholdRule
 from vae_edge.export.settings import Budget
 from vae_edge.manifest import AccuracyRecord, Thresholds
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.train.model.anomaly_graph import run_graph
 
 

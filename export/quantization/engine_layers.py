@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vae_edge.atomic import scratch_folder
-from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
-from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt
+from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
+from vae_edge.backends.tensorrt.module import TensorRtModule, find_tensorrt
 from vae_edge.errors import DeviceError, VaeEdgeError
+from vae_edge.platform.atomic import scratch_folder
 
 CONVOLUTIONS = ("convolution", "transposed convolution")
 """The kinds of layers with weights; every other layer's kind is `other`."""
@@ -119,7 +119,7 @@ def _kind(layer_type: str, name: str) -> str:
 @contextmanager
 def _listening() -> Iterator[list[str]]:
     """Collect what TensorRT logs, at every level; its own logger is the process's only one and cannot be changed."""
-    logger = logging.getLogger("vae_edge.backends.tensorrt_module")
+    logger = logging.getLogger("vae_edge.backends.tensorrt.module")
     messages: list[str] = []
 
     class Collector(logging.Handler):

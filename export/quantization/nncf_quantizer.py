@@ -33,9 +33,9 @@ from vae_edge.export.openvino_ir import (
 )
 from vae_edge.export.quantization.onnx_quantizer import PERCENTILE
 from vae_edge.export.settings import Estimator
-from vae_edge.machine import look_at_machine
-from vae_edge.progress import Progress
-from vae_edge.telemetry import openvino_telemetry_hidden
+from vae_edge.platform.machine import look_at_machine
+from vae_edge.platform.telemetry import openvino_telemetry_hidden
+from vae_edge.platform.work import Progress
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ import onnx
 from numpy.typing import NDArray
 
 from vae_edge.agreement import Outputs, run_backend
-from vae_edge.atomic import scratch_folder
 from vae_edge.backends.base import open_backend
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.quantization.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.quantization.onnx_network import network_nodes, quantizable_layers
 from vae_edge.export.settings import Estimator
 from vae_edge.manifest import graph_inputs, graph_outputs
-from vae_edge.progress import Progress
+from vae_edge.platform.atomic import scratch_folder
+from vae_edge.platform.telemetry import import_onnxruntime
+from vae_edge.platform.work import Progress
 from vae_edge.targets import Target
-from vae_edge.telemetry import import_onnxruntime
 
 N_BINS = 2048
 """Bins of the histograms of absolute values, as TensorRT's entropy calibration has them."""

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.agreement import Outputs
-from vae_edge.backends.tensorrt_build import EngineSettings
+from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.export.quantization.accuracy_control import LayerQuantizer
 from vae_edge.export.settings import Estimator
 from vae_edge.manifest import RuntimeRecord
-from vae_edge.progress import Progress, StepProgress
+from vae_edge.platform.work import Progress, StepProgress
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 if TYPE_CHECKING:

@@ -31,11 +31,11 @@ from vae_edge.export.quantization.onnx_network import LAYERS, check_layer_names,
 from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
-from vae_edge.machine import look_at_machine
 from vae_edge.manifest import RuntimeRecord
-from vae_edge.progress import Progress
+from vae_edge.platform.machine import look_at_machine
+from vae_edge.platform.telemetry import import_onnxruntime
+from vae_edge.platform.work import Progress
 from vae_edge.targets import Precision, Target
-from vae_edge.telemetry import import_onnxruntime
 from vae_edge.train.model.anomaly_graph import AnomalyGraph
 
 OPSET = 18

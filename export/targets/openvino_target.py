@@ -12,7 +12,7 @@ from vae_edge.export.openvino_ir import export_openvino, save_ir
 from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer, QuantizationSettings
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.base import TargetExporter, Written
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from vae_edge.agreement import Outputs
-from vae_edge.backends.tensorrt_build import build_engine
+from vae_edge.backends.tensorrt.build import build_engine
 from vae_edge.errors import InputError
 from vae_edge.export.quantization.onnx_network import (
     LAYERS,
@@ -44,7 +44,7 @@ from vae_edge.export.quantization.onnx_network import (
 from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges, run_onnx
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 _OPSET = 19

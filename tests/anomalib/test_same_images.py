@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.test_documents import snippet
-from vae_edge.atomic import sha256_file
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.train import RunFolder, fit
 from vae_edge.train.data.inspection_set import InspectionSet, open_inspection_set
 from vae_edge.train.data.sources import list_images, source_of

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import RuntimeOptions
 from vae_edge.backends.openvino_backend import OpenVinoBackend, _arithmetic
+from vae_edge.cli.model_file import describe_model_file
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.export.openvino_ir import export_openvino, network_operations, read_graph
 from vae_edge.export.targets.onnx_target import export_onnx, export_program
 from vae_edge.manifest import graph_inputs, graph_outputs
-from vae_edge.model_file import describe_model_file
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import parse_scoring

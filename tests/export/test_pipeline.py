@@ -10,7 +10,6 @@ import pytest
 
 from tests.train.fake_datamodule import FakeDataModule, rows_of
 from vae_edge.agreement import Outputs, run_backend
-from vae_edge.atomic import sha256_file
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError, ParityError
@@ -18,6 +17,7 @@ from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.image import load_prepared
 from vae_edge.manifest import MANIFEST_FILE
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train import fit
 from vae_edge.train.model.anomaly_graph import run_graph

@@ -8,7 +8,7 @@ import pytest
 
 from tests.hostile_bundles import as_first_schema, hostile_bundle
 from tests.tiny_bundles import make_bundle
-from vae_edge.backends.tensorrt_build import EngineSettings
+from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError
 from vae_edge.export.rebuild import rebuild_engine

@@ -31,9 +31,9 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import vae_edge.train
-from vae_edge.atomic import sha256_file
 from vae_edge.cli.main import invoke
 from vae_edge.errors import BundleError, InputError, UsageError
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.train import DataSource, RunFolder, TrainSettings, Watcher, fit, resume_run
 from vae_edge.train.command import print_result
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state

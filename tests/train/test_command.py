@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.atomic import sha256_file
 from vae_edge.cli.main import invoke
 from vae_edge.errors import InputError
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.train.command import parse_image_size
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set

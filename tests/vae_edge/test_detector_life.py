@@ -303,7 +303,7 @@ def test_a_forked_child_is_told_what_to_do_and_never_hangs(bundle: Bundle) -> No
 PROBE_AND_FORK = """
 import os, sys
 from vae_edge import Detector, DeviceError
-from vae_edge.probes import probe_openvino
+from vae_edge.doctor import probe_openvino
 probe_openvino()
 if os.fork() == 0:
     try:

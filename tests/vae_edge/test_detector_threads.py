@@ -18,7 +18,7 @@ from tests.threads import our_threads
 from tests.tiny_bundles import TARGETS, dark_image, make_bundle, spotted_image
 from vae_edge import Bundle, Detector, DeviceError, Prediction
 from vae_edge.backends.base import Hint
-from vae_edge.compiled_cache import entries
+from vae_edge.cache.compiled import entries
 from vae_edge.targets import Target
 
 RUNTIMES = {Target.ONNX: "onnxruntime", Target.OPENVINO: "openvino", Target.TORCH: "torch"}

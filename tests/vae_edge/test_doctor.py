@@ -11,9 +11,18 @@ import pytest
 from vae_edge import doctor
 from vae_edge.cli.console import results_console
 from vae_edge.cli.doctor import _print
-from vae_edge.doctor import Diagnosis, examine, tensorrt_advice
-from vae_edge.machine import Jetson, find_jetson, look_at_machine
-from vae_edge.probes import RUNTIME_PROBES, Probe, probe, probe_package, read_probe, write_probe
+from vae_edge.doctor import (
+    RUNTIME_PROBES,
+    Diagnosis,
+    Probe,
+    examine,
+    probe,
+    probe_package,
+    read_probe,
+    tensorrt_advice,
+    write_probe,
+)
+from vae_edge.platform.machine import Jetson, find_jetson, look_at_machine
 
 Run = Callable[..., tuple[int, str, str]]
 

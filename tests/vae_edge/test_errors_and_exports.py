@@ -67,7 +67,7 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
     [
         "from vae_edge import Detector, Bundle, read_image, Prediction, Preparation",
         "import vae_edge.cli.main, vae_edge.cli.run, vae_edge.cli.verify, vae_edge.cli.inspect",
-        "import vae_edge.doctor, vae_edge.cli.doctor, vae_edge.probes, vae_edge.cli.cache, vae_edge.compiled_cache",
+        "import vae_edge.doctor, vae_edge.cli.doctor, vae_edge.cli.cache, vae_edge.cache.compiled",
         "import vae_edge.benchmarks.measure.worker, vae_edge.benchmarks.command",
         "import vae_edge.export.rebuild, vae_edge.export.command",
         "import vae_edge.train.command, vae_edge.train.run.folder, vae_edge.train.sample.command",

@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
-from vae_edge.image import Preparation, as_rgb, decode_image, is_image_file, load_prepared, prepare, read_image
+from vae_edge.image import Preparation, as_rgb, decode_image, load_prepared, prepare, read_image
+from vae_edge.picture_files.listing import is_image_file
 
 LOSSLESS = [".png", ".bmp", ".tiff", ".tif"]
 

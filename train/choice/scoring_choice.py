@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 from vae_edge.train.choice.candidates import CANDIDATES, Ranked
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES, paste_defects
 from vae_edge.train.model.anomaly_graph import MapMaker, Reconstruction, images_at_a_time, map_step, n_pooled

@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import read_image
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 from vae_edge.train.data.inspection_set import ImageFile, map_in_threads
 from vae_edge.train.data.split import GROUP_AUTOMATICALLY, GROUP_NOTHING, SplitSettings, key_function, split_normals
 

@@ -19,10 +19,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.atomic import sha256_file
 from vae_edge.errors import InputError
-from vae_edge.image import IMAGE_SUFFIXES, Preparation, load_prepared, max_pixels_in_force, most_bytes
-from vae_edge.progress import Progress
+from vae_edge.image import Preparation, load_prepared, max_pixels_in_force, most_bytes
+from vae_edge.picture_files.listing import IMAGE_SUFFIXES
+from vae_edge.platform.atomic import sha256_file
+from vae_edge.platform.work import Progress
 from vae_edge.records import Record
 from vae_edge.train.data.layout import FolderUse, Layout, describe_uses, existing_folder, find_below
 from vae_edge.train.data.masks import Masks, read_masks, resize_mask

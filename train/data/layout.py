@@ -1,6 +1,6 @@
 """Which files an inspection set is made of: good parts to train on, parts to test on, masks.
 
-What an image is follows from the names of the folders that it lies in (`vae_edge.name_meanings`), in any
+What an image is follows from the names of the folders that it lies in (`vae_edge.picture_files.name_meanings`), in any
 case and at any depth, and from label pictures. So these layouts are understood, and what is arranged like them:
 
 - `mvtec`, that of MVTec AD (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021): `ROOT/train/good`,
@@ -26,7 +26,7 @@ So it is where somebody seems to have sorted the images by names that do not say
 beside `negative`, `0` beside `1`), or has written annotations that are no pictures and are not read.
 
 A mask has its image's name (`0.png`) or a longer one (`0_mask.png`, `0-GT.bmp`, `0_label2.png`), or lies in a folder of
-that name (`000/0.png`); several are united. Files are listed by the rule of `vae_edge.listing`.
+that name (`000/0.png`); several are united. Files are listed by the rule of `vae_edge.picture_files.listing`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vae_edge.errors import InputError
-from vae_edge.listing import FolderFiles, Listing, count_images, list_images
-from vae_edge.name_meanings import Meaning, masked_stem, meaning_of, with_siblings
-from vae_edge.outside import user_path
+from vae_edge.picture_files.listing import FolderFiles, Listing, count_images, list_images
+from vae_edge.picture_files.name_meanings import Meaning, masked_stem, meaning_of, with_siblings
+from vae_edge.platform.outside import user_path
 from vae_edge.records import check_recordable
 from vae_edge.train.data.masks import (
     FolderQuality,

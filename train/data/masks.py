@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import check_regular_file, read_pixels
-from vae_edge.listing import FolderFiles
-from vae_edge.name_meanings import Part, masked_stem, meaning_of
+from vae_edge.picture_files.listing import FolderFiles
+from vae_edge.picture_files.name_meanings import Part, masked_stem, meaning_of
 from vae_edge.records import open_regular
 
 _LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})

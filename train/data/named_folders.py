@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vae_edge.errors import InputError
-from vae_edge.listing import list_images
-from vae_edge.name_meanings import meaning_of
+from vae_edge.picture_files.listing import list_images
+from vae_edge.picture_files.name_meanings import meaning_of
 from vae_edge.records import check_recordable
 from vae_edge.train.data.layout import FolderUse, FoundFiles, FoundImage, left_out, meanings_below
 from vae_edge.train.data.masks import FolderQuality, ImageFolder, MaskFile, pair_masks, tell_apart, what_masks_mark

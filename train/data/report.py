@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation, read_pixels, white_level_remark
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 from vae_edge.records import Record
 from vae_edge.train.data.inspection_set import (
     ImageFile,

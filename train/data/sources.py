@@ -29,10 +29,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from vae_edge.cache import sample_cache_folder
+from vae_edge.cache.folders import sample_cache_folder
 from vae_edge.errors import InputError, UsageError
-from vae_edge.outside import user_path
-from vae_edge.progress import Progress
+from vae_edge.platform.outside import user_path
+from vae_edge.platform.work import Progress
 from vae_edge.records import Record, check_recordable
 from vae_edge.train.data.inspection_set import (
     InspectionSet,
@@ -49,7 +49,7 @@ def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress
     Args:
         text: a folder's path; or `sample` or `sample:PRODUCT` for a synthetic set that is written once into the cache
             (a folder of that name is reached as `./sample`).
-        cache_folder: where sample sets are kept; default: `vae_edge.cache.sample_cache_folder()`.
+        cache_folder: where sample sets are kept; default: `vae_edge.cache.folders.sample_cache_folder()`.
         progress: called with sample images written and their total.
 
     Raises:

@@ -33,8 +33,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from vae_edge.atomic import new_file
 from vae_edge.errors import BundleError, InputError, VaeEdgeError
+from vae_edge.platform.atomic import new_file
 
 LAST_CHECKPOINT = "last.ckpt"
 

@@ -8,7 +8,7 @@ from rich.progress import TaskID, TextColumn
 
 from vae_edge.cli.console import notes_console
 from vae_edge.cli.progress import new_bars
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 
 
 class Watcher:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import fusion
 
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 from vae_edge.train.model.input_layers import PhotometricNormalization, RangeOfInput, Tiles
 from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import LOG_VARIANCE_LIMIT, Vae

@@ -12,7 +12,7 @@ from enum import Enum
 from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
-from vae_edge.machine import look_at_machine
+from vae_edge.platform.machine import look_at_machine
 from vae_edge.records import Record, make_record
 
 

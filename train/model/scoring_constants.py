@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_edge.errors import InputError
-from vae_edge.progress import Progress
+from vae_edge.platform.work import Progress
 from vae_edge.train.model.anomaly_graph import (
     MapMaker,
     Reconstructed,

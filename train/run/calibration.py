@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.decision import fit_thresholds
-from vae_edge.machine import installed_version
-from vae_edge.progress import Progress
+from vae_edge.platform.machine import installed_version
+from vae_edge.platform.work import Progress
 from vae_edge.train.data.grouping import Grouping, few_parts, group_normals, group_test_normals
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.split import Fold, Split, SplitSettings, one_of_each_part

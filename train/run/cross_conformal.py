@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from vae_edge.decision import PixelTail, fit_thresholds_with_tail, normals_needed, smallest_false_alarm_rate
 from vae_edge.errors import UsageError
-from vae_edge.machine import installed_version
 from vae_edge.manifest import ThresholdMethod
+from vae_edge.platform.machine import installed_version
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.split import Fold, Split, one_of_each_part, split_into_folds, split_normals
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from vae_edge import __version__
-from vae_edge.atomic import write_text
-from vae_edge.machine import installed_versions
 from vae_edge.manifest import Thresholds
+from vae_edge.platform.atomic import write_text
+from vae_edge.platform.machine import installed_versions
 from vae_edge.train.data.inspection_set import InspectionSet, load_images, load_masks
 from vae_edge.train.data.report import DataReport
 from vae_edge.train.loop.settings import TrainSettings

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vae_edge.atomic import LOCK_FILE, check_place, claim, new_file, remove_leftovers_in, write_text
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.platform.atomic import LOCK_FILE, check_place, claim, new_file, remove_leftovers_in, write_text
 from vae_edge.records import FileRecord, Record, check_recordable, check_recorded_files, file_record, read_record
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, open_inspection_set
 from vae_edge.train.data.sources import DataSource
@@ -236,7 +236,7 @@ def check_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def only_training(out: Path) -> AbstractContextManager[None]:
-    """Keep other trainings out of a run folder until the block ends; see `vae_edge.atomic.claim`."""
+    """Keep other trainings out of a run folder until the block ends; see `vae_edge.platform.atomic.claim`."""
     return claim(out / LOCK_FILE, f"another training writes into {out}")
 
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.atomic import claim_name, new_folder
 from vae_edge.errors import InputError, UsageError
-from vae_edge.progress import Progress
+from vae_edge.platform.atomic import claim_name, new_folder
+from vae_edge.platform.work import Progress
 from vae_edge.train.sample.drawing import PRODUCTS, defect_kinds, draw_defective, draw_normal
 from vae_edge.train.sample.settings import SAMPLE_VERSION, SampleSettings
 

@@ -20,7 +20,6 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.after_fork import Process, never_free_in_children
 from vae_edge.errors import (
     BundleError,
     DeviceError,
@@ -31,8 +30,9 @@ from vae_edge.errors import (
     said_by,
 )
 from vae_edge.manifest import TensorSpec
-from vae_edge.outside import check_current_folder
-from vae_edge.progress import StepProgress
+from vae_edge.platform.after_fork import Process, never_free_in_children
+from vae_edge.platform.outside import check_current_folder
+from vae_edge.platform.work import StepProgress
 from vae_edge.targets import SUPPORTED, Target
 
 Tensors = dict[str, NDArray[Any]]

@@ -20,9 +20,9 @@ from vae_edge.backends.base import (
     check_signature,
 )
 from vae_edge.errors import DeviceError, said_by
-from vae_edge.machine import usable_cores
 from vae_edge.manifest import TensorSpec
-from vae_edge.telemetry import import_onnxruntime
+from vae_edge.platform.machine import usable_cores
+from vae_edge.platform.telemetry import import_onnxruntime
 
 onnxruntime = import_onnxruntime()
 

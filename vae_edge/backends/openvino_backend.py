@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge import compiled_cache
 from vae_edge.backends.base import (
     Backend,
     DeviceChoice,
@@ -32,10 +31,11 @@ from vae_edge.backends.openvino_module import (
     openvino_core,
     version_of,
 )
+from vae_edge.cache import compiled
 from vae_edge.errors import BundleError, DeviceError
-from vae_edge.machine import processor_features, usable_cores
 from vae_edge.manifest import TensorSpec
-from vae_edge.telemetry import import_openvino
+from vae_edge.platform.machine import processor_features, usable_cores
+from vae_edge.platform.telemetry import import_openvino
 
 openvino = import_openvino()
 
@@ -91,12 +91,12 @@ class OpenVinoBackend(Backend):
         core = openvino_core()
         device = _choose_device(core, options.device)
         self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)
-        compiled = self._loaded.model
-        found = _signature(compiled.inputs, inputs), _signature(compiled.outputs, outputs)
+        compiled_model = self._loaded.model
+        found = _signature(compiled_model.inputs, inputs), _signature(compiled_model.outputs, outputs)
         check_signature(model, found, inputs, outputs)
         layout = Layout(
-            requests=_requests(options) or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
-            threads=compiled.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
+            requests=_requests(options) or compiled_model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
+            threads=compiled_model.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
             batch=1,
         )
         # A request serves one inference at a time. The one used last comes first: its memory is still in the cache.
@@ -209,14 +209,14 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
     settings = _settings(core, model, device, options)
     key = None
     if options.model_sha256 is not None:
-        key = compiled_cache.CompiledKey(
+        key = compiled.CompiledKey(
             kind="openvino",
             model_sha256=options.model_sha256,
             runtime=f"OpenVINO {openvino.__version__}",
             device=f"{plugin} {core.get_property(plugin, 'FULL_DEVICE_NAME')}",
             settings=_key_settings(core, plugin, inputs, settings),
         )
-        kept = compiled_cache.find(key)
+        kept = compiled.find(key)
         if kept is not None:
             try:
                 return _import(core, kept, plugin, settings)
@@ -225,17 +225,17 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     _check_sizes(model, network, prod(size or 1 for spec in inputs for size in spec.shape))
-    compiled = core.compile_model(network, plugin, settings)
+    compiled_model = core.compile_model(network, plugin, settings)
     if key is not None and "EXPORT_IMPORT" in core.get_property(plugin, "OPTIMIZATION_CAPABILITIES"):
         try:
-            exported = compiled.export_model()
+            exported = compiled_model.export_model()
         except RuntimeError as error:
             _log.warning("the compiled model cannot be kept for the next start: %s", error)
         else:
             # OpenVINO 2024 gives bytes, later ones a stream.
             blob = exported if isinstance(exported, bytes) else exported.getbuffer()
-            compiled_cache.keep(key, lambda path: path.write_bytes(blob))
-    return _Loaded(compiled)
+            compiled.keep(key, lambda path: path.write_bytes(blob))
+    return _Loaded(compiled_model)
 
 
 def _check_sizes(model: Path, network: Any, n_values: int) -> None:

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 from weakref import WeakSet
 
-from vae_edge.after_fork import never_free_in_children
 from vae_edge.errors import DeviceError
-from vae_edge.telemetry import import_openvino
+from vae_edge.platform.after_fork import never_free_in_children
+from vae_edge.platform.telemetry import import_openvino
 
 
 @cache

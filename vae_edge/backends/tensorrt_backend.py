@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
-from vae_edge.backends.cuda.adapters import open_cuda_memory
-from vae_edge.backends.cuda.driver import Gpu, find_gpus
-from vae_edge.backends.cuda.lane import Lane
-from vae_edge.backends.cuda.memory import CudaMemory
-from vae_edge.backends.tensorrt_engine import EnginePlace, check_tensors, load_engine
-from vae_edge.backends.tensorrt_module import TensorRtModule, find_tensorrt, judge_plan
+from vae_edge.backends.cuda.gpus import Gpu, find_gpus, open_cuda_memory
+from vae_edge.backends.cuda.memory import CudaMemory, Lane
+from vae_edge.backends.tensorrt.engine import EnginePlace, check_tensors, load_engine
+from vae_edge.backends.tensorrt.module import TensorRtModule, find_tensorrt, judge_plan
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.manifest import TensorSpec
 

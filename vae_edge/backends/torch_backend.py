@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.after_fork import was_loaded_before_fork
 from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors, check_outputs
 from vae_edge.backends.torch_program import TorchProgram, load_program
 from vae_edge.errors import BundleError, DeviceError, InputError, said_by
 from vae_edge.manifest import TensorSpec
+from vae_edge.platform.after_fork import was_loaded_before_fork
 
 _log = logging.getLogger(__name__)
 

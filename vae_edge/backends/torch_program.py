@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vae_edge.errors import BundleError, said_by
-from vae_edge.model_checks import PROGRAM_LIMITS, read_safetensors_header
+from vae_edge.model_files.checks import PROGRAM_LIMITS, read_safetensors_header
 from vae_edge.records import open_regular, parse_json, read_bounded
 
 PROGRAM_FORMAT = 1

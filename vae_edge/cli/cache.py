@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vae_edge import compiled_cache
-from vae_edge.cache import SampleSet, cache_folder, sample_sets
+from vae_edge.cache import compiled
+from vae_edge.cache.compiled import CompiledEntry
+from vae_edge.cache.folders import SampleSet, cache_folder, sample_sets
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
-from vae_edge.compiled_cache import CompiledEntry
 from vae_edge.errors import InputError, UsageError
 
 _KINDS = ("openvino", "tensorrt", "tensorrt-timings", "sample")
@@ -41,7 +41,7 @@ def cache(
         raise UsageError(f"--older-than is {older_than}; expected a number of days, 0 or more")
     if cache_folder().exists() and not cache_folder().is_dir():
         raise InputError(f"the cache is {cache_folder()}, which is not a folder; set VAE_EDGE_CACHE to a folder")
-    items = [*map(_compiled_item, compiled_cache.entries()), *map(_sample_item, sample_sets())]
+    items = [*map(_compiled_item, compiled.entries()), *map(_sample_item, sample_sets())]
     kinds = dict.fromkeys([*_KINDS, *(item.kind for item in items)])
     if kind is not None and kind not in kinds:
         raise UsageError(f"the kind is {kind!r}; expected one of {', '.join(kinds)}")
@@ -125,7 +125,7 @@ def _print_json(chosen: list[_Item]) -> None:
     entries: list[dict[str, Any]] = [{name: getattr(item, name) for name in names} for item in chosen]
     content = {
         "folder": str(cache_folder()),
-        "compiled_limit_bytes": compiled_cache.limit_bytes(),
+        "compiled_limit_bytes": compiled.limit_bytes(),
         "size_bytes": sum(item.size_bytes for item in chosen),
         "entries": entries,
     }

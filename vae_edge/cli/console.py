@@ -1,7 +1,7 @@
 """What the commands share on the terminal: results on stdout, everything else on stderr, and nothing foreign acted on.
 
 File names and the strings in a bundle are somebody else's. So no console takes text for markup, and control characters
-are written as escapes, see `vae_edge.outside.printable`; a caller has nothing to remember.
+are written as escapes, see `vae_edge.platform.outside.printable`; a caller has nothing to remember.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vae_edge.errors import InputError
-from vae_edge.outside import printable
+from vae_edge.platform.outside import printable
 
 _LEAST_COLUMNS = 40
 """`$COLUMNS` that says fewer is mistaken: nothing could be read."""

@@ -12,9 +12,8 @@ from rich.text import Text
 
 from vae_edge.cli.console import plain_table, results_console
 from vae_edge.cli.progress import progress_bar
-from vae_edge.doctor import Diagnosis, examine
-from vae_edge.machine import Machine
-from vae_edge.probes import Probe
+from vae_edge.doctor import Diagnosis, Probe, examine
+from vae_edge.platform.machine import Machine
 
 _MARKS = {
     "works": Text("works", "green"),

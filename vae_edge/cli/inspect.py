@@ -11,12 +11,12 @@ import typer
 
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.manifest import Manifest, TensorSpec
-from vae_edge.model_file import ModelFileDescription, describe_model_file
-from vae_edge.outside import printable
+from vae_edge.platform.outside import printable
 from vae_edge.sinks.sink import trust_warnings
 
 

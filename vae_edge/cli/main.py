@@ -41,7 +41,7 @@ from vae_edge.cli.console import (
     warnings_shown,
 )
 from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
-from vae_edge.outside import check_current_folder, printable, user_path
+from vae_edge.platform.outside import check_current_folder, printable, user_path
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130

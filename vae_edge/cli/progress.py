@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from vae_edge.cli.console import notes_console
-from vae_edge.progress import StepProgress
+from vae_edge.platform.work import StepProgress
 
 
 class MoveBar(Protocol):

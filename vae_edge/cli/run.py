@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from vae_edge.atomic import LOCK_FILE, claim
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import lines_stdout, notes_console, print_error
@@ -19,8 +18,9 @@ from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
 from vae_edge.errors import UsageError
 from vae_edge.image import MAX_PIXELS
-from vae_edge.inspection import Tally, close_sink, inspect_all
+from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.sinks.annotated_video import AnnotatedVideos
+from vae_edge.sinks.inspection import Tally, close_sink, inspect_all
 from vae_edge.sinks.lines import CsvLines, JsonLines
 from vae_edge.sinks.overlays import OverlayFolder
 from vae_edge.sinks.sink import (

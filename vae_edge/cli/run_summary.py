@@ -11,7 +11,7 @@ from vae_edge.cli.console import notes_console, plain_table, print_error, print_
 from vae_edge.decision import describe_promise
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.image import white_level_remark
-from vae_edge.inspection import Tally
+from vae_edge.sinks.inspection import Tally
 from vae_edge.sinks.sink import Sink, trust_warnings
 from vae_edge.sources.pictures import Source
 

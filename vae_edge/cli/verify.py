@@ -21,7 +21,7 @@ from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import read_pixels, white_level_remark
 from vae_edge.manifest import ThresholdMethod
-from vae_edge.name_meanings import named_not_good
+from vae_edge.picture_files.name_meanings import named_not_good
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
 

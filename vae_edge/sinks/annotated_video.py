@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.atomic import scratch_folder
 from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.platform.atomic import scratch_folder
 from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
 from vae_edge.sources.pictures import Picture
 from vae_edge.sources.video import n_frames_announced, video_name

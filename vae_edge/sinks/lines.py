@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vae_edge.errors import InputError
-from vae_edge.outside import printable, printable_json
+from vae_edge.platform.outside import printable, printable_json
 from vae_edge.sinks.sink import Inspected, Sink, cannot_write
 
 COLUMNS = (
@@ -112,8 +112,8 @@ class CsvLines(_TextLines):
     """Writes a table with a header and the columns `COLUMNS`; what a picture does not have is an empty cell.
 
     The cells are text that a terminal and a spreadsheet can show without harm: control characters other than line ends
-    and tabs are escapes, see `vae_edge.outside.printable`, and `./` stands before a name that begins with =, +, - or @,
-    which a spreadsheet would compute. The lines of JSON have every name exactly.
+    and tabs are escapes, see `vae_edge.platform.outside.printable`, and `./` stands before a name that begins with =,
+    +, - or @, which a spreadsheet would compute. The lines of JSON have every name exactly.
     """
 
     what = "rows of the table"

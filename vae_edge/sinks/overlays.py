@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.atomic import new_file
 from vae_edge.errors import InputError, VaeEdgeError
+from vae_edge.platform.atomic import new_file
 from vae_edge.prediction import Prediction
 from vae_edge.sinks.sink import FreeNames, Inspected, Sink
 from vae_edge.sources.pictures import Picture

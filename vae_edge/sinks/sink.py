@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vae_edge.atomic import remove_leftovers_in
 from vae_edge.bundle import Bundle
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import Thresholds
+from vae_edge.platform.atomic import remove_leftovers_in
 from vae_edge.prediction import Prediction
 from vae_edge.sources.pictures import Picture
 from vae_edge.sources.video import video_name

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.image import IMAGE_SUFFIXES, is_image_file
-from vae_edge.listing import is_left_out, list_images
-from vae_edge.outside import user_path
+from vae_edge.picture_files.listing import IMAGE_SUFFIXES, is_image_file, is_left_out, list_images
+from vae_edge.platform.outside import user_path
 from vae_edge.sources.addresses import file_of_url
 from vae_edge.sources.live import LiveOptions, open_video
 from vae_edge.sources.path_lines import PathLines
@@ -201,7 +200,7 @@ def _files_in(
 
 
 def _listable(pattern: Path, except_in: Path | None) -> Callable[[Path], bool]:
-    """Return whether a match of a glob is taken by the rule of `vae_edge.listing`; what was spelled out always is."""
+    """Return whether a match of a glob is taken by the rule of `listing`; what was spelled out always is."""
     parts = pattern.parts
     n_spelled = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     # Python follows links up and down again, and says nothing of folders that it cannot read.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import decode_image, max_pixels_in_force, most_bytes
-from vae_edge.image_header import HEAD_BYTES, format_of
+from vae_edge.picture_files.header import HEAD_BYTES, format_of
 from vae_edge.sources.addresses import RedirectError, open_address, without_password
 from vae_edge.sources.live import LiveOptions
 from vae_edge.sources.pictures import Picture, Source

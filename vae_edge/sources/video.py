@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import read_head, set_opencv_log_level
-from vae_edge.image_header import HEAD_BYTES, format_of
+from vae_edge.picture_files.header import HEAD_BYTES, format_of
 from vae_edge.sources.addresses import ffmpeg_redirects_off, final_address, without_password
 from vae_edge.sources.pictures import Picture, Source
 

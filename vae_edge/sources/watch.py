@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from vae_edge.errors import InputError, UsageError
-from vae_edge.listing import list_images
+from vae_edge.picture_files.listing import list_images
 from vae_edge.sources.pictures import FileDecoder, Picture, Source
 
 _log = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from typing import Annotated
 
 import typer
 
-from vae_edge.atomic import write_text
 from vae_edge.benchmarks.measure.process import python_module, run_job
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.benchmarks.studies.detection.cases import CaseResult, Training
 from vae_edge.benchmarks.studies.detection.worker import Job
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.errors import DeviceError, InputError, UsageError
-from vae_edge.machine import usable_cores
+from vae_edge.platform.atomic import write_text
+from vae_edge.platform.machine import usable_cores
 from vae_edge.train.data.sources import resolve_data
 from vae_edge.train.model.presets import preset_named
 from vae_edge.train.run.metrics import Metrics

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from vae_edge.benchmarks.studies.peers.environments import Environment
 from vae_edge.benchmarks.studies.peers.measured_process import LOOPS
 from vae_edge.bundle import Bundle
-from vae_edge.machine import usable_cores
+from vae_edge.platform.machine import usable_cores
 from vae_edge.targets import Precision, Target
 
 Models = Mapping[tuple[Target, Precision], Bundle]

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from vae_edge.atomic import write_text
 from vae_edge.benchmarks.measure.conditions import MachineFacts, load_average, machine_facts
 from vae_edge.benchmarks.measure.plan import BenchmarkImages, choose_images
 from vae_edge.benchmarks.studies import run_study
@@ -29,6 +28,7 @@ from vae_edge.benchmarks.studies.peers.table import Row, make_rows, to_markdown
 from vae_edge.cli.console import notes_console
 from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.image import read_image
+from vae_edge.platform.atomic import write_text
 from vae_edge.targets import Target
 from vae_edge.train.data.inspection_set import spread
 from vae_edge.train.run.folder import RunFolder

@@ -17,7 +17,7 @@ from typing import Any
 
 from vae_edge.benchmarks.measure.process import run_process
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError
-from vae_edge.machine import installed_versions
+from vae_edge.platform.machine import installed_versions
 
 ANOMALIB = "anomalib[cpu,openvino]==2.7.0"
 """What anomalib's documentation installs on a machine without a GPU, for export and inference with OpenVINO."""

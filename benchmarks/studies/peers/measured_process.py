@@ -209,7 +209,7 @@ TOOLS: dict[str, type[Tool]] = {
 
 
 def keep_telemetry_off() -> None:
-    """Keep the runtimes from reporting to their makers, as `vae_edge.telemetry` does, which may not be installed."""
+    """Keep the runtimes from reporting to their makers, as `vae_edge` does, which may not be installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # looks missing
 

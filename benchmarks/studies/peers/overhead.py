@@ -21,7 +21,6 @@ from typing import Annotated
 import cv2
 import typer
 
-from vae_edge.atomic import write_text
 from vae_edge.benchmarks.measure.conditions import MachineFacts, machine_facts
 from vae_edge.benchmarks.measure.process import run_process
 from vae_edge.benchmarks.studies import run_study
@@ -33,7 +32,8 @@ from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.cli.console import notes_console
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.image import read_image
-from vae_edge.machine import usable_cores
+from vae_edge.platform.atomic import write_text
+from vae_edge.platform.machine import usable_cores
 from vae_edge.targets import Target
 from vae_edge.train.sample import write_sample_set
 

@@ -112,7 +112,7 @@ class TestRealEngines:
         assert table[2].startswith(f"| {tmp_path / 'tile.onnx'} | 4 Float | 3 Float | ")
         # TensorRT's own thousand lines reach no one else, and its logger is as it was.
         assert not caplog.records
-        assert logging.getLogger("vae_edge.backends.tensorrt_module").propagate
+        assert logging.getLogger("vae_edge.backends.tensorrt.module").propagate
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["none.onnx"], 1)])
@@ -124,7 +124,7 @@ def test_wrong_use_of_the_command_is_told(arguments: list[str], code: int, capsy
 
 def test_a_version_that_logs_no_layers_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def build_nothing(*arguments: Any, **settings: Any) -> None:
-        logging.getLogger("vae_edge.backends.tensorrt_module").debug("nothing of use")
+        logging.getLogger("vae_edge.backends.tensorrt.module").debug("nothing of use")
 
     monkeypatch.setattr(engine_layers, "build_engine", build_nothing)
     monkeypatch.setattr(engine_layers, "find_tensorrt", lambda flavour: "TensorRT-RTX 9.9")

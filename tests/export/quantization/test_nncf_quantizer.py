@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from tests.export.tiny_networks import count_convolutions
+from vae_edge.cli.model_file import describe_model_file
 from vae_edge.errors import InputError
 from vae_edge.export.openvino_ir import export_openvino, network_operations, read_graph, save_ir
 from vae_edge.export.quantization.nncf_quantizer import QuantizationSettings
 from vae_edge.export.quantization.onnx_network import quantizable_layers as onnx_layers
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.onnx_target import export_onnx, export_program
-from vae_edge.model_file import describe_model_file
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import parse_scoring

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vae_edge.backends.tensorrt_build import EngineSettings
+from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.base import Source, TargetExporter, open_exporter
 from vae_edge.targets import SUPPORTED, Precision, Target

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.train.exposures import write_exposures
-from vae_edge.atomic import sha256_file
 from vae_edge.errors import UsageError
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.train.data.grouping import (
     few_parts,
     find_gap,

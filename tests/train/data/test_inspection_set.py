@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.picture_bytes import animated_png, part, png, tiff
-from vae_edge.cache import cache_folder, sample_cache_folder
+from vae_edge.cache.folders import cache_folder, sample_cache_folder
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation, load_prepared
 from vae_edge.train.data.inspection_set import InspectionSet, fingerprint, load_images, load_masks, open_inspection_set

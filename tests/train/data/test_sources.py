@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.train.fake_datamodule import FakeDataModule, Images, Split, row, rows_of
-from vae_edge.atomic import sha256_file
 from vae_edge.errors import InputError
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.train import DataSource, RunFolder, Watcher, fit, resume_run
 from vae_edge.train.data.inspection_set import InspectionSet, open_inspection_set
 from vae_edge.train.data.sources import list_images, source_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from vae_edge.errors import UsageError
-from vae_edge.machine import look_at_machine
+from vae_edge.platform.machine import look_at_machine
 from vae_edge.records import make_record
 from vae_edge.train.model import presets
 from vae_edge.train.model.presets import (

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vae_edge.atomic import sha256_file
 from vae_edge.decision import PixelTail, conformal_p_value, fit_image_threshold
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import ThresholdMethod
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.records import make_record
 from vae_edge.train.data.inspection_set import ImageFile, load_images
 from vae_edge.train.data.split import split_into_folds

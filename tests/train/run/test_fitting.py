@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from tests.train.exposures import write_exposures
-from vae_edge.atomic import sha256_file
 from vae_edge.errors import BundleError, InputError
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.records import make_record
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vae_edge.errors import BundleError, InputError
-from vae_edge.file_system import owner
+from vae_edge.platform.file_system import owner
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, DecidedSettings, TrainSettings

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.train.tiny_models import scoring_of, write_set
-from vae_edge.atomic import sha256_file
+from vae_edge.platform.atomic import sha256_file
 from vae_edge.records import make_record
 from vae_edge.train.choice.candidates import CANDIDATES
 from vae_edge.train.data.inspection_set import load_images

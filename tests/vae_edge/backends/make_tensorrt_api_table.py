@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vae_edge.backends.tensorrt_names import GUARDS, TABLE, all_used_names
-from vae_edge.backends.tensorrt_module import version_numbers
+from vae_edge.backends.tensorrt.module import version_numbers
 
 
 def read_dumps(folder: Path) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 
 from vae_edge.backends.cuda.memory import CudaMemory, DeviceBuffer, PinnedBuffer, Stream
-from vae_edge.backends.tensorrt_module import FLAVOURS, TensorRtModule, version_numbers, wrap_tensorrt
+from vae_edge.backends.tensorrt.module import FLAVOURS, TensorRtModule, version_numbers, wrap_tensorrt
 from vae_edge.errors import MissingDependencyError
 
 GARBAGE = 0xA5

@@ -7,12 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 SOURCES = (
-    "vae_edge/backends/tensorrt_module.py",
+    "vae_edge/backends/tensorrt/module.py",
     "vae_edge/backends/tensorrt_backend.py",
-    "vae_edge/backends/tensorrt_engine.py",
-    "vae_edge/backends/tensorrt_progress.py",
-    "vae_edge/backends/tensorrt_timings.py",
-    "vae_edge/backends/tensorrt_build.py",
+    "vae_edge/backends/tensorrt/engine.py",
+    "vae_edge/backends/tensorrt/progress.py",
+    "vae_edge/backends/tensorrt/build.py",
+    "vae_edge/backends/tensorrt/build.py",
 )
 TABLE = Path(__file__).with_name("tensorrt_api.json")
 

@@ -13,7 +13,7 @@ import pytest
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, toy_onnx, toy_outputs
 from vae_edge.backends.base import Hint, RuntimeOptions, open_backend
 from vae_edge.bundle import Bundle
-from vae_edge.compiled_cache import entries
+from vae_edge.cache.compiled import entries
 from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.targets import Target
 
@@ -125,7 +125,7 @@ def test_a_blob_that_openvino_refuses_is_compiled_again(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "blob").write_bytes(b"no compiled model" * 100)
-    monkeypatch.setattr("vae_edge.compiled_cache.find", lambda key: tmp_path / "blob")
+    monkeypatch.setattr("vae_edge.cache.compiled.find", lambda key: tmp_path / "blob")
     with open_it(bundle) as backend:
         assert not backend.is_from_cache
     assert "is made again" in caplog.text

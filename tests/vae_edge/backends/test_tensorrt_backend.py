@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tests.vae_edge.backends.tensorrt_double import CudaDouble, MisuseError, TensorRtDouble, run_onnx
 from tests.vae_edge.backends.tensorrt_models import make_onnx
 from vae_edge.backends.base import RuntimeOptions
-from vae_edge.backends.cuda.driver import Gpu
+from vae_edge.backends.cuda.gpus import Gpu
 from vae_edge.backends.tensorrt_backend import TensorRtBackend, parse_device
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
 from vae_edge.manifest import TensorSpec, graph_inputs, graph_outputs

@@ -15,12 +15,10 @@ import pytest
 from tests.vae_edge.backends.tensorrt_double import run_onnx
 from tests.vae_edge.backends.tensorrt_models import make_onnx
 from vae_edge.backends.base import RuntimeOptions
-from vae_edge.backends.cuda import adapters
-from vae_edge.backends.cuda.adapters import open_cuda_memory
+from vae_edge.backends.cuda import gpus
 from vae_edge.backends.cuda.cuda_bindings_memory import CudaBindingsMemory, call
-from vae_edge.backends.cuda.driver import Gpu, find_gpus
-from vae_edge.backends.cuda.lane import Lane
-from vae_edge.backends.cuda.memory import CudaMemory
+from vae_edge.backends.cuda.gpus import Gpu, find_gpus, open_cuda_memory
+from vae_edge.backends.cuda.memory import CudaMemory, Lane
 from vae_edge.backends.cuda.pycuda_memory import PycudaMemory
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
 from vae_edge.errors import DeviceError, MissingDependencyError
@@ -51,7 +49,7 @@ def missing(reason: str) -> Any:
 
 
 def test_without_pycuda_and_cuda_bindings_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
     monkeypatch.setattr(PycudaMemory, "device_count", missing("pycuda: libcurand.so not found"))
     monkeypatch.setattr(CudaBindingsMemory, "device_count", missing("cuda-bindings: not there"))
     with pytest.raises(MissingDependencyError) as caught:
@@ -61,7 +59,7 @@ def test_without_pycuda_and_cuda_bindings_the_pip_command_is_told(monkeypatch: p
 
 
 def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
     with pytest.raises(DeviceError, match=r"there is no cuda:1 here; choose from cuda:0 \(Orin, compute capability"):
         open_cuda_memory(1, "tensorrt")
 
@@ -126,7 +124,7 @@ def test_a_real_engine_gives_onnx_runtimes_results(
     gpu: Gpu, adapter: type[PycudaMemory] | type[CudaBindingsMemory], tmp_path: Path
 ) -> None:
     memory = opened(adapter)
-    from vae_edge.backends.tensorrt_build import EngineSettings, build_engine
+    from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
 
     (tmp_path / "model.onnx").write_bytes(make_onnx())
     try:

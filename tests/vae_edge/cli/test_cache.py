@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.cache import compiled_cache_folder, sample_cache_folder, sample_sets
+from vae_edge.cache.compiled import CompiledKey, entries, find, keep
+from vae_edge.cache.entries import CompiledEntry
+from vae_edge.cache.folders import compiled_cache_folder, sample_cache_folder, sample_sets
 from vae_edge.cli import cache as cache_command
-from vae_edge.compiled_cache import CompiledKey, entries, find, keep
-from vae_edge.compiled_entries import CompiledEntry
 from vae_edge.train.sample import SampleSettings, write_sample_set
 
 Run = Callable[..., tuple[int, str, str]]

@@ -22,8 +22,8 @@ import pytest
 from tests.hostile_bundles import hostile_bundle
 from tests.tiny_bundles import dark_image, make_bundle, write_image
 from vae_edge import Bundle
-from vae_edge.atomic import scratch_folder
 from vae_edge.errors import InputError
+from vae_edge.platform.atomic import scratch_folder
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny_bundles import dark_image, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
-from vae_edge.atomic import LOCK_FILE, claim
+from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
