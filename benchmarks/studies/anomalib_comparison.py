@@ -34,7 +34,7 @@ from vae_edge.platform.atomic import write_text
 from vae_edge.targets import Precision, Target
 from vae_edge.train.anomalib.checkpoint import read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over
-from vae_edge.train.command import parse_image_size
+from vae_edge.train.choice.image_size import parse_image_size
 from vae_edge.train.data.inspection_set import ImageFile, load_images, load_masks, spread
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.model.anomaly_graph import run_graph

@@ -35,13 +35,13 @@ from vae_edge.cli.main import invoke
 from vae_edge.errors import BundleError, InputError, UsageError
 from vae_edge.platform.atomic import sha256_file
 from vae_edge.train import DataSource, RunFolder, TrainSettings, Watcher, fit, resume_run
-from vae_edge.train.command import print_result
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state
 from vae_edge.train.loop.settings import SizeRequest
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.model.scoring import parse_scoring
 from vae_edge.train.run.folder import CHECKPOINT, MODEL_FILE, SCORING_FILE, SETTINGS_FILE
 from vae_edge.train.sample import SampleSettings, write_sample_set
+from vae_edge.train.summary import print_result
 
 TINY: dict[str, Any] = {
     "architecture": Architecture(n_features=4, latent_vec_size=8, height=32, width=32),

@@ -14,7 +14,8 @@ import pytest
 from vae_edge.cli.main import invoke
 from vae_edge.errors import InputError
 from vae_edge.platform.atomic import sha256_file
-from vae_edge.train.command import parse_image_size
+from vae_edge.train.choice.image_size import parse_image_size
+from vae_edge.train.options import GROUPS, NEW, RESUMED
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set
 
@@ -106,7 +107,6 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(data: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resume", "run", "--epochs", "5"], "--resume was given along with --epochs"),
         (["--resume", "nowhere"], "nowhere is not a run"),
         (["--data", "sample"], "expected --out RUN"),
         (["--out", "run"], "--data sample"),
@@ -124,7 +124,6 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(data: Pat
         (["--data", "x", "--out", "run", "--false-alarm-rate", "1.5"], "false_alarm_rate is 1.5"),
         (["--data", "x", "--out", "run", "--n-features", "0"], "n_features is 0"),
         (["--data", "x", "--out", "run", "--held-out", "0.9"], "threshold_share is 0.9"),
-        (["--data", "x", "--out", "run", "--calibration", "cross", "--held-out", "0.3"], "holds no good parts out"),
         (["--data", "x", "--out", "run", "--folds", "1"], "folds is 1"),
         (["--data", "nowhere", "--out", "run"], "nowhere does not exist"),
     ],
@@ -140,6 +139,119 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     assert vae_train(*words) == (1 if "nowhere" in words else 2)  # 2: also another folder would not help
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+FOLDER, DRAWN = ("--data", "x", "--out", "run"), ("--data", "sample", "--out", "run")
+BY_NAME = ("--normal", "x", "--out", "run")
+NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, and these are not"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            (*FOLDER, "--normal-test", "y"),
+            "--normal-test is for folders by name (--normal); but x is a folder",
+        ),
+        ((*FOLDER, "--abnormal", "y", "--masks", "z"), "--abnormal and --masks are for folders by name"),
+        ((*DRAWN, "--masks", "z"), "--masks is for folders by name (--normal); but sample is the drawn set"),
+        (
+            (*DRAWN, "--white-level", "4095"),
+            "--white-level is for folders (--data) and folders by name (--normal)",
+        ),
+        (("--data", "sample:board", *DRAWN[2:], "--white-level", "65535"), "but sample:board is the drawn set"),
+        ((*BY_NAME, "--masks", "z"), "--masks is for the pictures of --abnormal: add that"),
+        ((*BY_NAME, "--choose-on-labels"), "labelled test images, which are --normal-test and --abnormal: add both"),
+        ((*BY_NAME, "--abnormal", "y", "--choose-on-labels"), "--normal-test and --abnormal: add both"),
+        (
+            (*FOLDER, "--choose-on-labels", "--photometric", "none", "--scoring", "mse"),
+            "--choose-on-labels is for choosing light or scoring, and both were given",
+        ),
+        (
+            (*FOLDER, "--calibration", "cross", "--held-out", "0.3"),
+            "--held-out is 0.3, and --calibration cross holds no good parts out",
+        ),
+        (
+            (*FOLDER, "--calibration", "split", "--folds", "5"),
+            "--folds is for --calibration cross, and --calibration split was given",
+        ),
+        (
+            (*FOLDER, "--held-out", "0.3", "--folds", "4"),
+            "is for --calibration cross, and --held-out was given",
+        ),
+        ((*FOLDER, "--tile-size", "none", "--tile-overlap", "0.5"), NOT_CUT),
+        ((*FOLDER, "--preset", "reference", "--tile-overlap", "0.5"), NOT_CUT),
+        ((*FOLDER, "--image-size", "64", "--tile-overlap", "0.5"), NOT_CUT),
+        ((*FOLDER, "--image-size", "64", "--tile-size", "64", "--tile-overlap", "0.25"), NOT_CUT),
+        (
+            (*FOLDER, "--kl-weight", "0", "--kl-warmup", "0.1"),
+            "--kl-warmup is for the Kullback-Leibler term, and --kl-weight is 0",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_with_the_reason(
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert vae_train(*words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(NEW.options - RESUMED.options))
+def test_an_interrupted_run_goes_on_with_its_own_settings_and_takes_no_others(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = {parameter.name: parameter for group in GROUPS for parameter in group.parameters()}
+    kind = str(declared[name].annotation)
+    value = [] if kind.startswith("typing.Annotated[bool") else ["0.01"]
+    for word, given in (("Schedule", "constant"), ("Augmentation", "flips"), ("Calibration", "cross"), ("[int", "7")):
+        value = [given] if word in kind else value
+    flag = f"--{name.replace('_', '-')}"
+    assert vae_train("--resume", "run", flag, *value) == 2
+    assert capsys.readouterr().err == (
+        f"error: {flag} is for new trainings; but run is an interrupted run, which goes on with its own settings: "
+        "leave it out\n"
+    )
+
+
+def test_what_the_data_leave_without_effect_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--false-alarm-rate", "0.2", "--folds", "3", "--epochs", "1", "--accelerator", "cpu", *SMALL)
+    assert vae_train("--data", data, "--out", tmp_path / "run", *words) == 0
+    said = capsys.readouterr().err
+    assert "--folds is for cross-conformal calibration, and enough good parts could be held out: no effect" in said
+    assert "--tile-overlap" not in said
+
+
+def test_the_first_screen_of_the_help_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert vae_train("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    screen = "\n".join(lines[:23])
+    for text in (
+        " vae-train --data pictures --out runs/part ",
+        " vae-train --data sample --out runs/first ",
+        " vae-train --resume runs/part ",
+        "│ --data  ",
+        "│ --out  ",
+        "│ --normal  ",
+        "│ --abnormal  ",
+        "│ --false-alarm-rate  ",
+        "│ --preset  ",
+    ):
+        assert text in screen, text
+    panels = [line.split("─ ")[1].split(" ─")[0] for line in lines if line.startswith("╭")]
+    assert panels == ["Options", *(group.panel for group in GROUPS if group.panel is not None)]
 
 
 def test_image_sizes_are_read_as_height_and_width() -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[2] / "train"
 WITHOUT_TORCH = ["choice.candidates", "choice.image_size", "command", "loop.settings", "loop.watcher"]
-WITHOUT_TORCH += ["model.input_settings", "model.presets", "model.scoring", "run.folder", "run.metrics", "run.records"]
+WITHOUT_TORCH += [
+    "options",
+    "summary",
+    "model.input_settings",
+    "model.presets",
+    "model.scoring",
+    "run.folder",
+    "run.metrics",
+    "run.records",
+]
 
 
 def test_what_serves_help_and_reading_loads_no_torch() -> None:

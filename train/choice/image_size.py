@@ -1,17 +1,16 @@
-"""Choosing the image's and the tiles' size by the data's resolution and aspect. Loads no torch."""
+"""The image's and the tiles' size: reading what was asked for, choosing by resolution and aspect. Loads no torch."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import re
 
+from vae_edge.errors import UsageError
 from vae_edge.records import make_record
+from vae_edge.train.loop.settings import SizeRequest
 from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, Tiling
 from vae_edge.train.model.presets import SMALLEST_SIDE, nearest_image_sizes
-
-if TYPE_CHECKING:
-    from vae_edge.train.loop.settings import SizeRequest
-
+from vae_edge.train.model.scoring import AUTO
 
 MOST_PIXELS = 400 * 400
 """An image that is cut and is larger than this is shrunk to it; one that is smaller is not enlarged. A defect that
@@ -31,6 +30,37 @@ _TILE_SIDES = (64, 128, 256)
 
 _TILES_ACROSS = 4
 """Tiles are to be about so much shorter than the image's shorter side."""
+
+
+def parse_size(image_size: str, tile_size: str, overlap: float) -> SizeRequest:
+    """Read what was asked of the sizes of image and tiles: `auto` or a size, and `auto`, `none` or a side.
+
+    Raises:
+        UsageError: a word is neither a size nor one of the others, or see `check_request`.
+    """
+    image = None if image_size.strip().lower() == AUTO else parse_image_size(image_size)
+    word = tile_size.strip().lower()
+    if word not in (AUTO, "none") and not word.isdigit():
+        raise UsageError(f"the tile size is {tile_size!r}; expected auto, none or a side in pixels such as 64")
+    tiles = int(word) if word.isdigit() else word
+    size = make_record(SizeRequest, {"image": image, "tiles": tiles, "overlap": overlap})
+    check_request(size)
+    return size
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read `256` or `256x320` as height and width.
+
+    Raises:
+        InputError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    if match is None:
+        raise UsageError(
+            f"the image size is {text!r}; expected auto, a side such as 256, or height x width such as 256x320"
+        )
+    height = int(match.group(1))
+    return height, int(match.group(2) or height)
 
 
 def choose_image_size(typical: tuple[int, int], most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
@@ -81,6 +111,13 @@ def check_request(request: SizeRequest) -> None:
     """
     if request.image is not None:
         resolve_size(request, request.image, is_aligned=False)
+
+
+def is_never_cut(request: SizeRequest) -> bool:
+    """Tell whether the model takes whole images, whatever the images are."""
+    if request.image is None:
+        return request.tiles == "none"
+    return resolve_size(request, request.image, is_aligned=False).n_tiles == 1
 
 
 def choose_tiling(

@@ -27,6 +27,7 @@ from vae_edge.records import Record, make_record
 if TYPE_CHECKING:
     from vae_edge.train.model.network import Vae
 from vae_edge.train.model.presets import check_image_size
+from vae_edge.train.model.scoring import AUTO
 
 
 class InputRange(Record):
@@ -82,6 +83,21 @@ class Photometric(str, Enum):
             Photometric.IMAGE: "brightness and contrast normalized by the image's own",
             Photometric.LOCAL: "brightness and contrast normalized by the surroundings'",
         }[self]
+
+
+def parse_photometric(text: str) -> Photometric | None:
+    """Read how light is to be evened out; None for `auto`.
+
+    Raises:
+        UsageError: it is another word.
+    """
+    word = text.strip().lower()
+    if word == AUTO:
+        return None
+    if word not in [kind.value for kind in Photometric]:
+        known = ", ".join([AUTO, *(kind.value for kind in Photometric)])
+        raise UsageError(f"the photometric normalization is {text!r}; expected one of {known}")
+    return Photometric(word)
 
 
 DEFAULT_OVERLAP = 0.25

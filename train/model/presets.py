@@ -168,7 +168,7 @@ PRESETS: dict[str, Preset] = {
         n_features=64,
         latent_vec_size=128,
         max_features=None,
-        purpose="the published network, as published: whole images of 256; for a GPU",
+        purpose="as published, for a GPU",
         recipe=REFERENCE_RECIPE,
         precision=SINGLE,
         chooses_size=False,
@@ -176,7 +176,7 @@ PRESETS: dict[str, Preset] = {
     "edge": Preset(
         n_features=32, latent_vec_size=128, max_features=256, purpose="twice as wide, for a Jetson or a desktop CPU"
     ),
-    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="small enough for any board"),
+    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for any board"),
 }
 """The presets. Parameters in training, and multiply-adds times two for one image on the device (`count_flops`):
 

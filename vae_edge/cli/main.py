@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -337,7 +338,7 @@ class _Apps:
         function = _load(entry)
         # typer keeps a docstring's line ends, which are those of the source and not of the terminal.
         paragraphs = (inspect.getdoc(function) or "").split("\n\n")
-        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        text = "\n\n".join(map(_as_shown, paragraphs))
         app.command(name, help=text, epilog=epilog, context_settings=_CONTEXT)(self._guarded(function, entry))
 
     def _guarded(self, function: Callable[..., Any], entry: Command) -> Callable[..., Any]:
@@ -375,6 +376,14 @@ def _as_meant(name: str, value: Any) -> Any:
         # Not a number, infinite, or so large or small that a sum or a division of it is.
         raise UsageError(f"--{name.replace('_', '-')} is {value}; expected 0 or a number from {_LEAST:g} to {_MOST:g}")
     return value
+
+
+def _as_shown(paragraph: str) -> str:
+    """Return a paragraph of a docstring for the help: examples, which are indented, keep their lines."""
+    if not paragraph.startswith(" "):
+        return " ".join(paragraph.split())
+    # The backspace, which is not shown, tells older versions of typer to keep them.
+    return "\b" + textwrap.dedent(paragraph)
 
 
 def _new_app() -> typer.Typer:
