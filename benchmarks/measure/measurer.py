@@ -169,7 +169,7 @@ def run_worker(job: Job, timeout_s: float, *, cache_folder: Path | None = None) 
         cache_folder: where the process keeps what it compiles; None: the user's own cache.
     """
     variables = None if cache_folder is None else {"VAE_EDGE_CACHE": str(cache_folder)}
-    return run_job(python_module("vae_edge.benchmarks.measure"), asdict(job), timeout_s, variables=variables)
+    return run_job(python_module("vae_edge.benchmarks.measure.worker"), asdict(job), timeout_s, variables=variables)
 
 
 def configurations(settings: SuiteSettings, max_batch: int | None) -> list[tuple[int | None, int]]:

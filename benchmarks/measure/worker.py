@@ -1,18 +1,21 @@
-"""The measured process: does one job for one bundle, so that memory and start are that bundle's own.
+"""The measured process, `python -m vae_edge.benchmarks.measure.worker JOB.json RESULT.json`.
 
+It does one job for one bundle, so that memory and start are that bundle's own.
 Nothing but the standard library is imported before the clock runs, and a start imports nothing beyond what a device's
 program imports: no metrics, no statistics, no report. What only the rest of a round needs is imported after it.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.benchmarks.measure.instruments import peak_resident_bytes, tell
+from vae_edge.benchmarks.measure.instruments import peak_resident_bytes, serve, tell
 from vae_edge.benchmarks.measure.jobs import RoundJob, StartJob, read_job
+from vae_edge.errors import VaeEdgeError
 
 if TYPE_CHECKING:
     from vae_edge.detector import Detector
@@ -77,3 +80,7 @@ def _facts(detector: Detector) -> dict[str, Any]:
         "layout": str(backend.layout),
         "notes": list(backend.notes),
     }
+
+
+if __name__ == "__main__":
+    sys.exit(serve(sys.argv[1:], do, (VaeEdgeError,)))

@@ -7,12 +7,13 @@ Three products, each with six or seven kinds of defect and exact masks, in the f
 from vae_edge.train.sample.drawing import (
     DEFAULT_PRODUCT,
     PRODUCTS,
+    SAMPLE_VERSION,
     DefectiveDrawing,
+    SampleSettings,
     defect_kinds,
     draw_defective,
     draw_normal,
 )
-from vae_edge.train.sample.settings import SAMPLE_VERSION, SampleSettings
 from vae_edge.train.sample.writer import write_sample_set
 
 __all__ = [

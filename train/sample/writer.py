@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError, UsageError
 from vae_edge.platform.atomic import claim_name, new_folder
 from vae_edge.platform.work import Progress
-from vae_edge.train.sample.drawing import PRODUCTS, defect_kinds, draw_defective, draw_normal
-from vae_edge.train.sample.settings import SAMPLE_VERSION, SampleSettings
+from vae_edge.train.sample.drawing import (
+    PRODUCTS,
+    SAMPLE_VERSION,
+    SampleSettings,
+    defect_kinds,
+    draw_defective,
+    draw_normal,
+)
 
 MARKER = "sample.json"
 """Lies in the folder of each product and says what it was drawn from."""

@@ -69,7 +69,7 @@ def test_the_start_imports_no_metrics_no_report_and_no_other_runtime(
     job = start_job(make_bundle("light"), inspection_folder / "train/good")
     (tmp_path / "job.json").write_text(json.dumps(asdict(job)))
     code = (
-        "import json, sys; from vae_edge.benchmarks.measure.__main__ import do, serve; "
+        "import json, sys; from vae_edge.benchmarks.measure.worker import do, serve; "
         "status = serve(sys.argv[1:], do); print(json.dumps([status, *sys.modules]))"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "job.json"), str(tmp_path / "result.json")]
@@ -78,7 +78,7 @@ def test_the_start_imports_no_metrics_no_report_and_no_other_runtime(
     assert status == 0
     ours = {name for name in modules if name.startswith(("vae_edge.train", "vae_edge.benchmarks"))}
     ours -= {"vae_edge.benchmarks", "vae_edge.benchmarks.measure"}
-    allowed = {"__main__", "instruments", "jobs", "worker"}
+    allowed = {"instruments", "jobs", "worker"}
     assert {name.removeprefix("vae_edge.benchmarks.measure.") for name in ours} == allowed
     assert not {"torch", "openvino", "psutil", "rich", "typer"} & set(modules)
 
