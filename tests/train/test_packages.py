@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[2] / "train"
-WITHOUT_TORCH = ["choice.candidates", "choice.image_size", "command", "loop.settings", "loop.watcher"]
+WITHOUT_TORCH = ["choice.candidates", "choice.image_size", "command", "features.backbone_weights", "loop.settings"]
 WITHOUT_TORCH += [
+    "loop.watcher",
     "options",
     "summary",
     "model.input_settings",
