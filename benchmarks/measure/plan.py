@@ -110,7 +110,7 @@ def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int)
     else:
         text = DEFAULT_DATA if data is None else str(data)
         folder = resolve_data(text)
-        opened = open_inspection_set(folder)
+        opened = open_inspection_set(folder, can_name_folders=False)
         source = f"sample:{folder.name}" if text.partition(":")[0] == "sample" else folder.resolve().name
     checked, found = check_inspection_set(opened)
     judged = checked.test or spread(checked.train, _JUDGED_WITHOUT_TEST)

@@ -185,7 +185,7 @@ def _good_parts(data: Path, report: StepProgress) -> tuple[ImageFile, ...]:
         if is_flat:
             found = open_inspection_set(normal=root, progress=progress)
             return tuple(replace(file, name=file.path.name) for file in found.train)
-        return open_inspection_set(root, progress=progress).train
+        return open_inspection_set(root, can_name_folders=False, progress=progress).train
     except InputError as error:
         raise InputError(f"there are no calibration images: {error}") from error
 

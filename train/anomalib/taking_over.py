@@ -85,7 +85,7 @@ def take_over(
     settings = _settings(trained, data, scoring, false_alarm_rate, seed)
     for sentence in trained.remarks:
         watcher.say(sentence)
-    found = data.open(watcher.progress_of("finding images"))
+    found = data.open(watcher.progress_of("finding images"), can_name_folders=False)
     images, report = check_inspection_set(found, watcher.progress_of("checking images"))
     for sentence in (*found.describe(), *report.sentences()):
         watcher.say(sentence)

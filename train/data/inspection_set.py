@@ -96,6 +96,7 @@ def open_inspection_set(
     abnormal: str | Path | None = None,
     masks: str | Path | None = None,
     normal_test: str | Path | None = None,
+    can_name_folders: bool = True,
     progress: Progress | None = None,
 ) -> InspectionSet:
     """List an inspection set's images and hash their bytes; nothing is decoded (see `check_inspection_set`).
@@ -106,6 +107,7 @@ def open_inspection_set(
         abnormal: folder of defective parts, one sub-folder for each defect class.
         masks: folder of masks, arranged like `abnormal`.
         normal_test: folder of good parts to test on.
+        can_name_folders: whether whoever gave `root` could give the four instead; messages then advise it.
         progress: called with files hashed so far and their total.
 
     Raises:
@@ -117,7 +119,7 @@ def open_inspection_set(
             raise InputError(
                 f"abnormal, masks and normal_test were given along with the folder {root}; they go with normal=FOLDER"
             )
-        found = find_below(existing_folder(root, "a folder of images"))
+        found = find_below(existing_folder(root, "a folder of images"), can_name_folders=can_name_folders)
     elif normal is not None and root is None:
         found = find_by_name(
             existing_folder(normal, "a folder of good parts"),
@@ -162,7 +164,7 @@ def fingerprint(images: Iterable[ImageFile]) -> str:
     return hashlib.sha256("\n".join(sorted(image.sha256 for image in images)).encode()).hexdigest()
 
 
-def spread(images: Sequence[ImageFile], most: int) -> tuple[ImageFile, ...]:
+def spread(images: Sequence[_In], most: int) -> tuple[_In, ...]:
     """Return at most so many of the images, evenly spread over all of them, in order, the first one among them."""
     n = min(most, len(images))
     return tuple(images[position * len(images) // n] for position in range(n))

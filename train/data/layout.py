@@ -99,21 +99,26 @@ class FoundFiles:
     """Links that lead nowhere."""
 
 
-def find_below(root: Path) -> FoundFiles:
+def find_below(root: Path, *, can_name_folders: bool = True) -> FoundFiles:
     """Find the files below one folder.
+
+    Args:
+        root: the folder.
+        can_name_folders: whether whoever asked has `--normal` and its like, which messages then advise.
 
     Raises:
         InputError: the folder holds several products, or it cannot be told what its images are; or a folder in it
             cannot be read.
     """
-    return _Search(root).result()
+    return _Search(root, can_name_folders).result()
 
 
 class _Search:
     """The images below one folder, on their way to being told apart."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, can_name_folders: bool) -> None:
         self.root = root
+        self.can_name_folders = can_name_folders
         self.listing = list_images(root)
         self.meanings = meanings_below(self.listing)
         self.folders = [self._judged(files) for files in self.listing.folders if files.images]
@@ -307,8 +312,8 @@ class _Search:
         if not train and labelled:
             raise InputError(
                 f"no label picture in {root} is empty, so none of its images shows a good part "
-                f"({'; '.join(self._described())}); add good parts with empty label pictures, or name a folder of "
-                f"good parts: --normal DIR --abnormal {root}"
+                f"({'; '.join(self._described())}); add good parts with empty label pictures"
+                + (f", or name a folder of good parts: --normal DIR --abnormal {root}" if self.can_name_folders else "")
             )
         if not train and train_folder == root and says_something:
             raise InputError(
@@ -362,7 +367,7 @@ class _Search:
                 what = {"bad": "parts that are not good", "mask": "masks"}.get(meaning.quality, "good and other parts")
                 raise InputError(
                     f"{self.root} is called {name}, a name for {what}, and nothing in it says which images show good "
-                    f"parts; if all of them do, say so: --normal {self.root}"
+                    f"parts; if all of them do, {self._say_so(self.root)}"
                 )
 
     def _refuse_products(self) -> None:
@@ -398,7 +403,7 @@ class _Search:
             f" and {len(named) - _NAMED_FOLDERS} more" if named[_NAMED_FOLDERS:] else ""
         )
         known = "; ".join(self._described())
-        all_good = "" if known or len(folders) < 2 else f" If all of them do, say so: --normal {self.root}."
+        all_good = "" if known or len(folders) < 2 else f" If all of them do, {self._say_so(self.root)}."
         return InputError(
             f"{self.root}: it cannot be told whether these hold good parts: {shown}"
             f"{f'. Known are: {known}' if known else ''}.{all_good} {self._advice(folders)}"
@@ -411,8 +416,16 @@ class _Search:
         ]
         return describe_uses([use for use in uses if use.use != "masks" or use.n], most=8)
 
+    def _say_so(self, folder: Path | str) -> str:
+        """Tell how to say that all images in a folder show good parts; follows `if all show good parts`."""
+        if self.can_name_folders:
+            return f"say so: --normal {folder}"
+        return "move them into a folder called good"
+
     def _advice(self, unclear: Sequence[ImageFolder] = ()) -> str:
         """Say with the folders that are there how to name them."""
+        if not self.can_name_folders:
+            return "Move the good parts into a folder called good and the others into one called NG, or out of it."
 
         def places(quality: str, *, in_test: bool) -> list[str]:
             return [
@@ -463,7 +476,7 @@ class _Search:
             raise InputError(
                 f"{len(bad)} of the {len(train)} images to train on in {self.root} are named like defective parts or "
                 f"masks ({_first_names(bad)}); move those that are into a folder of their own, such as NG or masks, "
-                f"or, if all show good parts, say so: --normal {_common(self.root, train)}"
+                f"or, if all show good parts, {self._say_so(_common(self.root, train))}"
             )
         silent = [picture for picture in train if picture.folder.quality != "good"] if good else []
         if len(good) < len(silent):
@@ -472,7 +485,7 @@ class _Search:
             raise InputError(
                 f"{len(good)} of the images in {self.root} are named like good parts ({_first_names(good)}), and "
                 f"{len(silent)} are not ({_first_names(silent)}); move the good ones into a folder called good and the "
-                f"others out of it, or, if all show good parts, say so: --normal {_common(self.root, train)}"
+                f"others out of it, or, if all show good parts, {self._say_so(_common(self.root, train))}"
             )
         if said[True]:
             use = f"named like defective parts or masks ({_first_names(said[True])}), but trained on as the folder says"
@@ -485,7 +498,7 @@ class _Search:
             raise InputError(
                 f"{found} looks like annotations, so some of the images in {self.root} may show defects, and "
                 "annotations that are not pictures are not read; move the good parts into a folder called good and the "
-                f"others into one called NG, or, if all show good parts, say so: --normal {self.root}"
+                f"others into one called NG, or, if all show good parts, {self._say_so(self.root)}"
             )
 
     def _refuse_masks_among(self, train: Sequence[Picture]) -> None:
@@ -495,8 +508,8 @@ class _Search:
             raise InputError(
                 f"{_first_names(masks)} in {self.root} look{'s' if len(masks) == 1 else ''} like masks of defects "
                 "(black and one other value), and other images do not; move masks into a folder called masks, and the "
-                f"images that they belong to into NG, or, if all show good parts, say so: --normal "
-                f"{_common(self.root, train)}"
+                f"images that they belong to into NG, or, if all show good parts, "
+                f"{self._say_so(_common(self.root, train))}"
             )
 
     def _refuse_conflicts(self, train: list[Picture], test: Sequence[tuple[Picture, str | None]]) -> None:
@@ -528,7 +541,8 @@ class _Search:
             if key in defective or (said is not None and said.quality in ("bad", "mask")):
                 raise InputError(
                     f"{picture.path} would be trained on, and is a link that leads to {real}, which is no good part by "
-                    "its place; remove the link, or name the folders: --normal DIR --abnormal DIR"
+                    "its place; remove the link"
+                    + (", or name the folders: --normal DIR --abnormal DIR" if self.can_name_folders else "")
                 )
             if not (files.again and key in again):
                 kept.append(picture)

@@ -100,7 +100,7 @@ class DataSource(Record):
             return DataSource(listed=listed)
         return DataSource(root=str(root))
 
-    def open(self, progress: Progress | None = None) -> InspectionSet:
+    def open(self, progress: Progress | None = None, *, can_name_folders: bool = True) -> InspectionSet:
         """List and hash the images; see `open_inspection_set`, `resolve_data` and `ListedFiles.open`.
 
         Raises:
@@ -114,6 +114,7 @@ class DataSource(Record):
             normal_test=self.normal_test,
             abnormal=self.abnormal,
             masks=self.masks,
+            can_name_folders=can_name_folders,
             progress=progress,
         )
 

@@ -387,7 +387,9 @@ def _read(path: Path, kind: type[T]) -> T:
 def _open_source(source: DataSource, root: str | Path | None) -> InspectionSet:
     if root is None:
         return source.open()
-    return open_inspection_set(root) if source.listed is None else source.moved_to(root).open()
+    if source.listed is None:
+        return open_inspection_set(root, can_name_folders=False)
+    return source.moved_to(root).open(can_name_folders=False)
 
 
 def _by_hash(found: InspectionSet) -> dict[str, ImageFile]:

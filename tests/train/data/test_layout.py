@@ -321,6 +321,15 @@ def test_what_is_ambiguous_is_refused_with_what_resolves_it(tmp_path: Path, case
         open_inspection_set(make(tmp_path / "set", tree))
 
 
+@pytest.mark.parametrize("tree", [case[0] for case in REFUSED.values()], ids=REFUSED)
+def test_a_command_without_the_options_for_folders_advises_to_move_files(tmp_path: Path, tree: str) -> None:
+    with pytest.raises(InputError) as raised:
+        open_inspection_set(make(tmp_path / "set", tree), can_name_folders=False)
+    assert "--" not in str(raised.value)
+    says = str(raised.value)
+    assert re.search(r"folder called good|add good parts|expected one product|no train/good", says), says
+
+
 ANNOTATIONS = {
     "labels.csv": "file,label",
     "pcb_labels.csv": "file,label",
