@@ -19,7 +19,6 @@ from vae_edge.decision import (
     check_askable_rate,
     fit_f1_thresholds_with_tail,
     fit_thresholds_with_tail,
-    normals_needed,
     too_few_normals,
 )
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
@@ -61,11 +60,6 @@ class Refit:
     """The images that were left out, and why."""
     labelled: LabelledCounts | None = None
     """Where anomalous images were given."""
-
-    @property
-    def n_needed(self) -> int:
-        """Normal images that the rate asked for needs: 99 for 0.01."""
-        return normals_needed(self.bundle.manifest.thresholds.false_alarm_rate_requested)
 
     @property
     def warning(self) -> str | None:

@@ -41,7 +41,6 @@ class EnergyMeter:
         self._packages, why_not = _rapl_packages(root)
         self._rails = [] if self._packages else _total_rails(root)
         self._every_s = every_s
-        self._why_not = why_not
         self._begin: list[int] = []
         self._watts: list[tuple[float, float]] = []
         self._done = threading.Event()

@@ -18,11 +18,6 @@ class Histogram(Record):
     counts: tuple[int, ...]
 
 
-LATENCY_FIGURES = ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "std_ms")
-"""Figures of a latency that have intervals. The smallest and the largest sample have none: the bootstrap fails for
-extremes (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 2.6.1)."""
-
-
 class LatencyStatistics(Record):
     """What the samples of one call say, those of all rounds together; milliseconds."""
 
@@ -38,8 +33,9 @@ class LatencyStatistics(Record):
     std_ms: float
     """Standard deviation of the samples (n - 1 in the denominator); 0 for a single one."""
     intervals: dict[str, Interval] = Field(default_factory=dict)
-    """By the figure's name (`LATENCY_FIGURES`); empty with fewer than 2 rounds, and without the percentiles that fewer
-    than 10 samples lie beyond."""
+    """By the figure's name; empty with fewer than 2 rounds, and without the percentiles that fewer than 10 samples lie
+    beyond. The smallest and the largest sample have none: the bootstrap fails for extremes (Davison and Hinkley,
+    "Bootstrap Methods and their Application", 1997, section 2.6.1)."""
     round_p50_ms: tuple[float, ...]
     """The median of each round, in order."""
     histogram: Histogram

@@ -20,6 +20,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from vae_edge.agreement import compare_scores
 from vae_edge.benchmarks.measure.instruments import timed
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.cli.console import notes_console, plain_table, results_console
@@ -92,9 +93,8 @@ def compare(
     record = read_model_api_record(folder)
     judge, opened_with = _open(folder / record.model_file, as_created=as_created)
     scale = Scale(record.image_scale.threshold, record.image_scale.spread)
-    raw: list[float] = []
-    scores: list[float] = []
-    differing: list[str] = []
+    ours: list[_Verdict] = []
+    theirs: list[_Verdict] = []
     times: tuple[list[int], list[int]] = ([], [])
     with Detector.open(bundle, device="cpu", hint="latency") as detector:
         _check_origin(detector, record, bundle, folder)
@@ -106,23 +106,24 @@ def compare(
             verdict, other_ns = timed(lambda path: judge(_read(path)), path)
             times[0].append(own_ns)
             times[1].append(other_ns)
-            raw.append(prediction.score)
-            scores.append(verdict.score)
-            if verdict.is_anomalous != prediction.is_anomalous:
-                differing.append(path.name)
+            ours.append(_Verdict(prediction.score, prediction.is_anomalous))
+            theirs.append(verdict)
             if progress is not None:
                 progress(position + 1, len(images))
-        n_anomalous = sum(score > detector.bundle.manifest.thresholds.image_threshold for score in raw)
-    expected = scale.normalize(np.array(raw, dtype=np.float32))
-    steps = np.diff(np.array(scores)[np.argsort(raw, kind="stable")])
+    raw, scores = (np.array([verdict.score for verdict in side]) for side in (ours, theirs))
+    verdicts = [np.array([verdict.is_anomalous for verdict in side]) for side in (ours, theirs)]
+    agreement = compare_scores(
+        scale.normalize(raw.astype(np.float32)), scores, reference_verdicts=verdicts[0], verdicts=verdicts[1]
+    )
+    steps = np.diff(scores[np.argsort(raw, kind="stable")])
     return ModelApiComparison(
         bundle=record.bundle,
         opened_with=opened_with,
         n_images=len(images),
-        n_anomalous=n_anomalous,
-        equal_verdicts=len(images) - len(differing),
-        differing_images=tuple(differing),
-        max_score_difference=float(np.abs(expected - np.array(scores)).max()),
+        n_anomalous=int(verdicts[0].sum()),
+        equal_verdicts=len(images) - len(agreement.flipped),
+        differing_images=agreement.names([path.name for path in images]),
+        max_score_difference=agreement.scores.largest,
         order_inversions=int((steps < 0).sum()),
         detector_ms=float(np.median(times[0])) / 1e6,
         model_api_ms=float(np.median(times[1])) / 1e6,

@@ -43,6 +43,7 @@ from vae_edge.records import (
     recorded_names,
 )
 from vae_edge.targets import SUPPORTED, Precision, Target
+from vae_edge.train.data.inspection_set import spread
 
 RECORD_FILE = "model_api.json"
 MODEL_FILE = SUPPORTED[Target.OPENVINO].model_file
@@ -181,7 +182,7 @@ def export_model_api(
         )
     check_folder_is_free(folder)
     import_openvino()
-    compared = spread_evenly(images, MAX_IMAGES) or drawn_images(manifest.preparation)
+    compared = spread(images, MAX_IMAGES) or drawn_images(manifest.preparation)
     scales = Scales.of(manifest.thresholds)
     information = {
         "vae_edge_version": vae_edge.__version__,
@@ -234,12 +235,6 @@ def export_model_api(
         )
         (temporary / RECORD_FILE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return record
-
-
-def spread_evenly(images: Sequence[Source], most: int) -> list[Source]:
-    """Return at most so many of the images, evenly spread over all of them, in order."""
-    n = min(most, len(images))
-    return [images[position * len(images) // n] for position in range(n)]
 
 
 def compare_verdicts(

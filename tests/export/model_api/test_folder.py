@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +25,6 @@ from vae_edge.export.model_api.folder import (
     model_api_folder,
     open_model,
     read_model_api_record,
-    spread_evenly,
 )
 from vae_edge.export.model_api.graph import Scale, Scales, as_model_api
 from vae_edge.image import Preparation
@@ -314,12 +312,6 @@ def test_drawn_pictures_shrink_grow_and_stay() -> None:
     assert any(height > 64 and width < 48 for height, width, _ in shapes)
     assert any(height < 64 and width < 48 for height, width, _ in shapes)
     assert len({shape[:2] for shape in shapes}) == len(shapes)
-
-
-def test_of_many_pictures_some_are_taken_from_everywhere() -> None:
-    many: list[Any] = [str(number) for number in range(1000)]
-    assert spread_evenly(many, 4) == ["0", "250", "500", "750"]
-    assert spread_evenly(many[:3], 400) == many[:3]
 
 
 def test_model_api_itself_gives_the_detectors_verdicts(bundle: Bundle, exported: Path) -> None:
