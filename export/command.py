@@ -12,29 +12,28 @@ import typer
 from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import print_warning, results_console, size_text
+from vae_edge.cli.options import SourceKind, idle, refuse_others, with_option_groups
 from vae_edge.cli.progress import step_progress
 from vae_edge.decision import check_rate
 from vae_edge.errors import InputError, UsageError, VaeEdgeError
-from vae_edge.export.settings import (
-    BUDGET_OPTIONS,
+from vae_edge.export.options import (
     BUNDLE_TO_ENGINE,
     BUNDLE_TO_MODEL_API,
     CHECKPOINT,
-    CHECKPOINT_SUFFIXES,
-    ENGINE_OPTIONS,
-    INT8_OPTIONS,
     RUN,
     SOURCE_KINDS,
-    Budget,
-    Estimator,
-    ExportLayout,
-    LowPrecisionSettings,
-    SourceKind,
+    CommonOptions,
+    EngineOptions,
+    LayoutOptions,
+    LowPrecisionOptions,
+    ScoreOptions,
+    needs_of_options,
 )
+from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, ExportLayout, LowPrecisionSettings
 from vae_edge.export.summary import print_model_api, print_results
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.platform.work import StepProgress
-from vae_edge.targets import SUPPORTED, Precision, Target, combinations, parse_precisions, parse_targets
+from vae_edge.targets import Target, combinations, parse_precisions, parse_targets
 from vae_edge.train.model.input_settings import RANGES, KnownRange
 from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
 
@@ -44,10 +43,7 @@ if TYPE_CHECKING:
     from vae_edge.train.run.folder import RunFolder
 
 
-_SCORES, _LOW = "Thresholds and scores, of a run or a checkpoint", "FP16 and INT8, of a run or a checkpoint"
-_ENGINE, _MODEL_API = "TensorRT, of a run, a checkpoint or a bundle", "OpenVINO Model API"
-
-
+@with_option_groups
 def export(
     context: typer.Context,
     source: Annotated[
@@ -58,88 +54,11 @@ def export(
             "model-api, an OpenVINO bundle.",
         ),
     ],
-    target: Annotated[
-        str, typer.Option(help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all.")
-    ] = "all",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help=f"One or several of {', '.join(Precision)}, comma-separated, or all. A bundle keeps its own."
-        ),
-    ] = "fp32",
-    out: Annotated[Path, typer.Option(help="Folder that gets the bundles.")] = Path("bundles"),
-    name: Annotated[str | None, typer.Option(help="First part of the bundles' names; default: the run's name.")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the run's images are now, if not where they were in training. Of a checkpoint: the normal "
-            "images that set its thresholds, in the layout of MVTec AD or of a folder. Of a bundle, with model-api: "
-            "pictures to compare verdicts on."
-        ),
-    ] = None,
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of normal images that may be called anomalous; default: the run's.", rich_help_panel=_SCORES
-        ),
-    ] = None,
-    scoring: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mse|normalized|default|MAPS",
-            help="How a residual becomes a score, as in vae-train --help; default: the run's.",
-            show_default=False,
-            rich_help_panel=_SCORES,
-        ),
-    ] = None,
-    input_range: Annotated[
-        KnownRange | None,
-        typer.Option(
-            help="What a checkpoint's network gets for a pixel, if it does not say it.",
-            show_default=False,
-            rich_help_panel=_SCORES,
-        ),
-    ] = None,
-    calibration_data: Annotated[
-        Path | None,
-        typer.Option(help="INT8: normal images to calibrate on; default: those of the training.", rich_help_panel=_LOW),
-    ] = None,
-    calibration_images: Annotated[
-        int, typer.Option(help="INT8: how many of them, 32 or more.", rich_help_panel=_LOW)
-    ] = 300,
-    estimator: Annotated[
-        Estimator, typer.Option(help="INT8: how a range follows from the values seen.", rich_help_panel=_LOW)
-    ] = Estimator.MIN_MAX,
-    max_auroc_drop: Annotated[
-        float | None,
-        typer.Option(help="FP16, INT8: the image AUROC may fall by so much.", rich_help_panel=_LOW),
-    ] = Budget.max_auroc_drop,
-    max_flip_rate: Annotated[
-        float | None,
-        typer.Option(help="FP16, INT8: so large a share of the verdicts may change.", rich_help_panel=_LOW),
-    ] = Budget.max_flip_rate,
-    max_batch: Annotated[int, typer.Option(help="The largest batch the engine takes.", rich_help_panel=_ENGINE)] = 8,
-    workspace_mib: Annotated[
-        int, typer.Option(help="Most scratch memory a layer may use, in MiB.", rich_help_panel=_ENGINE)
-    ] = 512,
-    optimization_level: Annotated[
-        int | None,
-        typer.Option(help="0 (quick to build) to 5 (thorough); default: TensorRT's own.", rich_help_panel=_ENGINE),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with the timings of earlier builds, read and written; default: the cache's.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    layout: Annotated[
-        ExportLayout,
-        typer.Option(
-            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only.",
-            rich_help_panel=_MODEL_API,
-        ),
-    ] = ExportLayout.PLAIN,
+    common: CommonOptions,
+    score: ScoreOptions,
+    low: LowPrecisionOptions,
+    engine: EngineOptions,
+    form: LayoutOptions,
 ) -> None:
     """Export a trained model to bundles, each checked against it; or make another form of a bundle, without torch.
 
@@ -152,69 +71,91 @@ def export(
     out the targets whose runtime is not installed. An option that does not apply to the source is refused. Exit codes:
     0 done, 1 failed, 2 wrong usage, 3 a bundle did not give the trained model's verdict and was not made.
     """
-    engine = EngineSettings(
-        max_batch=max_batch,
-        workspace_bytes=workspace_mib * 2**20,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
-    )
-    low_precision = LowPrecisionSettings(
-        calibration_data=calibration_data,
-        n_calibration_images=calibration_images,
-        estimator=estimator,
-        budget=Budget(max_auroc_drop=max_auroc_drop, max_flip_rate=max_flip_rate),
-    )
-    if false_alarm_rate is not None:
-        check_rate(false_alarm_rate, "false-alarm rate")
+    engine_settings, low_settings = _engine_settings(engine), _low_precision_settings(low)
+    if score.false_alarm_rate is not None:
+        check_rate(score.false_alarm_rate, "false-alarm rate")
+    name = common.name
     if name is not None and (Path(name).name != name or name.startswith(".")):
         raise UsageError(
             f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out says where"
         )
-    targets, precisions = tuple(parse_targets(target)), tuple(parse_precisions(precision))
-    if layout is ExportLayout.MODEL_API:
-        targets = _model_api_targets(target, targets)
-    kind = _kind_of(source, layout, targets)
-    _refuse_others(context, source, kind)
+    targets, precisions = tuple(parse_targets(common.target)), tuple(parse_precisions(common.precision))
+    if form.layout is ExportLayout.MODEL_API:
+        targets = _model_api_targets(common.target, targets)
+    kind = _kind_of(source, form.layout, targets)
+    refuse_others(context, source, kind, SOURCE_KINDS)
     if kind is BUNDLE_TO_MODEL_API:
-        _export_bundle_to_model_api(Bundle.open(source), out, name, data)
-        return
-    if kind is BUNDLE_TO_ENGINE:
-        _rebuild(Bundle.open(source), out, name, engine)
-        return
-    asked_scoring = None if scoring is None else _given_scoring(scoring)
-    only_supported = "all" in (target.strip(), precision.strip())
-    _warn_of_unused(context, combinations(targets, precisions, only_supported=only_supported))
-    from vae_edge.export.pipeline import ExportSettings
-    from vae_edge.train.run.folder import RunFolder
+        _export_bundle_to_model_api(Bundle.open(source), common.out, name, common.data)
+    elif kind is BUNDLE_TO_ENGINE:
+        _rebuild(Bundle.open(source), common.out, name, engine_settings)
+    else:
+        only_supported = "all" in (common.target.strip(), common.precision.strip())
+        made = combinations(targets, precisions, only_supported=only_supported)
+        scoring = _given_scoring(score.scoring)
+        for reason in idle(context, needs_of_options(made)):
+            print_warning(f"{reason}: no effect")
+        from vae_edge.export.pipeline import ExportSettings
 
+        settings = ExportSettings(
+            targets=targets,
+            precisions=precisions,
+            name=name,
+            data_root=common.data,
+            false_alarm_rate=score.false_alarm_rate,
+            scoring=scoring,
+            skip_missing_runtimes=common.target.strip() == "all",
+            only_supported=only_supported,
+            engine=engine_settings,
+            low_precision=low_settings,
+        )
+        _export_trained(source, kind, common.out, settings, score.input_range, form.layout)
+
+
+def _export_trained(
+    source: Path,
+    kind: SourceKind,
+    out: Path,
+    settings: ExportSettings,
+    input_range: KnownRange | None,
+    layout: ExportLayout,
+) -> None:
+    """Export a run, or a checkpoint, which becomes a run first: its data and its scoring are those of the run then."""
     if kind is CHECKPOINT:
         from vae_edge.export.checkpoint import make_run
 
-        name = name or source.stem
+        name = settings.name or source.stem
         run = make_run(
             source,
-            data,
+            settings.data_root,
             out / f"{name}-run",
-            scoring=asked_scoring,
-            false_alarm_rate=false_alarm_rate,
+            scoring=settings.scoring,
+            false_alarm_rate=settings.false_alarm_rate,
             input_range=None if input_range is None else RANGES[input_range],
         )
-        data, asked_scoring = None, None
+        settings = replace(settings, name=name, data_root=None, scoring=None)
     else:
+        from vae_edge.train.run.folder import RunFolder
+
         run = RunFolder.open(source)
-    settings = ExportSettings(
-        targets=targets,
-        precisions=precisions,
-        name=name,
-        data_root=data,
-        false_alarm_rate=false_alarm_rate,
-        scoring=asked_scoring,
-        skip_missing_runtimes=target.strip() == "all",
-        only_supported=only_supported,
-        engine=engine,
-        low_precision=low_precision,
-    )
     _export_run(run, out, settings, layout)
+
+
+def _engine_settings(engine: EngineOptions) -> EngineSettings:
+    return EngineSettings(
+        max_batch=engine.max_batch,
+        workspace_bytes=engine.workspace_mib * 2**20,
+        optimization_level=engine.optimization_level,
+        timing_cache=engine.timing_cache,
+    )
+
+
+def _low_precision_settings(low: LowPrecisionOptions) -> LowPrecisionSettings:
+    return LowPrecisionSettings(
+        calibration_data=low.calibration_data,
+        n_calibration_images=low.calibration_images,
+        estimator=low.estimator,
+        budget=Budget(max_auroc_drop=low.max_auroc_drop, max_flip_rate=low.max_flip_rate),
+    )
 
 
 def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) -> SourceKind:
@@ -241,56 +182,6 @@ def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) ->
         f"there is no folder {source}; expected a run folder (from vae-train), a bundle, or a checkpoint "
         f"({', '.join(CHECKPOINT_SUFFIXES)})"
     )
-
-
-def _given(context: typer.Context) -> dict[str, str]:
-    """Return the options of the command line: parameter to flag."""
-    return {
-        parameter.name: parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name is not None
-        and parameter.opts[0].startswith("-")
-        and (origin := context.get_parameter_source(parameter.name)) is not None
-        and origin.name == "COMMANDLINE"
-    }
-
-
-def _refuse_others(context: typer.Context, source: Path, kind: SourceKind) -> None:
-    """Refuse options that do not apply to the source.
-
-    Raises:
-        UsageError: with what each is for.
-    """
-    refused: dict[str, list[str]] = {}
-    for parameter, flag in _given(context).items():
-        if parameter not in kind.options:
-            suited = _and([each.several for each in SOURCE_KINDS if parameter in each.options])
-            refused.setdefault(suited, []).append(flag)
-    if refused:
-        reasons = [f"{_and(flags)} {_is(flags)} for {suited}" for suited, flags in refused.items()]
-        it = "it" if sum(map(len, refused.values())) == 1 else "them"
-        raise UsageError(f"{'; '.join(reasons)}; but {source} is {kind.one}: leave {it} out")
-
-
-def _warn_of_unused(context: typer.Context, pairs: list[tuple[Target, Precision]]) -> None:
-    """Warn of options that apply to the source, but to nothing that is made of it."""
-    precisions = {precision for _, precision in pairs}
-    for options, wanted, is_made in (
-        (ENGINE_OPTIONS, "--target tensorrt", any(target is Target.TENSORRT for target, _ in pairs)),
-        (INT8_OPTIONS, "--precision int8", Precision.INT8 in precisions),
-        (BUDGET_OPTIONS, "--precision fp16 or int8", precisions != {Precision.FP32}),
-    ):
-        unused = [flag for parameter, flag in _given(context).items() if parameter in options]
-        if unused and not is_made:
-            print_warning(f"{_and(unused)} {_is(unused)} for {wanted}, which was not asked for: it has no effect")
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
-
-
-def _is(words: list[str]) -> str:
-    return "is" if len(words) == 1 else "are"
 
 
 def _rebuild(source: Bundle, out: Path, name: str | None, engine: EngineSettings) -> None:
@@ -372,7 +263,9 @@ def _with_model_api(
     return with_errors, made
 
 
-def _given_scoring(text: str) -> ScoringSettings:
+def _given_scoring(text: str | None) -> ScoringSettings | None:
+    if text is None:
+        return None
     settings = parse_scoring(text)
     if settings is None:
         raise UsageError("the scoring is 'auto', which is chosen in training; expected a name or maps, or leave it out")

@@ -17,40 +17,6 @@ DEFAULT_N_IMAGES = 300
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth")
 """How the names of files end that hold a network which anomalib trained."""
 
-INT8_OPTIONS = frozenset({"calibration_data", "calibration_images", "estimator"})
-BUDGET_OPTIONS = frozenset({"max_auroc_drop", "max_flip_rate"})
-ENGINE_OPTIONS = frozenset({"max_batch", "workspace_mib", "optimization_level", "timing_cache"})
-_EVERY_OPTIONS = frozenset({"target", "layout", "out", "name"})
-_TRAINED_OPTIONS = (
-    _EVERY_OPTIONS
-    | {"precision", "data", "false_alarm_rate", "scoring"}
-    | INT8_OPTIONS
-    | BUDGET_OPTIONS
-    | ENGINE_OPTIONS
-)
-
-
-@dataclass(frozen=True)
-class SourceKind:
-    """One kind of what `vae-export` takes."""
-
-    one: str
-    """What it is, in words."""
-    several: str
-    options: frozenset[str]
-    """The parameters of the command that apply to it; it refuses the others."""
-
-
-RUN = SourceKind("a run folder", "run folders", _TRAINED_OPTIONS)
-CHECKPOINT = SourceKind("a checkpoint", "checkpoints", _TRAINED_OPTIONS | {"input_range"})
-BUNDLE_TO_ENGINE = SourceKind(
-    "a bundle that becomes an engine", "bundles that become an engine", _EVERY_OPTIONS | ENGINE_OPTIONS
-)
-BUNDLE_TO_MODEL_API = SourceKind(
-    "a bundle that becomes a Model API folder", "bundles that become a Model API folder", _EVERY_OPTIONS | {"data"}
-)
-SOURCE_KINDS = (RUN, CHECKPOINT, BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API)
-
 
 class Estimator(str, Enum):
     """How a range follows from the values seen.

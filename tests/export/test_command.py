@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny_bundles import make_bundle, spotted_image, write_image
 from vae_edge.export.command import export
-from vae_edge.export.settings import BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API, CHECKPOINT, RUN, SOURCE_KINDS
+from vae_edge.export.options import BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API, CHECKPOINT, RUN, SOURCE_KINDS
 from vae_edge.targets import Target
 from vae_edge.train.run.folder import RunFolder
 
@@ -240,7 +240,7 @@ def test_an_option_for_what_is_not_made_of_a_run_is_warned_about(
     assert code == 0, err
     said = " ".join(err.split())
     for sentence in (
-        "--calibration-images is for --precision int8, which was not asked for: it has no effect",
+        "--calibration-images is for --precision int8, which was not asked for: no effect",
         "--max-flip-rate is for --precision fp16 or int8",
         "--max-batch and --workspace-mib are for --target tensorrt",
     ):

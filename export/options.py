@@ -1,0 +1,153 @@
+"""The options of `vae-export` in groups, and the kinds of sources that they are for.
+
+A new option is a field of a group; `SOURCE_KINDS` say for which sources it is. Loads neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vae_edge.cli.options import Condition, OptionGroup, SourceKind
+from vae_edge.export.settings import Budget, Estimator, ExportLayout
+from vae_edge.targets import SUPPORTED, Precision, Target
+from vae_edge.train.model.input_settings import KnownRange
+
+
+@dataclass(frozen=True)
+class CommonOptions(OptionGroup):
+    """What most exports need."""
+
+    target: Annotated[
+        str, typer.Option(metavar="LIST", help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all.")
+    ] = "all"
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help=f"One or several of {', '.join(Precision)}, comma-separated, or all. A bundle keeps its own.",
+        ),
+    ] = "fp32"
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that gets the bundles.")] = Path("bundles")
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="First part of the bundles' names; default: the run's name.")
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the run's images are now, if not where they were in training. Of a checkpoint: the normal "
+            "images that set its thresholds, in the layout of MVTec AD or of a folder. Of a bundle, with model-api: "
+            "pictures to compare verdicts on.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ScoreOptions(OptionGroup, panel="Thresholds and scores, of a run or a checkpoint"):
+    """How a score comes about and becomes a verdict."""
+
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Share of normal images that may be called anomalous; default: the run's."),
+    ] = None
+    scoring: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mse|normalized|default|MAPS",
+            help="How a residual becomes a score, as in vae-train --help; default: the run's.",
+            show_default=False,
+        ),
+    ] = None
+    input_range: Annotated[
+        KnownRange | None,
+        typer.Option(help="What a checkpoint's network gets for a pixel, if it does not say it.", show_default=False),
+    ] = None
+
+
+@dataclass(frozen=True)
+class LowPrecisionOptions(OptionGroup, panel="FP16 and INT8, of a run or a checkpoint"):
+    """How models of low precision are made, and what they may cost."""
+
+    calibration_data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="INT8: normal images to calibrate on; default: those of the training."),
+    ] = None
+    calibration_images: Annotated[int, typer.Option(metavar="N", help="INT8: how many of them, 32 or more.")] = 300
+    estimator: Annotated[Estimator, typer.Option(help="INT8: how a range follows from the values seen.")] = (
+        Estimator.MIN_MAX
+    )
+    max_auroc_drop: Annotated[
+        float | None, typer.Option(metavar="DROP", help="FP16, INT8: the image AUROC may fall by so much.")
+    ] = Budget.max_auroc_drop
+    max_flip_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="FP16, INT8: so large a share of the verdicts may change.")
+    ] = Budget.max_flip_rate
+
+
+@dataclass(frozen=True)
+class EngineOptions(OptionGroup, panel="TensorRT, of a run, a checkpoint or a bundle"):
+    """How an engine is built."""
+
+    max_batch: Annotated[int, typer.Option(metavar="N", help="The largest batch the engine takes.")] = 8
+    workspace_mib: Annotated[int, typer.Option(metavar="MIB", help="Most scratch memory a layer may use, in MiB.")] = (
+        512
+    )
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(metavar="LEVEL", help="0 (quick to build) to 5 (thorough); default: TensorRT's own."),
+    ] = None
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File with the timings of earlier builds, read and written; default: the cache's."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class LayoutOptions(OptionGroup, panel="OpenVINO Model API"):
+    """In which form the export is left."""
+
+    layout: Annotated[
+        ExportLayout,
+        typer.Option(
+            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only."
+        ),
+    ] = ExportLayout.PLAIN
+
+
+_INT8 = frozenset({"calibration_data", "calibration_images", "estimator"})
+_BUDGET = LowPrecisionOptions.names() - _INT8
+_ONLY_CHECKPOINT = frozenset({"input_range"})
+_EVERY = frozenset({"target", "out", "name"}) | LayoutOptions.names()
+_TRAINED = frozenset[str]().union(
+    *(group.names() for group in (CommonOptions, ScoreOptions, LowPrecisionOptions, EngineOptions, LayoutOptions))
+)
+
+RUN = SourceKind("a run folder", "run folders", _TRAINED - _ONLY_CHECKPOINT)
+CHECKPOINT = SourceKind("a checkpoint", "checkpoints", _TRAINED)
+BUNDLE_TO_ENGINE = SourceKind(
+    "a bundle that becomes an engine", "bundles that become an engine", _EVERY | EngineOptions.names()
+)
+BUNDLE_TO_MODEL_API = SourceKind(
+    "a bundle that becomes a Model API folder", "bundles that become a Model API folder", _EVERY | {"data"}
+)
+SOURCE_KINDS = (RUN, CHECKPOINT, BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API)
+
+
+def needs_of_options(made: Iterable[tuple[Target, Precision]]) -> Iterator[Condition]:
+    """Give which targets and precisions an option is for: it may apply to a run, but to nothing that is made of it."""
+    pairs = list(made)
+    makes_engine = any(target is Target.TENSORRT for target, _ in pairs)
+    precisions = {precision for _, precision in pairs}
+    for options, wanted, is_made in (
+        (EngineOptions.names(), "--target tensorrt", makes_engine),
+        (_INT8, "--precision int8", Precision.INT8 in precisions),
+        (_BUDGET, "--precision fp16 or int8", precisions != {Precision.FP32}),
+    ):
+        yield Condition(options, is_made, f"for {wanted}, which was not asked for")
