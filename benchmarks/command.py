@@ -14,15 +14,16 @@ from rich.console import Console
 from vae_edge.benchmarks.measure.measurer import SuiteProgress
 from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.samples import RATIO_METRICS
+from vae_edge.benchmarks.options import CommonOptions, ComparingOptions, MeasuringOptions, needs_of_options
 from vae_edge.benchmarks.report.choosing import parse_objective, parse_requirement
 from vae_edge.benchmarks.report.compare import compare_reports, gate_lines
-from vae_edge.benchmarks.report.figures import figure_help
 from vae_edge.benchmarks.report.html import render_report
 from vae_edge.benchmarks.report.records import REPORT_FILE, Report
 from vae_edge.benchmarks.report.terminal import is_unstable, reasons, result_table, verdict_lines
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED
+from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar
 from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.platform.atomic import LOCK_FILE, claim
@@ -31,100 +32,16 @@ from vae_edge.records import check_recordable, make_record
 EXIT_NONE_RAN = 1
 EXIT_GATE = 3
 
-_REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
 
-
+@with_option_groups
 def bench(
+    context: typer.Context,
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of bundles.", show_default=False)
     ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder in a layout that vae-train knows, such as MVTec AD, or sample or sample:PRODUCT. Without it "
-            "the sample images are timed and no accuracy is measured.",
-            show_default=False,
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write report.html, report.md, report.json and raw samples here.",
-            show_default=False,
-        ),
-    ] = None,
-    require: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC>=NUMBER", help=_REQUIRE_HELP, show_default=False)
-    ] = None,
-    minimize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METRIC", help="Of the bundles that fit, recommend the one with the least.", show_default=False
-        ),
-    ] = None,
-    maximize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METRIC", help="Of the bundles that fit, recommend the one with the most.", show_default=False
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads for one inference.", show_default=False)
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Turns of each bundle, each in a fresh process: 10, quick 5.", show_default=False
-        ),
-    ] = None,
-    round_time: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            metavar="S",
-            help="Measure each latency and the throughput so long in each round: 1 s, quick 0.2.",
-            show_default=False,
-        ),
-    ] = None,
-    load_fps: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N", help="Measure latency while images come at these rates, such as 30.", show_default=False
-        ),
-    ] = None,
-    deadline_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MS", help="Until when a verdict is in time; else the time between images.", show_default=False
-        ),
-    ] = None,
-    requests: Annotated[
-        str | None,
-        typer.Option(metavar="N,N", help="Throughput with so many images at the same time.", show_default=False),
-    ] = None,
-    batch_sizes: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Throughput with these batch sizes.", show_default=False)
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Bundle whose verdicts the others are compared with; else torch in FP32, or the first in FP32.",
-            show_default=False,
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Bundle that ratios of speed are to; else the reference.", show_default=False
-        ),
-    ] = None,
-    simple_method: Annotated[
-        bool, typer.Option("--simple-method", help="Measure also a method without a network.")
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter, for trying things out.")] = False,
+    common: CommonOptions,
+    measuring: MeasuringOptions,
+    comparing: ComparingOptions,
 ) -> None:
     """Measure bundles on this device and say which one to ship: speed, memory, start, accuracy, and whether they agree.
 
@@ -133,23 +50,25 @@ def bench(
     Ends with 0 if at least one bundle could run, 1 if none, 3 if none keeps what --require asks for. Ctrl-C ends it
     with 130 and keeps the rounds that are complete.
     """
+    data, report = common.data, common.report
     for path in (*map(str, bundles), data or ""):
         check_recordable(Path(path).absolute())  # Not when all has been measured and the report is to be written.
-    requirements = tuple(parse_requirement(text) for text in require or ())
-    objective = parse_objective(minimize, maximize)
+    refuse_idle(context, needs_of_options(common, measuring))
+    requirements = tuple(parse_requirement(text) for text in common.require or ())
+    objective = parse_objective(common.minimize, common.maximize)
     settings = make_settings(
-        quick=quick,
-        device=device,
-        threads=threads,
-        rounds=rounds,
-        round_s=round_time,
-        load_fps=load_fps,
-        deadline_ms=deadline_ms,
-        requests=requests,
-        batch_sizes=batch_sizes,
-        reference=reference,
-        baseline=baseline,
-        simple_method=simple_method,
+        quick=common.quick,
+        device=measuring.device,
+        threads=measuring.threads,
+        rounds=measuring.rounds,
+        round_s=measuring.round_time,
+        load_fps=measuring.load_fps,
+        deadline_ms=measuring.deadline_ms,
+        requests=measuring.requests,
+        batch_sizes=measuring.batch_sizes,
+        reference=comparing.reference,
+        baseline=comparing.baseline,
+        simple_method=comparing.simple_method,
     )
     results, notes = results_console(), notes_console()
     if data is None:

@@ -47,6 +47,8 @@ class TargetRecord:
     """`module:Class` of the backend."""
     extra: str
     """The extra of this package that installs the runtime."""
+    options: frozenset[str]
+    """Options of `Detector.open` that have an effect, of those that some runtime has no use for."""
 
 
 SUPPORTED: dict[Target, TargetRecord] = {
@@ -56,6 +58,7 @@ SUPPORTED: dict[Target, TargetRecord] = {
         (),
         "vae_edge.backends.onnxruntime_backend:OnnxRuntimeBackend",
         "onnxruntime",
+        frozenset({"threads", "requests", "spinning"}),
     ),
     Target.OPENVINO: TargetRecord(
         (Precision.FP32, Precision.FP16, Precision.INT8),
@@ -63,6 +66,7 @@ SUPPORTED: dict[Target, TargetRecord] = {
         ("model.bin",),
         "vae_edge.backends.openvino_backend:OpenVinoBackend",
         "openvino",
+        frozenset({"threads", "requests", "cache"}),
     ),
     Target.TENSORRT: TargetRecord(
         (Precision.FP32, Precision.FP16, Precision.INT8),
@@ -70,6 +74,7 @@ SUPPORTED: dict[Target, TargetRecord] = {
         ("model.onnx",),
         "vae_edge.backends.tensorrt_backend:TensorRtBackend",
         "tensorrt",
+        frozenset({"requests", "cache", "rebuild"}),
     ),
     Target.TORCH: TargetRecord(
         (Precision.FP32,),
@@ -77,6 +82,7 @@ SUPPORTED: dict[Target, TargetRecord] = {
         ("program.safetensors",),
         "vae_edge.backends.torch_backend:TorchBackend",
         "torch",
+        frozenset({"threads"}),
     ),
 }
 

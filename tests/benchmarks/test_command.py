@@ -127,6 +127,20 @@ def test_an_option_that_makes_no_sense_is_refused(given: dict[str, Any]) -> None
         make_settings(**given)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--deadline-ms", "20"], "--deadline-ms is for images that come at a rate: add --load-fps"),
+        (["--simple-method"], "--simple-method is for test images: add --data"),
+    ],
+)
+def test_an_option_without_effect_is_refused_before_anything_is_measured(
+    command: Run, tmp_path: Path, words: list[str], reason: str
+) -> None:
+    code, out, err = command(tmp_path, *words, program="bench")
+    assert (code, out, err) == (2, "", f"error: {reason}\n")
+
+
 def test_nothing_that_keeps_the_requirements_is_exit_code_3(
     command: Run, make_bundle: MakeBundle, inspection_folder: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ import typer
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
+from vae_edge.cli.options import SourceKind, refuse_idle, refuse_others
+from vae_edge.cli.run_options import needs_of_target
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import UsageError, VaeEdgeError
@@ -31,7 +33,12 @@ class _Opened:
     notes: tuple[str, ...]
 
 
+_FILE = SourceKind("a model file, which is not opened", "model files", frozenset({"as_json"}))
+_BUNDLE = SourceKind("a bundle", "bundles", frozenset({"as_json", "device", "threads", "requests"}))
+
+
 def inspect(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -52,14 +59,16 @@ def inspect(
     Of a model file (.onnx, .xml, .engine, .json, .safetensors): what it says about itself, without its runtime.
     """
     if source.is_file():
+        refuse_others(context, source, _FILE, (_FILE, _BUNDLE))
         _inspect_file(describe_model_file(source), as_json)
     else:
-        _inspect_bundle(source, device, threads, requests, as_json)
+        opened = Bundle.open(source)
+        refuse_idle(context, needs_of_target(opened.manifest.target))
+        found = _try_to_open(opened, device, threads, requests)
+        _print_bundle(source, opened, found, as_json)
 
 
-def _inspect_bundle(folder: Path, device: str, threads: int | None, requests: int | None, as_json: bool) -> None:
-    opened = Bundle.open(folder)
-    found = _try_to_open(opened, device, threads, requests)
+def _print_bundle(folder: Path, opened: Bundle, found: _Opened | str, as_json: bool) -> None:
     manifest = opened.manifest
     if as_json:
         content = {

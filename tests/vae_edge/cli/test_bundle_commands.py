@@ -116,6 +116,46 @@ def test_every_command_says_once_that_a_bundle_of_the_first_schema_is_not_verifi
     assert (found["verified"], found["not_verified_because"]) == (False, NO_DIGEST)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ["inspect", "{bundle}/model.onnx", "--device", "cpu", "--threads", "1"],
+            "--device and --threads are for bundles; but {bundle}/model.onnx is a model file, which",
+        ),
+        (
+            ["inspect", "{torch}", "--requests", "2"],
+            "--requests is for bundles for onnx, openvino and tensorrt",
+        ),
+        (
+            ["verify", "{bundle}", "--data", "{picture}", "--recursive"],
+            "--recursive is for folders",
+        ),
+        (
+            ["verify", "{bundle}", "--data", "{picture}", "--no-rebuild"],
+            "--no-rebuild is for bundles for tensorrt",
+        ),
+        (
+            ["run", "{torch}", "{picture}", "--requests", "2", "--spinning"],
+            "--spinning is for bundles for onnx",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, words: list[str], reason: str
+) -> None:
+    places = {
+        "bundle": onnx_bundle.folder,
+        "torch": make_bundle(tmp_path / "toy-torch-fp32", Target.TORCH).folder,
+        "picture": write_image(tmp_path / "0.png", dark_image(0)),
+    }
+    before = (onnx_bundle.folder / "manifest.json").read_bytes()
+    code, out, err = command(*(word.format(**places) for word in words))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert reason.format(**places) in err
+    assert (onnx_bundle.folder / "manifest.json").read_bytes() == before
+
+
 def test_verify_writes_thresholds_that_fit_this_device(command: Run, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     bundle = make_bundle(tmp_path / "few", n_normals=5, verified=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import typer
 from typer.main import get_command
 
+from vae_edge.cli.main import COMMANDS
 from vae_edge.cli.options import (
     Condition,
     OptionGroup,
@@ -103,6 +106,20 @@ def test_options_without_effect_are_refused_with_every_reason(
     with pytest.raises(UsageError, match="--max-batch and --quick are for folders: name one; --step is for stairs"):
         refuse_idle(context, conditions)
     refuse_idle(context, conditions[2:])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_function_of_a_command_takes_more_than_ten_parameters(name: str) -> None:
+    entry = COMMANDS[name]
+    module, _, attribute = entry.function.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    functions = [getattr(found, each) for each in (attribute, *entry.children)]
+    functions += [each for _, each in inspect.getmembers(found, inspect.isfunction) if each.__module__ == module]
+    for function in functions:
+        assert len(inspect.signature(inspect.unwrap(function)).parameters) <= 10, function
 
 
 def test_lists_in_words() -> None:

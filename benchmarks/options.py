@@ -1,0 +1,130 @@
+"""The options of `vae-bench` in groups, and what they need to have an effect. A new option is a field of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vae_edge.benchmarks.report.figures import figure_help
+from vae_edge.cli.options import Condition, OptionGroup
+
+_REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
+
+
+@dataclass(frozen=True)
+class CommonOptions(OptionGroup):
+    """What most benchmarks need."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder in a layout that vae-train knows, such as MVTec AD, or sample or sample:PRODUCT. Without it "
+            "the sample images are timed and no accuracy is measured.",
+            show_default=False,
+        ),
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write report.html, report.md, report.json and raw samples here.",
+            show_default=False,
+        ),
+    ] = None
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter, for trying things out.")] = False
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC>=NUMBER", help=_REQUIRE_HELP, show_default=False)
+    ] = None
+    minimize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC", help="Of the bundles that fit, recommend the one with the least.", show_default=False
+        ),
+    ] = None
+    maximize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC", help="Of the bundles that fit, recommend the one with the most.", show_default=False
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class MeasuringOptions(OptionGroup, panel="What is measured, and how long"):
+    """What is measured, and how long."""
+
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N.")] = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processor threads for one inference.", show_default=False),
+    ] = None
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Turns of each bundle, each in a fresh process: 10, quick 5.", show_default=False
+        ),
+    ] = None
+    round_time: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="S",
+            help="Measure each latency and the throughput so long in each round: 1 s, quick 0.2.",
+            show_default=False,
+        ),
+    ] = None
+    load_fps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N", help="Measure latency while images come at these rates, such as 30.", show_default=False
+        ),
+    ] = None
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="With --load-fps: until when a verdict is in time; else the time between images.",
+            show_default=False,
+        ),
+    ] = None
+    requests: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Throughput with so many images at the same time.", show_default=False),
+    ] = None
+    batch_sizes: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Throughput with these batch sizes.", show_default=False)
+    ] = None
+
+
+@dataclass(frozen=True)
+class ComparingOptions(OptionGroup, panel="What it is compared with"):
+    """What bundles are compared with."""
+
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Bundle whose verdicts the others are compared with; else torch in FP32, or the first in FP32.",
+            show_default=False,
+        ),
+    ] = None
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Bundle that ratios of speed are to; else the reference.", show_default=False
+        ),
+    ] = None
+    simple_method: Annotated[
+        bool, typer.Option("--simple-method", help="With --data: measure also a method without a network.")
+    ] = False
+
+
+def needs_of_options(common: CommonOptions, measuring: MeasuringOptions) -> Iterator[Condition]:
+    """Give what options need of others."""
+    yield Condition({"deadline_ms"}, measuring.load_fps is not None, "for images that come at a rate: add --load-fps")
+    yield Condition({"simple_method"}, common.data is not None, "for test images: add --data")

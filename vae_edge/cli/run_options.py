@@ -1,0 +1,254 @@
+"""The options of `vae-run` in groups, and what they need to have an effect.
+
+A new option is a field of a group; what it needs goes into one of the functions below. Other commands with options of a
+runtime use `needs_of_target`, too.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vae_edge.backends.base import Hint
+from vae_edge.cli.options import Condition, OptionGroup, in_words
+from vae_edge.image import MAX_PIXELS
+from vae_edge.platform.outside import user_path
+from vae_edge.sources.addresses import file_of_url
+from vae_edge.sources.live import LiveOptions
+from vae_edge.sources.pictures import Source
+from vae_edge.sources.watch import WatchOptions
+from vae_edge.targets import SUPPORTED, Target
+
+
+class Overlays(str, Enum):
+    """Which pictures are written with the anomaly drawn in."""
+
+    ALL = "all"
+    ANOMALOUS = "anomalous"
+    NONE = "none"
+
+
+class OverlayFormat(str, Enum):
+    """The file format of those pictures."""
+
+    JPG = "jpg"
+    PNG = "png"
+
+
+@dataclass(frozen=True)
+class PictureOptions(OptionGroup):
+    """Which pictures are taken."""
+
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
+    ] = False
+    max_pictures: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many pictures.")] = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="A picture file with more pixels gets an error and is not decoded.",
+            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ResultOptions(OptionGroup, panel="Lines and files"):
+    """What is written, and where."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the lines, the overlays and the videos. Without it the lines go to stdout.",
+        ),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False
+    line_format: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="jsonl, csv, or with --out both: jsonl,csv.")
+    ] = "jsonl"
+    overlays: Annotated[
+        Overlays | None,
+        typer.Option(help="Pictures to write with the anomaly drawn in.", show_default="anomalous"),
+    ] = None
+    overlay_format: Annotated[OverlayFormat, typer.Option(help="jpg is small, png is exact.")] = OverlayFormat.JPG
+    video: Annotated[
+        bool, typer.Option("--video", help="Write each video or camera as a video with the verdicts drawn in.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class FrameOptions(OptionGroup, panel="Videos, cameras and streams"):
+    """Which of their frames are taken."""
+
+    every: Annotated[int, typer.Option(metavar="N", help="Take every N-th frame.")] = 1
+    max_frames: Annotated[int | None, typer.Option(metavar="N", help="Of each, take so many frames at most.")] = None
+    no_skip: Annotated[
+        bool,
+        typer.Option(
+            "--no-skip", help="Take every frame of a camera or a stream, however late, and not always the newest."
+        ),
+    ] = False
+    reconnect: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="How long to try to reach a camera or a stream again that broke off; 0: not at all."
+        ),
+    ] = LiveOptions.reconnect_s
+    follow_redirects: Annotated[
+        bool, typer.Option("--follow-redirects", help="Follow a URL that leads to another host.")
+    ] = False
+
+    @property
+    def live(self) -> LiveOptions:
+        """How cameras and streams are read."""
+        return LiveOptions(skip=not self.no_skip, reconnect_s=self.reconnect, other_hosts=self.follow_redirects)
+
+
+@dataclass(frozen=True)
+class WatchingOptions(OptionGroup, panel="Watched folders"):
+    """How folders are watched."""
+
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Go on with the images that arrive in the folder, until Ctrl-C."),
+    ] = False
+    poll: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Time between two looks.", show_default=str(WatchOptions.poll_s)),
+    ] = None
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a file must stay the same before it is read.",
+            show_default=str(WatchOptions.settle_s),
+        ),
+    ] = None
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long it must stay the same before it counts as broken.",
+            show_default=str(WatchOptions.patience_s),
+        ),
+    ] = None
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End when nothing has arrived for so long."),
+    ] = None
+
+    @property
+    def options(self) -> WatchOptions | None:
+        """How folders are watched; None: they are not."""
+        times = {name: getattr(self, name) for name in ("poll", "settle", "patience", "idle_timeout")}
+        given = {f"{name}_s": value for name, value in times.items() if value is not None}
+        return WatchOptions(**given) if self.watch else None
+
+
+@dataclass(frozen=True)
+class RuntimeChoices(OptionGroup, panel="How the model runs"):
+    """How the model runs."""
+
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")
+    ] = "auto"
+    hint: Annotated[
+        Hint | None,
+        typer.Option(
+            help="Lay the model out for the next verdict or for most verdicts in a second.",
+            show_default="latency for cameras and streams, else throughput",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Processor threads in use.", show_default="all usable cores")
+    ] = None
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Pictures that the model works on at the same time.", show_default="the device's best"
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Pictures for one run of the model.", show_default="1")
+    ] = None
+    spinning: Annotated[
+        bool, typer.Option("--spinning", help="ONNX Runtime: let idle threads wait for work at full load.")
+    ] = False
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="OpenVINO, TensorRT: neither use nor keep what was compiled for this device."),
+    ] = False
+    no_rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--no-rebuild",
+            help="TensorRT: fail if the engine does not fit this device, instead of building another.",
+        ),
+    ] = False
+
+
+def needs_of_options(result: ResultOptions, watching: WatchingOptions) -> Iterator[Condition]:
+    """Give what options need of others."""
+    needs_folder = {"overwrite", "overlay_format", "video"}
+    if result.overlays is not Overlays.NONE:
+        needs_folder.add("overlays")
+    yield Condition(needs_folder, result.out is not None, "for the folder of the results: add --out DIR")
+    yield Condition(
+        {"overlay_format"}, result.overlays is not Overlays.NONE, "for overlays, and --overlays is none: leave it out"
+    )
+    yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
+    yield Condition(
+        {"null"}, not watching.watch, "for paths from stdin, and --watch is for folders: leave out one of them"
+    )
+    yield Condition(
+        {"video"} | FrameOptions.names(),
+        not watching.watch,
+        "for videos, cameras and streams, and --watch waits for images in folders: leave it out",
+    )
+
+
+def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Condition]:
+    """Give what options need of the sources.
+
+    Args:
+        texts: the words of the command line, all of which could be opened.
+        pictures: what they stand for.
+    """
+    yield need_of_recursion(texts)
+    yield Condition(
+        {"video", "every", "max_frames"},
+        pictures.has_frames,
+        "for videos, cameras and streams, and no source is one: leave it out",
+    )
+    yield Condition(
+        {"no_skip", "reconnect"}, pictures.is_live, "for cameras and streams, and no source is one: leave it out"
+    )
+    has_url = any(text.partition("://")[0].lower() in ("http", "https") for text in texts)
+    yield Condition({"follow_redirects"}, has_url, "for http addresses, and no source is one: leave it out")
+
+
+def need_of_recursion(texts: Sequence[str]) -> Condition:
+    """Return what `--recursive` needs: a folder among the words, or a glob, which may match one."""
+    has_folder = any(glob.has_magic(text) or user_path(file_of_url(text)).is_dir() for text in texts)
+    return Condition({"recursive"}, has_folder, "for folders, and no source is one: leave it out")
+
+
+def needs_of_target(target: Target) -> Iterator[Condition]:
+    """Give which targets an option of a runtime is for; `no_cache` and `no_rebuild` stand for `cache` and `rebuild`."""
+    for option in sorted(frozenset[str]().union(*(record.options for record in SUPPORTED.values()))):
+        suited = [str(each) for each, record in SUPPORTED.items() if option in record.options]
+        yield Condition(
+            {option, f"no_{option}"},
+            str(target) in suited,
+            f"for bundles for {in_words(suited)}, and this one is for {target}: leave it out",
+        )
