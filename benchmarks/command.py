@@ -17,9 +17,9 @@ from vae_edge.benchmarks.measure.samples import RATIO_METRICS
 from vae_edge.benchmarks.options import CommonOptions, ComparingOptions, MeasuringOptions, needs_of_options
 from vae_edge.benchmarks.report.choosing import parse_objective, parse_requirement
 from vae_edge.benchmarks.report.compare import compare_reports, gate_lines
-from vae_edge.benchmarks.report.html import render_report
-from vae_edge.benchmarks.report.records import REPORT_FILE, Report
-from vae_edge.benchmarks.report.terminal import is_unstable, reasons, result_table, verdict_lines
+from vae_edge.benchmarks.report.pages.html import render_report
+from vae_edge.benchmarks.report.pages.terminal import is_unstable, reasons, result_table, verdict_lines
+from vae_edge.benchmarks.report.records.report import REPORT_FILE, Report
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from vae_edge.benchmarks.report.files import read_report
-from vae_edge.benchmarks.report.records import HTML_FILE, REPORT_FILE, Report
+from vae_edge.benchmarks.report.records.files import read_report
+from vae_edge.benchmarks.report.records.report import HTML_FILE, REPORT_FILE, Report
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.cli.main import invoke
 from vae_edge.errors import VaeEdgeError

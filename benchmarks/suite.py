@@ -15,11 +15,11 @@ from vae_edge.benchmarks.measure.plan import BenchmarkImages, SuiteSettings, cho
 from vae_edge.benchmarks.measure.samples import speed_ratios
 from vae_edge.benchmarks.measure.statistics import Ratio
 from vae_edge.benchmarks.report.accuracy import judge, template_method
-from vae_edge.benchmarks.report.accuracy_records import AccuracyRecord, Comparison, ImageExample, SimpleMethodRecord
 from vae_edge.benchmarks.report.choosing import options, recommend
 from vae_edge.benchmarks.report.examples import Seen, draw_examples
-from vae_edge.benchmarks.report.files import check_report_folder, sample_file_name, samples_file, write_report
-from vae_edge.benchmarks.report.records import (
+from vae_edge.benchmarks.report.records.accuracy import AccuracyRecord, Comparison, ImageExample, SimpleMethodRecord
+from vae_edge.benchmarks.report.records.files import check_report_folder, sample_file_name, samples_file, write_report
+from vae_edge.benchmarks.report.records.report import (
     IMAGES_FOLDER,
     BundleResult,
     Objective,
@@ -57,7 +57,7 @@ def run_suite(
         requirements: what the bundle to ship has to keep.
         objective: what it is to be the best in.
         report_folder: where to write report.json, the raw samples and the pictures; None: nothing is written. Pages are
-            made from it, see `vae_edge.benchmarks.report.html.render_report`.
+            made from it, see `vae_edge.benchmarks.report.pages.html.render_report`.
         progress: called when a step begins.
 
     Raises:

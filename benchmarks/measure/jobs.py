@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vae_edge.benchmarks.measure.instruments import MeasuringRules
 
 SERIES = ("engine", "predict", "file")
-"""What is timed for its own sake, each on its own: see `vae_edge.benchmarks.report.speed_records.LatencyRecord`."""
+"""What is timed for its own sake, each on its own: see `vae_edge.benchmarks.report.records.speed.LatencyRecord`."""
 
 STAGES = ("decode", "resize", "decision")
 """What is timed for the split into stages, besides the engine."""

@@ -22,7 +22,7 @@ from vae_edge.benchmarks.measure.statistics import (
     percentile_interval,
     resample_weights,
 )
-from vae_edge.benchmarks.report.accuracy_records import (
+from vae_edge.benchmarks.report.records.accuracy import (
     AccuracyRecord,
     CurveRecord,
     PromiseRecord,

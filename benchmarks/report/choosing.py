@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
 from vae_edge.benchmarks.report.figures import FIGURES, figure
-from vae_edge.benchmarks.report.records import BundleResult, Judgement, Objective, Operator, Recommendation, Requirement
+from vae_edge.benchmarks.report.records.report import (
+    BundleResult,
+    Judgement,
+    Objective,
+    Operator,
+    Recommendation,
+    Requirement,
+)
 from vae_edge.errors import UsageError
 
 RatioOf = Callable[[str, str, str], Ratio | None]

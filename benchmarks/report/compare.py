@@ -10,8 +10,8 @@ from vae_edge.benchmarks.measure.conditions import MachineFacts
 from vae_edge.benchmarks.measure.samples import RATIO_METRICS, RawSamples, speed_ratios
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
 from vae_edge.benchmarks.report.figures import FIGURES
-from vae_edge.benchmarks.report.files import read_report, read_samples
-from vae_edge.benchmarks.report.records import BundleResult, Report
+from vae_edge.benchmarks.report.records.files import read_report, read_samples
+from vae_edge.benchmarks.report.records.report import BundleResult, Report
 from vae_edge.errors import InputError, UsageError
 
 _SAME_MACHINE = ("board", "processor", "architecture", "cores_usable", "gpus", "frequency_governor", "power_mode")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.benchmarks.measure.measurer import Outputs
-from vae_edge.benchmarks.report.accuracy_records import ExampleKind, ImageExample
+from vae_edge.benchmarks.report.records.accuracy import ExampleKind, ImageExample
 from vae_edge.decision import conformal_p_value
 from vae_edge.image import Preparation, load_prepared, prepare, read_image
 from vae_edge.train.data.inspection_set import ImageFile

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 
 from vae_edge.benchmarks.measure.statistics import Interval
-from vae_edge.benchmarks.report.records import BundleResult
+from vae_edge.benchmarks.report.records.report import BundleResult
 from vae_edge.errors import UsageError
 from vae_edge.manifest import ThresholdMethod
 

@@ -9,7 +9,7 @@ from vae_edge.agreement import Outputs as AgreementOutputs
 from vae_edge.agreement import compare_outputs
 from vae_edge.benchmarks.measure.measurer import Outputs
 from vae_edge.benchmarks.measure.statistics import rank_correlation
-from vae_edge.benchmarks.report.accuracy_records import EXPLAINED_MOVE, Comparison, Flip
+from vae_edge.benchmarks.report.records.accuracy import EXPLAINED_MOVE, Comparison, Flip
 from vae_edge.errors import InputError
 from vae_edge.targets import Precision, Target
 

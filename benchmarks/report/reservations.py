@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from vae_edge.benchmarks.measure.conditions import BUSY_CORES, STOLEN_SHARE, MachineFacts
 from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.statistics import FEW_ROUNDS
-from vae_edge.benchmarks.report.records import BundleResult
-from vae_edge.benchmarks.report.speed_records import RoundRecord
+from vae_edge.benchmarks.report.records.report import BundleResult
+from vae_edge.benchmarks.report.records.speed import RoundRecord
 from vae_edge.decision import too_few_normals
 from vae_edge.manifest import Manifest, ThresholdMethod
 

@@ -11,7 +11,7 @@ from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.rounds import LatencyRounds, RateRounds, latency_intervals, median, nearest_rank
 from vae_edge.benchmarks.measure.samples import MS_PER_NS, RawSamples, images_by_seconds
 from vae_edge.benchmarks.measure.statistics import Floats
-from vae_edge.benchmarks.report.speed_records import (
+from vae_edge.benchmarks.report.records.speed import (
     EnergyRecord,
     Histogram,
     LatencyRecord,

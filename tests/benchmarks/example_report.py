@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vae_edge.benchmarks.measure.conditions import MachineFacts
 from vae_edge.benchmarks.measure.plan import DataRecord, SuiteSettings
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
-from vae_edge.benchmarks.report.accuracy_records import (
+from vae_edge.benchmarks.report.records.accuracy import (
     AccuracyRecord,
     Comparison,
     CurveRecord,
@@ -21,7 +21,7 @@ from vae_edge.benchmarks.report.accuracy_records import (
     ScoreHistogram,
     SimpleMethodRecord,
 )
-from vae_edge.benchmarks.report.records import (
+from vae_edge.benchmarks.report.records.report import (
     BundleResult,
     Judgement,
     Objective,
@@ -30,7 +30,7 @@ from vae_edge.benchmarks.report.records import (
     Requirement,
     SamplesFile,
 )
-from vae_edge.benchmarks.report.speed_records import (
+from vae_edge.benchmarks.report.records.speed import (
     EnergyRecord,
     Histogram,
     LatencyRecord,

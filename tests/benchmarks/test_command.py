@@ -14,9 +14,9 @@ from tests.benchmarks.conftest import MakeBundle
 from vae_edge.benchmarks.command import make_settings
 from vae_edge.benchmarks.measure.plan import SuiteSettings, command_line
 from vae_edge.benchmarks.report.choosing import options, parse_objective, parse_requirement
-from vae_edge.benchmarks.report.files import read_report, sample_file_name, write_report
-from vae_edge.benchmarks.report.records import Report
-from vae_edge.benchmarks.report.terminal import result_table
+from vae_edge.benchmarks.report.pages.terminal import result_table
+from vae_edge.benchmarks.report.records.files import read_report, sample_file_name, write_report
+from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.errors import InputError, UsageError
 from vae_edge.targets import Target

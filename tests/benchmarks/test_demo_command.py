@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.benchmarks.demo_command import is_trained
-from vae_edge.benchmarks.report.files import read_report
+from vae_edge.benchmarks.report.records.files import read_report
 from vae_edge.bundle import bundles_in
 
 

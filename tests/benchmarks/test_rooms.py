@@ -21,4 +21,4 @@ def test_one_module_starts_processes_and_one_makes_pages() -> None:
     for module in BENCHMARKS.rglob("*.py"):
         for name in users.keys() & imported_by(module):
             users[name].add(module.relative_to(BENCHMARKS).as_posix())
-    assert users == {"subprocess": {"measure/process.py"}, "jinja2": {"report/html.py"}}
+    assert users == {"subprocess": {"measure/process.py"}, "jinja2": {"report/pages/html.py"}}

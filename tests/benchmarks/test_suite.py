@@ -9,10 +9,10 @@ from tests.benchmarks.conftest import MakeBundle
 from vae_edge.benchmarks.measure.measurer import Measurer, Row, SuiteProgress, named_bundles
 from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.samples import RawSamples
-from vae_edge.benchmarks.report.files import read_report, read_samples
-from vae_edge.benchmarks.report.html import render_report
-from vae_edge.benchmarks.report.markdown import to_markdown
-from vae_edge.benchmarks.report.records import Report
+from vae_edge.benchmarks.report.pages.html import render_report
+from vae_edge.benchmarks.report.pages.markdown import to_markdown
+from vae_edge.benchmarks.report.records.files import read_report, read_samples
+from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.suite import run_suite
 from vae_edge.errors import InputError
 from vae_edge.targets import Target

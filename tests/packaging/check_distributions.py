@@ -24,8 +24,8 @@ def main() -> int:
         for path in (REPOSITORY / folder).rglob("*.py")
         if not any(part.is_symlink() for part in path.parents)
     }
-    templates = (REPOSITORY / "benchmarks/report/templates").iterdir()
-    data = {"vae_edge/py.typed", *(f"vae_edge/benchmarks/report/templates/{path.name}" for path in templates)}
+    templates = (REPOSITORY / "benchmarks/report/pages/templates").iterdir()
+    data = {"vae_edge/py.typed", *(f"vae_edge/benchmarks/report/pages/templates/{path.name}" for path in templates)}
     in_wheel = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     problems = [f"the wheel lacks {name}" for name in sorted(modules - in_wheel)]
     problems += [f"the wheel has {name}, which is not ours" for name in sorted(in_wheel - modules - data)]

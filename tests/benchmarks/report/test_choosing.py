@@ -9,7 +9,7 @@ from vae_edge.benchmarks.measure.samples import RATIO_METRICS
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
 from vae_edge.benchmarks.report.choosing import parse_objective, parse_requirement, recommend
 from vae_edge.benchmarks.report.figures import FIGURES, figure, figure_help
-from vae_edge.benchmarks.report.records import BundleResult, Objective, Recommendation
+from vae_edge.benchmarks.report.records.report import BundleResult, Objective, Recommendation
 from vae_edge.errors import UsageError
 
 BUNDLES = example_report().bundles

@@ -15,8 +15,8 @@ from tests.benchmarks.example_report import example_report
 from vae_edge.benchmarks.measure.samples import RawSamples
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
 from vae_edge.benchmarks.report.compare import Worsening, compare_reports, gate_lines
-from vae_edge.benchmarks.report.files import read_report, samples_file, write_report
-from vae_edge.benchmarks.report.records import Report
+from vae_edge.benchmarks.report.records.files import read_report, samples_file, write_report
+from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.errors import InputError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from tests.benchmarks.example_report import example_report
-from vae_edge.benchmarks.report.html import to_html
-from vae_edge.benchmarks.report.markdown import to_markdown
-from vae_edge.benchmarks.report.records import Report
+from vae_edge.benchmarks.report.pages.html import to_html
+from vae_edge.benchmarks.report.pages.markdown import to_markdown
+from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.records import with_texts
 
 HOSTILE = "x`<script>alert(1)</script><!-- [l](javascript:x) | \x1b[2J\u202egnp \udcff ```"

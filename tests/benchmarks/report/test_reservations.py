@@ -10,11 +10,11 @@ from tests.benchmarks.example_report import example_pictures, example_report
 from tests.hostile_bundles import as_first_schema, hostile_bundle
 from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.statistics import Interval
-from vae_edge.benchmarks.report.accuracy_records import PromiseRecord
-from vae_edge.benchmarks.report.html import to_html
-from vae_edge.benchmarks.report.markdown import to_markdown
+from vae_edge.benchmarks.report.pages.html import to_html
+from vae_edge.benchmarks.report.pages.markdown import to_markdown
+from vae_edge.benchmarks.report.records.accuracy import PromiseRecord
+from vae_edge.benchmarks.report.records.speed import RoundRecord
 from vae_edge.benchmarks.report.reservations import bundle_warnings, machine_warnings, round_warnings
-from vae_edge.benchmarks.report.speed_records import RoundRecord
 from vae_edge.bundle import Bundle
 from vae_edge.manifest import NO_DIGEST, ThresholdMethod
 

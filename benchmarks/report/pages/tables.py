@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import wraps
 
 from vae_edge.benchmarks.measure.statistics import CONFIDENCE
-from vae_edge.benchmarks.report.accuracy_records import EXPLAINED_MOVE, AccuracyRecord, CurveRecord, SimpleMethodRecord
 from vae_edge.benchmarks.report.figures import ABSENT, FIGURES, MIB, Number, View, figures, percent, relative, share
 from vae_edge.benchmarks.report.figures import three_digits as digits
-from vae_edge.benchmarks.report.records import Report
+from vae_edge.benchmarks.report.records.accuracy import EXPLAINED_MOVE, AccuracyRecord, CurveRecord, SimpleMethodRecord
+from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.report.summary import WIDE_DRIFT, WIDE_SPREAD
 from vae_edge.train.run.metrics import Metrics
 

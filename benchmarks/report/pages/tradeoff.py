@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vae_edge.benchmarks.report.charts import Plot, linear_axis, log_axis, shortened, text_width
 from vae_edge.benchmarks.report.figures import Figure, Number, View, figures
-from vae_edge.benchmarks.report.records import Report
+from vae_edge.benchmarks.report.pages.charts import Plot, linear_axis, log_axis, shortened, text_width
+from vae_edge.benchmarks.report.records.report import Report
 
 WIDTH, HEIGHT = 860.0, 460.0
 _MOST_LETTERS = 34

@@ -9,8 +9,8 @@ from pydantic import Field
 from vae_edge.benchmarks.measure.conditions import MachineFacts
 from vae_edge.benchmarks.measure.plan import DataRecord, SuiteSettings
 from vae_edge.benchmarks.measure.statistics import Ratio
-from vae_edge.benchmarks.report.accuracy_records import AccuracyRecord, Comparison, ImageExample, SimpleMethodRecord
-from vae_edge.benchmarks.report.speed_records import (
+from vae_edge.benchmarks.report.records.accuracy import AccuracyRecord, Comparison, ImageExample, SimpleMethodRecord
+from vae_edge.benchmarks.report.records.speed import (
     EnergyRecord,
     LatencyRecord,
     LoadRecord,

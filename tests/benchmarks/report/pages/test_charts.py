@@ -11,12 +11,20 @@ import pytest
 from tests.benchmarks.example_report import example_report
 from tests.benchmarks.parsed_page import parse
 from vae_edge.benchmarks.measure.statistics import Interval
-from vae_edge.benchmarks.report.accuracy_records import CurveRecord
-from vae_edge.benchmarks.report.charts import curve_points, decimal, linear_axis, log_axis, looks, shortened, violin
 from vae_edge.benchmarks.report.figures import FIGURES, Number
-from vae_edge.benchmarks.report.html import to_html
-from vae_edge.benchmarks.report.speed_records import Histogram
-from vae_edge.benchmarks.report.tradeoff import Box, Tradeoff, TradeoffPoint, pareto_front, place_labels
+from vae_edge.benchmarks.report.pages.charts import (
+    curve_points,
+    decimal,
+    linear_axis,
+    log_axis,
+    looks,
+    shortened,
+    violin,
+)
+from vae_edge.benchmarks.report.pages.html import to_html
+from vae_edge.benchmarks.report.pages.tradeoff import Box, Tradeoff, TradeoffPoint, pareto_front, place_labels
+from vae_edge.benchmarks.report.records.accuracy import CurveRecord
+from vae_edge.benchmarks.report.records.speed import Histogram
 
 
 def point(name: str, cost: float, quality: float, *, is_chosen: bool = False) -> TradeoffPoint:

@@ -19,11 +19,11 @@ import pytest
 
 from tests.benchmarks.example_report import example_pictures, example_report, write_example_pictures
 from tests.benchmarks.parsed_page import Node, parse
-from vae_edge.benchmarks.report import html
 from vae_edge.benchmarks.report.figures import View, figures
-from vae_edge.benchmarks.report.files import read_report
-from vae_edge.benchmarks.report.html import render_report, to_html
-from vae_edge.benchmarks.report.records import BundleResult, Report
+from vae_edge.benchmarks.report.pages import html
+from vae_edge.benchmarks.report.pages.html import render_report, to_html
+from vae_edge.benchmarks.report.records.files import read_report
+from vae_edge.benchmarks.report.records.report import BundleResult, Report
 from vae_edge.errors import InputError, MissingDependencyError
 
 HOSTILE = """<script>alert("x")</script>'&"><img src=x onerror=alert(1)>"""

@@ -15,9 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vae_edge.benchmarks.report import tables, tradeoff
-from vae_edge.benchmarks.report.accuracy_records import ExampleKind, ImageExample, ScoreHistogram
-from vae_edge.benchmarks.report.charts import (
+from vae_edge.benchmarks.report.figures import FIGURES, Number, View, figures, percent, three_digits
+from vae_edge.benchmarks.report.pages import tables, tradeoff
+from vae_edge.benchmarks.report.pages.charts import (
     PERCENT_AXIS,
     Axis,
     Plot,
@@ -28,11 +28,11 @@ from vae_edge.benchmarks.report.charts import (
     looks,
     violin,
 )
-from vae_edge.benchmarks.report.figures import FIGURES, Number, View, figures, percent, three_digits
-from vae_edge.benchmarks.report.files import read_report
-from vae_edge.benchmarks.report.markdown import to_markdown
-from vae_edge.benchmarks.report.records import HTML_FILE, IMAGES_FOLDER, MARKDOWN_FILE, BundleResult, Report
-from vae_edge.benchmarks.report.speed_records import LoadRecord, StageRecord, StartFigures
+from vae_edge.benchmarks.report.pages.markdown import to_markdown
+from vae_edge.benchmarks.report.records.accuracy import ExampleKind, ImageExample, ScoreHistogram
+from vae_edge.benchmarks.report.records.files import read_report
+from vae_edge.benchmarks.report.records.report import HTML_FILE, IMAGES_FOLDER, MARKDOWN_FILE, BundleResult, Report
+from vae_edge.benchmarks.report.records.speed import LoadRecord, StageRecord, StartFigures
 from vae_edge.errors import InputError, MissingDependencyError, VaeEdgeError
 from vae_edge.platform.atomic import check_place, write_text
 from vae_edge.platform.outside import printable

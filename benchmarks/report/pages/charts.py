@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from vae_edge.benchmarks.report.accuracy_records import CurveRecord
-from vae_edge.benchmarks.report.speed_records import Histogram
+from vae_edge.benchmarks.report.records.accuracy import CurveRecord
+from vae_edge.benchmarks.report.records.speed import Histogram
 
 _LOG_STEPS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 """Multiples of a power of ten that get a tick on a log axis: the coarsest that give enough ticks."""

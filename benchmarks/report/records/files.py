@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_edge.benchmarks.report.records import (
+from vae_edge.benchmarks.report.records.report import (
     HTML_FILE,
     IMAGES_FOLDER,
     MARKDOWN_FILE,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vae_edge.benchmarks.report import tables
 from vae_edge.benchmarks.report.figures import View
-from vae_edge.benchmarks.report.records import Report
-from vae_edge.benchmarks.report.tables import Table
+from vae_edge.benchmarks.report.pages import tables
+from vae_edge.benchmarks.report.pages.tables import Table
+from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.platform.outside import plain_markdown
 from vae_edge.records import with_texts
 

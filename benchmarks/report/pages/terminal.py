@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vae_edge.benchmarks.report.figures import ABSENT, FIGURES, NOT_STABLE, Number, View, figures, three_digits
-from vae_edge.benchmarks.report.records import Report
-from vae_edge.benchmarks.report.tables import Cell, overview
+from vae_edge.benchmarks.report.pages.tables import Cell, overview
+from vae_edge.benchmarks.report.records.report import Report
 
 _LONGEST_NAME = 28
 

@@ -1,0 +1,1 @@
+"""What report.json holds, and its files in a folder."""
