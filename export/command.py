@@ -60,16 +60,22 @@ def export(
     engine: EngineOptions,
     form: LayoutOptions,
 ) -> None:
-    """Export a trained model to bundles, each checked against it; or make another form of a bundle, without torch.
+    """Export a trained model to bundles, each checked against it.
 
-    From a bundle: an engine on the device (--target tensorrt), or what OpenVINO Model API opens (--layout model-api).
+    A bundle is a folder NAME-TARGET-PRECISION with a manifest; nothing half-written ever gets that name.
+
+        vae-export runs/part --target all --out bundles
+        vae-export runs/part --target openvino --precision int8
+        vae-export model.ckpt --data normals     a checkpoint of anomalib
+        vae-export BUNDLE --target tensorrt      an engine, on the device
+        vae-export BUNDLE --layout model-api     for OpenVINO Model API
 
     A checkpoint of anomalib becomes a run folder first, OUT/NAME-run: its thresholds are fitted on the normal images of
-    --data, and where anomalib is installed its own prediction of the same images is held against the model.
+    --data, and where anomalib is installed its own prediction of the same images is held against the model. From a
+    bundle no torch is needed.
 
-    A bundle is a folder NAME-TARGET-PRECISION with a manifest. Nothing half-written ever gets that name. `all` leaves
-    out the targets whose runtime is not installed. An option that does not apply to the source is refused. Exit codes:
-    0 done, 1 failed, 2 wrong usage, 3 a bundle did not give the trained model's verdict and was not made.
+    An option that does not apply to the source is refused. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a bundle did
+    not give the trained model's verdict and was not made.
     """
     engine_settings, low_settings = _engine_settings(engine), _low_precision_settings(low)
     if score.false_alarm_rate is not None:

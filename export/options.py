@@ -23,7 +23,11 @@ class CommonOptions(OptionGroup):
     """What most exports need."""
 
     target: Annotated[
-        str, typer.Option(metavar="LIST", help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help=f"One or several of {', '.join(SUPPORTED)}, comma-separated, or all that are installed.",
+        ),
     ] = "all"
     precision: Annotated[
         str,

@@ -60,8 +60,8 @@ def run(
             help="Images, folders, globs (in quotes), videos, a camera's index, a URL, or - for paths from stdin.",
         ),
     ],
-    picture: PictureOptions,
     result: ResultOptions,
+    picture: PictureOptions,
     frame: FrameOptions,
     watching: WatchingOptions,
     runtime: RuntimeChoices,
@@ -69,6 +69,10 @@ def run(
     """Inspect pictures and write one line for each, in order; what cannot be read gets a line with the error.
 
     Exit code 0: every picture got a verdict. 1: at least one did not.
+
+        vae-run BUNDLE today --out results                     the images of a folder
+        vae-run BUNDLE incoming --watch --out results          those that arrive in it
+        vae-run BUNDLE rtsp://camera/stream --video --out results
     """
     out = result.out
     formats = _formats(result.line_format, out)

@@ -42,27 +42,7 @@ class OverlayFormat(str, Enum):
 
 
 @dataclass(frozen=True)
-class PictureOptions(OptionGroup):
-    """Which pictures are taken."""
-
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False
-    null: Annotated[
-        bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
-    ] = False
-    max_pictures: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many pictures.")] = None
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="A picture file with more pixels gets an error and is not decoded.",
-            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class ResultOptions(OptionGroup, panel="Lines and files"):
+class ResultOptions(OptionGroup):
     """What is written, and where."""
 
     out: Annotated[
@@ -84,6 +64,26 @@ class ResultOptions(OptionGroup, panel="Lines and files"):
     video: Annotated[
         bool, typer.Option("--video", help="Write each video or camera as a video with the verdicts drawn in.")
     ] = False
+
+
+@dataclass(frozen=True)
+class PictureOptions(OptionGroup, panel="Pictures"):
+    """Which pictures are taken."""
+
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
+    ] = False
+    max_pictures: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many pictures.")] = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="A picture file with more pixels gets an error and is not decoded.",
+            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,22 @@ def test_a_reader_that_has_seen_enough_is_no_error(onnx_bundle: Bundle, tmp_path
 def test_help_wraps_at_the_terminals_width_and_not_at_the_sources(command: Run, name: str) -> None:
     pytest.importorskip("torch") if name != "run" else None
     lines = [line.rstrip() for line in command(name, "--help")[1].partition("─ Arguments")[0].splitlines()]
+    lines = [line for line in lines if not line.startswith(" vae-")]  # Examples are not wrapped.
     words = [len(line) for line, following in pairwise(lines) if line and following.strip()]
     assert min(words[1:], default=80) > 60
+
+
+@pytest.mark.parametrize("name", ["train", "export", "run"])
+def test_an_example_in_the_help_is_one_line_on_80_columns(
+    command: Run, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch") if name != "run" else None
+    monkeypatch.setenv("COLUMNS", "80")
+    told = [line.strip() for line in (main._load(main.COMMANDS[name]).__doc__ or "").splitlines()]
+    examples = [line for line in told if line.startswith("vae-")]
+    shown = [line.strip() for line in command("--help", program=name)[1].splitlines()]
+    assert examples
+    assert [line for line in shown if line.startswith("vae-")] == examples
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
