@@ -36,7 +36,7 @@ from vae_edge.platform.machine import look_at_machine
 from vae_edge.platform.telemetry import import_onnxruntime
 from vae_edge.platform.work import Progress
 from vae_edge.targets import Precision, Target
-from vae_edge.train.model.anomaly_graph import AnomalyGraph
+from vae_edge.train.model.anomaly_graph import DeployedGraph
 
 OPSET = 18
 """ONNX Runtime, OpenVINO and TensorRT 10.3 all read it, and torch's exporter writes it without a conversion."""
@@ -91,7 +91,7 @@ class OnnxRuntimeQuantizer(OnnxQuantizer):
         return quantize_for_onnxruntime(self.float_model, self.ranges, keep_float=keep_float, reduce_range=reduce_range)
 
 
-def export_program(graph: AnomalyGraph) -> torch.export.ExportedProgram:
+def export_program(graph: DeployedGraph) -> torch.export.ExportedProgram:
     """Trace the graph with a dynamic batch; the program's input is `image`, uint8 [N, H, W, 3]."""
     height, width = graph.image_size
     # Two images: a batch of one would be taken for a constant.

@@ -271,7 +271,20 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return total
 
 
-class AnomalyGraph(nn.Module):
+class DeployedGraph(nn.Module):
+    """What every kind of network comes to: a module from `image` to `anomaly_map` and `score`, which is exported."""
+
+    image_size: tuple[int, int]
+    """Height and width of the image in pixels."""
+    input_settings: InputSettings
+    """How the image becomes what the network sees."""
+
+    def describe(self) -> str:
+        """Return what the graph does, in words."""
+        raise NotImplementedError
+
+
+class AnomalyGraph(DeployedGraph):
     """`image` uint8 [N, H, W, 3] RGB to `anomaly_map` float32 [N, H, W] and `score` float32 [N].
 
     Args:
@@ -290,7 +303,7 @@ class AnomalyGraph(nn.Module):
     ) -> None:
         super().__init__()
         input_settings = input_settings or InputSettings.of(vae)
-        self.image_size: tuple[int, int] = input_settings.image_size
+        self.image_size = input_settings.image_size
         self.settings = settings
         self.input_settings = input_settings
         self.reconstruct = Reconstruction(vae, input_settings, settings.latent)
@@ -334,7 +347,7 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def run_graph(
-    graph: AnomalyGraph,
+    graph: DeployedGraph,
     images: NDArray[np.uint8],
     *,
     batch_size: int | None = None,

@@ -1,0 +1,93 @@
+"""Training on a table of features, and what it says about pictures that were not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.random_backbones import random_weights
+from vae_edge.errors import InputError
+from vae_edge.train.features import table as table_module
+from vae_edge.train.features.backbone_weights import backbone_from
+from vae_edge.train.features.graph import FeatureMaps
+from vae_edge.train.features.settings import FeatureSettings, choose_feature_size
+from vae_edge.train.features.table import TABLE_FILE, FeatureTable, make_table
+from vae_edge.train.features.training import mean_and_deviation, residuals_of, train_on_features
+
+SETTINGS = FeatureSettings(n_hidden=32, latent_vec_size=4, n_steps=60, batch_size=256)
+
+
+def drawn_table(n: int = 12) -> FeatureTable:
+    """Features that lie on a plane of three dimensions in twenty, with little noise."""
+    random = np.random.default_rng(0)
+    plane = random.normal(size=(3, 20))
+    values = random.normal(size=(n, 6, 6, 3)) @ plane + 0.01 * random.normal(size=(n, 6, 6, 20)) + 5
+    return FeatureTable(values.astype(np.float16))
+
+
+def test_channel_statistics_are_those_of_the_chosen_pictures() -> None:
+    table = drawn_table()
+    mean, deviation = table.channel_statistics([1, 4])
+    chosen = table.values[[1, 4]].astype(np.float64).reshape(-1, 20)
+    assert np.allclose(mean.flatten(), chosen.mean(axis=0), atol=1e-4)
+    assert np.allclose(deviation.flatten(), chosen.std(axis=0), rtol=1e-3)
+
+
+def test_a_network_finds_what_leaves_the_features_of_its_pictures() -> None:
+    table = drawn_table()
+    table.values[11, 2:4, 2:4] += np.random.default_rng(1).normal(scale=4, size=20).astype(np.float16)
+    table = FeatureTable(table.values)
+    model = train_on_features(table, range(8), SETTINGS, seed=0)
+    normal, strange = residuals_of(model, table, [8, 9, 10]), residuals_of(model, table, [11])
+    assert strange[0, 0, 2:4, 2:4].mean() > 3 * normal.mean()
+
+
+def test_the_same_seed_gives_the_same_network_and_leaves_torchs_own_random_numbers_alone() -> None:
+    table = drawn_table()
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    first = train_on_features(table, range(8), SETTINGS, seed=3)
+    assert torch.equal(torch.rand(2), expected)
+    second = train_on_features(table, range(8), SETTINGS, seed=3)
+    other = train_on_features(table, range(8), SETTINGS, seed=4)
+    rows = [9, 10]
+    assert torch.equal(residuals_of(first, table, rows), residuals_of(second, table, rows))
+    assert not torch.equal(residuals_of(first, table, rows), residuals_of(other, table, rows))
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_after_how_many_steps() -> None:
+    table = drawn_table()
+    table.values[0, 0, 0, 0] = np.inf
+    with pytest.raises(InputError, match=r"diverged: its loss is nan after \d+ steps"):
+        train_on_features(FeatureTable(table.values), range(4), SETTINGS, seed=0)
+
+
+def test_a_large_table_is_a_file_and_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = FeatureMaps(backbone_from(random_weights("package", 0), "random"), 32, 48).eval()
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+    in_memory = make_table(maps, images, tmp_path)
+    assert not (tmp_path / TABLE_FILE).exists()
+    monkeypatch.setattr(table_module, "MOST_BYTES_IN_MEMORY", 1000)
+    on_disk = make_table(maps, images, tmp_path)
+    assert (tmp_path / TABLE_FILE).stat().st_size == on_disk.values.nbytes
+    assert np.array_equal(in_memory.values, on_disk.values)
+
+
+def test_every_position_has_at_least_a_tenth_of_the_average_deviation() -> None:
+    residuals = torch.zeros(10, 1, 8, 8)
+    residuals[:, 0, 4, 4] = torch.arange(10.0)
+    mean, deviation = mean_and_deviation(residuals, 1.0)
+    assert deviation.min() >= 0.0999 * deviation.mean()
+    assert mean.argmax() == 4 * 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("typical", "size"),
+    [((1024, 1024), (256, 256)), ((400, 1600), (160, 640)), ((336, 288), (320, 256)), ((100, 100), (256, 256))],
+)
+def test_the_size_keeps_the_aspect(typical: tuple[int, int], size: tuple[int, int]) -> None:
+    assert choose_feature_size(typical) == size

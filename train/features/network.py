@@ -1,0 +1,118 @@
+"""A variational autoencoder on the features of one position of a picture.
+
+The encoder and the decoder of Kingma and Welling 2013 on a vector instead of an image: convolutions with a 1 x 1 kernel
+over a map of features. It is trained on single positions, as linear layers over a table of them, which on a CPU are
+several times faster than the equal convolutions; `convolutions` makes those for the graph, with the batch norms folded
+in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import fusion
+
+from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.model.network import LOG_VARIANCE_LIMIT
+
+
+class FeatureVaeOutput(NamedTuple):
+    """What the network makes of a table of positions."""
+
+    reconstruction: Tensor
+    """float32 [n, C]."""
+    mean: Tensor
+    """float32 [n, latents]."""
+    log_variance: Tensor
+    """float32 [n, latents], -20 to 20."""
+
+
+class FeatureVae(nn.Module):
+    """The network for training.
+
+    Args:
+        n_channels: features of a position.
+        settings: its size and the weight of the Kullback-Leibler term.
+    """
+
+    def __init__(self, n_channels: int, settings: FeatureSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.latent_vec_size = settings.latent_vec_size
+        self.encoder = _perceptron(n_channels, settings.n_hidden, 2 * settings.latent_vec_size)
+        self.decoder = _perceptron(settings.latent_vec_size, settings.n_hidden, n_channels)
+
+    def forward(self, x: Tensor) -> FeatureVaeOutput:
+        """Encode and decode float32 [n, C]: z is drawn in training and the mean in evaluation."""
+        mean, log_variance = self.encoder(x).split(self.latent_vec_size, dim=1)
+        log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if self.training else mean
+        return FeatureVaeOutput(self.decoder(z), mean, log_variance)
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Return mean squared error + kl_weight * divergence, both averaged over positions, for float32 [n, C].
+
+        The divergence is that of `vae_edge.train.model.network.Vae.loss`.
+        """
+        output = self(x)
+        mean, log_variance = output.mean, output.log_variance
+        kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
+        reconstruction: Tensor = functional.mse_loss(output.reconstruction, x)
+        loss: Tensor = reconstruction + self.settings.kl_weight * kl
+        return loss
+
+    def convolutions(self) -> nn.Sequential:
+        """Return the same network with z = mean, as convolutions over float32 [N, C, H, W]; in evaluation mode."""
+        size = self.latent_vec_size
+        layers = [*_convolutions(self.encoder), *_convolutions(self.decoder)]
+        place = len(_convolutions(self.encoder)) - 1
+        heads = layers[place]
+        assert isinstance(heads, nn.Conv2d)
+        assert heads.bias is not None
+        mean_head = nn.Conv2d(heads.in_channels, size, 1)
+        mean_head.load_state_dict({"weight": heads.weight[:size], "bias": heads.bias[:size]})
+        layers[place] = mean_head
+        return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def empty_convolutions(n_channels: int, settings: FeatureSettings) -> nn.Sequential:
+    """Return what `FeatureVae.convolutions` gives, for weights that are loaded afterwards."""
+    return FeatureVae(n_channels, settings).convolutions()
+
+
+def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before in (n_in, n_hidden):
+        layers += [nn.Linear(before, n_hidden, bias=False), nn.BatchNorm1d(n_hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(n_hidden, n_out))
+
+
+def _convolutions(layers: nn.Sequential) -> list[nn.Module]:
+    """Return linear layers as convolutions with a 1 x 1 kernel, the batch norms after them folded in."""
+    made: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            convolution = nn.Conv2d(layer.in_features, layer.out_features, 1)
+            bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
+            convolution.load_state_dict({"weight": layer.weight[:, :, None, None], "bias": bias})
+            made.append(convolution)
+        elif isinstance(layer, nn.BatchNorm1d):
+            made[-1] = _folded(made[-1], layer)
+        else:
+            made.append(nn.ReLU())
+    return made
+
+
+def _folded(convolution: nn.Module, norm: nn.BatchNorm1d) -> nn.Conv2d:
+    assert isinstance(convolution, nn.Conv2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = fusion.fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    folded = nn.Conv2d(convolution.in_channels, convolution.out_channels, 1)
+    folded.load_state_dict({"weight": weight, "bias": bias})
+    return folded

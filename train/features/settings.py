@@ -1,0 +1,69 @@
+"""What a VAE on features is asked to be, and the sizes of pictures that it takes. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from vae_edge.records import Record
+from vae_edge.train.model.presets import nearest_image_sizes
+
+SHORTER_SIDE = 256
+"""Pixels that a picture's shorter side is resized to: what the backbone saw in its own training is of this size. 448
+found no more on the surfaces tried, at three times the work."""
+
+LONGER_SIDE = 640
+"""Pixels that the longer side of an elongated picture has at most."""
+
+
+class FeatureSettings(Record):
+    """The network on the features, its training and its scoring."""
+
+    latent_vec_size: int = Field(default=16, ge=1, le=1024)
+    """Latents of each position. 16 to 64 found the same."""
+    n_hidden: int = Field(default=192, ge=1, le=4096)
+    """Channels of the hidden layers, two before the latents and two after them."""
+    kl_weight: float = Field(default=0.001, ge=0)
+    """Weight of the Kullback-Leibler term, for each position; the other term is a mean over the channels."""
+    n_steps: int = Field(default=300, ge=1)
+    batch_size: int = Field(default=4096, ge=2)
+    """Positions in a step, drawn from all pictures."""
+    learning_rate: float = Field(default=4e-3, gt=0)
+    """Of Adam, at the top of one cycle."""
+    smoothing_sigma: float = Field(default=1.0, ge=0, le=8)
+    """Standard deviation, in positions, of the Gaussian over the residual."""
+    by_level: bool = False
+    """Divide the residual by its mean over the picture: a rough or bright part has more of it everywhere."""
+    top_fraction: float = Field(default=0.01, gt=0, le=1)
+    """Share of the positions whose mean is the score."""
+    n_folds: int = Field(default=4, ge=2, le=20)
+    """Networks that measure the residual of good parts that they were not trained on, for the constants of the one that
+    is deployed. Cross-conformal calibration brings its own."""
+
+
+def choose_feature_size(typical: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width at which the backbone sees pictures of a typical height and width.
+
+    The shorter side becomes 256 pixels, unless the longer one would pass 640; the aspect is kept but for rounding.
+
+    Args:
+        typical: height and width in pixels.
+
+    >>> choose_feature_size((1024, 1024)), choose_feature_size((400, 1600))
+    ((256, 256), (160, 640))
+    """
+    height, width = typical
+    scale = min(SHORTER_SIDE / min(height, width), LONGER_SIDE / max(height, width))
+    wanted = height * scale, width * scale
+    # The nearest size, in proportion, that both kinds of networks take.
+    sides = [{max(32, round(side / step) * step) for step in (32, 64)} for side in wanted]
+    fitting = [
+        (rows, columns)
+        for rows in sorted(sides[0])
+        for columns in sorted(sides[1])
+        if nearest_image_sizes(rows, columns)[0] == (rows, columns)
+    ]
+    return min(
+        fitting, key=lambda size: sum(abs(math.log(side / want)) for side, want in zip(size, wanted, strict=True))
+    )

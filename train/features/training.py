@@ -1,0 +1,102 @@
+"""Training networks on a table of features, and measuring the residual of pictures that a network has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae_edge.errors import InputError
+from vae_edge.platform.work import Progress
+from vae_edge.train.features.graph import FeatureResidual
+from vae_edge.train.features.network import FeatureVae
+from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.table import FeatureTable
+from vae_edge.train.model.residuals import Smoothing
+
+_FLOOR = 0.1
+"""Share of the average deviation that every position's has at least: one that never moved in a few pictures must not
+shout at the first speck of dust."""
+
+_REPORT_EVERY = 10
+
+
+def train_on_features(
+    table: FeatureTable,
+    rows: Sequence[int],
+    settings: FeatureSettings,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> FeatureResidual:
+    """Train a network on the positions of some pictures; the same seed gives the same weights on the same machine.
+
+    Args:
+        table: features of pictures.
+        rows: which of them to train on, one or more.
+        settings: of the network and its training.
+        seed: of weights, positions and latents.
+        progress: receives steps done and in all.
+
+    Returns:
+        The trained network up to its smoothed residual.
+
+    Raises:
+        InputError: the loss is not finite any more.
+    """
+    mean, deviation = table.channel_statistics(rows)
+    random = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = FeatureVae(mean.shape[1], settings).train()
+        optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.n_steps)
+        for step in range(1, settings.n_steps + 1):
+            x = (table.positions(rows, settings.batch_size, random) - mean.flatten()) / deviation.flatten()
+            loss = vae.loss(x)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if step % _REPORT_EVERY == 0 or step == settings.n_steps:
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"the training on features diverged: its loss is {loss.item()} after {step} steps; expected a "
+                        "number: look for damaged pictures, or train with another --seed"
+                    )
+                if progress is not None:
+                    progress(step, settings.n_steps)
+    vae.eval()
+    residual = FeatureResidual(vae.convolutions(), settings, mean, deviation, table.size)
+    return residual.eval().requires_grad_(False)
+
+
+def residuals_of(
+    model: FeatureResidual, table: FeatureTable, rows: Sequence[int], progress: Progress | None = None
+) -> Tensor:
+    """Return the smoothed residuals of some pictures, float32 [rows, 1, h, w]."""
+    made: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in table.batches(rows):
+            made.append(model(batch))
+            if progress is not None:
+                progress(sum(map(len, made)), len(rows))
+    return torch.cat(made) if made else torch.empty(0, 1, *table.size)
+
+
+def mean_and_deviation(residuals: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Return what each position's residual is over normals, float32 [1, 1, h, w] each, the deviation above 0.
+
+    Args:
+        residuals: float32 [n, 1, h, w], n of 2 or more.
+        sigma: standard deviation, in positions, of the Gaussian that both are blurred by: over a few dozen pictures
+            they are noisy.
+    """
+    values = residuals.double()
+    blur = Smoothing(max(sigma, 0.5), *values.shape[2:]).double()
+    mean = blur(values.mean(dim=0, keepdim=True))
+    # The mean square of (residual - mean), so that what the blur took from the mean is in the deviation.
+    deviation = blur((values - mean).square().mean(dim=0, keepdim=True)).clamp_min(0).sqrt()
+    floor = (_FLOOR * deviation.mean()).clamp_min(1e-6)
+    return mean.float(), deviation.clamp_min(floor).float()
