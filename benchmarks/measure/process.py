@@ -78,10 +78,8 @@ def run_process(
     Raises:
         DeviceError: it could not be started, failed, took too long or was cancelled.
     """
-    first_result_ns = peak_bytes = None
+    first_result_ns = None
     lines: list[str] = []
-    killed: list[str] = []
-    done = threading.Event()
     with (log.open if log is not None else tempfile.TemporaryFile)("w+", encoding="utf-8", errors="replace") as errors:
         begin = time.perf_counter_ns()
         try:
@@ -97,27 +95,7 @@ def run_process(
             )
         except OSError as error:
             raise DeviceError(f"{command[0]} cannot be started ({error.strerror})") from error
-
-        def watch() -> None:
-            nonlocal peak_bytes
-            status, end = Path(f"/proc/{process.pid}/status"), time.monotonic() + timeout_s
-            # A process whose latency is measured is not looked at meanwhile.
-            step_s = _LOOK_EVERY_S if watch_memory or cancel is not None else timeout_s
-            while not done.wait(min(step_s, max(end - time.monotonic(), 0.0))):
-                if watch_memory:
-                    with suppress(OSError):
-                        # One that has just ended has a status without memory: the last look counts.
-                        peak_bytes = high_water_mark(status) or peak_bytes
-                if time.monotonic() >= end:
-                    killed.append(f"was not done after {timeout_s:.0f} s and was stopped; allow more time")
-                elif cancel is not None and cancel.is_set():
-                    killed.append("was cancelled")
-                if killed:
-                    process.kill()
-                    return
-
-        watcher = threading.Thread(target=watch, name="vae-edge-watch", daemon=True)
-        watcher.start()
+        watch = _Watch(process, timeout_s, cancel, watch_memory=watch_memory)
         with process:
             try:
                 assert process.stdout is not None
@@ -130,16 +108,55 @@ def run_process(
             finally:
                 # Also when the user interrupts: no process must go on measuring behind the prompt.
                 process.kill()
-                done.set()
-                watcher.join()
+                watch.end()
         errors.seek(0)
         complaint = _last_line(errors.read().splitlines()) or _last_line(lines)
-    if killed:
-        raise DeviceError(f"it {killed[0]}")
-    finished = Finished(status, "".join(lines), first_result_ns, peak_bytes, complaint)
+    if watch.killed_because is not None:
+        raise DeviceError(f"it {watch.killed_because}")
+    finished = Finished(status, "".join(lines), first_result_ns, watch.peak_bytes, complaint)
     if must_succeed and status != 0:
         raise DeviceError(f"it {finished.ending}")
     return finished
+
+
+class _Watch:
+    """A thread that looks at a process until it has ended, and kills it when it takes too long or is cancelled."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], timeout_s: float, cancel: threading.Event | None, *, watch_memory: bool
+    ) -> None:
+        self.peak_bytes: int | None = None
+        self.killed_because: str | None = None
+        """What follows `it`; None: it was not killed."""
+        self._process = process
+        self._timeout_s = timeout_s
+        self._cancel = cancel
+        self._watch_memory = watch_memory
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="vae-edge-watch", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop looking: the process has ended."""
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        status, end = Path(f"/proc/{self._process.pid}/status"), time.monotonic() + self._timeout_s
+        # A process whose latency is measured is not looked at meanwhile.
+        step_s = _LOOK_EVERY_S if self._watch_memory or self._cancel is not None else self._timeout_s
+        while not self._done.wait(min(step_s, max(end - time.monotonic(), 0.0))):
+            if self._watch_memory:
+                with suppress(OSError):
+                    # One that has just ended has a status without memory: the last look counts.
+                    self.peak_bytes = high_water_mark(status) or self.peak_bytes
+            if time.monotonic() >= end:
+                self.killed_because = f"was not done after {self._timeout_s:.0f} s and was stopped; allow more time"
+            elif self._cancel is not None and self._cancel.is_set():
+                self.killed_because = "was cancelled"
+            if self.killed_because is not None:
+                self._process.kill()
+                return
 
 
 class JobResult(dict[str, Any]):

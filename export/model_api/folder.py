@@ -25,7 +25,7 @@ from vae_edge.errors import BundleError, InputError, ParityError, UsageError
 from vae_edge.export.model_api.graph import OUTPUTS, Scale, Scales, as_model_api
 from vae_edge.export.openvino_ir import PRECISION_KEY, import_openvino, write_ir
 from vae_edge.image import Preparation, as_rgb, read_image
-from vae_edge.manifest import MANIFEST_LIMITS, Provenance, Thresholds
+from vae_edge.manifest import MANIFEST_LIMITS, Manifest, Provenance, Thresholds
 from vae_edge.model_files.checks import check_model_files
 from vae_edge.picture_files.listing import list_images
 from vae_edge.platform.atomic import check_replaceable, new_folder
@@ -184,20 +184,9 @@ def export_model_api(
     import_openvino()
     compared = spread(images, MAX_IMAGES) or drawn_images(manifest.preparation)
     scales = Scales.of(manifest.thresholds)
-    information = {
-        "vae_edge_version": vae_edge.__version__,
-        "name": folder.name,
-        PRECISION_KEY: str(manifest.precision),
-        "bundle": manifest.name,
-        "run_fingerprint": manifest.provenance.run_fingerprint,
-        "preparation": manifest.preparation.model_dump_json(),
-        "scoring": manifest.scoring,
-        "image_threshold": repr(scales.image.threshold),
-        "pixel_threshold": repr(scales.pixel.threshold),
-    }
     with new_folder(folder, replaces=RECORD_FILE, own=_own_files) as temporary:
         graph = openvino_core().read_model(bundle.model_path)
-        graph = as_model_api(graph, manifest.preparation, scales, information)
+        graph = as_model_api(graph, manifest.preparation, scales, _information(manifest, folder.name, scales))
         write_ir(graph, temporary / MODEL_FILE)
         check = compare_verdicts(
             bundle,
@@ -208,33 +197,54 @@ def export_model_api(
             progress=None if progress is None else lambda done, total: progress("comparing verdicts", done, total),
         )
         _refuse_other_verdicts(check, manifest.name)
-        record = ModelApiRecord(
-            name=folder.name,
-            bundle=manifest.name,
-            bundle_model_sha256=bundle.model_sha256,
-            bundle_not_verified_because=None if manifest.verified else manifest.not_verified_because or "not verified",
-            precision=manifest.precision,
-            model_file=MODEL_FILE,
-            preparation=manifest.preparation,
-            scoring=manifest.scoring,
-            thresholds=manifest.thresholds,
-            image_scale=_recorded(scales.image),
-            pixel_scale=_recorded(scales.pixel),
-            check=check,
-            files=tuple(file_record(path) for path in sorted(temporary.iterdir())),
-            provenance=manifest.provenance.model_copy(
-                update={
-                    "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    "vae_edge_version": vae_edge.__version__,
-                    "library_versions": {
-                        **manifest.provenance.library_versions,
-                        **installed_versions(("openvino", "numpy")),
-                    },
-                }
-            ),
-        )
+        record = _record(bundle, folder.name, scales, check, temporary)
         (temporary / RECORD_FILE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def _information(manifest: Manifest, name: str, scales: Scales) -> dict[str, str]:
+    """Return what the graph says of itself beside what Model API reads."""
+    return {
+        "vae_edge_version": vae_edge.__version__,
+        "name": name,
+        PRECISION_KEY: str(manifest.precision),
+        "bundle": manifest.name,
+        "run_fingerprint": manifest.provenance.run_fingerprint,
+        "preparation": manifest.preparation.model_dump_json(),
+        "scoring": manifest.scoring,
+        "image_threshold": repr(scales.image.threshold),
+        "pixel_threshold": repr(scales.pixel.threshold),
+    }
+
+
+def _record(bundle: Bundle, name: str, scales: Scales, check: VerdictCheck, folder: Path) -> ModelApiRecord:
+    """Return the record of an export whose model files are in `folder`."""
+    manifest = bundle.manifest
+    return ModelApiRecord(
+        name=name,
+        bundle=manifest.name,
+        bundle_model_sha256=bundle.model_sha256,
+        bundle_not_verified_because=None if manifest.verified else manifest.not_verified_because or "not verified",
+        precision=manifest.precision,
+        model_file=MODEL_FILE,
+        preparation=manifest.preparation,
+        scoring=manifest.scoring,
+        thresholds=manifest.thresholds,
+        image_scale=_recorded(scales.image),
+        pixel_scale=_recorded(scales.pixel),
+        check=check,
+        files=tuple(file_record(path) for path in sorted(folder.iterdir())),
+        provenance=manifest.provenance.model_copy(
+            update={
+                "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "vae_edge_version": vae_edge.__version__,
+                "library_versions": {
+                    **manifest.provenance.library_versions,
+                    **installed_versions(("openvino", "numpy")),
+                },
+            }
+        ),
+    )
 
 
 def compare_verdicts(

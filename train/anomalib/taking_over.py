@@ -94,16 +94,7 @@ def take_over(
     preparation = settings.preparation
     statistics = load_images(split.statistics, preparation, watcher.progress_of("reading images"))
     fit = load_images(split.fit, preparation, watcher.progress_of("reading images"))
-    constants = trained.constants if trained.scores_as_device(settings.scoring) else None
-    if constants is None:
-        constants = fit_scoring_constants(
-            trained.vae,
-            settings.scoring,
-            statistics,
-            input_settings=trained.input_settings,
-            fitted=fit,
-            progress=watcher.progress_of("measuring normal residuals"),
-        )
+    constants = _constants(trained, settings.scoring, statistics, fit, watcher)
     held_out = load_images(judges, preparation, watcher.progress_of("reading held-out normals"))
     # Where only images are given that set the threshold, they are all that there is to take a loss over.
     fitted = _fitted(trained, settings, constants, fit, statistics if len(statistics) else held_out)
@@ -133,6 +124,26 @@ def take_over(
         )
         forget_replaced(out)
     return RunFolder.open(out, check_files=False)
+
+
+def _constants(
+    trained: TrainedElsewhere,
+    scoring: ScoringSettings,
+    statistics: NDArray[np.uint8],
+    fit: NDArray[np.uint8],
+    watcher: Watcher,
+) -> ScoringConstants:
+    """Return the checkpoint's constants, or new ones where a device would score otherwise with them."""
+    if trained.constants is not None and trained.scores_as_device(scoring):
+        return trained.constants
+    return fit_scoring_constants(
+        trained.vae,
+        scoring,
+        statistics,
+        input_settings=trained.input_settings,
+        fitted=fit,
+        progress=watcher.progress_of("measuring normal residuals"),
+    )
 
 
 def _settings(
