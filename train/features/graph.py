@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_edge.train.features.backbone import INPUT_RANGE, TAPS, Backbone, check_size
-from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.settings import FeatureMap, FeatureSettings
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, n_pooled
 from vae_edge.train.model.input_settings import InputSettings, Tiling
 from vae_edge.train.model.residuals import Smoothing, enlarging_matrix
@@ -87,14 +87,17 @@ class FeatureConstants:
     """float32 [1, C, 1, 1], of the features over the training pictures."""
     channel_deviation: Tensor
     """Of the same shape, above 0."""
-    mean: Tensor
-    """float32 [1, 1, H / 8, W / 8], of the smoothed residual at each position, over normals held out from training."""
-    deviation: Tensor
-    """Of the same shape, above 0."""
+    means: tuple[Tensor, ...]
+    """For each map what is subtracted, float32 [1, 1, H / 8, W / 8], from normals held out from the training."""
+    scales: tuple[Tensor, ...]
+    """For each map what it is divided by, of the same shape, above 0."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the constants by name, as they are saved."""
-        return {f"feature.{name}": tensor.clone().contiguous() for name, tensor in vars(self).items()}
+        named = {"channel_mean": self.channel_mean, "channel_deviation": self.channel_deviation}
+        named |= {f"mean.{i}": tensor for i, tensor in enumerate(self.means)}
+        named |= {f"scale.{i}": tensor for i, tensor in enumerate(self.scales)}
+        return {f"feature.{name}": tensor.clone().contiguous() for name, tensor in named.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FeatureConstants:
@@ -103,84 +106,116 @@ class FeatureConstants:
         Raises:
             KeyError: some are missing.
         """
-        names = ("channel_mean", "channel_deviation", "mean", "deviation")
-        return cls(*(tensors[f"feature.{name}"] for name in names))
+        n = sum(name.startswith("feature.mean.") for name in tensors)
+        return cls(
+            tensors["feature.channel_mean"],
+            tensors["feature.channel_deviation"],
+            tuple(tensors[f"feature.mean.{i}"] for i in range(n)),
+            tuple(tensors[f"feature.scale.{i}"] for i in range(n)),
+        )
 
 
 class FeatureResidual(nn.Module):
-    """From features to the smoothed residual, float32 [N, 1, H / 8, W / 8], before its normalization by normals.
+    """From features to the squared residual of a position, float32 [N, 1, H / 8, W / 8], 0 or more.
 
     Args:
         vae: from `FeatureVae.convolutions`.
-        settings: how the residual is smoothed.
         channel_mean: see `FeatureConstants`.
         channel_deviation: likewise.
-        size: height and width of the grid.
     """
 
     channel_mean: Tensor
     channel_unit: Tensor
 
-    def __init__(
-        self,
-        vae: nn.Sequential,
-        settings: FeatureSettings,
-        channel_mean: Tensor,
-        channel_deviation: Tensor,
-        size: tuple[int, int],
-    ) -> None:
+    def __init__(self, vae: nn.Sequential, channel_mean: Tensor, channel_deviation: Tensor) -> None:
         super().__init__()
         self.vae = vae
-        self.by_level = settings.by_level
-        self.smooth = Smoothing(settings.smoothing_sigma, *size)
         self.register_buffer("channel_mean", channel_mean)
         self.register_buffer("channel_unit", 1 / channel_deviation)
 
+    @property
+    def channel_deviation(self) -> Tensor:
+        """See `FeatureConstants`."""
+        deviation: Tensor = 1 / self.channel_unit
+        return deviation
+
     def forward(self, features: Tensor) -> Tensor:
-        """Compare float32 [N, C, H / 8, W / 8] with its reconstruction."""
+        """Compare float32 [N, C, H / 8, W / 8] with its reconstruction, in the channels' units."""
         x = (features - self.channel_mean) * self.channel_unit
         difference = x - self.vae(x)
-        residual: Tensor = self.smooth((difference * difference).mean(dim=1, keepdim=True))
-        if self.by_level:
-            residual = residual / (residual.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True) + _SMALLEST)
+        residual: Tensor = (difference * difference).mean(dim=1, keepdim=True)
         return residual
 
 
-class FeatureScorer(nn.Module):
-    """From the smoothed residual to the map and the score.
+class FeatureMapMaker(nn.Module):
+    """One map before its normalization by held-out normals, float32 [N, 1, H / 8, W / 8].
 
     Args:
-        settings: of the pooling.
-        mean: see `FeatureConstants`.
-        deviation: likewise.
+        settings: of the map.
+        size: height and width of the grid.
     """
 
-    mean: Tensor
-    unit: Tensor
+    def __init__(self, settings: FeatureMap, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.by_level = settings.by_level
+        self.smooth = Smoothing(settings.smoothing_sigma, *size)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Smooth a squared residual and divide it by its level."""
+        made: Tensor = self.smooth(residual)
+        if self.by_level:
+            made = made / (made.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True) + _SMALLEST)
+        return made
+
+
+class FeatureScorer(nn.Module):
+    """From the squared residual to the map and the score.
+
+    Args:
+        settings: of the maps.
+        constants: of held-out normals.
+        size: height and width of the grid.
+    """
+
     down: Tensor
     across: Tensor
 
-    def __init__(self, settings: FeatureSettings, mean: Tensor, deviation: Tensor) -> None:
+    def __init__(self, settings: FeatureSettings, constants: FeatureConstants, size: tuple[int, int]) -> None:
         super().__init__()
-        _, _, rows, columns = mean.shape
-        self.n_pooled = n_pooled(settings.top_fraction, rows, columns)
-        self.register_buffer("mean", mean)
-        self.register_buffer("unit", 1 / deviation)
+        if not len(settings.maps) == len(constants.means) == len(constants.scales):
+            raise KeyError(f"constants of {len(constants.means)} maps for a scoring of {len(settings.maps)}")
+        rows, columns = size
+        self.makers = nn.ModuleList(FeatureMapMaker(each, size) for each in settings.maps)
+        self.counts = [n_pooled(each.top_fraction, rows, columns) for each in settings.maps]
+        for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
+            if not {mean.shape, scale.shape} <= {(1, 1, *size)}:
+                raise KeyError(f"constants of {tuple(mean.shape)} for a grid of {size}")
+            self.register_buffer(f"mean_{i}", mean)
+            self.register_buffer(f"unit_{i}", 1 / scale)
         self.register_buffer("down", enlarging_matrix(MAP_SIGMA * GRID, rows * GRID, GRID))
         self.register_buffer("across", enlarging_matrix(MAP_SIGMA * GRID, columns * GRID, GRID).T.contiguous())
 
-    def normalized(self, residual: Tensor) -> Tensor:
-        """Return float32 [N, 1, H / 8, W / 8] in units of held-out normals."""
-        return (residual - self.mean) * self.unit
-
-    def pool(self, values: Tensor) -> Tensor:
-        """Return the mean of the largest, float32 [N]."""
-        return torch.topk(values.flatten(1), self.n_pooled, dim=1, sorted=False).values.mean(dim=1)
-
     def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map, float32 [N, H, W], and the score, float32 [N]."""
-        values = self.normalized(residual)
-        return (self.down @ (values @ self.across)).flatten(1, 2), self.pool(values)
+        maps, scores = [], []
+        for i, maker in enumerate(self.makers):
+            values = (maker(residual) - getattr(self, f"mean_{i}")) * getattr(self, f"unit_{i}")
+            maps.append(values)
+            scores.append(pool_largest(values, self.counts[i]))
+        anomaly_map = self.down @ (_mean(maps) @ self.across)
+        return anomaly_map.flatten(1, 2), _mean(scores)
+
+
+def pool_largest(values: Tensor, n: int) -> Tensor:
+    """Return the mean of the n largest of each picture, float32 [N], for float32 [N, 1, h, w]."""
+    return torch.topk(values.flatten(1), n, dim=1, sorted=False).values.mean(dim=1)
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total / len(parts) if len(parts) > 1 else total
 
 
 class FeatureGraph(DeployedGraph):
@@ -205,11 +240,8 @@ class FeatureGraph(DeployedGraph):
         super().__init__()
         self.image_size = image_size
         self.features = FeatureMaps(backbone, *image_size)
-        size = self.features.size
-        if not {constants.mean.shape, constants.deviation.shape} <= {(1, 1, *size)}:
-            raise KeyError(f"constants of {tuple(constants.mean.shape)} for a grid of {size}")
-        self.residual = FeatureResidual(vae, settings, constants.channel_mean, constants.channel_deviation, size)
-        self.score = FeatureScorer(settings, constants.mean, constants.deviation)
+        self.residual = FeatureResidual(vae, constants.channel_mean, constants.channel_deviation)
+        self.score = FeatureScorer(settings, constants, self.features.size)
         self.settings = settings
         self.constants = constants
         self.input_settings = InputSettings(Tiling.whole(*image_size))
@@ -218,10 +250,9 @@ class FeatureGraph(DeployedGraph):
     def describe(self) -> str:
         """Return what the graph does, in words."""
         height, width = self.image_size
-        level = ", divided by its mean over the picture" if self.settings.by_level else ""
         return (
-            f"images of {height}x{width}; features of EfficientNet-Lite0; squared residual of a VAE on them{level}, "
-            f"normalized per position by held-out normals, mean of the largest {self.settings.top_fraction:.3%}"
+            f"images of {height}x{width}; squared residual of a VAE on features of EfficientNet-Lite0, "
+            f"{self.settings.describe()}"
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

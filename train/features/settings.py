@@ -17,6 +17,22 @@ LONGER_SIDE = 640
 """Pixels that the longer side of an elongated picture has at most."""
 
 
+class FeatureMap(Record):
+    """One map of the residual and its score; where there are several, map and score are their means."""
+
+    smoothing_sigma: float = Field(default=0.8, ge=0, le=8)
+    """Standard deviation, in positions, of the Gaussian over the residual."""
+    by_level: bool = False
+    """Divide the residual by its mean over the picture: a rough or bright part has more of it everywhere."""
+    top_fraction: float = Field(default=0.01, gt=0, le=1)
+    """Share of the positions whose mean is the score."""
+
+    def describe(self) -> str:
+        """Return the map in words."""
+        level = "divided by its mean over the picture, " if self.by_level else ""
+        return f"{level}normalized per position by held-out normals, mean of the largest {self.top_fraction:.3%}"
+
+
 class FeatureSettings(Record):
     """The network on the features, its training and its scoring."""
 
@@ -31,15 +47,22 @@ class FeatureSettings(Record):
     """Positions in a step, drawn from all pictures."""
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of Adam, at the top of one cycle."""
-    smoothing_sigma: float = Field(default=1.0, ge=0, le=8)
-    """Standard deviation, in positions, of the Gaussian over the residual."""
-    by_level: bool = False
-    """Divide the residual by its mean over the picture: a rough or bright part has more of it everywhere."""
-    top_fraction: float = Field(default=0.01, gt=0, le=1)
-    """Share of the positions whose mean is the score."""
+    maps: tuple[FeatureMap, ...] = Field(
+        default=(FeatureMap(top_fraction=0.005), FeatureMap(by_level=True, top_fraction=0.05)),
+        min_length=1,
+        max_length=8,
+    )
     n_folds: int = Field(default=4, ge=2, le=20)
     """Networks that measure the residual of good parts that they were not trained on, for the constants of the one that
     is deployed. Cross-conformal calibration brings its own."""
+
+    def describe(self) -> str:
+        """Return the scoring in words."""
+        parts = [each.describe() for each in self.maps]
+        if len(parts) == 1:
+            return parts[0]
+        numbered = "; ".join(f"({i}) {part}" for i, part in enumerate(parts, 1))
+        return f"mean of {len(parts)} parts in units of held-out normals: {numbered}"
 
 
 def choose_feature_size(typical: tuple[int, int]) -> tuple[int, int]:

@@ -51,7 +51,8 @@ class FeatureTable:
         total, squares = self._sums[:, list(rows)].sum(axis=1)
         n = len(rows) * math.prod(self.size)
         mean = total / n
-        deviation = np.sqrt(np.maximum(squares / n - mean * mean, 0))
+        with np.errstate(invalid="ignore"):  # The loss tells what is not finite.
+            deviation = np.sqrt(np.maximum(squares / n - mean * mean, 0))
         # A channel that hardly moves is not blown up to the size of the others.
         deviation = np.maximum(deviation, 1e-2 * max(float(np.median(deviation)), 1e-6))
         return _as_channels(mean), _as_channels(deviation)

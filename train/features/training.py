@@ -9,11 +9,13 @@ from torch import Tensor
 
 from vae_edge.errors import InputError
 from vae_edge.platform.work import Progress
-from vae_edge.train.features.graph import FeatureResidual
+from vae_edge.train.features.graph import FeatureConstants, FeatureMapMaker, FeatureResidual, pool_largest
 from vae_edge.train.features.network import FeatureVae
 from vae_edge.train.features.settings import FeatureSettings
 from vae_edge.train.features.table import FeatureTable
+from vae_edge.train.model.anomaly_graph import n_pooled
 from vae_edge.train.model.residuals import Smoothing
+from vae_edge.train.model.scoring_constants import center_and_unit
 
 _FLOOR = 0.1
 """Share of the average deviation that every position's has at least: one that never moved in a few pictures must not
@@ -40,7 +42,7 @@ def train_on_features(
         progress: receives steps done and in all.
 
     Returns:
-        The trained network up to its smoothed residual.
+        The trained network up to its residual.
 
     Raises:
         InputError: the loss is not finite any more.
@@ -67,15 +69,14 @@ def train_on_features(
                     )
                 if progress is not None:
                     progress(step, settings.n_steps)
-    vae.eval()
-    residual = FeatureResidual(vae.convolutions(), settings, mean, deviation, table.size)
-    return residual.eval().requires_grad_(False)
+        convolutions = vae.eval().convolutions()
+    return FeatureResidual(convolutions, mean, deviation).eval().requires_grad_(False)
 
 
 def residuals_of(
     model: FeatureResidual, table: FeatureTable, rows: Sequence[int], progress: Progress | None = None
 ) -> Tensor:
-    """Return the smoothed residuals of some pictures, float32 [rows, 1, h, w]."""
+    """Return the squared residuals of some pictures, float32 [rows, 1, h, w]."""
     made: list[Tensor] = []
     with torch.inference_mode():
         for batch in table.batches(rows):
@@ -85,18 +86,45 @@ def residuals_of(
     return torch.cat(made) if made else torch.empty(0, 1, *table.size)
 
 
-def mean_and_deviation(residuals: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """Return what each position's residual is over normals, float32 [1, 1, h, w] each, the deviation above 0.
+def fit_constants(residuals: Tensor, settings: FeatureSettings, model: FeatureResidual) -> FeatureConstants:
+    """Measure on held-out normals what each map is normalized by.
+
+    Per position: `mean_and_deviation`. Where there are several maps each is brought to one scale by two quantiles of
+    its own scores, as in `vae_edge.train.model.scoring_constants.fit_scoring_constants`.
 
     Args:
-        residuals: float32 [n, 1, h, w], n of 2 or more.
+        residuals: float32 [n, 1, h, w], n of 2 or more, by networks that were not trained on these pictures.
+        settings: of the maps.
+        model: the network that the constants are for.
+    """
+    size = int(residuals.shape[2]), int(residuals.shape[3])
+    means, scales = [], []
+    for each in settings.maps:
+        with torch.inference_mode():
+            made = FeatureMapMaker(each, size)(residuals)
+        mean, scale = mean_and_deviation(made, each.smoothing_sigma)
+        if len(settings.maps) > 1:
+            scores = pool_largest((made - mean) / scale, n_pooled(each.top_fraction, *size))
+            center, unit = center_and_unit(scores.numpy())
+            # ((m - mean) / scale - center) / unit in one step.
+            mean, scale = mean + center * scale, scale * unit
+        means.append(mean)
+        scales.append(scale)
+    return FeatureConstants(model.channel_mean.clone(), model.channel_deviation.clone(), tuple(means), tuple(scales))
+
+
+def mean_and_deviation(maps: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of a map at each position over normals, float32 [1, 1, h, w], the deviation above 0.
+
+    Args:
+        maps: float32 [n, 1, h, w], n of 2 or more.
         sigma: standard deviation, in positions, of the Gaussian that both are blurred by: over a few dozen pictures
             they are noisy.
     """
-    values = residuals.double()
+    values = maps.double()
     blur = Smoothing(max(sigma, 0.5), *values.shape[2:]).double()
     mean = blur(values.mean(dim=0, keepdim=True))
-    # The mean square of (residual - mean), so that what the blur took from the mean is in the deviation.
+    # The mean square of (value - mean), so that what the blur took from the mean is in the deviation.
     deviation = blur((values - mean).square().mean(dim=0, keepdim=True)).clamp_min(0).sqrt()
     floor = (_FLOOR * deviation.mean()).clamp_min(1e-6)
     return mean.float(), deviation.clamp_min(floor).float()
