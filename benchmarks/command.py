@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vae_edge.benchmarks.measure.measurer import SuiteProgress
+from vae_edge.benchmarks.measure.measurer import SuiteProgress, named_bundles
 from vae_edge.benchmarks.measure.plan import SuiteSettings
 from vae_edge.benchmarks.measure.samples import RATIO_METRICS
 from vae_edge.benchmarks.options import CommonOptions, ComparingOptions, MeasuringOptions, needs_of_options
@@ -21,13 +21,16 @@ from vae_edge.benchmarks.report.pages.html import render_report
 from vae_edge.benchmarks.report.pages.terminal import is_unstable, reasons, result_table, verdict_lines
 from vae_edge.benchmarks.report.records.report import REPORT_FILE, Report
 from vae_edge.benchmarks.suite import run_suite
+from vae_edge.bundle import read_manifest
 from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED
 from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar
-from vae_edge.errors import MissingDependencyError, UsageError
+from vae_edge.cli.run_options import needs_of_targets
+from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.records import check_recordable, make_record
+from vae_edge.targets import Target
 
 EXIT_NONE_RAN = 1
 EXIT_GATE = 3
@@ -70,6 +73,8 @@ def bench(
         baseline=comparing.baseline,
         simple_method=comparing.simple_method,
     )
+    if targets := _targets_of(bundles):
+        refuse_idle(context, needs_of_targets(targets))
     results, notes = results_console(), notes_console()
     if data is None:
         notes.print("No --data: the sample images are timed, and no accuracy is measured.", soft_wrap=True)
@@ -98,6 +103,15 @@ def bench(
         raise typer.Exit(EXIT_NONE_RAN)
     if requirements and found.recommendation is not None and found.recommendation.chosen is None:
         raise typer.Exit(EXIT_GATE)
+
+
+def _targets_of(bundles: list[Path]) -> set[Target]:
+    """Return the targets of the bundles whose manifest can be read; why another one cannot is said in the report."""
+    found = set()
+    for folder in named_bundles(bundles).values():
+        with suppress(VaeEdgeError):
+            found.add(read_manifest(folder).target)
+    return found
 
 
 def compare(

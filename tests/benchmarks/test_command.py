@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.conftest import MakeBundle
+from tests.tiny_bundles import make_bundle as make_tiny_bundle
 from vae_edge.benchmarks.command import make_settings
 from vae_edge.benchmarks.measure.plan import SuiteSettings, command_line
 from vae_edge.benchmarks.report.choosing import options, parse_objective, parse_requirement
@@ -18,6 +19,7 @@ from vae_edge.benchmarks.report.pages.terminal import result_table
 from vae_edge.benchmarks.report.records.files import read_report, sample_file_name, write_report
 from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.suite import run_suite
+from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError
 from vae_edge.targets import Target
 
@@ -139,6 +141,18 @@ def test_an_option_without_effect_is_refused_before_anything_is_measured(
 ) -> None:
     code, out, err = command(tmp_path, *words, program="bench")
     assert (code, out, err) == (2, "", f"error: {reason}\n")
+
+
+def test_an_option_that_no_bundle_has_a_use_for_is_refused(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    only_torch = make_tiny_bundle(tmp_path / "toy-torch-fp32", Target.TORCH).folder
+    code, out, err = command(only_torch, "--requests", 2, program="bench")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: --requests is for bundles for onnx, openvino and tensorrt, and this one is for torch: leave it out\n"
+    )
+    code, out, err = command(only_torch, onnx_bundle.folder, "--requests", 2, "--reference", "gone", program="bench")
+    assert (code, out) == (2, "")
+    assert "the reference 'gone' is none of the bundles" in err  # One of them has a use for it.
 
 
 def test_nothing_that_keeps_the_requirements_is_exit_code_3(

@@ -13,7 +13,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
 from vae_edge.cli.options import SourceKind, refuse_idle, refuse_others
-from vae_edge.cli.run_options import needs_of_target
+from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import UsageError, VaeEdgeError
@@ -63,7 +63,7 @@ def inspect(
         _inspect_file(describe_model_file(source), as_json)
     else:
         opened = Bundle.open(source)
-        refuse_idle(context, needs_of_target(opened.manifest.target))
+        refuse_idle(context, needs_of_targets({opened.manifest.target}))
         found = _try_to_open(opened, device, threads, requests)
         _print_bundle(source, opened, found, as_json)
 

@@ -23,7 +23,7 @@ from vae_edge.cli.run_options import (
     WatchingOptions,
     needs_of_options,
     needs_of_sources,
-    needs_of_target,
+    needs_of_targets,
 )
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
@@ -83,7 +83,7 @@ def run(
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
-    refuse_idle(context, needs_of_target(opened.manifest.target))
+    refuse_idle(context, needs_of_targets({opened.manifest.target}))
     busy = f"another vae-run writes into {out}"
     with nullcontext() if out is None else claim(out / LOCK_FILE, busy):
         if out is not None:

@@ -1,13 +1,13 @@
 """The options of `vae-run` in groups, and what they need to have an effect.
 
 A new option is a field of a group; what it needs goes into one of the functions below. Other commands with options of a
-runtime use `needs_of_target`, too.
+runtime use `needs_of_targets`, too.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -243,12 +243,18 @@ def need_of_recursion(texts: Sequence[str]) -> Condition:
     return Condition({"recursive"}, has_folder, "for folders, and no source is one: leave it out")
 
 
-def needs_of_target(target: Target) -> Iterator[Condition]:
-    """Give which targets an option of a runtime is for; `no_cache` and `no_rebuild` stand for `cache` and `rebuild`."""
+def needs_of_targets(targets: Collection[Target]) -> Iterator[Condition]:
+    """Give which targets an option of a runtime is for; `no_cache` and `no_rebuild` stand for `cache` and `rebuild`.
+
+    Args:
+        targets: of the bundles that were given, one of which has to have a use for the option.
+    """
+    which = "this one is" if len(targets) == 1 else "these are"
     for option in sorted(frozenset[str]().union(*(record.options for record in SUPPORTED.values()))):
-        suited = [str(each) for each, record in SUPPORTED.items() if option in record.options]
+        suited = [each for each, record in SUPPORTED.items() if option in record.options]
         yield Condition(
             {option, f"no_{option}"},
-            str(target) in suited,
-            f"for bundles for {in_words(suited)}, and this one is for {target}: leave it out",
+            any(target in suited for target in targets),
+            f"for bundles for {in_words(list(map(str, suited)))}, and {which} for "
+            f"{in_words(sorted(map(str, targets)))}: leave it out",
         )

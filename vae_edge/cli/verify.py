@@ -17,7 +17,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.cli.options import refuse_idle
 from vae_edge.cli.progress import progress_bar, step_progress
-from vae_edge.cli.run_options import need_of_recursion, needs_of_target
+from vae_edge.cli.run_options import need_of_recursion, needs_of_targets
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, UsageError
@@ -80,7 +80,7 @@ def verify(
         check_askable_rate(false_alarm_rate, "false-alarm rate")
     _check_method(method, abnormal, false_alarm_rate)
     opened = Bundle.open(bundle)
-    refuse_idle(context, needs_of_target(opened.manifest.target))
+    refuse_idle(context, needs_of_targets({opened.manifest.target}))
     files = _good_files(data, recursive=recursive)
     defects = image_files(abnormal, recursive=recursive) if abnormal else None
     refuse_idle(context, [need_of_recursion([*data, *(abnormal or ())])])
