@@ -302,19 +302,18 @@ def _enough_memory(name: str | Path) -> Iterator[None]:
         raise InputError(f"{name} needs more memory than there is; make it smaller or free memory") from error
 
 
-def as_rgb(image: NDArray[Any], *, name: str = "the image", white_level: int = 65535) -> NDArray[np.uint8]:
+def as_rgb(image: NDArray[Any], *, white_level: int = 65535) -> NDArray[np.uint8]:
     """Turn an array into uint8 [H, W, 3] RGB.
 
     Args:
         image: uint8 or uint16, [H, W] or [H, W, 1] grey, [H, W, 3] RGB, or [H, W, 4] RGBA whose alpha is dropped.
-        name: what to call the image in an error.
         white_level: the uint16 value that becomes 255; larger ones are clipped.
 
     Raises:
         InputError: another type or shape, or a side of length 0.
     """
-    with _enough_memory(name):
-        image = _to_8_bit(_checked(image, name), white_level)
+    with _enough_memory("the image"):
+        image = _to_8_bit(_checked(image, "the image"), white_level)
     if image.shape[2] == 1:
         return np.repeat(image, 3, axis=2)
     return np.ascontiguousarray(image[:, :, :3])

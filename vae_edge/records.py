@@ -69,7 +69,6 @@ def read_record(
     newest_schema: int,
     *,
     advice: str,
-    error_kind: type[VaeEdgeError] = BundleError,
     limits: JsonLimits = RECORD_LIMITS,
 ) -> _Kind:
     """Read a record from a JSON file.
@@ -79,18 +78,17 @@ def read_record(
         kind: what it should hold.
         newest_schema: the latest `schema_version` that this version of the package knows.
         advice: what to do about a damaged file, for the message.
-        error_kind: the error to raise.
         limits: how much the file may hold.
 
     Raises:
-        VaeEdgeError: of that kind: the file cannot be read, is damaged, or was written by a newer version.
+        BundleError: the file cannot be read, is damaged, or was written by a newer version.
     """
     try:
         with open_regular(path) as file:
             content = parse_json(read_bounded(file, limits.size_bytes), limits)
     except (OSError, ValueError) as error:
-        raise error_kind(f"{path} cannot be read ({error}); {advice}") from error
-    return parse_record(content, path, kind, newest_schema, advice=advice, error_kind=error_kind)
+        raise BundleError(f"{path} cannot be read ({error}); {advice}") from error
+    return parse_record(content, path, kind, newest_schema, advice=advice)
 
 
 @contextmanager

@@ -60,11 +60,9 @@ class SuiteSettings(Record):
     """A process that measures is given up after that long; rebuilding a TensorRT engine takes minutes."""
 
     @classmethod
-    def make_quick(cls, *, device: str = "auto", threads: int | None = None) -> SuiteSettings:
+    def make_quick(cls) -> SuiteSettings:
         """Return shortened settings."""
         return cls(
-            device=device,
-            threads=threads,
             quick=True,
             rounds=5,
             rules=QUICK_RULES,

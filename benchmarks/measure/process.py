@@ -21,9 +21,6 @@ from vae_edge.errors import DeviceError
 
 _LOOK_EVERY_S = 0.1
 
-Listener = Callable[[dict[str, Any]], None]
-"""Called with every event that a measured process reports."""
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -170,7 +167,6 @@ def run_job(
     program: Sequence[str],
     job: Mapping[str, Any],
     timeout_s: float,
-    listener: Listener | None = None,
     *,
     variables: Mapping[str, str] | None = None,
     folder: Path | None = None,
@@ -183,7 +179,6 @@ def run_job(
         program: what to start; the files of job and result are added.
         job: as JSON takes it.
         timeout_s: see `run_process`.
-        listener: called with every event that it reports.
         variables: see `run_process`.
         folder: see there.
         cancel: see there.
@@ -196,10 +191,7 @@ def run_job(
     def is_first_result(line: str) -> bool:
         if not line.startswith(EVENT_PREFIX):
             return False
-        event = json.loads(line[len(EVENT_PREFIX) :])
-        if listener is not None:
-            listener(event)
-        return bool(event["event"] == "first_result")
+        return bool(json.loads(line[len(EVENT_PREFIX) :])["event"] == "first_result")
 
     with tempfile.TemporaryDirectory(prefix="vae-bench-") as name:
         job_file, result_file = Path(name, "job.json"), Path(name, "result.json")

@@ -79,7 +79,7 @@ def resample_weights(n: int, n_resamples: int = N_RESAMPLES, *, seed: int = _SEE
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1.0 / n), n_resamples).astype(np.float64)
 
 
-def percentile_interval(estimates: ArrayLike, n_units: int, confidence: float = CONFIDENCE) -> Interval:
+def percentile_interval(estimates: ArrayLike, n_units: int) -> Interval:
     """Return the expanded percentile interval of bootstrap estimates.
 
     The percentile interval (Efron and Tibshirani 1993, section 13.3) is too narrow for few units, by the factor
@@ -91,7 +91,6 @@ def percentile_interval(estimates: ArrayLike, n_units: int, confidence: float = 
     Args:
         estimates: float [n_resamples], the figure of each bootstrap sample.
         n_units: units that were resampled, 2 or more.
-        confidence: in (0, 1).
 
     Raises:
         InputError: fewer than 2 units, or no estimates.
@@ -101,13 +100,13 @@ def percentile_interval(estimates: ArrayLike, n_units: int, confidence: float = 
         raise InputError(
             f"{values.size} bootstrap estimates of {n_units} units give no interval; expected 2 units or more"
         )
-    t = student_t_quantile(0.5 + confidence / 2, n_units - 1)
+    t = student_t_quantile(0.5 + CONFIDENCE / 2, n_units - 1)
     tail = NormalDist().cdf(-math.sqrt(n_units / (n_units - 1)) * t)
     low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(low=float(low), high=float(high))
 
 
-def binomial_interval(n_hits: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+def binomial_interval(n_hits: int, n: int) -> Interval:
     """Return Clopper and Pearson's exact interval of a share ("The use of confidence or fiducial limits", 1934).
 
     It covers the true share at least as often as promised, whatever it is; with 0 of n the upper end is near 3.7 / n.
@@ -117,7 +116,7 @@ def binomial_interval(n_hits: int, n: int, confidence: float = CONFIDENCE) -> In
     """
     if not 0 <= n_hits <= n or n == 0:
         raise InputError(f"{n_hits} of {n} is no share; expected 0 to {n} of 1 or more")
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low = 0.0 if n_hits == 0 else beta_quantile(tail, n_hits, n - n_hits + 1)
     high = 1.0 if n_hits == n else beta_quantile(1 - tail, n_hits + 1, n - n_hits)
     return Interval(low=low, high=high)

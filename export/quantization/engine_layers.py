@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
@@ -71,12 +71,8 @@ def parse_layers(description: str) -> list[EngineLayer]:
     return layers
 
 
-def read_layers(onnx_path: Path, settings: EngineSettings | None = None) -> list[EngineLayer]:
+def read_layers(onnx_path: Path) -> list[EngineLayer]:
     """Build an engine with TensorRT-RTX, throw it away and return its layers.
-
-    Args:
-        onnx_path: the model.
-        settings: how to build.
 
     Raises:
         MissingDependencyError: TensorRT-RTX is not installed.
@@ -87,7 +83,7 @@ def read_layers(onnx_path: Path, settings: EngineSettings | None = None) -> list
     def find() -> TensorRtModule:
         return module
 
-    detailed = replace(settings or EngineSettings(), describe_layers=True)
+    detailed = EngineSettings(describe_layers=True)
     with scratch_folder("layers") as folder, _listening() as messages:
         build_engine(onnx_path, Path(folder, "model.engine"), detailed, find_module=find)
     layers = parse_layers("\n".join(message for message in messages if message.startswith("Layers:")))

@@ -26,13 +26,13 @@ MOST_FUSED = 3
 """Each further map costs time on the device, and the next one found little."""
 
 
-def _map(residual: Residual, sigma: float, level: Level, top: float | None, *, per_pixel: bool = True) -> MapSettings:
+def _map(residual: Residual, sigma: float, level: Level, top: float | None) -> MapSettings:
     pooling = Pooling.MAX if top is None else Pooling.TOP
     return MapSettings(
         residual=residual,
         smoothing_sigma=sigma,
         level=level,
-        per_pixel=per_pixel,
+        per_pixel=True,
         pooling=pooling,
         top_fraction=MapSettings().top_fraction if top is None else top,
     )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from vae_edge.cache.folders import compiled_cache_folder
 from vae_edge.errors import BundleError, InputError
@@ -96,13 +96,6 @@ class CompiledEntry:
         return remove_files(self.files)
 
 
-class Cleared(NamedTuple):
-    """What was removed."""
-
-    n_entries: int
-    size_bytes: int
-
-
 def entries() -> list[CompiledEntry]:
     """List what the cache holds, by kind, the latest used first; what cannot be read as well."""
     found: list[CompiledEntry] = []
@@ -110,20 +103,6 @@ def entries() -> list[CompiledEntry]:
         for kind_folder in sorted(path for path in compiled_cache_folder().iterdir() if path.is_dir()):
             found.extend(_entries_in(kind_folder))
     return found
-
-
-def clear(kind: str | None = None, *, older_than_days: float | None = None) -> Cleared:
-    """Remove entries; whoever has one open keeps it until it is closed.
-
-    Args:
-        kind: only those of this kind; None: all.
-        older_than_days: only those not used for so many days; None: all.
-    """
-    chosen = [entry for entry in entries() if kind in (None, entry.kind) and not entry.is_unfinished]
-    if older_than_days is not None:
-        chosen = [entry for entry in chosen if entry.age_s > older_than_days * 86400]
-    gone = [entry for entry in chosen if entry.remove()]
-    return Cleared(len(gone), sum(entry.size_bytes for entry in gone))
 
 
 def _entries_in(folder: Path) -> list[CompiledEntry]:

@@ -131,8 +131,9 @@ def _read_jpeg(content: memoryview, name: str) -> ImageHeader:
     return header
 
 
-def _jpeg_segments(content: memoryview, name: str, position: int = 2) -> Iterator[tuple[int, int]]:
+def _jpeg_segments(content: memoryview, name: str) -> Iterator[tuple[int, int]]:
     """Give the kind of each segment and where its length stands, up to the end of the picture."""
+    position = 2
     for _ in range(_MOST_PARTS):
         marker = _JPEG_MARKER.search(content, position)
         if marker is None:

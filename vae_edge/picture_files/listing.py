@@ -46,6 +46,9 @@ _MARKERS = (
 )
 """Files that make a folder a run, a Model API folder or a benchmark report; see `_is_output` for the others."""
 
+_MOST_NAMED = 3
+"""Links or hidden files that a remark names."""
+
 _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -101,7 +104,7 @@ class Listing:
         """Return every image once, folder by folder."""
         return [folder.path / name for folder in self.folders if not folder.again for name in folder.images]
 
-    def remarks(self, max_names: int = 3) -> list[str]:
+    def remarks(self) -> list[str]:
         """Return what was left out, a sentence for each kind that there is."""
         hidden = sum(folder.n_hidden for folder in self.folders if not folder.again)
         found = (
@@ -109,8 +112,8 @@ class Listing:
             (self.leftovers, "folders left by a program or hidden, not looked into"),
         )
         sentences = [
-            f"{what}: {len(paths)} ({', '.join(self._below(path) for path in paths[:max_names])}"
-            f"{', ...' if len(paths) > max_names else ''})"
+            f"{what}: {len(paths)} ({', '.join(self._below(path) for path in paths[:_MOST_NAMED])}"
+            f"{', ...' if len(paths) > _MOST_NAMED else ''})"
             for paths, what in found
             if paths
         ]

@@ -14,7 +14,7 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -54,9 +54,7 @@ class RedirectError(InputError):
     """An address leads to another host, and that was not allowed."""
 
 
-def open_address(
-    address: str, *, timeout_s: float, other_hosts: bool = False, headers: Mapping[str, str] | None = None
-) -> http.client.HTTPResponse:
+def open_address(address: str, *, timeout_s: float, other_hosts: bool = False) -> http.client.HTTPResponse:
     """Ask an `http` or `https` address for what is there, and follow where it leads as far as that is allowed.
 
     Args:
@@ -64,7 +62,6 @@ def open_address(
             Digest authentication where the server asks for that, as many cameras do.
         timeout_s: how long the server may take to answer, and between two parts of its answer.
         other_hosts: follow a redirect to another host, too.
-        headers: more headers of the request.
 
     Returns:
         The answer, to be read and closed. Its `url` is the last address, without name and password.
@@ -78,7 +75,7 @@ def open_address(
         raise InputError(f"{shown} is not an http or https address")  # urllib would open files, too.
     try:
         plain, user = _apart(address)
-        request = urllib.request.Request(plain, headers=dict(headers or {}))
+        request = urllib.request.Request(plain)
         if user is not None:
             # `unredirected`: urllib would give the other kind of header to every host that a redirect names.
             request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")

@@ -21,7 +21,7 @@ from vae_edge.backends.cuda.gpus import Gpu
 from vae_edge.backends.tensorrt.engine import Rebuild
 from vae_edge.backends.tensorrt.module import find_tensorrt
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
-from vae_edge.cache.compiled import building, clear, entries, keep
+from vae_edge.cache.compiled import building, entries, keep
 from vae_edge.cache.folders import compiled_cache_folder
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import graph_inputs, graph_outputs
@@ -360,7 +360,8 @@ class TestAtOnce:
 
     def test_clearing_does_not_break_what_runs(self, plan: Path, double: TensorRtDouble) -> None:
         backend = open_model(plan, double)
-        clear()
+        for entry in entries():
+            assert entry.remove()
         score(backend)
 
 
