@@ -174,7 +174,7 @@ FEWEST_NORMALS = 8
 """Held-out normals below which nothing is compared: the figures would be chance."""
 
 MOST_NORMALS = 40
-_DEFECTIVE_WANTED = 10 * len(KINDS) * len(SIZES)
+_DEFECTIVE_WANTED = 6 * len(KINDS) * len(SIZES)
 
 _CLEARLY = 3.0
 """Standard errors by which a candidate has to be better than the default."""

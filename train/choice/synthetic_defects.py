@@ -1,12 +1,14 @@
 """Defects pasted on pictures of good parts: to choose a scoring by, and to judge a model by, without labelled ones.
 
-Six kinds, of sizes from a speck to half the picture and of several contrasts, some easy and some near the limit of what
-can be seen: a judge with only easy ones would find nothing wrong with a coarse model, and one with only small ones
-would choose a scoring that is blind to large faint ones. `patch` cuts a piece out of another picture and pastes it
-elsewhere (Li et al., "CutPaste", CVPR 2021); `stain` shapes a soft tint by smooth noise (Zavrtanik et al., "DRAEM",
-ICCV 2021); `blob` is a filled irregular shape, `scratch` a thin bent line, `smear` a place where the texture is blurred
-away and `grain` one where it is stronger. They are no model of real defects, so an AUROC on them says nothing about a
-product: only how it changes with the scoring or the precision does.
+Eleven kinds, of sizes from a speck to half the picture and of several contrasts, some easy and some near the limit of
+what can be seen: a judge with only easy ones would find nothing wrong with a coarse model, and one with only small ones
+would choose a scoring that is blind to large faint ones. `blob` is a filled irregular shape, `scratch` a thin bent
+line, `stain` a soft tint shaped by smooth noise (Zavrtanik et al., "DRAEM", ICCV 2021), `patch` a rectangle cut out of
+another picture (Li et al., "CutPaste", CVPR 2021), `smear` a place where the texture is blurred away and `grain` one
+where it is stronger. Five change the structure (`vae_edge.train.choice.structural_defects`): `texture` is another
+material, `break` a displacement along a line, `warp` a local deformation, `missing` and `extra` a piece gone or too
+many. They are no model of real defects, so an AUROC on them says nothing about a product: only how it changes with the
+scoring or the precision does.
 
 These drawings have nothing in common with those of the sample sets: a scoring chosen by the former is tested on the
 latter.
@@ -21,15 +23,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("blob", "scratch", "patch", "stain", "smear", "grain")
+from vae_edge.train.choice.defect_shapes import blob, scratch, softened, stain
+from vae_edge.train.choice.structural_defects import STRUCTURAL, draw_structural
+
+KINDS = ("blob", "scratch", "patch", "stain", "smear", "grain", *STRUCTURAL)
 
 SIZES = (0.04, 0.1, 0.2, 0.45)
 """Extent of a defect as a share of the image's shorter side."""
 
-_CONTRASTS = (0.125, 0.25, 0.5)
+CONTRASTS = (0.125, 0.25, 0.5)
 """Change where a defect is strongest, as a share of the light that comes from that place: what a defect changes is how
 much light comes back, so under half the light it changes the picture by half as much. A defect of a fixed number of
-grey values would be glaring in dark pictures and faint in bright ones."""
+grey values would be glaring in dark pictures and faint in bright ones. Of a change of structure the largest is
+complete; half of it is half as far, or half transparent."""
 
 _DARKEST = 32.0
 """Grey value that a darker place counts as: even black shows a defect."""
@@ -39,6 +45,13 @@ _LEAST_CHANGE = 3
 
 _RETEXTURED_FROM = 0.25
 """Strength from which a pixel of another texture belongs to the defect."""
+
+_RESTRUCTURED_FROM = 0.1
+"""The same of another structure."""
+
+_LEAST_SEEN = 0.2
+"""Share of the contrast by which a place of another structure has to differ from what was there, fine grain aside:
+grain on grain is no defect."""
 
 _ATTEMPTS = 8
 
@@ -56,7 +69,7 @@ class Pasted:
     kinds: tuple[str, ...]
     """What each one shows, and which of them it is: `scratch-2`."""
     strata: tuple[str, ...]
-    """Kind and size of each one, `scratch 0.1`: what an average over defects is to be taken over."""
+    """Kind and size of each one as its turn was, `scratch 0.1`: what an average over defects is to be taken over."""
 
 
 def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) -> Pasted:
@@ -76,19 +89,62 @@ def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) 
     kinds, strata = [], []
     for position in range(n * n_variants):
         source, variant = divmod(position, n_variants)
-        digest = hashlib.sha256(f"{seed}:{variant}:".encode() + images[source].tobytes()).digest()
-        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        # Every kind meets every size, and every such pair every contrast.
-        kind = KINDS[position % len(KINDS)]
-        share = SIZES[position // len(KINDS) % len(SIZES)]
-        contrast = _CONTRASTS[position // (len(KINDS) * len(SIZES)) % len(_CONTRASTS)]
-        size = share * min(height, width)
-        other = images[(source + 1 + int(random.random() * max(n - 1, 1))) % n]
-        made[position], masks[position] = _paste(images[source], other, kind, size, contrast, random)
+        kind, share, contrast = turn(position)
+        found = paste_defect(images, source, kind, share, contrast, seed=seed, variant=variant)
+        made[position], masks[position] = found.image, found.mask
         kinds.append(f"{kind}-{variant}")
         strata.append(f"{kind} {share}")
     sources = tuple(position // n_variants for position in range(n * n_variants))
     return Pasted(made, masks, sources, tuple(kinds), tuple(strata))
+
+
+def turn(position: int) -> tuple[str, float, float]:
+    """Return kind, size and contrast of the defect whose turn it is.
+
+    The numbers of kinds, sizes and contrasts have no common divisor, so of as many defects as their product every
+    combination occurs once, and any shorter row has about as many of each kind, of each size and of each contrast.
+    """
+    return KINDS[position % len(KINDS)], SIZES[position % len(SIZES)], CONTRASTS[position % len(CONTRASTS)]
+
+
+@dataclass(frozen=True)
+class PastedDefect:
+    """One picture with a defect."""
+
+    image: NDArray[np.uint8]
+    """uint8 [H, W, 3]; outside the mask it equals its source."""
+    mask: NDArray[np.bool_]
+    """bool [H, W], true at the defect; never empty."""
+    kind: str
+    """What it shows: a blob where the kind that was asked for would show nothing."""
+
+
+def paste_defect(
+    images: NDArray[np.uint8],
+    source: int,
+    kind: str,
+    share: float,
+    contrast: float,
+    *,
+    seed: int = 0,
+    variant: int = 0,
+) -> PastedDefect:
+    """Make one defective version of a picture.
+
+    Args:
+        images: uint8 [n, H, W, 3], n of 1 or more, sides of 32 or more; others of them lend pieces.
+        source: which one it is pasted on.
+        kind: of `KINDS`.
+        share: extent as a share of the shorter side.
+        contrast: in (0, 1]; see `CONTRASTS`.
+        seed: another one gives another defect.
+        variant: so does another one of these.
+    """
+    digest = hashlib.sha256(f"{seed}:{variant}:".encode() + images[source].tobytes()).digest()
+    random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    n, height, width, _ = images.shape
+    other = images[(source + 1 + int(random.random() * max(n - 1, 1))) % n]
+    return _paste(images[source], other, kind, share * min(height, width), contrast, random)
 
 
 def _paste(
@@ -98,24 +154,45 @@ def _paste(
     size: float,
     contrast: float,
     random: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+) -> PastedDefect:
     for attempt in range(_ATTEMPTS):
         # A patch of a uniform surface shows nothing wherever it is pasted: in the end a blob takes its place.
         chosen = "blob" if attempt >= _ATTEMPTS // 2 else kind
-        if chosen == "patch":
+        belongs_from = 0.0
+        if chosen in STRUCTURAL:
+            result, shape = draw_structural(chosen, image, other, size, contrast, random)
+            if not _shows(image, result, shape, contrast):
+                continue
+            belongs_from = _RESTRUCTURED_FROM
+        elif chosen == "patch":
             result, shape = _cut_and_paste(image, other, size, random)
         elif chosen in _RETEXTURE:
-            shape = _softened(_blob(image.shape[0], image.shape[1], size, random), max(size / 12, 0.6))
+            shape = softened(blob(image.shape[0], image.shape[1], size, random), max(size / 12, 0.6))
             result = _RETEXTURE[chosen](image, shape, contrast, random)
+            belongs_from = _RETEXTURED_FROM
         else:
             shape = _DRAW[chosen](image.shape[0], image.shape[1], size, random)
             result = _tint(image, shape, contrast, random)
         changed = np.abs(result.astype(np.int16) - image).max(axis=2) >= _LEAST_CHANGE
-        if chosen in _RETEXTURE and np.count_nonzero(changed & (shape >= _RETEXTURED_FROM)) >= 4:
-            changed = shape >= _RETEXTURED_FROM  # All of the place, not only the pixels that happen to differ.
+        if belongs_from and np.count_nonzero(changed & (shape >= belongs_from)) >= 4:
+            changed = shape >= belongs_from  # All of the place, not only the pixels that happen to differ.
         if np.count_nonzero(changed) >= 4:
-            return np.where(changed[:, :, None], result, image), changed
+            return PastedDefect(np.where(changed[:, :, None], result, image), changed, chosen)
     raise AssertionError(f"no visible {kind} in {_ATTEMPTS} attempts")
+
+
+def _shows(image: NDArray[np.uint8], result: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float) -> bool:
+    """Return whether a place of another structure looks different, fine grain aside."""
+    rows, columns = np.flatnonzero(strength.any(axis=1)), np.flatnonzero(strength.any(axis=0))
+    if not rows.size:
+        return False
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    before, after = image[window].astype(np.float32), result[window].astype(np.float32)
+    difference = cv2.GaussianBlur(after - before, (0, 0), 0.8)
+    weight = np.minimum(strength[window] / max(float(strength.max()), 1e-6), 1.0)
+    seen = float((np.abs(difference).max(axis=2) * weight).sum() / max(float(weight.sum()), 1e-6))
+    level = max(float((before.mean(axis=2) * weight).sum() / max(float(weight.sum()), 1e-6)), _DARKEST)
+    return seen >= _LEAST_SEEN * contrast * level
 
 
 def _tint(
@@ -132,47 +209,6 @@ def _tint(
         colour[:] = colour.mean()  # A grey camera sees no colour.
     changed = image + strength[:, :, None] * colour
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
-
-
-def _blob(height: int, width: int, size: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Fill a star-shaped outline whose radius varies smoothly, with an edge about a pixel wide."""
-    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    radius = np.ones_like(angle)
-    for order in (1, 2, 3, 5):
-        radius += (0.5 / order) * random.random() * np.cos(order * angle + 2 * np.pi * random.random())
-    radius = np.maximum(radius, 0.3) * max(size / 2, 1.5)
-    flat = 0.4 + 0.6 * random.random()
-    x, y = _place(height, width, random)
-    points = np.stack([x + radius * np.cos(angle), y + radius * flat * np.sin(angle)], axis=1)
-    shape = np.zeros((height, width), dtype=np.float32)
-    cv2.fillPoly(shape, [np.rint(points).astype(np.int32)], 1.0)
-    return _softened(shape, 0.6)
-
-
-def _scratch(height: int, width: int, size: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a quadratic Bezier curve, one or a few pixels wide and about three sizes long."""
-    direction, bend = 2 * np.pi * random.random(), 0.6 * (random.random() - 0.5)
-    along = np.array([np.cos(direction), np.sin(direction)]) * max(3 * size, 8.0)
-    start = np.array(_place(height, width, random)) - along / 2
-    middle = start + along / 2 + bend * np.array([-along[1], along[0]])
-    t = np.linspace(0, 1, 24)[:, None]
-    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * (start + along)
-    # A long one is no wider than a short one.
-    thickness = 1 + int(random.random() * max(min(size, 0.1 * min(height, width)) / 8, 1))
-    shape = np.zeros((height, width), dtype=np.float32)
-    cv2.polylines(shape, [np.rint(points).astype(np.int32)], False, 1.0, thickness)
-    return _softened(shape, 0.5)
-
-
-def _stain(height: int, width: int, size: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Weaken smooth noise towards the rim of a soft disc about one and a half times the size."""
-    cell = max(size / 2, 2.0)
-    coarse = random.random((max(round(height / cell), 2), max(round(width / cell), 2))).astype(np.float32)
-    noise = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
-    x, y = _place(height, width, random)
-    rows, columns = np.mgrid[:height, :width]
-    disc = np.exp(-0.5 * ((columns - x) ** 2 + (rows - y) ** 2) / max(size / 3, 1.5) ** 2)
-    return np.asarray(np.clip(disc * (0.6 + 0.8 * noise), 0, 1), dtype=np.float32)
 
 
 def _smear(
@@ -195,7 +231,7 @@ def _grain(
     """Make the texture stronger where the strength is; where there is none, make some."""
     values = image.astype(np.float32)
     coarse = np.asarray(cv2.GaussianBlur(values, (0, 0), max(min(image.shape[:2]) / 50, 1.0)), dtype=np.float32)
-    speckle = _softened(random.standard_normal(image.shape[:2]).astype(np.float32), 0.3 + random.random())
+    speckle = softened(random.standard_normal(image.shape[:2]).astype(np.float32), 0.3 + random.random())
     level = float((image.mean(axis=2) * strength).sum() / max(float(strength.sum()), 1e-6))
     speckle *= 0.2 * contrast * max(level, _DARKEST) / max(float(speckle.std()), 1e-6)
     return _blended(image, coarse + (1 + 2.5 * contrast) * (values - coarse) + speckle[:, :, None], strength)
@@ -210,7 +246,7 @@ def _blended(
 
 _RETEXTURE = {"smear": _smear, "grain": _grain}
 
-_DRAW = {"blob": _blob, "scratch": _scratch, "stain": _stain}
+_DRAW = {"blob": blob, "scratch": scratch, "stain": stain}
 
 
 def _cut_and_paste(
@@ -232,12 +268,3 @@ def _cut_and_paste(
     shape = np.zeros((height, width), dtype=np.float32)
     shape[to_row : to_row + rows, to_column : to_column + columns] = 1
     return result, shape
-
-
-def _place(height: int, width: int, random: np.random.Generator) -> tuple[float, float]:
-    """Return x and y of a point that keeps a tenth of each side from the border."""
-    return width * (0.1 + 0.8 * random.random()), height * (0.1 + 0.8 * random.random())
-
-
-def _softened(shape: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    return np.asarray(cv2.GaussianBlur(shape, (0, 0), sigma), dtype=np.float32)

@@ -137,7 +137,7 @@ class TestTheSet:
         made = paste_on(surfaces(n, 32, 32), seed=0)
         counts = {stratum: made.strata.count(stratum) for stratum in {*made.strata} - {None}}
         assert counts.keys() == {f"{kind} {size}" for kind in KINDS for size in SIZES}
-        assert min(counts.values()) >= 8
+        assert min(counts.values()) >= 6
         assert str(n) in made.description
 
     def test_another_seed_gives_other_defects_on_the_same_normals(self) -> None:

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vae_edge.train.choice.synthetic_defects import _LEAST_CHANGE, KINDS, SIZES, Pasted, paste_defects
+from vae_edge.train.choice.structural_defects import STRUCTURAL
+from vae_edge.train.choice.synthetic_defects import (
+    _LEAST_CHANGE,
+    CONTRASTS,
+    KINDS,
+    SIZES,
+    Pasted,
+    paste_defect,
+    paste_defects,
+    turn,
+)
+
+N_VARIANTS = 22
+"""On 12 pictures: each combination of kind, size and contrast twice."""
 
 
 def textured(n: int, size: int = 64) -> NDArray[np.uint8]:
@@ -28,7 +41,7 @@ def images() -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def pasted(images: NDArray[np.uint8]) -> Pasted:
     """Every kind in every size several times."""
-    return paste_defects(images, 20)
+    return paste_defects(images, N_VARIANTS)
 
 
 def of_kind(pasted: Pasted, kind: str) -> NDArray[np.int64]:
@@ -85,14 +98,14 @@ def test_the_sizes_are_larger_and_larger(kind: str, pasted: Pasted) -> None:
 
 
 def test_a_defect_is_made_from_the_picture_it_names(pasted: Pasted, images: NDArray[np.uint8]) -> None:
-    assert pasted.sources == tuple(i for i in range(12) for _ in range(20))
-    assert [int(kind.split("-")[1]) for kind in pasted.kinds] == list(range(20)) * 12
+    assert pasted.sources == tuple(i for i in range(12) for _ in range(N_VARIANTS))
+    assert [int(kind.split("-")[1]) for kind in pasted.kinds] == list(range(N_VARIANTS)) * 12
 
 
 def test_another_seed_gives_other_defects_and_the_same_one_the_same(images: NDArray[np.uint8], pasted: Pasted) -> None:
-    again = paste_defects(images, 20)
+    again = paste_defects(images, N_VARIANTS)
     np.testing.assert_array_equal(again.images, pasted.images)
-    other = paste_defects(images, 20, seed=1)
+    other = paste_defects(images, N_VARIANTS, seed=1)
     assert (other.images != pasted.images).any(axis=(1, 2, 3)).mean() > 0.99
 
 
@@ -112,5 +125,68 @@ def test_defects_show_on_black_and_on_white_and_on_a_single_plain_picture(level:
 
 def test_the_defects_of_a_grey_camera_are_grey() -> None:
     grey = np.repeat(textured(4)[..., :1], 3, axis=-1)
-    made = paste_defects(grey, 24).images
+    made = paste_defects(grey, 33).images
     assert (made == made[..., :1]).all()
+
+
+def test_a_short_row_of_defects_has_about_as_many_of_each_kind_size_and_contrast() -> None:
+    whole = len(KINDS) * len(SIZES) * len(CONTRASTS)
+    assert len({turn(position) for position in range(whole)}) == whole
+    for column in range(3):
+        counts = Counter(turn(position)[column] for position in range(32))
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def scene(n: int = 4, side: int = 96) -> NDArray[np.uint8]:
+    """Grey plates with dark strokes on them, each in another place, uint8 [n, side, side, 3]."""
+    made = np.full((n, side, side, 3), 150, dtype=np.uint8)
+    random = np.random.default_rng(3)
+    for picture in made:
+        for _ in range(14):
+            row, column = random.integers(5, side - 25, 2)
+            picture[row : row + 3, column : column + 20] = 40
+            picture[row : row + 12, column : column + 3] = 40
+    return made
+
+
+@pytest.mark.parametrize("kind", STRUCTURAL)
+def test_a_change_of_structure_is_local_and_plain_at_full_contrast(kind: str) -> None:
+    images = scene()
+    for variant in range(4):
+        found = paste_defect(images, variant, kind, 0.2, 0.5, variant=variant)
+        assert found.kind == kind
+        rows, columns = np.nonzero(found.mask)
+        assert max(np.ptp(rows), np.ptp(columns)) <= 0.45 * 96
+        changed = np.abs(found.image.astype(int) - images[variant])[found.mask].max(axis=-1)
+        assert np.percentile(changed, 95) > 30
+
+
+def test_a_missing_piece_leaves_its_surroundings_and_an_extra_one_brings_what_lies_elsewhere() -> None:
+    images = scene()
+    dark = [int((image < 90).all(axis=-1).sum()) for image in images]
+    fewer, more = 0, 0
+    for variant in range(8):
+        source = variant % 4
+        gone = paste_defect(images, source, "missing", 0.25, 0.5, variant=variant).image
+        new = paste_defect(images, source, "extra", 0.25, 0.5, variant=variant).image
+        fewer += int((gone < 90).all(axis=-1).sum()) < dark[source]
+        more += int((new < 90).all(axis=-1).sum()) > dark[source]
+    assert fewer == 8
+    assert more >= 4
+
+
+@pytest.mark.parametrize("kind", ["warp", "missing"])
+def test_where_a_change_of_structure_would_not_show_a_blob_takes_its_place(kind: str) -> None:
+    plain = np.full((2, 64, 64, 3), 120, dtype=np.uint8)
+    assert paste_defect(plain, 0, kind, 0.2, 0.25).kind == "blob"
+    grain = np.random.default_rng(0).integers(110, 131, (2, 64, 64, 1)).astype(np.uint8).repeat(3, axis=-1)
+    assert paste_defect(grain, 0, kind, 0.2, 0.5).kind == "blob"
+
+
+def test_a_warp_does_not_fold_the_picture() -> None:
+    ramp = np.broadcast_to(2 * np.arange(96, dtype=np.uint8)[None, :, None], (96, 96, 3)).copy()
+    for seed in range(6):
+        moved, strength = STRUCTURAL["warp"](ramp, ramp, 48, 0.5, np.random.default_rng(seed))
+        assert strength.max() == 1
+        # Away from the border, beyond which the picture is mirrored.
+        assert np.diff(moved[20:76, 20:76, 0], axis=1).min() > -0.5
