@@ -81,6 +81,8 @@ class ChoiceRecord(Record):
 
     judged_on: str
     """What the images were, in words."""
+    network: tuple[Ranked, ...] = ()
+    """The kinds of networks, best first; empty: it was given."""
     photometric: tuple[Ranked, ...] = ()
     """The kinds of evening out light, best first; empty: it was given."""
     scoring: tuple[Ranked, ...] = ()

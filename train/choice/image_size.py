@@ -9,7 +9,7 @@ from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.loop.settings import SizeRequest
 from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, Tiling
-from vae_edge.train.model.presets import SMALLEST_SIDE, nearest_image_sizes
+from vae_edge.train.model.presets import SMALLEST_SIDE, check_image_size, nearest_image_sizes
 from vae_edge.train.model.scoring import AUTO
 
 MOST_PIXELS = 400 * 400
@@ -103,6 +103,28 @@ def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: 
     return choose_tiling(request.image or choose_image_size(typical), side, request.overlap)
 
 
+def resolve_tiles_of(
+    picture: tuple[int, int], request: SizeRequest, typical: tuple[int, int], *, is_aligned: bool
+) -> Tiling:
+    """Return what a network on pixels sees of a picture that a network on features sees as well.
+
+    It is cut into tiles as it is, or shrunk to the size of a whole image where `resolve_size` would not cut.
+
+    Args:
+        picture: height and width of the picture.
+        request: what was asked for; its image size is that of the picture.
+        typical: height and width of a typical image in pixels.
+        is_aligned: see `DataTraits`.
+
+    Raises:
+        UsageError: what was asked for does not fit together.
+    """
+    own = resolve_size(request.model_copy(update={"image": None}), typical, is_aligned=is_aligned)
+    if own.n_tiles == 1:
+        return own
+    return choose_tiling(picture, None if request.tiles == "auto" else int(request.tiles), request.overlap)
+
+
 def check_request(request: SizeRequest) -> None:
     """Refuse, before any image is read, sizes that do not fit together whatever the images are.
 
@@ -142,6 +164,7 @@ def choose_tiling(
             return Tiling.whole(height, width)
         ideal = shorter / _TILES_ACROSS
         tile_side = min(_TILE_SIDES, key=lambda side: abs(math.log(side / ideal)))
+    check_image_size(tile_side, tile_side)
     return make_record(
         Tiling,
         {

@@ -28,6 +28,7 @@ from vae_edge.train.loop.trainer_arguments import deciding
 from vae_edge.train.loop.training import fit_vae, plan_of
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.input_settings import InputSettings, Photometric
+from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 
 PILOT_STEPS = 300
@@ -89,25 +90,9 @@ def choose_photometric(
     for number, kind in enumerate(kinds, 1):
         stage = f"trying light {number} of {len(kinds)} ({kind})"
         input_settings = InputSettings(settings.tiling_in_force, kind)
-        pilot = _pilot_folder(folder, kind)
-
-        def report(done: int, total: int, note: str, stage: str = stage) -> None:
-            watcher.progress(stage, done, total, note)
-
-        try:
-            fitted = fit_vae(
-                _pilot_settings(settings, len(fit_images)),
-                fit_images,
-                statistics_images,
-                pilot,
-                report,
-                input_settings=input_settings,
-            )
-        except TrainingInterruptedError:
-            raise TrainingInterruptedError(interrupted(folder, training=pilot, what=stage)) from None
-        assert fitted is not None  # A pilot trains in one process.
+        vae = fit_pilot(settings, input_settings, fit_images, statistics_images, folder, stage, watcher)
         ranking = rank_scorings(
-            fitted[0],
+            vae,
             input_settings,
             choice_set,
             candidates=(scoring,),
@@ -121,6 +106,45 @@ def choose_photometric(
     very_unequal = traits is not None and traits.light_spread >= VERY_UNEQUAL_LIGHT
     default = Photometric.IMAGE if very_unequal else Photometric.NONE
     return PhotometricRanking(np.stack(rows), np.stack(by_normal), kinds, default)
+
+
+def fit_pilot(
+    settings: TrainSettings,
+    input_settings: InputSettings,
+    fit_images: NDArray[np.uint8],
+    statistics_images: NDArray[np.uint8],
+    folder: Path,
+    stage: str,
+    watcher: Watcher,
+) -> Vae:
+    """Train a network on pixels briefly.
+
+    Args:
+        settings: of the training that may follow.
+        input_settings: how an image becomes its input.
+        fit_images: uint8 [n, H, W, 3].
+        statistics_images: uint8 [m, H, W, 3].
+        folder: the run's; an interrupted training goes on from what is in it.
+        stage: what the watcher calls it.
+        watcher: receives progress.
+
+    Raises:
+        InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
+    """
+    pilot = _pilot_folder(folder, input_settings.photometric)
+    try:
+        fitted = fit_vae(
+            _pilot_settings(settings, len(fit_images)),
+            fit_images,
+            statistics_images,
+            pilot,
+            lambda done, total, note: watcher.progress(stage, done, total, note),
+            input_settings=input_settings,
+        )
+    except TrainingInterruptedError:
+        raise TrainingInterruptedError(interrupted(folder, training=pilot, what=stage)) from None
+    assert fitted is not None  # A pilot trains in one process.
+    return fitted[0]
 
 
 def forget_pilots(folder: Path) -> None:

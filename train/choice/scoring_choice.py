@@ -15,7 +15,7 @@ place of defects) the best led by 1.5 such errors at the median and by 2.5 at mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.candidates import CANDIDATES, Ranked
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES, paste_defects
+from vae_edge.train.data.inspection_set import resize_all
 from vae_edge.train.model.anomaly_graph import MapMaker, Reconstruction, images_at_a_time, map_step, n_pooled
 from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae
@@ -198,6 +199,10 @@ class ChoiceSet:
     description: str
     """In words."""
 
+    def resized(self, size: tuple[int, int]) -> ChoiceSet:
+        """Return the same pictures at another height and width."""
+        return replace(self, normals=resize_all(self.normals, size), images=resize_all(self.images, size))
+
 
 @dataclass(frozen=True)
 class ScoringRanking:
@@ -299,6 +304,40 @@ def rank_scorings(
         fitted: uint8 [k, H, W, 3], normals that the network was fitted on; see `fit_scoring_constants`.
         progress: called with images done and in all.
     """
+    units = _scores_in_units(vae, input_settings, choice_set, candidates, fitted=fitted, progress=progress)
+    rows = [
+        stratum_aurocs(np.sum([units[each] for each in scoring.maps], axis=0), choice_set) for scoring in candidates
+    ]
+    aurocs, by_normal = np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+    index = list(candidates).index(default)
+    row = choose_row(aurocs, by_normal, index)
+    return ScoringRanking(candidates[row], aurocs, by_normal, tuple(candidates), index)
+
+
+def fused_scores(
+    vae: Vae,
+    input_settings: InputSettings,
+    choice_set: ChoiceSet,
+    scoring: ScoringSettings,
+    *,
+    fitted: NDArray[np.uint8] | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Return the score of each image of the set by one composition, float64 [m]; arguments as for `rank_scorings`."""
+    units = _scores_in_units(vae, input_settings, choice_set, (scoring,), fitted=fitted, progress=progress)
+    return np.asarray(np.mean(list(units.values()), axis=0))
+
+
+def _scores_in_units(
+    vae: Vae,
+    input_settings: InputSettings,
+    choice_set: ChoiceSet,
+    candidates: Sequence[ScoringSettings],
+    *,
+    fitted: NDArray[np.uint8] | None,
+    progress: Progress | None,
+) -> dict[MapSettings, NDArray[np.float64]]:
+    """Return the score of each image by every map of the candidates, on the scale that fusion brings it to."""
     maps = list(dict.fromkeys(each for scoring in candidates for each in scoring.maps))
     scores = score_candidates(
         Reconstruction(vae, input_settings),
@@ -311,19 +350,24 @@ def rank_scorings(
         batch_size=images_at_a_time(input_settings),
         progress=progress,
     )
+    is_normal = np.array([stratum is None for stratum in choice_set.strata])
+    return {each: candidate_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
+
+
+def stratum_aurocs(
+    scores: NDArray[np.float64], choice_set: ChoiceSet
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the image AUROC in each stratum, float64 [strata], and what `ScoringRanking.by_normal` has, [normals].
+
+    Args:
+        scores: float64 [m], of the set's images.
+        choice_set: says which of them are normal, and the others' strata.
+    """
     strata = np.array([stratum or "" for stratum in choice_set.strata])
     is_normal = np.array([stratum is None for stratum in choice_set.strata])
-    units = {each: candidate_units(scores[:, column], is_normal) for column, each in enumerate(maps)}
     names = sorted({stratum for stratum in choice_set.strata if stratum is not None})
-    aurocs = np.empty((len(candidates), len(names)))
-    by_normal = np.empty((len(candidates), int(is_normal.sum())))
-    for row, scoring in enumerate(candidates):
-        fused = np.sum([units[each] for each in scoring.maps], axis=0)
-        above = np.stack([_share_above(fused[(strata == name) & ~is_normal], fused[is_normal]) for name in names])
-        aurocs[row], by_normal[row] = above.mean(axis=1), above.mean(axis=0)
-    index = list(candidates).index(default)
-    row = choose_row(aurocs, by_normal, index)
-    return ScoringRanking(candidates[row], aurocs, by_normal, tuple(candidates), index)
+    above = np.stack([_share_above(scores[(strata == name) & ~is_normal], scores[is_normal]) for name in names])
+    return above.mean(axis=1), above.mean(axis=0)
 
 
 def choose_row(aurocs: NDArray[np.float64], by_normal: NDArray[np.float64], default: int) -> int:

@@ -174,8 +174,10 @@ def _ranked_groups(
         raise InputError(
             f"the {n} good parts form {len(members)} groups; expected at least 3, better many: choose a finer group"
         )
-    ordered = sorted(members, key=lambda key: _rank(key, settings.seed))
-    return [sorted(members[key], key=lambda image: (_rank(image.sha256, settings.seed), image.name)) for key in ordered]
+    ordered = sorted(members, key=lambda key: rank_of(key, settings.seed))
+    return [
+        sorted(members[key], key=lambda image: (rank_of(image.sha256, settings.seed), image.name)) for key in ordered
+    ]
 
 
 def _fit_and_statistics(
@@ -235,7 +237,7 @@ def split_labelled(
         classes[image.defect][image.sha256 if group is None else group(image)].append(image)
     chosen: set[ImageFile] = set()
     for groups in classes.values():
-        ordered = [groups[key] for key in sorted(groups, key=lambda key: _rank(key, seed))]
+        ordered = [groups[key] for key in sorted(groups, key=lambda key: rank_of(key, seed))]
         # Whole groups up to the half; what is left over is for the test.
         room = sum(map(len, ordered)) // 2
         for members in ordered:
@@ -266,7 +268,8 @@ def n_statistics(n_normals: int, settings: SplitSettings) -> int:
     return max(2, math.ceil(0.1 * n_normals), min(40, math.floor(0.15 * n_normals)))
 
 
-def _rank(key: str, seed: int) -> bytes:
+def rank_of(key: str, seed: int) -> bytes:
+    """Return what orders keys at random, the same way on every machine."""
     return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_edge.train.features.backbone import INPUT_RANGE, TAPS, Backbone, check_size
+from vae_edge.train.features.backbone import TAPS, Backbone, check_size
 from vae_edge.train.features.settings import FeatureMap, FeatureSettings
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, n_pooled
-from vae_edge.train.model.input_settings import InputSettings, Tiling
+from vae_edge.train.model.input_layers import PhotometricNormalization
+from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.residuals import Smoothing, enlarging_matrix
 
 GRID = 8
@@ -49,14 +50,18 @@ class FeatureMaps(nn.Module):
         backbone: frozen.
         height: of the picture, a multiple of 16.
         width: likewise.
+        photometric: how light and contrast are evened out first.
     """
 
     down: Tensor
     across: Tensor
 
-    def __init__(self, backbone: Backbone, height: int, width: int) -> None:
+    def __init__(
+        self, backbone: Backbone, height: int, width: int, photometric: Photometric = Photometric.NONE
+    ) -> None:
         super().__init__()
         check_size(height, width)
+        self.photometric = PhotometricNormalization(photometric, height, width)
         self.backbone = backbone
         rows, columns = height // GRID, width // GRID
         self.size: tuple[int, int] = (rows, columns)
@@ -65,9 +70,9 @@ class FeatureMaps(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return float32 [N, 256, H / 8, W / 8] for uint8 [N, H, W, 3] RGB."""
-        mean, deviation = INPUT_RANGE.mean[0] * 255, INPUT_RANGE.deviation[0] * 255
-        # Cast before the transpose: TensorRT refuses to transpose uint8.
-        pixels = ((image.to(torch.float32) - mean) / deviation).permute(0, 3, 1, 2)
+        # Cast before the transpose: TensorRT refuses to transpose uint8. The backbone was trained on (x - 127) / 128,
+        # which is the same but for half a grey value.
+        pixels = self.photometric((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
         parts = []
         for tap, features in zip(TAPS, self.backbone(pixels), strict=True):
             if tap.stride < GRID:
@@ -227,6 +232,7 @@ class FeatureGraph(DeployedGraph):
         settings: of the scoring.
         constants: from held-out normals.
         image_size: height and width of the picture, multiples of 16.
+        photometric: how light and contrast are evened out.
     """
 
     def __init__(
@@ -236,22 +242,26 @@ class FeatureGraph(DeployedGraph):
         settings: FeatureSettings,
         constants: FeatureConstants,
         image_size: tuple[int, int],
+        photometric: Photometric = Photometric.NONE,
     ) -> None:
         super().__init__()
         self.image_size = image_size
-        self.features = FeatureMaps(backbone, *image_size)
+        self.features = FeatureMaps(backbone, *image_size, photometric)
         self.residual = FeatureResidual(vae, constants.channel_mean, constants.channel_deviation)
         self.score = FeatureScorer(settings, constants, self.features.size)
         self.settings = settings
         self.constants = constants
-        self.input_settings = InputSettings(Tiling.whole(*image_size))
+        height, width = image_size
+        self.input_settings = InputSettings(
+            Tiling(image_height=height, image_width=width, tile_height=height, tile_width=width), photometric
+        )
         self.eval().requires_grad_(False)
 
     def describe(self) -> str:
         """Return what the graph does, in words."""
         height, width = self.image_size
         return (
-            f"images of {height}x{width}; squared residual of a VAE on features of EfficientNet-Lite0, "
+            f"images of {height}x{width}; {self.input_settings.photometric.describe()}; squared residual of a VAE on features of EfficientNet-Lite0, "
             f"{self.settings.describe()}"
         )
 
@@ -322,18 +332,38 @@ class FusedGraph(DeployedGraph):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the anomaly map and the score of a batch."""
         feature_map, feature_score = self.feature(image)
-        pixel_map, pixel_score = self._of_pixel(image)
+        pixel_map, pixel_score = self.pixel_outputs(image)
         c = self.constants
         feature_share, pixel_share = 0.5 / c.feature_unit, 0.5 / c.pixel_unit
         offset = c.feature_center * feature_share + c.pixel_center * pixel_share
         anomaly_map = feature_map * feature_share + self.from_pixel(pixel_map[:, None])[:, 0] * pixel_share - offset
         return anomaly_map, feature_score * feature_share + pixel_score * pixel_share - offset
 
-    def _of_pixel(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def pixel_outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return map and score of the network on pixels, of its own size, for uint8 [N, H, W, 3]."""
         pixels = self.to_pixel((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
         reconstruct = self.pixel.reconstruct
         anomaly_map, score = self.pixel.score(reconstruct.of_pixels(reconstruct.range(pixels)))
         return anomaly_map, score
+
+
+def count_feature_flops(graph: FeatureGraph) -> int:
+    """Return the operations of one image: two for each multiply-add of a convolution."""
+    total = 0
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, nn.Conv2d)
+        total += 2 * layer.weight.numel() * output.shape[2] * output.shape[3]
+
+    hooks = [layer.register_forward_hook(count) for layer in graph.modules() if isinstance(layer, nn.Conv2d)]
+    try:
+        with torch.inference_mode():
+            graph(torch.zeros(1, *graph.image_size, 3, dtype=torch.uint8))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
 
 
 class Resampling(nn.Module):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from pydantic import Field
 
 from vae_edge.records import Record
-from vae_edge.train.model.presets import nearest_image_sizes
 
 SHORTER_SIDE = 256
 """Pixels that a picture's shorter side is resized to: what the backbone saw in its own training is of this size. 448
@@ -15,6 +12,9 @@ found no more on the surfaces tried, at three times the work."""
 
 LONGER_SIDE = 640
 """Pixels that the longer side of an elongated picture has at most."""
+
+_STEP = 32
+"""Sides are multiples of it."""
 
 
 class FeatureMap(Record):
@@ -78,15 +78,5 @@ def choose_feature_size(typical: tuple[int, int]) -> tuple[int, int]:
     """
     height, width = typical
     scale = min(SHORTER_SIDE / min(height, width), LONGER_SIDE / max(height, width))
-    wanted = height * scale, width * scale
-    # The nearest size, in proportion, that both kinds of networks take.
-    sides = [{max(32, round(side / step) * step) for step in (32, 64)} for side in wanted]
-    fitting = [
-        (rows, columns)
-        for rows in sorted(sides[0])
-        for columns in sorted(sides[1])
-        if nearest_image_sizes(rows, columns)[0] == (rows, columns)
-    ]
-    return min(
-        fitting, key=lambda size: sum(abs(math.log(side / want)) for side, want in zip(size, wanted, strict=True))
-    )
+    rows, columns = (max(_STEP, _STEP * round(side * scale / _STEP)) for side in typical)
+    return rows, columns

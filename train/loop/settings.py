@@ -14,8 +14,9 @@ from vae_edge.records import Record
 from vae_edge.train.data.report import DataTraits
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import SplitSettings
+from vae_edge.train.features.settings import FeatureSettings
 from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, Photometric, Tiling
-from vae_edge.train.model.presets import Architecture, Recipe
+from vae_edge.train.model.presets import Architecture, Network, Recipe
 from vae_edge.train.model.scoring import NORMALIZED_SCORING, ScoringSettings
 
 
@@ -33,8 +34,12 @@ class Calibration(str, Enum):
         return self.value
 
 
-SCHEMA_VERSION = 2
-"""Version of the layout of a run folder. History: 1 (first), 2 (tiles, evened light, compositions, recipe)."""
+SCHEMA_VERSION = 3
+"""Version of the layout of a run folder. History: 1 (first), 2 (tiles, evened light, compositions, recipe), 3 (networks
+on features)."""
+
+OLDEST_SCHEMA = 2
+"""Runs from this version on are read."""
 
 TrainerValue = bool | int | float | str
 """What a record can hold of an argument of Lightning's Trainer."""
@@ -54,8 +59,16 @@ class SizeRequest(Record):
 class TrainSettings(Record):
     """Everything that a training is asked to do; `training.json`."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=OLDEST_SCHEMA, le=SCHEMA_VERSION)
     source: DataSource
+    network: Network | None = Network.PIXEL
+    """What is reconstructed; None: the data choose."""
+    feature: FeatureSettings = FeatureSettings()
+    """Of the network on features, where there is one."""
+    backbone_weights: str | None = None
+    """File with the backbone's weights; None: those of the extra `features`."""
+    picture_size: tuple[int, int] | None = None
+    """Height and width of the picture that a network on features sees, in force; None: not decided yet, or none."""
     architecture: Architecture
     """Its height and width are those of a tile; with `size` they are replaced by what is chosen."""
     size: SizeRequest | None = None
@@ -104,7 +117,8 @@ class TrainSettings(Record):
     def preparation(self) -> Preparation:
         """How an image becomes the network's input."""
         tiling = self.tiling_in_force
-        return Preparation(height=tiling.image_height, width=tiling.image_width, white_level=self.white_level)
+        height, width = self.picture_size or (tiling.image_height, tiling.image_width)
+        return Preparation(height=height, width=width, white_level=self.white_level)
 
     @property
     def tiling_in_force(self) -> Tiling:

@@ -118,7 +118,6 @@ class Tiling(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Tiling:
-        check_image_size(self.tile_height, self.tile_width)
         if self.tile_height > self.image_height or self.tile_width > self.image_width:
             raise UsageError(
                 f"the tiles are {self.tile_height}x{self.tile_width} and the image is "
@@ -139,6 +138,7 @@ class Tiling(Record):
         Raises:
             UsageError: the size does not fit into the network.
         """
+        check_image_size(height, width)
         return make_record(
             cls, {"image_height": height, "image_width": width, "tile_height": height, "tile_width": width}
         )

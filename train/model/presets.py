@@ -103,8 +103,25 @@ def resolve_precision(asked: str, accelerator: str) -> str:
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096
 
-DEFAULT_PRESET = "nano"
-"""On the image sets at hand it found as much as `edge`, with a quarter of the work (`benchmarks/DETECTION.md`)."""
+DEFAULT_PRESET = "auto"
+
+PIXEL_PRESET = "nano"
+"""Of the networks on pixels: on the image sets at hand it found as much as `edge`, with a quarter of the work
+(`benchmarks/DETECTION.md`)."""
+
+
+class Network(str, Enum):
+    """What a network reconstructs."""
+
+    PIXEL = "pixel"
+    """The picture."""
+    FEATURE = "feature"
+    """What a frozen, pretrained backbone sees in the picture: see `vae_edge.train.features`."""
+    BOTH = "both"
+    """A network on each; their maps and scores are averaged."""
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Architecture(Record):
@@ -139,6 +156,8 @@ class Preset(Record):
     latent_vec_size: int
     max_features: int | None
     purpose: str
+    network: Network | None = Network.PIXEL
+    """What is reconstructed; None: the data choose. The other numbers are those of the part on pixels."""
     recipe: Recipe = EDGE_RECIPE
     """How it is trained, unless told otherwise."""
     precision: str = AUTO_PRECISION
@@ -164,6 +183,17 @@ class Preset(Record):
 
 
 PRESETS: dict[str, Preset] = {
+    "auto": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="the data choose", network=None),
+    "feature": Preset(
+        n_features=16,
+        latent_vec_size=128,
+        max_features=128,
+        purpose="on features of a pretrained backbone",
+        network=Network.FEATURE,
+    ),
+    "both": Preset(
+        n_features=16, latent_vec_size=128, max_features=128, purpose="feature and nano in one", network=Network.BOTH
+    ),
     "reference": Preset(
         n_features=64,
         latent_vec_size=128,
@@ -200,7 +230,7 @@ def preset_named(name: str) -> Preset:
 
 
 def make_architecture(
-    preset: str = DEFAULT_PRESET,
+    preset: str = PIXEL_PRESET,
     image_size: tuple[int, int] = (256, 256),
     *,
     n_features: int | None = None,

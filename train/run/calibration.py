@@ -20,7 +20,7 @@ from vae_edge.train.data.grouping import Grouping, few_parts, group_normals, gro
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.split import Fold, Split, SplitSettings, one_of_each_part
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.anomaly_graph import DeployedGraph, run_graph
 from vae_edge.train.run.records import CalibrationRecord, CalibrationScore, Role, SplitRecord, split_images
 
 
@@ -93,7 +93,7 @@ def group_images(
 
 
 def calibrate(
-    graph: AnomalyGraph,
+    graph: DeployedGraph,
     files: Sequence[ImageFile],
     images: NDArray[np.uint8],
     *,

@@ -127,15 +127,7 @@ def cross_calibrate(
     settings = settings.model_copy(update={"trainer": deciding(settings.trainer)})
 
     def fit_fold(number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> AnomalyGraph | None:
-        folder = _fold_folder(out, number)
-        try:
-            fitted = fit_graph(
-                settings, fit, statistics, folder, watcher, stage=f"training fold {number} of {len(folds)}"
-            )
-        except TrainingInterruptedError:
-            what = f"the training of fold {number} of {len(folds)}"
-            raise TrainingInterruptedError(interrupted(out, training=folder, what=what)) from None
-        return None if fitted is None else fitted.graph
+        return fit_fold_graph(settings, number, len(folds), fit, statistics, out, watcher)
 
     n_pixels = len(images) * settings.preparation.height * settings.preparation.width
     tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
@@ -146,10 +138,70 @@ def cross_calibrate(
         deployed.graph, images, progress=watcher.progress_of("scoring normals with the deployed network")
     )
     final_tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
-    counted = list(one_of_each_part(files, part))
-    final_tail.add(maps[counted])  # Of the images that an export runs, to hold its own maps against.
+    counted = one_of_each_part(files, part)
+    final_tail.add(maps[list(counted)])  # Of the images that an export runs, to hold its own maps against.
+    return cross_record(settings, folds, files, counted, scores, tail, final_scores, final_tail)
+
+
+def fit_fold_graph(
+    settings: TrainSettings,
+    number: int,
+    n_folds: int,
+    fit: NDArray[np.uint8],
+    statistics: NDArray[np.uint8],
+    out: Path,
+    watcher: Watcher,
+) -> AnomalyGraph | None:
+    """Train a fold's network on pixels, or go on with it; None in a process that only helped.
+
+    Args:
+        settings: of the deployed network, with what was chosen for it.
+        number: of the fold, counted from 1.
+        n_folds: in all.
+        fit: uint8 [n, H, W, 3].
+        statistics: uint8 [m, H, W, 3].
+        out: the run folder.
+        watcher: receives progress.
+
+    Raises:
+        InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
+    """
+    folder = _fold_folder(out, number)
+    try:
+        fitted = fit_graph(settings, fit, statistics, folder, watcher, stage=f"training fold {number} of {n_folds}")
+    except TrainingInterruptedError:
+        what = f"the training of fold {number} of {n_folds}"
+        raise TrainingInterruptedError(interrupted(out, training=folder, what=what)) from None
+    if fitted is None:
+        return None
+    assert isinstance(fitted.graph, AnomalyGraph)
+    return fitted.graph
+
+
+def cross_record(
+    settings: TrainSettings,
+    folds: Sequence[Fold],
+    files: Sequence[ImageFile],
+    counted: Sequence[int],
+    scores: NDArray[np.float32],
+    tail: PixelTail,
+    final_scores: NDArray[np.float32],
+    final_tail: PixelTail,
+) -> CalibrationRecord:
+    """Fit the thresholds on out-of-fold scores.
+
+    Args:
+        settings: of the run.
+        folds: each file is held out in one of them.
+        files: the good parts.
+        counted: indices of one picture of each part, which sets the image threshold.
+        scores: float32 [n], of every file by its fold's network.
+        tail: of those networks' maps.
+        final_scores: float32 [n], by the network that is deployed.
+        final_tail: of its maps of the counted files.
+    """
     thresholds = fit_thresholds_with_tail(
-        scores[counted],
+        scores[list(counted)],
         tail,
         false_alarm_rate=settings.false_alarm_rate,
         scored_by=f"torch {installed_version('torch')}, fp32, CPU, by networks of {len(folds)} folds",
@@ -158,9 +210,13 @@ def cross_calibrate(
     fold_of = {image: number for number, fold in enumerate(folds, 1) for image in fold.held_out}
     named = tuple(
         CalibrationScore(
-            name=file.name, sha256=file.sha256, score=float(score), fold=fold_of[file], final_score=float(final)
+            name=files[i].name,
+            sha256=files[i].sha256,
+            score=float(scores[i]),
+            fold=fold_of[files[i]],
+            final_score=float(final_scores[i]),
         )
-        for file, score, final in zip([files[i] for i in counted], scores[counted], final_scores[counted], strict=True)
+        for i in counted
     )
     return CalibrationRecord(scores=named, thresholds=thresholds, final_pixel_threshold=final_tail.threshold())
 

@@ -16,7 +16,8 @@ from vae_edge.train.data.inspection_set import InspectionSet, load_images, load_
 from vae_edge.train.data.report import DataReport
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.anomaly_graph import DeployedGraph, run_graph
+from vae_edge.train.model.presets import Network
 from vae_edge.train.run.folder import (
     CALIBRATION_FILE,
     METRICS_FILE,
@@ -37,7 +38,7 @@ _PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headle
 
 
 def measure(
-    settings: TrainSettings, graph: AnomalyGraph, images: InspectionSet, thresholds: Thresholds, watcher: Watcher
+    settings: TrainSettings, graph: DeployedGraph, images: InspectionSet, thresholds: Thresholds, watcher: Watcher
 ) -> Metrics:
     """Measure what the model finds on the test images; everything is absent where there are none."""
     test = images.test
@@ -81,8 +82,8 @@ def finish_run(
     Raises:
         InputError: the folder cannot be written.
     """
-    write_tensors(out / MODEL_FILE, fitted.vae.state_dict())
-    write_tensors(out / SCORING_FILE, fitted.constants.tensors())
+    write_tensors(out / MODEL_FILE, fitted.weights())
+    write_tensors(out / SCORING_FILE, fitted.scoring_tensors())
     write_record(out / SPLIT_FILE, split)
     write_record(out / CALIBRATION_FILE, calibration)
     write_text(out / METRICS_FILE, metrics.to_json() + "\n")
@@ -90,12 +91,14 @@ def finish_run(
     record = RunRecord(
         name=out.absolute().name,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        network=settings.network or Network.PIXEL,
+        feature=fitted.feature,
         architecture=settings.architecture,
         preparation=settings.preparation,
         tiling=fitted.graph.input_settings.tiling,
         photometric=fitted.graph.input_settings.photometric,
         input_range=fitted.graph.input_settings.input_range,
-        scoring=fitted.graph.settings,
+        scoring=fitted.settings.scoring,
         choice=fitted.choice,
         settings=settings,
         training=fitted.outcome,

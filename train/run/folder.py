@@ -29,13 +29,15 @@ from vae_edge.records import FileRecord, Record, check_recordable, check_recorde
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, open_inspection_set
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import SCHEMA_VERSION, TrainSettings
+from vae_edge.train.model.presets import Network
 from vae_edge.train.run.metrics import Metrics
 from vae_edge.train.run.records import CalibrationRecord, Role, RunRecord, SplitImage, SplitRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
+    from vae_edge.train.features.graph import FeatureGraph
+    from vae_edge.train.model.anomaly_graph import DeployedGraph, ScoringConstants
     from vae_edge.train.model.network import Vae
 
 
@@ -120,27 +122,60 @@ class RunFolder:
         return self.record.fingerprint
 
     def load_vae(self) -> Vae:
-        """Build the network with its weights, in evaluation mode on the CPU.
+        """Build the network on pixels with its weights, in evaluation mode on the CPU.
 
         Raises:
+            InputError: the run has none.
             BundleError: the weights do not belong to the architecture.
         """
         from vae_edge.train.model.network import Vae
 
+        if self.record.network is Network.FEATURE:
+            raise InputError(
+                f"the run {self.folder} has a network on features alone; expected one on pixels: train with --preset "
+                "nano, edge, reference or both"
+            )
         with self._weights_errors():
-            return Vae.from_weights(self.record.architecture, _load_tensors(self.folder / MODEL_FILE))
+            tensors = _load_tensors(self.folder / MODEL_FILE)
+            return Vae.from_weights(self.record.architecture, _without(tensors, "backbone.", "feature."))
 
-    def load_graph(self) -> AnomalyGraph:
+    def load_graph(self) -> DeployedGraph:
         """Build the whole model with its weights and scoring constants, in evaluation mode on the CPU.
 
         Raises:
             BundleError: the weights do not belong to the architecture.
         """
+        from vae_edge.train.features.graph import FusedGraph, FusionConstants
         from vae_edge.train.model.anomaly_graph import AnomalyGraph
 
+        network = self.record.network
+        feature = None if network is Network.PIXEL else self._load_feature_graph()
+        if feature is not None and network is Network.FEATURE:
+            return feature
         vae, constants = self.load_vae(), self.load_constants()
         with self._weights_errors():
-            return AnomalyGraph(vae, self.record.scoring, constants, self.record.input_settings)
+            pixel = AnomalyGraph(vae, self.record.scoring, constants, self.record.input_settings)
+            if feature is None:
+                return pixel
+            tensors = _load_tensors(self.folder / SCORING_FILE)
+            return FusedGraph(feature, pixel, FusionConstants.from_tensors(tensors))
+
+    def _load_feature_graph(self) -> FeatureGraph:
+        from vae_edge.train.features.backbone import Backbone
+        from vae_edge.train.features.graph import N_CHANNELS, FeatureConstants, FeatureGraph
+        from vae_edge.train.features.network import empty_convolutions
+
+        record = self.record.feature
+        assert record is not None  # The record checks that it is there.
+        with self._weights_errors():
+            tensors = _load_tensors(self.folder / MODEL_FILE)
+            backbone = Backbone()
+            backbone.load_state_dict(_below(tensors, "backbone."))
+            vae = empty_convolutions(N_CHANNELS, record.settings)
+            vae.load_state_dict(_below(tensors, "feature."))
+            constants = FeatureConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
+            size = record.height, record.width
+            return FeatureGraph(backbone, vae, record.settings, constants, size, record.photometric)
 
     def load_constants(self) -> ScoringConstants:
         """Load what held-out normals say about each pixel.
@@ -151,7 +186,9 @@ class RunFolder:
         from vae_edge.train.model.anomaly_graph import ScoringConstants
 
         with self._weights_errors():
-            return ScoringConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
+            return ScoringConstants.from_tensors(
+                _without(_load_tensors(self.folder / SCORING_FILE), "feature.", "fusion.")
+            )
 
     @contextmanager
     def _weights_errors(self) -> Iterator[None]:
@@ -402,6 +439,15 @@ def _by_hash(found: InspectionSet) -> dict[str, ImageFile]:
 
 def _as_recorded(found: ImageFile, recorded: SplitImage) -> ImageFile:
     return replace(found, name=recorded.name, defect=recorded.defect, mask=found.mask if recorded.has_mask else None)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """Return the tensors of the network on pixels, whose own names begin otherwise."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

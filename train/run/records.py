@@ -13,9 +13,11 @@ from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.choice.candidates import ChoiceRecord
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.report import DataReport
+from vae_edge.train.features.backbone_weights import BackboneOrigin
+from vae_edge.train.features.settings import FeatureSettings
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
-from vae_edge.train.model.presets import Architecture
+from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.model.scoring import ScoringSettings
 
 Role = Literal["fit", "statistics", "threshold", "choice", "test"]
@@ -90,12 +92,32 @@ class CalibrationRecord(Record):
         return self
 
 
+class FeatureRecord(Record):
+    """A network on features, as it is deployed."""
+
+    height: int = Field(ge=32, le=4096)
+    """Of the picture that the backbone sees, in pixels."""
+    width: int = Field(ge=32, le=4096)
+    settings: FeatureSettings
+    photometric: Photometric
+    backbone: BackboneOrigin
+    """Whose weights are in the run."""
+
+    def describe(self) -> str:
+        """Return the model in words."""
+        return f"images of {self.height}x{self.width}; {self.photometric.describe()}; features of {self.backbone.name}"
+
+
 class RunRecord(Record):
     """Everything about a run; `model.json`, the last file to be written, marks a run as complete."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2, 3] = 3
     name: str
     created_utc: str
+    network: Network = Network.PIXEL
+    """What is reconstructed."""
+    feature: FeatureRecord | None = None
+    """Of a network on features."""
     architecture: Architecture
     preparation: Preparation
     tiling: Tiling
@@ -103,6 +125,7 @@ class RunRecord(Record):
     input_range: InputRange = SYMMETRIC
     """What a pixel's value is where it enters the network."""
     scoring: ScoringSettings
+    """Of a network on pixels; where there is none, it is not used."""
     choice: ChoiceRecord | None = None
     """How light and scoring were chosen; None: both were given."""
     settings: TrainSettings
@@ -116,9 +139,15 @@ class RunRecord(Record):
     fingerprint: Sha256
     """Hash over the weights and the scoring constants."""
 
+    @model_validator(mode="after")
+    def _check_feature(self) -> RunRecord:
+        if (self.feature is None) != (self.network is Network.PIXEL):
+            raise ValueError(f"the network is {self.network} and the record of one on features does not fit it")
+        return self
+
     @property
     def input_settings(self) -> InputSettings:
-        """How an image becomes what the network sees."""
+        """How an image becomes what the network on pixels sees."""
         return InputSettings(self.tiling, self.photometric, self.input_range)
 
 
