@@ -16,7 +16,13 @@ from vae_edge.train.data.sources import DataSource, source_of
 from vae_edge.train.loop.settings import SizeRequest, TrainSettings
 from vae_edge.train.loop.trainer_arguments import FIELDS, TrainerArguments, sort_arguments
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.presets import DEFAULT_PRESET, make_architecture, preset_named, resolve_precision
+from vae_edge.train.model.presets import (
+    DEFAULT_PRESET,
+    PIXEL_PRESET,
+    make_architecture,
+    preset_named,
+    resolve_precision,
+)
 from vae_edge.train.model.scoring import AUTO, parse_scoring
 from vae_edge.train.run.fitting import fit_run
 from vae_edge.train.run.folder import RunFolder
@@ -24,9 +30,15 @@ from vae_edge.train.run.folder import RunFolder
 SETTINGS = tuple(
     name
     for name in TrainSettings.model_fields
-    if name not in {"schema_version", "source", "tiling", "traits", "trainer", "attached"}
+    if name not in {"schema_version", "source", "tiling", "picture_size", "traits", "trainer", "attached"}
 )
 """Settings that `fit` takes by name."""
+
+
+ON_PIXELS = frozenset(
+    {"architecture", "epochs", "batch_size", "recipe", "patience", "scoring", "choose_on_labels", "size"}
+)
+"""Settings that only networks on pixels have; without a preset they choose one."""
 
 
 def fit(
@@ -48,7 +60,9 @@ def fit(
             read as they are on disk (`vae_edge.train.data.sources` says which become what).
         out: the run folder to make.
         settings: everything about the training but the data; None: what `preset` and `arguments` say.
-        preset: size and recipe of the network, `nano`, `edge` or `reference`; None: `nano`.
+        preset: what kind of network, and its size and recipe: `auto`, `feature`, `both`, `nano`, `edge` or `reference`;
+            None: `auto`, which means `nano` where anything is given that only networks on pixels have: loggers,
+            callbacks, arguments of the Trainer, `architecture`, `recipe`, `epochs`, `scoring` and so on.
         overwrite: replace a run of that name, once the new one is complete.
         watcher: is told how it goes.
         logger: loggers of Lightning that log what the run's own logs hold; they come first, so that a callback finds
@@ -101,6 +115,8 @@ def fit(
     if twice:
         raise UsageError(f"{twice[0]} was given along with the Trainer's name for it; leave out one of the two")
     if settings is None:
+        if preset is None and (fields.keys() & ON_PIXELS or given.fields or given.values or given.attached.names()):
+            preset = PIXEL_PRESET
         asked = _by_preset(source_of(data), preset or DEFAULT_PRESET, fields, given)
     elif fields or preset is not None:
         extra = ", ".join([*fields, *(["preset"] if preset is not None else [])])
@@ -123,6 +139,7 @@ def _by_preset(source: DataSource, preset: str, fields: dict[str, Any], given: T
     size = SizeRequest() if chosen.chooses_size else SizeRequest(image=(256, 256), tiles="none")
     values: dict[str, Any] = {
         "source": source,
+        "network": chosen.network,
         "architecture": make_architecture(preset),
         # An architecture that was given says itself how large its images are.
         "size": None if "architecture" in fields else size,

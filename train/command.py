@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from vae_edge.cli.console import print_warning
-from vae_edge.cli.options import idle, refuse_idle, refuse_others, with_option_groups
+from vae_edge.cli.options import given_options, idle, in_words, refuse_idle, refuse_others, with_option_groups
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.choice.image_size import parse_size
@@ -16,6 +17,7 @@ from vae_edge.train.loop.settings import SizeRequest, TrainSettings
 from vae_edge.train.loop.watcher import TerminalWatcher
 from vae_edge.train.model.input_settings import parse_photometric
 from vae_edge.train.model.presets import (
+    PIXEL_PRESET,
     Augmentation,
     Preset,
     Recipe,
@@ -26,6 +28,7 @@ from vae_edge.train.model.presets import (
 from vae_edge.train.model.scoring import AUTO, parse_scoring
 from vae_edge.train.options import (
     NEW,
+    ON_PIXELS,
     RESUMED,
     SOURCE_KINDS,
     CommonOptions,
@@ -72,8 +75,17 @@ def train(
         raise UsageError("there is no place for the run; expected --out RUN, such as --out runs/first")
     if (common.data is None) == (common.normal is None):
         raise UsageError("expected either --data or --normal; for a first try: --data sample")
+    out = common.out
     refuse_others(context, common.data or common.normal, kind_of(common), SOURCE_KINDS)
     preset = preset_named(common.preset)
+    flags = [flag for name, flag in given_options(context).items() if name in ON_PIXELS]
+    if preset.network is None and flags:
+        print_warning(
+            f"{in_words(flags)}: for networks on pixels only, so one of those is trained, {PIXEL_PRESET}; name it with "
+            "--preset"
+        )
+        common = replace(common, preset=PIXEL_PRESET)
+        preset = preset_named(PIXEL_PRESET)
     size = parse_size(
         common.image_size or (AUTO if preset.chooses_size else "256"),
         network.tile_size or (AUTO if preset.chooses_size else "none"),
@@ -84,7 +96,7 @@ def train(
     from vae_edge.train.run.fitting import fit_run
 
     with TerminalWatcher() as watcher:
-        run = fit_run(settings, out=common.out, overwrite=common.overwrite, watcher=watcher)
+        run = fit_run(settings, out=out, overwrite=common.overwrite, watcher=watcher)
     for reason in idle(context, needs_of_data(run)):
         print_warning(f"{reason}: no effect")
     print_result(run)
@@ -118,6 +130,8 @@ def _settings(
                 kl_weight=network.kl_weight,
                 max_features=network.max_features,
             ),
+            "network": preset.network,
+            "backbone_weights": None if network.backbone_weights is None else str(network.backbone_weights),
             "size": size,
             "white_level": data.white_level,
             "photometric": parse_photometric(scoring.photometric),

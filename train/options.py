@@ -19,7 +19,7 @@ from vae_edge.manifest import ThresholdMethod
 from vae_edge.train.choice.image_size import is_never_cut
 from vae_edge.train.loop.settings import Calibration
 from vae_edge.train.model.input_settings import DEFAULT_OVERLAP, parse_photometric
-from vae_edge.train.model.presets import DEFAULT_PRESET, PRESETS, Augmentation, Schedule
+from vae_edge.train.model.presets import DEFAULT_PRESET, PRESETS, Augmentation, Network, Schedule, preset_named
 from vae_edge.train.model.scoring import AUTO, parse_scoring
 
 if TYPE_CHECKING:
@@ -157,8 +157,17 @@ class ScoringOptions(OptionGroup, panel="Light and scoring"):
 
 @dataclass(frozen=True)
 class NetworkOptions(OptionGroup, panel="Network"):
-    """Sizes of the network, instead of the preset's."""
+    """Sizes of the network on pixels, instead of the preset's, and the backbone of the one on features."""
 
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of EfficientNet-Lite0 for a network on features: safetensors or a state dict, also in timm's "
+            "naming.",
+            show_default="of vae-edge[features]",
+        ),
+    ] = None
     tile_size: Annotated[
         str | None,
         typer.Option(
@@ -259,6 +268,14 @@ RESUMED = SourceKind(
     "an interrupted run, which goes on with its own settings", "interrupted runs", frozenset({"resume", "data"})
 )
 
+ON_PIXELS = frozenset[str]().union(
+    {"max_time", "scoring", "choose_on_labels"},
+    NetworkOptions.names() - {"backbone_weights"},
+    TrainingOptions.names() - {"seed"},
+    LightningOptions.names(),
+)
+"""Options that only networks on pixels have. Along with `--preset auto` they choose one."""
+
 _ONLY_BY_NAME = frozenset({"normal", "normal_test", "abnormal", "masks"})
 FOLDER = SourceKind("a folder (--data)", "folders (--data)", NEW.options - _ONLY_BY_NAME)
 SAMPLE = SourceKind(
@@ -287,6 +304,17 @@ def needs_of_options(
     calibration, by_name = threshold.calibration, common.normal is not None
     splits = "--calibration split" if calibration is Calibration.SPLIT else "--held-out"
     has_labels = not by_name or (common.abnormal is not None and data.normal_test is not None)
+    kind = preset_named(common.preset).network
+    yield Condition(
+        ON_PIXELS,
+        kind is not Network.FEATURE,
+        f"for a network on pixels, and --preset {common.preset} has none: leave it out, or take --preset both or nano",
+    )
+    yield Condition(
+        {"backbone_weights"},
+        kind is not Network.PIXEL,
+        f"for a network on features, and --preset {common.preset} has none: leave it out, or take --preset feature",
+    )
     yield Condition({"masks"}, not by_name or common.abnormal is not None, "for the pictures of --abnormal: add that")
     yield Condition(
         {"held_out"},

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.decision import describe_promise, describe_support, too_few_normals
+from vae_edge.train.model.presets import Network
 
 if TYPE_CHECKING:
     from vae_edge.train.run.folder import RunFolder
@@ -35,8 +36,13 @@ def print_result(run: RunFolder) -> None:
         f"{outcome.epochs_run} epochs ({ended}) in {outcome.seconds:.0f} s, {outcome.images_per_s:.1f} images/s; kept "
         f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
     )
-    table.add_row("model", f"{record.tiling.describe()}; {record.photometric.describe()}")
-    table.add_row("scoring", record.scoring.describe())
+    if record.feature is not None:
+        table.add_row("model" if record.network is Network.FEATURE else "on features", record.feature.describe())
+        table.add_row("scoring", record.feature.settings.describe())
+    if record.network is not Network.FEATURE:
+        name = "model" if record.network is Network.PIXEL else "on pixels"
+        table.add_row(name, f"{record.tiling.describe()}; {record.photometric.describe()}")
+        table.add_row("scoring", record.scoring.describe())
     if record.choice is not None:
         table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")
     n_pictures = len(run.split.of(*run.calibration_roles))
@@ -72,7 +78,7 @@ def print_result(run: RunFolder) -> None:
 def _print_ranking(console: Console, run: RunFolder) -> None:
     """Print what was compared and what it reached on the images to choose by."""
     choice = run.record.choice
-    if choice is None or not (choice.photometric or choice.scoring):
+    if choice is None or not (choice.network or choice.photometric or choice.scoring):
         return
     table = plain_table()
     table.add_column("compared", style="cyan", overflow="fold")
@@ -83,6 +89,7 @@ def _print_ranking(console: Console, run: RunFolder) -> None:
     chosen = str(run.record.scoring)
     scorings += tuple(each for each in choice.scoring[_RANKED:] if each.name == chosen)
     for kind, ranked, name in (
+        ("network", choice.network, str(run.record.network)),
         ("light", choice.photometric, str(run.record.photometric)),
         ("scoring", scorings, chosen),
     ):

@@ -101,6 +101,11 @@ def find_backbone() -> Path | None:
     return None
 
 
+def missing_backbone() -> str:
+    """Return the sentence that says what is missed where `find_backbone` finds nothing, and what to do."""
+    return f"the pretrained backbone needs the package '{PACKAGE}', which is not installed; {_FIX}"
+
+
 def load_backbone(weights: str | Path | None = None) -> LoadedBackbone:
     """Build the backbone with its weights. No code in a file is executed.
 
@@ -116,9 +121,7 @@ def load_backbone(weights: str | Path | None = None) -> LoadedBackbone:
     """
     path = Path(weights) if weights is not None else find_backbone()
     if path is None:
-        raise MissingDependencyError(
-            f"the pretrained backbone needs the package '{PACKAGE}', which is not installed; {_FIX}"
-        )
+        raise MissingDependencyError(missing_backbone())
     content = _read(path)
     sha256 = hashlib.sha256(content).hexdigest()
     is_known = sha256 == KNOWN_SHA256

@@ -261,7 +261,8 @@ class FeatureGraph(DeployedGraph):
         """Return what the graph does, in words."""
         height, width = self.image_size
         return (
-            f"images of {height}x{width}; {self.input_settings.photometric.describe()}; squared residual of a VAE on features of EfficientNet-Lite0, "
+            f"images of {height}x{width}; {self.input_settings.photometric.describe()}; squared residual of a VAE on "
+            f"features of EfficientNet-Lite0, "
             f"{self.settings.describe()}"
         )
 

@@ -41,6 +41,11 @@ class Division:
         return tuple(held_out[i] for i in one_of_each_part(held_out, self.grouping.part))
 
     @property
+    def files(self) -> tuple[ImageFile, ...]:
+        """The good parts that a fit reads: those that train, those that set the scale, and the judges."""
+        return (*self.split.fit, *self.split.statistics, *self.judges)
+
+    @property
     def setting_thresholds(self) -> tuple[ImageFile, ...]:
         """The pictures that thresholds are fitted on, several of a part among them; with folds all good parts."""
         return self.split.threshold or (*self.split.fit, *self.split.statistics)

@@ -1,7 +1,7 @@
 """From pictures to a model on features: one pass of the backbone, networks on what it saw, constants, thresholds.
 
-The backbone takes most of the work and is frozen, so it sees every picture once. Networks on its features are trained in
-seconds: one on all good parts that set no threshold, which is deployed, and one for each fold of them, which measures the
+The backbone takes most of the work and is frozen, so it sees every picture once. Networks on its features are trained
+in seconds: the deployed one on all good parts that set no threshold, and one for each fold of them, which measures the
 residual of the good parts that it was not trained on. Mean and deviation of those residuals are the deployed network's
 constants: they always come from other parts than those that trained, and still from all of them.
 

@@ -13,17 +13,20 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from vae_edge.decision import check_n_normals
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.records import make_record
-from vae_edge.train.choice.image_size import resolve_size
+from vae_edge.train.choice.image_size import resolve_size, resolve_tiles_of
 from vae_edge.train.choice.photometric_choice import forget_pilots
 from vae_edge.train.data.grouping import Grouping
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
 from vae_edge.train.data.report import DataReport, check_inspection_set, look_at
 from vae_edge.train.data.sources import source_of
 from vae_edge.train.data.split import GROUP_AUTOMATICALLY, split_labelled
+from vae_edge.train.features.backbone import check_size
+from vae_edge.train.features.backbone_weights import find_backbone, missing_backbone
+from vae_edge.train.features.settings import choose_feature_size
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted, read_state
-from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.loop.settings import SizeRequest, TrainSettings
 from vae_edge.train.loop.trainer_arguments import (
     NOTHING_ATTACHED,
     Attached,
@@ -34,10 +37,12 @@ from vae_edge.train.loop.trainer_arguments import (
     take_up,
 )
 from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.input_settings import Tiling
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
-from vae_edge.train.model.presets import Architecture
+from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.cross_conformal import announce, cross_calibrate, divide, forget_folds
+from vae_edge.train.run.feature_fitting import fit_with_features
 from vae_edge.train.run.finishing import finish_run, measure
 from vae_edge.train.run.folder import (
     CHECKPOINT,
@@ -52,8 +57,8 @@ from vae_edge.train.run.folder import (
     read_split,
     write_record,
 )
-from vae_edge.train.run.graph_fitting import LabelledImages, fit_graph
-from vae_edge.train.run.records import SplitRecord
+from vae_edge.train.run.graph_fitting import FittedGraph, LabelledImages, fit_graph
+from vae_edge.train.run.records import CalibrationRecord, SplitRecord
 
 _UNEQUAL_ASPECTS = 1.2
 """Ratio of aspects from which it is said that pictures are stretched."""
@@ -103,7 +108,7 @@ def fit_run(
     check_timers(settings, attached)
     out = Path(out)
     watcher = watcher if watcher and _is_first_process() else Watcher()
-    settings = settings.model_copy(update={"source": settings.source.absolute()})
+    settings = _with_backbone(settings.model_copy(update={"source": settings.source.absolute()}), watcher)
     with ExitStack() as claims:
         if _is_first_process():
             check_folder(out, overwrite=overwrite)
@@ -189,16 +194,36 @@ def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Wa
 
 
 def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
+    found = None
+    if settings.network is not Network.PIXEL:
+        files = data.division.files
+        images = load_images(files, settings.preparation, watcher.progress_of("reading images"))
+        found = fit_with_features(settings, data.division, files, images, out, watcher, attached)
+        del images
+        if found is None:
+            pixels = {"network": Network.PIXEL, "picture_size": None, "tiling": None}
+            settings = _with_sizes(settings.model_copy(update=pixels), data, watcher)
+    fitted, calibration = found or _fit_on_pixels(settings, data, out, watcher, attached)
+    settings = settings.model_copy(update={"network": fitted.settings.network})
+    metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, watcher)
+    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics)
+    forget_folds(out)
+    forget_pilots(out)
+    forget_replaced(out)
+    return RunFolder.open(out, check_files=False)
+
+
+def _fit_on_pixels(
+    settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached
+) -> tuple[FittedGraph, CalibrationRecord]:
     division = data.division
-    split, judges = division.split, division.judges
-    n_fit, n_statistics = len(split.fit), len(split.statistics)
-    files = (*split.fit, *split.statistics, *judges)
+    n_fit, n_statistics = len(division.split.fit), len(division.split.statistics)
+    files = division.files
     images = load_images(files, settings.preparation, watcher.progress_of("reading images"))
-    fit_images, statistics_images = images[:n_fit], images[n_fit : n_fit + n_statistics]
     fitted = fit_graph(
         settings,
-        fit_images,
-        statistics_images,
+        images[:n_fit],
+        images[n_fit : n_fit + n_statistics],
         out,
         watcher,
         labelled=_load_labelled(settings, data.choice, watcher),
@@ -213,7 +238,7 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
     elif fitted is not None:
         calibration = calibrate(
             fitted.graph,
-            judges,
+            division.judges,
             images[n_fit + n_statistics :],
             false_alarm_rate=settings.false_alarm_rate,
             pixel_false_positive_rate=settings.pixel_false_positive_rate,
@@ -222,13 +247,27 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
     if fitted is None or calibration is None:
         # One of several processes that Lightning started to train together; the first one finishes the run.
         raise SystemExit(0)
-    del images, fit_images, statistics_images  # Test images, maps and masks need the room.
-    metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, watcher)
-    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics)
-    forget_folds(out)
-    forget_pilots(out)
-    forget_replaced(out)
-    return RunFolder.open(out, check_files=False)
+    return fitted, calibration
+
+
+def _with_backbone(settings: TrainSettings, watcher: Watcher) -> TrainSettings:
+    """Find the backbone's weights before anything else is done; without them a choice falls on the network on pixels.
+
+    Raises:
+        MissingDependencyError: a network on features was asked for, and there are no weights.
+    """
+    if settings.network is Network.PIXEL or settings.backbone_weights is not None or find_backbone() is not None:
+        if settings.backbone_weights is not None:
+            path = str(Path(settings.backbone_weights).absolute())
+            return settings.model_copy(update={"backbone_weights": path})
+        return settings
+    if settings.network is not None:
+        raise MissingDependencyError(missing_backbone())
+    watcher.say(
+        f"a network on pixels is trained: {missing_backbone()}. On most surfaces a network on features finds more, in "
+        "a fraction of the time"
+    )
+    return settings.model_copy(update={"network": Network.PIXEL})
 
 
 def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:
@@ -278,6 +317,8 @@ def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> Train
     seen = (*split.fit, *split.statistics)
     traits = look_at(seen, white_level=settings.white_level, progress=watcher.progress_of("looking at images"))
     settings = settings.model_copy(update={"traits": traits})
+    if settings.network is not Network.PIXEL:
+        return _with_picture_size(settings, report.typical_size, watcher)
     if settings.size is not None:
         tiling = resolve_size(settings.size, report.typical_size, is_aligned=traits.is_aligned)
         sides = {"height": tiling.tile_height, "width": tiling.tile_width}
@@ -304,6 +345,27 @@ def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> Train
             f"{tiling.image_height}x{tiling.image_width}"
         )
     return settings
+
+
+def _with_picture_size(settings: TrainSettings, typical: tuple[int, int], watcher: Watcher) -> TrainSettings:
+    """Decide the size at which the backbone sees the pictures, and what a network on pixels would see of them."""
+    request = settings.size or SizeRequest()
+    picture = request.image or choose_feature_size(typical)
+    check_size(*picture)
+    settings = settings.model_copy(update={"picture_size": picture})
+    watcher.say(
+        f"the pictures are typically {typical[0]}x{typical[1]} (height x width); a network on features sees them at "
+        f"{picture[0]}x{picture[1]}"
+    )
+    traits = settings.traits
+    assert traits is not None
+    if settings.network is Network.FEATURE:
+        tiling = Tiling(image_height=picture[0], image_width=picture[1], tile_height=picture[0], tile_width=picture[1])
+        return settings.model_copy(update={"tiling": tiling})
+    tiling = resolve_tiles_of(picture, request, typical, is_aligned=traits.is_aligned)
+    sides = {"height": tiling.tile_height, "width": tiling.tile_width}
+    architecture = make_record(Architecture, settings.architecture.model_dump() | sides)
+    return settings.model_copy(update={"tiling": tiling, "architecture": architecture})
 
 
 def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher: Watcher) -> LabelledImages | None:
