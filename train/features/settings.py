@@ -48,7 +48,7 @@ class FeatureSettings(Record):
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of Adam, at the top of one cycle."""
     maps: tuple[FeatureMap, ...] = Field(
-        default=(FeatureMap(top_fraction=0.005), FeatureMap(by_level=True, top_fraction=0.05)),
+        default=(FeatureMap(top_fraction=0.01), FeatureMap(by_level=True, top_fraction=0.1)),
         min_length=1,
         max_length=8,
     )

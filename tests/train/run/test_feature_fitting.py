@@ -1,0 +1,243 @@
+"""Runs on features: what trains, what judges, what is in the folder, and that it opens to the same model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.train.random_backbones import random_weights
+from vae_edge.errors import BundleError, InputError, MissingDependencyError, UsageError
+from vae_edge.export.reference import measure_reference
+from vae_edge.records import make_record
+from vae_edge.train.choice.network_choice import NetworkRanking
+from vae_edge.train.data.inspection_set import load_images
+from vae_edge.train.features import backbone_weights
+from vae_edge.train.features.graph import FeatureGraph, FusedGraph
+from vae_edge.train.features.table import TABLE_FILE
+from vae_edge.train.loop.checkpoints import TrainingInterruptedError
+from vae_edge.train.loop.settings import TrainSettings
+from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.presets import Architecture, Network
+from vae_edge.train.model.scoring import NORMALIZED_SCORING
+from vae_edge.train.run import fitting
+from vae_edge.train.run.fitting import fit_run, resume_run
+from vae_edge.train.run.folder import MODEL_FILE, RECORD_FILE, RunFolder
+from vae_edge.train.sample import SampleSettings, write_sample_set
+
+TINY = Architecture(n_features=4, latent_vec_size=8, height=32, width=32)
+FEATURE = {"n_hidden": 16, "latent_vec_size": 4, "n_steps": 20, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = SampleSettings(image_size=64, n_train=24, n_test_good=3, n_test_per_defect=1)
+    return write_sample_set(tmp_path_factory.mktemp("data"), ["dial"], sizes)[0]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    save_file(random_weights("timm", 0), path)
+    return path
+
+
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.stages: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in self.stages:
+            self.stages.append(stage)
+
+
+def settings(data: Path, weights: Path | None, network: Network | None, **values: object) -> TrainSettings:
+    given = {
+        "source": {"root": str(data)},
+        "network": network,
+        "feature": FEATURE,
+        "backbone_weights": None if weights is None else str(weights),
+        "size": {"image": (64, 64), "tiles": "none"},
+        "architecture": TINY,
+        "epochs": 1,
+        "batch_size": 8,
+        "accelerator": "cpu",
+        "photometric": None,
+        "scoring": NORMALIZED_SCORING,
+        "calibration": "split",
+    }
+    return make_record(TrainSettings, given | values)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return fit_run(settings(data, weights, Network.FEATURE), out=tmp_path_factory.mktemp("runs") / "feature")
+
+
+@pytest.fixture(scope="module")
+def crossed(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    asked = settings(data, weights, Network.FEATURE, calibration="cross", folds=3)
+    return fit_run(asked, out=tmp_path_factory.mktemp("runs") / "crossed")
+
+
+@pytest.fixture(scope="module")
+def both(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return fit_run(settings(data, weights, Network.BOTH), out=tmp_path_factory.mktemp("runs") / "both")
+
+
+def test_a_run_on_features_holds_all_of_the_model_and_names_its_backbone(run: RunFolder, weights: Path) -> None:
+    record = run.record
+    assert record.network is Network.FEATURE
+    assert record.feature is not None
+    assert record.feature.backbone.source == weights.name
+    assert record.feature.backbone.licence == backbone_weights.UNKNOWN_LICENCE
+    names = set(load_file(run.folder / MODEL_FILE))
+    assert any(name.startswith("backbone.") for name in names)
+    assert all(name.startswith(("backbone.", "feature.")) for name in names)
+    assert not (run.folder / "checkpoints" / TABLE_FILE).exists()
+    assert isinstance(run.load_graph(), FeatureGraph)
+
+
+def test_the_thresholds_are_those_of_the_model_in_the_folder(run: RunFolder) -> None:
+    files = run.find_calibration_images()
+    _, scores = run_graph(run.load_graph(), load_images(files, run.record.preparation))
+    recorded = [score.score for score in run.calibration.scores]
+    assert np.allclose(scores, recorded, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_run(run: RunFolder, data: Path, weights: Path, tmp_path: Path) -> None:
+    again = fit_run(settings(data, weights, Network.FEATURE), out=tmp_path / "again")
+    other = fit_run(settings(data, weights, Network.FEATURE, seed=1), out=tmp_path / "other")
+    assert again.fingerprint == run.fingerprint
+    assert other.fingerprint != run.fingerprint
+
+
+def test_in_a_cross_conformal_run_each_score_is_by_a_network_that_has_not_seen_the_part(crossed: RunFolder) -> None:
+    scores = crossed.calibration.scores
+    assert len(scores) == 24
+    assert {score.fold for score in scores} == {1, 2, 3}
+    files = crossed.find_calibration_images()
+    _, final = run_graph(crossed.load_graph(), load_images(files, crossed.record.preparation))
+    recorded = np.array([score.final_score for score in scores])
+    assert np.allclose(final, recorded, rtol=0.02, atol=0.02)  # Features were kept in float16.
+    assert not np.allclose([score.score for score in scores], recorded, atol=0.02)
+
+
+def test_both_networks_are_in_one_graph_that_opens_again(both: RunFolder) -> None:
+    graph = both.load_graph()
+    assert isinstance(graph, FusedGraph)
+    assert both.load_vae().image_size == (64, 64)
+    files = both.find_calibration_images()
+    _, scores = run_graph(graph, load_images(files, both.record.preparation))
+    assert np.allclose(scores, [score.score for score in both.calibration.scores], rtol=1e-4, atol=1e-4)
+
+
+def test_both_networks_can_be_calibrated_across_folds(data: Path, weights: Path, tmp_path: Path) -> None:
+    asked = settings(data, weights, Network.BOTH, calibration="cross", folds=2)
+    run = fit_run(asked, out=tmp_path / "run")
+    assert isinstance(run.load_graph(), FusedGraph)
+    assert {score.fold for score in run.calibration.scores} == {1, 2}
+
+
+def test_a_run_on_features_has_no_network_on_pixels(run: RunFolder) -> None:
+    with pytest.raises(InputError, match="expected one on pixels: train with --preset"):
+        run.load_vae()
+
+
+def test_weights_of_another_model_are_refused(run: RunFolder, tmp_path: Path) -> None:
+    content = json.loads((run.folder / RECORD_FILE).read_text())
+    content["feature"]["settings"]["n_hidden"] = 17
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in run.folder.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    (copy / RECORD_FILE).write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="cannot be used"):
+        RunFolder.open(copy).load_graph()
+
+
+def test_without_weights_a_choice_falls_on_pixels_and_says_what_is_missed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "find_backbone", lambda: None)
+    listener = Listener()
+    run = fit_run(settings(data, None, None), out=tmp_path / "run", watcher=listener)
+    assert run.record.network is Network.PIXEL
+    assert isinstance(run.load_graph(), AnomalyGraph)
+    assert any("pip install 'vae-edge[features]'" in sentence for sentence in listener.sentences)
+
+
+def test_without_weights_a_network_on_features_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "find_backbone", lambda: None)
+    with pytest.raises(MissingDependencyError, match="--backbone-weights"):
+        fit_run(settings(data, None, Network.FEATURE), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_too_small_for_the_strides_are_refused(data: Path, weights: Path, tmp_path: Path) -> None:
+    asked = settings(data, weights, Network.FEATURE, size={"image": (40, 64), "tiles": "none"})
+    with pytest.raises(UsageError, match="multiples of 16"):
+        fit_run(asked, out=tmp_path / "run")
+
+
+def test_the_choice_is_made_on_defects_that_were_pasted_and_is_recorded(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_edge.train.run.feature_fitting.FEWEST_NORMALS", 2)
+    listener = Listener()
+    run = fit_run(settings(data, weights, None), out=tmp_path / "run", watcher=listener)
+    choice = run.record.choice
+    assert choice is not None
+    assert "synthetic defects" in choice.judged_on
+    assert {each.name for each in choice.network} == {"feature", "both", "pixel"}
+    assert any(sentence.startswith(f"network: {run.record.network}") for sentence in listener.sentences)
+
+
+def test_too_few_normals_to_choose_by_mean_features(data: Path, weights: Path, tmp_path: Path) -> None:
+    run = fit_run(settings(data, weights, None), out=tmp_path / "run")
+    assert run.record.network is Network.FEATURE
+    assert run.record.choice is not None
+    assert "too few to choose by" in run.record.choice.because[0]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    run: RunFolder, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    class Stop(Watcher):
+        def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+            if stage.startswith("training on features 3"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterruptedError, match="vae-train --resume"):
+        fit_run(settings(data, weights, Network.FEATURE), out=tmp_path / "run", watcher=Stop())
+    assert resume_run(tmp_path / "run").fingerprint == run.fingerprint
+
+
+def test_an_export_measures_the_model_on_features_as_the_reference(run: RunFolder) -> None:
+    reference = measure_reference(
+        run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda what, done, total: None
+    )
+    assert reference.thresholds.image_threshold == pytest.approx(run.thresholds.image_threshold, rel=1e-4)
+
+
+def ranking(feature: float, both: float, pixel: float) -> NetworkRanking:
+    aurocs = np.repeat([[feature], [both], [pixel]], 24, axis=1)
+    return NetworkRanking(aurocs, np.repeat([[feature], [both], [pixel]], 40, axis=1))
+
+
+def test_features_stay_unless_another_choice_is_clearly_better() -> None:
+    assert ranking(0.8, 0.81, 0.75).chosen is Network.FEATURE
+    assert ranking(0.8, 0.85, 0.75).chosen is Network.BOTH
+    assert ranking(0.7, 0.8, 0.85).chosen is Network.PIXEL
+    assert "feature 0.700, both 0.800, pixel 0.850" in ranking(0.7, 0.8, 0.85).sentence()
