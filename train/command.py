@@ -75,15 +75,11 @@ def train(
         raise UsageError("there is no place for the run; expected --out RUN, such as --out runs/first")
     if (common.data is None) == (common.normal is None):
         raise UsageError("expected either --data or --normal; for a first try: --data sample")
-    out = common.out
+    out, asked = common.out, common.preset
     refuse_others(context, common.data or common.normal, kind_of(common), SOURCE_KINDS)
     preset = preset_named(common.preset)
     flags = [flag for name, flag in given_options(context).items() if name in ON_PIXELS]
     if preset.network is None and flags:
-        print_warning(
-            f"{in_words(flags)}: for networks on pixels only, so one of those is trained, {PIXEL_PRESET}; name it with "
-            "--preset"
-        )
         common = replace(common, preset=PIXEL_PRESET)
         preset = preset_named(PIXEL_PRESET)
     size = parse_size(
@@ -92,6 +88,11 @@ def train(
         network.tile_overlap,
     )
     refuse_idle(context, needs_of_options(common, data, threshold, scoring, network, size))
+    if common.preset != asked:
+        print_warning(
+            f"{in_words(flags)}: for networks on pixels only, so one of those is trained, {PIXEL_PRESET}; name it with "
+            "--preset"
+        )
     settings = _settings(common, data, threshold, scoring, network, training, lightning, size=size)
     from vae_edge.train.run.fitting import fit_run
 

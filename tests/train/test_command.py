@@ -187,6 +187,8 @@ NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, and these are
             (*FOLDER, "--kl-weight", "0", "--kl-warmup", "0.1"),
             "--kl-warmup is for the Kullback-Leibler term, and --kl-weight is 0",
         ),
+        ((*FOLDER, "--preset", "feature", "--epochs", "3"), "--epochs is for a network on pixels"),
+        ((*FOLDER, "--preset", "nano", "--backbone-weights", "x"), "--backbone-weights is for a network on features"),
     ],
 )
 def test_what_would_have_no_effect_is_refused_with_the_reason(

@@ -118,6 +118,9 @@ class Tiling(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Tiling:
+        if (self.tile_height, self.tile_width) != (self.image_height, self.image_width):
+            # Of a whole image `whole` does it: networks on features take other sizes.
+            check_image_size(self.tile_height, self.tile_width)
         if self.tile_height > self.image_height or self.tile_width > self.image_width:
             raise UsageError(
                 f"the tiles are {self.tile_height}x{self.tile_width} and the image is "

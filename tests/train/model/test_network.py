@@ -132,7 +132,7 @@ def test_a_number_out_of_range_is_refused_by_name(wrong: dict[str, float]) -> No
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'huge'; expected one of reference, edge, nano"):
+    with pytest.raises(InputError, match="'huge'; expected one of auto, feature, both, reference, edge, nano"):
         preset_named("huge")
 
 
