@@ -32,7 +32,8 @@ from vae_edge.errors import InputError
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import StepProgress
 from vae_edge.train.data.inspection_set import load_images, spread
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, run_graph
+from vae_edge.train.model.presets import Network
 from vae_edge.train.model.scoring import ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 from vae_edge.train.run.folder import RunFolder
@@ -122,7 +123,7 @@ class Reference:
     """The trained model and its outputs in FP32."""
 
     run: RunFolder
-    graph: AnomalyGraph
+    graph: DeployedGraph
     fingerprint: str
     """SHA-256 over the weights, the scoring and its constants."""
     images: NDArray[np.uint8]
@@ -165,6 +166,11 @@ def measure_reference(
     rule = ThresholdRule.of_run(run.calibration, false_alarm_rate)
     graph, fingerprint = run.load_graph(), run.fingerprint
     preparation = run.record.preparation
+    if scoring is not None and run.record.network is not Network.PIXEL:
+        raise InputError(
+            f"another scoring was asked for, and the run {run.folder} scores what a network on features finds; leave out "
+            "--scoring, or train with --preset nano, edge or reference"
+        )
     if scoring is not None and scoring != run.record.scoring:
         if not rule.is_split:
             raise InputError(

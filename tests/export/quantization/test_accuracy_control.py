@@ -103,7 +103,9 @@ def run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 @pytest.fixture(scope="module")
 def graph(run: RunFolder) -> AnomalyGraph:
-    return run.load_graph()
+    graph = run.load_graph()
+    assert isinstance(graph, AnomalyGraph)
+    return graph
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.presets import Architecture, Network
-from vae_edge.train.model.scoring import NORMALIZED_SCORING
+from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
 from vae_edge.train.run import fitting
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import MODEL_FILE, RECORD_FILE, RunFolder
@@ -229,6 +229,14 @@ def test_an_export_measures_the_model_on_features_as_the_reference(run: RunFolde
         run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda what, done, total: None
     )
     assert reference.thresholds.image_threshold == pytest.approx(run.thresholds.image_threshold, rel=1e-4)
+    with pytest.raises(InputError, match="leave out --scoring"):
+        measure_reference(
+            run,
+            scoring=MSE_SCORING,
+            data_root=None,
+            false_alarm_rate=None,
+            progress=lambda what, done, total: None,
+        )
 
 
 def ranking(feature: float, both: float, pixel: float) -> NetworkRanking:
