@@ -168,8 +168,8 @@ def measure_reference(
     preparation = run.record.preparation
     if scoring is not None and run.record.network is not Network.PIXEL:
         raise InputError(
-            f"another scoring was asked for, and the run {run.folder} scores what a network on features finds; leave out "
-            "--scoring, or train with --preset nano, edge or reference"
+            f"another scoring was asked for, and the run {run.folder} scores what a network on features finds; leave "
+            "out --scoring, or train with --preset nano, edge or reference"
         )
     if scoring is not None and scoring != run.record.scoring:
         if not rule.is_split:

@@ -17,9 +17,10 @@ from vae_edge.train.model.anomaly_graph import n_pooled
 from vae_edge.train.model.residuals import Smoothing
 from vae_edge.train.model.scoring_constants import center_and_unit
 
-_FLOOR = 0.1
-"""Share of the average deviation that every position's has at least: one that never moved in a few pictures must not
-shout at the first speck of dust."""
+_FLOOR = 0.5
+"""Share of the median deviation that is added to every position's: one that never moved in a few pictures must not shout
+at the first speck of dust. With 0.3 to 1 the image AUROC on five surfaces differed by less than 0.01; with nothing added
+it was 0.01 lower on the magnetic tiles, which have few parts."""
 
 _REPORT_EVERY = 10
 
@@ -126,5 +127,4 @@ def mean_and_deviation(maps: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     mean = blur(values.mean(dim=0, keepdim=True))
     # The mean square of (value - mean), so that what the blur took from the mean is in the deviation.
     deviation = blur((values - mean).square().mean(dim=0, keepdim=True)).clamp_min(0).sqrt()
-    floor = (_FLOOR * deviation.mean()).clamp_min(1e-6)
-    return mean.float(), deviation.clamp_min(floor).float()
+    return mean.float(), (deviation + _FLOOR * deviation.median()).clamp_min(1e-6).float()
