@@ -26,11 +26,10 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field
-
 from vae_edge.errors import InputError, MissingDependencyError, said_by
+from vae_edge.manifest import BackboneOrigin
 from vae_edge.platform.machine import installed_version
-from vae_edge.records import Record, Sha256, open_regular, read_bounded
+from vae_edge.records import open_regular, read_bounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,21 +61,6 @@ _MOST_CHARACTERS = 100
 """Of a name from a file, in a message."""
 
 _log = logging.getLogger(__name__)
-
-
-class BackboneOrigin(Record):
-    """Where a backbone's weights come from."""
-
-    name: str
-    """Of the network."""
-    source: str
-    """The package with its version, or the name of the file."""
-    licence: str
-    """An SPDX identifier, or what is known instead."""
-    sha256: Sha256
-    """Of the file with the weights."""
-    size_bytes: int = Field(ge=0)
-    """Of that file, which holds the rest of the network too."""
 
 
 @dataclass(frozen=True)

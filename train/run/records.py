@@ -8,12 +8,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vae_edge.image import Preparation
-from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.manifest import BackboneOrigin, ThresholdMethod, Thresholds
 from vae_edge.records import FileRecord, Record, Sha256
 from vae_edge.train.choice.candidates import ChoiceRecord
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.report import DataReport
-from vae_edge.train.features.backbone_weights import BackboneOrigin
 from vae_edge.train.features.settings import FeatureSettings
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
