@@ -136,7 +136,7 @@ def _matrix_product(bound: _Bound) -> tuple[int, int]:
 def _two(value: Any) -> tuple[int, int]:
     values = [value] * 2 if isinstance(value, int) else value
     if len(values) > 2:
-        raise _RefusedError(f"gives a convolution of images {len(values)} sizes")
+        raise _RefusedError(f"gives {len(values)} sizes for the two sides of images")
     return values[0], values[-1]
 
 
@@ -166,6 +166,18 @@ def _transposed_convolution(bound: _Bound) -> tuple[int, int]:
     return max(images[0] * channels * _numel(sizes), entered * channels * taps), entered * images[1] * kernels[1] * taps
 
 
+def _pooled(bound: _Bound) -> tuple[int, int]:
+    shape = tuple(bound["self"].shape)
+    if len(shape) != 4:
+        raise _RefusedError(f"takes means over places of {len(shape)} dimensions")
+    kernel, padding = _two(bound["kernel_size"]), _two(bound.get("padding", 0))
+    strides = _two(bound.get("stride") or bound["kernel_size"])
+    # One more than without rounding up.
+    sizes = [max(shape[2 + i] + 2 * padding[i] - kernel[i], 0) // strides[i] + 2 for i in range(2)]
+    numel = shape[0] * shape[1] * _numel(sizes)
+    return numel, numel * _numel(kernel)
+
+
 def _images_and_kernels(bound: _Bound) -> tuple[tuple[int, ...], tuple[int, ...]]:
     images, kernels = tuple(bound["input"].shape), tuple(bound["weight"].shape)
     if len(images) != 4 or len(kernels) != 4:
@@ -179,6 +191,11 @@ OPERATORS = {
     "aten.abs.default": _Operator("self:tensor", _same),
     "aten.add.Tensor": _Operator("self:tensor other:operand", _broadcast),
     "aten.amax.default": _Operator("self:tensor dim:ints= keepdim:flag=", _same),
+    "aten.avg_pool2d.default": _Operator(
+        "self:tensor kernel_size:counts stride:counts= padding:sizes= ceil_mode:flag= count_include_pad:flag= "
+        "divisor_override:count?=",
+        _pooled,
+    ),
     "aten.cat.default": _Operator("tensors:tensors dim:int=", _joined),
     "aten.clamp.default": _Operator("self:tensor min:number?= max:number?=", _same),
     "aten.conv2d.default": _Operator(_CONVOLUTION.format("sizes"), _convolution),
@@ -201,6 +218,7 @@ OPERATORS = {
     "aten.pad.default": _Operator("self:tensor pad:ints mode:mode= value:number?=", _padded),
     "aten.permute.default": _Operator("self:tensor dims:ints", _same),
     "aten.relu.default": _Operator("self:tensor", _same),
+    "aten.relu6.default": _Operator("self:tensor", _same),
     "aten.reshape.default": _Operator("self:tensor shape:ints", _same),
     "aten.rsub.Scalar": _Operator("self:tensor other:number alpha:number=", _same),
     "aten.select.int": _Operator("self:tensor dim:int index:int", _same),

@@ -224,6 +224,19 @@ TORCH: dict[str, Files] = {
         ("matmul.default", [..., node("flat")]),
         times=6,
     ),
+    "pool-of-padding": steps(
+        ("unsqueeze.default", [..., 0]), ("avg_pool2d.default", [..., [2**16, 2**16], [1, 1], [2**15, 2**15]])
+    ),
+    "pool-of-nothing": steps(("unsqueeze.default", [..., 0]), ("avg_pool2d.default", [..., [SIZE + 1, 1]])),
+    "pool-of-three-sides": steps(("unsqueeze.default", [..., 0]), ("avg_pool2d.default", [..., [2, 2, 2]])),
+    "pool-of-one-dimension": steps(("flatten.using_ints", [..., 0]), ("avg_pool2d.default", [..., [2, 2]])),
+    "pool-with-a-negative-divisor": steps(
+        ("unsqueeze.default", [..., 0]), ("avg_pool2d.default", [..., [2, 2], [2, 2], [0, 0], False, True, -1])
+    ),
+    "pools-of-everything": steps(
+        ("unsqueeze.default", [..., 0]),
+        *[("avg_pool2d.default", [..., [SIZE - 1, SIZE - 1], [1, 1], [SIZE // 2 - 1, SIZE // 2 - 1]])] * 3_000,
+    ),
     "pad-huge": steps(("pad.default", [..., [0, 10**12]])),
     "pad-beyond-64-bits": steps(("pad.default", [..., [BIG, BIG, BIG, BIG]])),
     "pad-to-nothing": steps(("pad.default", [..., [-SIZE, 0]])),
