@@ -13,11 +13,12 @@ import numpy as np
 from vae_edge.backends import openvino_module
 from vae_edge.backends.base import missing_runtime
 from vae_edge.errors import DeviceError, InputError
+from vae_edge.export.settings import BACKBONE
 from vae_edge.manifest import RuntimeRecord
 from vae_edge.platform import telemetry
 from vae_edge.targets import Target
 
-CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
+CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 """Operations that hold nearly all the weights and the work."""
 
 PRECISION_KEY = "precision"
@@ -134,28 +135,29 @@ def _halve_weights(model: Any) -> None:
 
 
 def network_operations(model: Any) -> list[Any]:
-    """Return the network's operations in the graph's order, with the constants that only they read.
+    """Return the networks' operations in the graph's order, with the constants that only they read.
 
-    They are those of `quantization.onnx_network.network_nodes`: from its first convolutions to the Tanh that ends
-    the decoder, whatever prepares the image, cuts it or compares it. An operation that rounds the input of the first
-    convolution stands before the network.
+    They are those of `quantization.onnx_network.network_nodes`: the backbone's, whose names tell, and from the first
+    convolutions of a network on pixels to the Tanh that ends its decoder, whatever prepares the image, cuts it or
+    compares it. An operation that rounds the input of the first convolution stands before the network.
 
     Raises:
         AssertionError: the graph is not one of this package.
     """
     ordered = list(model.get_ordered_ops())
     ends = [op for op in ordered if op.get_type_name() == "Tanh"]
-    if len(ends) != 1:
+    backbone = _backbone_names(ordered)
+    if len(ends) != 1 and (ends or not backbone):
         raise AssertionError(f"the graph has {len(ends)} Tanh operations; expected 1, the end of the decoder")
-    needed = {ends[0].get_friendly_name()}
-    waiting = sources(ends[0])
+    needed = {op.get_friendly_name() for op in ends}
+    waiting = [source for op in ends for source in sources(op)]
     while waiting:
         op = waiting.pop()
         if op.get_friendly_name() not in needed:
             needed.add(op.get_friendly_name())
             waiting.extend(sources(op))
     from_image: set[str] = set()
-    network: set[str] = set()
+    network: set[str] = backbone
     for op in ordered:
         name, before = op.get_friendly_name(), {source.get_friendly_name() for source in sources(op)}
         if op.get_type_name() == "Parameter" or before & from_image:
@@ -168,6 +170,18 @@ def network_operations(model: Any) -> list[Any]:
         if readers and name not in from_image and all(reader.get_friendly_name() in network for reader in readers):
             network.add(name)
     return [op for op in ordered if op.get_friendly_name() in network]
+
+
+def _backbone_names(ordered: list[Any]) -> set[str]:
+    marked = {name for op in ordered if (name := op.get_friendly_name()).startswith(BACKBONE)}
+    # OpenVINO makes two operations of a Clip, and only the second keeps its name.
+    between = {
+        op.get_friendly_name()
+        for op in ordered
+        if any(source.get_friendly_name() in marked for source in sources(op))
+        and all(reader.get_friendly_name() in marked for reader in _readers(op))
+    }
+    return marked | between
 
 
 def sources(op: Any) -> list[Any]:

@@ -1,9 +1,16 @@
-"""The network, encoder to decoder, inside an exported ONNX graph: found, its layers named, and put into FP16.
+"""The networks inside an exported ONNX graph: found, their layers named, and put into FP16.
 
-Everything around the network stays in float32. The converter of `onnxruntime.transformers.float16` decides by operator
-and puts casts around every node that it leaves alone. The network is one connected piece with one edge in and one out,
-so two casts are enough, and nothing of what must stay exact, the image's scaling and the way from the residual to the
-score, can be converted by mistake.
+A graph has one or both of two:
+
+* a VAE on pixels, encoder to decoder, found by the Tanh that ends it;
+* the pretrained backbone of a VAE on features, up to the features that are taken from it, found by its nodes' names,
+  which `export_onnx` begins with `BACKBONE`. The VAE behind it, a few 1 x 1 convolutions whose input and output are
+  subtracted from each other, is none of them: in INT8 it cost a tenth of the AUROC that it has.
+
+Everything around the networks stays in float32. The converter of `onnxruntime.transformers.float16` decides by operator
+and puts casts around every node that it leaves alone. A network is one connected piece with few edges in and out, so
+that a cast at each is enough, and nothing of what must stay exact, the image's scaling and the way from the residual to
+the score, can be converted by mistake.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_edge.errors import InputError
+from vae_edge.export.settings import BACKBONE, BACKBONE_IN_FLOAT
 
 LAYERS = ("Conv", "ConvTranspose")
 """Operators that hold nearly all the weights and the work, and that INT8 is about."""
@@ -24,16 +32,29 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def network_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the nodes of the network in the graph's order: its first convolution to the Tanh that ends the decoder.
+    """Return the nodes of the networks in the graph's order, that of the backbone and that of the VAE on pixels.
 
-    What comes before prepares and cuts the image; what comes after is stitching, the residual, the smoothing, the
-    normalization and the pooling, which stay in float32 at every precision. So does the convolution to the latents'
-    log-variance where a score asks for it: it leads to no reconstruction.
+    Of the VAE they are its first convolution to the Tanh that ends the decoder. What comes before prepares and cuts the
+    image; what comes after is stitching, the residual, the smoothing, the normalization and the pooling, which stay in
+    float32 at every precision. So does the convolution to the latents' log-variance where a score asks for it: it leads
+    to no reconstruction.
 
     Raises:
-        InputError: the graph has no such network.
+        InputError: the graph has neither.
     """
+    chosen = {node.output[0] for node in _pixel_nodes(model)}
+    return [node for node in model.graph.node if node.output[0] in chosen or node.name.startswith(BACKBONE)]
+
+
+def reconstructing_layer(model: onnx.ModelProto) -> str | None:
+    """Return the name of the layer whose values are the reconstructed pixels; None: there is no network on pixels."""
+    return next((node.name for node in reversed(_pixel_nodes(model)) if node.op_type in LAYERS), None)
+
+
+def _pixel_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     ends = [node for node in model.graph.node if node.op_type == "Tanh"]
+    if not ends and any(node.name.startswith(BACKBONE) for node in model.graph.node):
+        return []
     if len(ends) != 1:
         raise InputError(f"the graph has {len(ends)} Tanh nodes; expected one, the end of the decoder")
     # The nodes are in topological order: one walk back finds what the Tanh needs, one forth what needs a convolution.
@@ -54,7 +75,9 @@ def network_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the names of the network's convolutions, transposed ones too, in the graph's order.
+    """Return the names of the networks' convolutions, transposed ones too, in the graph's order.
+
+    Two of a backbone's are not among them: see `vae_edge.export.settings.BACKBONE_IN_FLOAT`.
 
     `rewrite_transposed_convolutions`, `to_half` and both quantizations keep these names, so that a layer can be named
     before and after.
@@ -62,7 +85,8 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     Raises:
         InputError: the graph has no such network, or two layers have one name.
     """
-    names = tuple(node.name for node in network_nodes(model) if node.op_type in LAYERS)
+    layers = (node.name for node in network_nodes(model) if node.op_type in LAYERS)
+    names = tuple(name for name in layers if not name.startswith(BACKBONE_IN_FLOAT))
     if not all(names) or len(set(names)) != len(names):
         raise InputError(f"the convolutions' names are {list(names)}; expected every one to have its own")
     return names
@@ -95,9 +119,10 @@ def forget_types(graph: onnx.GraphProto, names: Collection[str]) -> None:
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model whose network computes in FP16, with its weights stored in FP16, half the size.
+    """Return a copy of a model whose networks compute in FP16, with their weights stored in FP16, half the size.
 
-    A cast stands before the network and one after it. Weights beyond 65504, which no trained network has, are clamped.
+    A cast stands at every edge into a network and out of it. Weights beyond 65504, which no trained network has, are
+    clamped.
 
     Raises:
         InputError: the graph has no network, or shares weights of the network with other nodes.

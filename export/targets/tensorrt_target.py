@@ -33,15 +33,15 @@ from vae_edge.agreement import Outputs
 from vae_edge.backends.tensorrt.build import build_engine
 from vae_edge.errors import InputError
 from vae_edge.export.quantization.onnx_network import (
-    LAYERS,
     check_layer_names,
     forget_types,
     half,
     network_nodes,
+    quantizable_layers,
     replace_nodes,
     to_half,
 )
-from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges, run_onnx
+from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges, simulate_onnx
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
 from vae_edge.platform.work import Progress
@@ -92,7 +92,7 @@ class Exporter(TargetExporter):
 
     def simulate(self, folder: Path, images: NDArray[np.uint8], progress: Progress | None = None) -> Outputs:
         """Run the ONNX file with ONNX Runtime: the same graph, rounded in the same places, in another arithmetic."""
-        return run_onnx(onnx.load(str(folder / ONNX_FILE)), images, progress)
+        return simulate_onnx(onnx.load(str(folder / ONNX_FILE)), images, progress)
 
 
 class TensorRtQuantizer(OnnxQuantizer):
@@ -105,6 +105,12 @@ class TensorRtQuantizer(OnnxQuantizer):
             InputError: a name that is not one of `layers`.
         """
         return quantize_for_tensorrt(self.float_model, self.ranges, keep_float=keep_float)
+
+    def outputs(
+        self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset(), progress: Progress | None = None
+    ) -> Outputs:
+        """Simulate a variant with ONNX Runtime over prepared images, uint8 [n, H, W, 3]."""
+        return simulate_onnx(self.model(keep_float), images, progress)
 
 
 def quantize_for_tensorrt(
@@ -123,9 +129,8 @@ def quantize_for_tensorrt(
     check_layer_names(model, keep_float)
     result = to_half(model)
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    chosen = {
-        node.name: node for node in network_nodes(model) if node.op_type in LAYERS and node.name not in keep_float
-    }
+    layers = set(quantizable_layers(model)).difference(keep_float)
+    chosen = {node.name: node for node in network_nodes(model) if node.name in layers}
     graph = result.graph
     constants: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
