@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vae_edge.agreement import Outputs
 from vae_edge.errors import ParityError
 from vae_edge.export.calibration.calibration_set import CalibrationSet, draw_calibration_set
@@ -24,10 +26,13 @@ from vae_edge.export.calibration.judging import JudgingSet, draw_judging_set
 from vae_edge.export.quantization.accuracy_control import Baseline, Judgement, keep_accuracy
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import LowPrecisionSettings
-from vae_edge.export.targets.base import TargetExporter
-from vae_edge.manifest import QuantizationRecord
+from vae_edge.export.targets.base import Quantizer, TargetExporter
+from vae_edge.manifest import QuantizationRecord, SaturationRecord
 from vae_edge.platform.work import StepProgress
 from vae_edge.targets import Precision
+
+N_SATURATION_IMAGES = 64
+"""Of the judging images, on which saturated values are counted: of each there are millions."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,19 @@ class LowPrecision:
             layers=control.layers,
             given_back=control.given_back,
             n_passes=len(control.passes),
+            saturation=self._saturation(quantizer, control.keep_float, what),
         )
         return QuantizedModel(quantizer.model(control.keep_float), record, self.calibration)
+
+    def _saturation(self, quantizer: Quantizer, keep_float: frozenset[str], what: str) -> SaturationRecord:
+        """Find the layer that reads the most values beyond its range, over some of the judging images."""
+        images = self.judging.images
+        some = images[np.linspace(0, len(images) - 1, min(len(images), N_SATURATION_IMAGES)).astype(int)]
+        self.report(f"{what}: counting values beyond their ranges", 0, 1)
+        shares = quantizer.saturation(some, keep_float)
+        self.report(f"{what}: counting values beyond their ranges", 1, 1)
+        worst = max(shares, key=shares.__getitem__)
+        return SaturationRecord(layer=worst, share=shares[worst], n_images=len(some))
 
     def judge(self, outputs: Outputs, *, scored_by: str) -> Judgement:
         """Fit a model's thresholds on its outputs for `baseline.images` and refuse it if it costs too much.

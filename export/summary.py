@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from vae_edge.export.pipeline import ExportResult
 
 
+MUCH_SATURATION = 0.001
+"""Share of a layer's values beyond their range from which the user is warned: ten times what the estimator
+`percentile` cuts off on purpose, and a tenth of the share of positions that a score is the mean of by default (1 %)."""
+
+
 def print_model_api(folder: Path, record: ModelApiRecord) -> None:
     """Print what a Model API folder is, in a line."""
     check = record.check
@@ -29,7 +34,7 @@ def print_results(results: list[ExportResult], out: Path, seconds: float) -> Non
     """Print a table of what was made, warn, and end with the exit code of what failed."""
     table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
     table.add_column("bundle", no_wrap=True)
-    for column in ("size", "score drift", "map drift", "flips", "AUROC drop", "given back", "verified"):
+    for column in ("size", "score drift", "map drift", "flips", "AUROC drop", "given back", "saturated", "verified"):
         table.add_column(column, justify="right")
     for result in results:
         if result.bundle is None:
@@ -49,6 +54,7 @@ def print_results(results: list[ExportResult], out: Path, seconds: float) -> Non
             *drift,
             "-" if manifest.accuracy is None else f"{manifest.accuracy.image_auroc_drop:.4f}",
             _given_back(manifest.quantization),
+            _saturated(manifest.quantization),
             "yes" if manifest.verified else "no",
         )
     if table.row_count:
@@ -67,6 +73,12 @@ def print_results(results: list[ExportResult], out: Path, seconds: float) -> Non
 def _given_back(quantization: QuantizationRecord | None) -> str:
     """Say how many layers went back to float."""
     return "-" if quantization is None else f"{len(quantization.given_back)} of {len(quantization.layers)}"
+
+
+def _saturated(quantization: QuantizationRecord | None) -> str:
+    """Say which share of values is beyond its range in the layer where it is largest."""
+    saturation = None if quantization is None else quantization.saturation
+    return "-" if saturation is None else f"{saturation.share:.2%}"
 
 
 def _warn(results: list[ExportResult]) -> None:
@@ -89,6 +101,14 @@ def _warn(results: list[ExportResult]) -> None:
         if manifest.quantization is not None and manifest.quantization.given_back:
             layers = ", ".join(manifest.quantization.given_back)
             warn_once(f"{manifest.name}: back in float to keep the accuracy, the most harmful first: {layers}")
+        saturation = None if manifest.quantization is None else manifest.quantization.saturation
+        if saturation is not None and saturation.share > MUCH_SATURATION:
+            warn_once(
+                f"{manifest.name}: {saturation.share:.2%} of the values that {saturation.layer} reads on "
+                f"{saturation.n_images} judging images are beyond the range of the calibration images, and are cut "
+                "off: defects may score lower than in fp32; calibrate on more pictures with --calibration-data, or "
+                "take --estimator min-max"
+            )
         if not manifest.verified:
             unverified.setdefault(str(manifest.not_verified_because), []).append(manifest.name)
     for reason, names in unverified.items():

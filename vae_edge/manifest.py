@@ -180,6 +180,20 @@ class AccuracyRecord(Record):
         return self.reference_pixel_auroc - self.pixel_auroc
 
 
+class SaturationRecord(Record):
+    """How many values of a quantized model's activations are outside the ranges that it was given.
+
+    They are cut off at the range's end: what a defect changes there is lost.
+    """
+
+    layer: str
+    """The layer whose input has the largest share of such values."""
+    share: float = Field(ge=0, le=1)
+    """That share, over all values that the layer reads."""
+    n_images: int = Field(ge=1)
+    """Normal and defective images, other than those of the calibration, that it was counted on."""
+
+
 class QuantizationRecord(Record):
     """How an INT8 model was made."""
 
@@ -191,6 +205,8 @@ class QuantizationRecord(Record):
     """Layers that went back to float to keep the accuracy, the most harmful first."""
     n_passes: int = Field(ge=1)
     """Models that were run and judged to find these."""
+    saturation: SaturationRecord | None = None
+    """None: it was not counted."""
 
 
 class CalibrationSetRecord(Record):
@@ -198,6 +214,8 @@ class CalibrationSetRecord(Record):
 
     sha256: Sha256
     n_images: int = Field(ge=1)
+    n_with_defects: int = Field(default=0, ge=0)
+    """How many of them are normals with defects pasted on."""
 
 
 class RuntimeRecord(Record):
@@ -208,21 +226,6 @@ class RuntimeRecord(Record):
     version: str
     details: dict[str, str] = Field(default_factory=dict)
     """What else decides where the file runs: opset, compute capability, platform."""
-
-
-class BackboneOrigin(Record):
-    """Where a backbone's weights come from."""
-
-    name: str
-    """Of the network."""
-    source: str
-    """The package with its version, or the name of the file."""
-    licence: str
-    """An SPDX identifier, or what is known instead."""
-    sha256: Sha256
-    """Of the file with the weights."""
-    size_bytes: int = Field(ge=0)
-    """Of that file, which holds the rest of the network too."""
 
 
 class Provenance(Record):
@@ -236,8 +239,6 @@ class Provenance(Record):
     """Hash over the run's weights and scoring constants."""
     data_fingerprint: Sha256
     """Hash over the training images."""
-    backbone: BackboneOrigin | None = None
-    """Of a network on features: whose pretrained weights are in the model."""
     library_versions: dict[str, str]
 
 

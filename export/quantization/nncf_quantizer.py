@@ -31,8 +31,8 @@ from vae_edge.export.openvino_ir import (
     read_graph,
     sources,
 )
-from vae_edge.export.quantization.onnx_quantizer import PERCENTILE
-from vae_edge.export.settings import Estimator
+from vae_edge.export.quantization.onnx_quantizer import PERCENTILE, share_outside
+from vae_edge.export.settings import BACKBONE_IN_FLOAT, Estimator
 from vae_edge.platform.machine import look_at_machine
 from vae_edge.platform.telemetry import openvino_telemetry_hidden
 from vae_edge.platform.work import Progress
@@ -124,6 +124,25 @@ class OpenVinoQuantizer:
                 progress(position + 1, len(images))
         return Outputs(maps, scores)
 
+    def saturation(self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset()) -> dict[str, float]:
+        """Count the values that the quantized layers read outside their ranges; see `targets.base.Quantizer`."""
+        model = self._quantized.clone()
+        roundings = {name: sources(op)[0] for name, op in _layer_operations(model).items() if name not in keep_float}
+        # Several layers may read one rounding.
+        by_name = {rounding.get_friendly_name(): rounding for rounding in roundings.values()}
+        n_outputs = len(model.outputs)
+        model.add_outputs([rounding.input(0).get_source_output() for rounding in by_name.values()])
+        bounds = [tuple(np.array(sources(each)[i].data, np.float32) for i in (1, 2)) for each in by_name.values()]
+        request = _compiled(model).create_infer_request()
+
+        def batches() -> Iterator[tuple[int, list[Any]]]:
+            for position in range(len(images)):
+                request.infer({"image": images[position : position + 1]}, share_inputs=True)
+                yield position + 1, [request.get_output_tensor(n_outputs + i).data for i in range(len(by_name))]
+
+        found = dict(zip(by_name, share_outside(bounds, batches()).tolist(), strict=True))
+        return {name: found[rounding.get_friendly_name()] for name, rounding in roundings.items()}
+
 
 def quantizable_layers(model: Any) -> tuple[str, ...]:
     """Return the names of the network's convolutions, transposed ones too, in the graph's order.
@@ -144,6 +163,8 @@ def _layer_operations(model: Any) -> dict[str, Any]:
         bias = _bias_addition(op)
         # OpenVINO splits ONNX's convolution into one without a bias and an addition that keeps the node's name.
         name = (op if bias is None else bias).get_friendly_name().removesuffix("/WithoutBiases")
+        if name.startswith(BACKBONE_IN_FLOAT):
+            continue
         if name in layers:
             raise AssertionError(f"two layers are called {name!r}")
         layers[name] = op
@@ -236,7 +257,8 @@ def quantize_network(
             progress(n_seen, len(images))
         return {"image": images[position : position + 1]}
 
-    network = {op.get_friendly_name() for op in network_operations(model)}
+    inside = (op.get_friendly_name() for op in network_operations(model))
+    network = {name for name in inside if not name.startswith(BACKBONE_IN_FLOAT)}
     operations = (op for op in model.get_ordered_ops() if op.get_type_name() != "Constant")
     rest = [op.get_friendly_name() for op in operations if op.get_friendly_name() not in network]
     ranges = _range_estimator(nncf, settings.estimator)

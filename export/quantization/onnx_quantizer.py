@@ -165,32 +165,21 @@ def _histogram(values: NDArray[np.float32], limit: float) -> NDArray[np.int64]:
 
 
 def _tensors(model: onnx.ModelProto) -> list[str]:
-    """List the float tensors that the network reads and computes; constants are not among them."""
-    nodes = network_nodes(model)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    names = dict.fromkeys([nodes[0].input[0], *(node.output[0] for node in nodes)])
+    """List the float tensors that the networks read and compute; constants are not among them."""
+    constants = {"", *(tensor.name for tensor in model.graph.initializer)}
+    names = dict.fromkeys(name for node in network_nodes(model) for name in (*node.input, *node.output))
     return [name for name in names if name not in constants]
 
 
 def _observe(model: onnx.ModelProto, tensors: Sequence[str]) -> Callable[[NDArray[np.uint8]], list[Any]]:
     """Return a function that gives the tensors' values for a batch of images."""
-    try:
-        onnxruntime = import_onnxruntime()
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "calibration runs the model with the package 'onnxruntime', which is not installed; "
-            "run: pip install 'vae-edge[onnxruntime]'"
-        ) from error
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     there = {value.name for value in watched.graph.output}
     for name in tensors:
         if name not in there:
             watched.graph.output.add(name=name)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _session(watched)
     (source,) = session.get_inputs()
 
     def run(images: NDArray[np.uint8]) -> list[Any]:
@@ -202,6 +191,22 @@ def _observe(model: onnx.ModelProto, tensors: Sequence[str]) -> Callable[[NDArra
         return values
 
     return run
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    """Open a model in ONNX Runtime, on the CPU, that computes every Q/DQ pair as it stands."""
+    try:
+        onnxruntime = import_onnxruntime()
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "calibration runs the model with the package 'onnxruntime', which is not installed; "
+            "run: pip install 'vae-edge[onnxruntime]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _batches(
@@ -257,6 +262,33 @@ class OnnxQuantizer(ABC):
         """Run a variant with ONNX Runtime on the CPU over prepared images, uint8 [n, H, W, 3]."""
         return run_onnx(self.model(keep_float), images, progress)
 
+    def saturation(self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset()) -> dict[str, float]:
+        """Count the values that the float model's layers read outside the ranges; see `targets.base.Quantizer`."""
+        reads = {node.name: node.input[0] for node in network_nodes(self.float_model)}
+        layers = [layer for layer in self.layers if layer not in keep_float]
+        tensors = list(dict.fromkeys(reads[layer] for layer in layers))
+        run = _observe(self.float_model, tensors)
+        shares = share_outside([self.ranges.of(name) for name in tensors], _batches(run, images))
+        found = dict(zip(tensors, shares.tolist(), strict=True))
+        return {layer: found[reads[layer]] for layer in layers}
+
+
+def share_outside(bounds: Sequence[tuple[Any, ...]], batches: Iterator[tuple[int, list[Any]]]) -> NDArray[np.float64]:
+    """Return which share of each tensor's values is more than half a step outside its range.
+
+    Args:
+        bounds: of each tensor the lowest and the highest value, numbers or arrays that broadcast to the tensor; 255
+            steps lie between them.
+        batches: images done, and the tensors' values.
+    """
+    outside, seen = np.zeros(len(bounds)), np.zeros(len(bounds))
+    for _, values in batches:
+        for index, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
+            slack = (high - low) / 510
+            outside[index] += np.count_nonzero((value < low - slack) | (value > high + slack))
+            seen[index] += value.size
+    return outside / np.maximum(seen, 1)
+
 
 def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], progress: Progress | None = None) -> Outputs:
     """Run a model with ONNX Runtime on the CPU over prepared images, uint8 [n, H, W, 3], one at a time.
@@ -271,3 +303,24 @@ def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], progress: Progre
         inputs, outputs = graph_inputs(height, width), graph_outputs(height, width)
         with open_backend(Target.ONNX, path, inputs, outputs) as backend:
             return run_backend(backend, images, progress=progress)
+
+
+def simulate_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], progress: Progress | None = None) -> Outputs:
+    """Like `run_onnx`, but with every Q/DQ pair computed as it stands, as another runtime would.
+
+    For its own integer kernels ONNX Runtime also rounds the biases, to steps of the product of both scales. Where the
+    scales are FP16, that product underflows in layers of small weights, and what it then computes is not the graph.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    session = _session(model)
+    outputs = Outputs(np.empty(images.shape[:3], np.float32), np.empty(len(images), np.float32))
+    for position in range(len(images)):
+        feed = {"image": images[position : position + 1]}
+        outputs.maps[position : position + 1], outputs.scores[position : position + 1] = session.run(
+            ["anomaly_map", "score"], feed
+        )
+        if progress is not None:
+            progress(position + 1, len(images))
+    return outputs

@@ -61,6 +61,19 @@ class Quantizer(LayerQuantizer, Protocol):
     def model(self, keep_float: frozenset[str] = frozenset()) -> Any:
         """Return the model with these layers in float, as `TargetExporter.write` of the same target takes it."""
 
+    def saturation(self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset()) -> Mapping[str, float]:
+        """Count the values that the quantized layers read outside their ranges.
+
+        A value counts from half a step beyond a range's end, where rounding would not have brought it to that end.
+
+        Args:
+            images: uint8 [n, H, W, 3], prepared, n of 1 or more.
+            keep_float: layers that are in float, and are not counted.
+
+        Returns:
+            The share of such values, 0 to 1, by the layers' names, in the order of the graph.
+        """
+
 
 class TargetExporter(ABC):
     """Writes the model files of one target.
