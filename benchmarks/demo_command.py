@@ -15,6 +15,7 @@ from vae_edge.benchmarks.report.records.report import HTML_FILE, REPORT_FILE, Re
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.cli.main import invoke
 from vae_edge.errors import VaeEdgeError
+from vae_edge.train.model.presets import PIXEL_PRESET
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.sample import DEFAULT_PRODUCT, PRODUCTS
 
@@ -23,7 +24,7 @@ Product = Enum("Product", {name: name for name in PRODUCTS}, type=str)  # type: 
 _EASIEST = Product(DEFAULT_PRODUCT)
 
 IMAGE_SIZE = 128
-EPOCHS = 40
+"""Of the network on pixels that `--epochs` asks for."""
 _ROUNDS, _ROUND_TIME_S = 5, 0.4  # Of the 10 rounds of 1 s that vae-bench takes by itself: the demo is to be over soon.
 
 
@@ -32,7 +33,13 @@ def demo(
     product: Annotated[
         Product, typer.Option(help="Which sample product to inspect; the first one is the easiest.")
     ] = _EASIEST,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = EPOCHS,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train a network on pixels, for so many passes over the images, instead of what vae-train chooses.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Shorten the benchmark.")] = False,
 ) -> None:
     """Walk the whole road: sample images, training, every target, benchmark, report and overlays; no download.
@@ -48,12 +55,10 @@ def demo(
     if is_trained(run, epochs):
         notes_console().print(f"\n2/5 {run} is trained already; delete it to train again")
     else:
-        size = ("--preset", "nano", "--image-size", IMAGE_SIZE)
-        # Smaller batches than the defaults, hence more steps: the demo has a minute for what may take longer.
-        pace = ("--epochs", epochs, "--batch-size", 16)
-        _step(
-            2, "train on good parts only", "vae-train", "--data", data / name, "--out", run, "--overwrite", *size, *pace
-        )
+        asked: tuple[object, ...] = ("--data", data / name, "--out", run, "--overwrite")
+        if epochs is not None:
+            asked += ("--preset", PIXEL_PRESET, "--image-size", IMAGE_SIZE, "--epochs", epochs, "--batch-size", 16)
+        _step(2, "train on good parts only", "vae-train", *asked)
     _step(3, "export to every target", "vae-export", run, "--target", "all", "--out", bundles)
     shortened = ("--quick",) if quick else ("--rounds", _ROUNDS, "--round-time", _ROUND_TIME_S)
     measure = ("--data", data / name, "--report", report, "--simple-method", *shortened)
@@ -86,14 +91,16 @@ def _step(number: int, what: str, program: str, *arguments: object) -> None:
         raise typer.Exit(code)
 
 
-def is_trained(run: Path, epochs: int) -> bool:
+def is_trained(run: Path, epochs: int | None) -> bool:
     """Tell whether an earlier demo left this very run, whole."""
     try:
         settings = RunFolder.open(run).record.settings
     except VaeEdgeError:
         return False
+    if epochs is None:
+        return settings.epochs is None
     asked = (settings.architecture.preset, settings.preparation.height, settings.epochs)
-    return asked == ("nano", IMAGE_SIZE, epochs)
+    return asked == (PIXEL_PRESET, IMAGE_SIZE, epochs)
 
 
 def _best(report: Report) -> str:

@@ -190,6 +190,7 @@ class _BundleExport:
                 run=reference.run.folder.resolve().name,
                 run_fingerprint=reference.fingerprint,
                 data_fingerprint=record.data.train_fingerprint,
+                backbone=None if record.feature is None else record.feature.backbone,
                 library_versions={"python": platform.python_version(), **installed_versions(_LIBRARIES)},
             ),
         )

@@ -228,6 +228,21 @@ class RuntimeRecord(Record):
     """What else decides where the file runs: opset, compute capability, platform."""
 
 
+class BackboneOrigin(Record):
+    """Where a backbone's weights come from."""
+
+    name: str
+    """Of the network."""
+    source: str
+    """The package with its version, or the name of the file."""
+    licence: str
+    """An SPDX identifier, or what is known instead."""
+    sha256: Sha256
+    """Of the file with the weights."""
+    size_bytes: int = Field(ge=0)
+    """Of that file, which holds the rest of the network too."""
+
+
 class Provenance(Record):
     """Where the bundle comes from."""
 
@@ -239,6 +254,8 @@ class Provenance(Record):
     """Hash over the run's weights and scoring constants."""
     data_fingerprint: Sha256
     """Hash over the training images."""
+    backbone: BackboneOrigin | None = None
+    """Of a network on features: whose pretrained weights are in the model."""
     library_versions: dict[str, str]
 
 

@@ -17,7 +17,7 @@ from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import UsageError, VaeEdgeError
-from vae_edge.manifest import Manifest, TensorSpec
+from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
 from vae_edge.platform.outside import printable
 from vae_edge.sinks.sink import trust_warnings
 
@@ -155,6 +155,7 @@ def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str,
         "Trust": _trust_rows(manifest),
         "Provenance": [
             ("run", f"{manifest.provenance.run} ({manifest.provenance.run_fingerprint[:12]})"),
+            *_backbone(manifest.provenance.backbone),
             ("training images", manifest.provenance.data_fingerprint[:12]),
             ("exported", f"{manifest.provenance.created_utc} by vae-edge {manifest.provenance.vae_edge_version}"),
             ("libraries", ", ".join(f"{k} {v}" for k, v in manifest.provenance.library_versions.items()) or "none"),
@@ -225,6 +226,12 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
             rows.append(("", f"at most {saturation.share:.2%} of values beyond their range, in {saturation.layer}"))
         rows.append(("in float", ", ".join(quantization.given_back) or "no layer went back to float"))
     return rows
+
+
+def _backbone(backbone: BackboneOrigin | None) -> list[tuple[str, str]]:
+    if backbone is None:
+        return []
+    return [("backbone", f"{backbone.name} from {backbone.source}, {backbone.licence}, SHA-256 {backbone.sha256[:12]}")]
 
 
 def _tensor_text(spec: TensorSpec) -> str:
