@@ -180,6 +180,7 @@ class _ReportMaker:
                 "model_sha256": bundle.model_sha256,
                 "size_bytes": bundle.size_bytes,
                 "exported_parity": manifest.parity,
+                "detectability": manifest.detectability,
             }
         if not row.has_run or manifest is None:
             reason = row.failure or "the benchmark was interrupted before its first round"

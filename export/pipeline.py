@@ -14,6 +14,7 @@ from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_askable_rate
+from vae_edge.detectability import Detectability
 from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecision, QuantizedModel
 from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
@@ -181,6 +182,7 @@ class _BundleExport:
             quantization=None if quantized is None else quantized.record,
             accuracy=trust.accuracy,
             parity=trust.parity,
+            detectability=_detectability(reference),
             verified=trust.not_verified_because is None,
             not_verified_because=trust.not_verified_because,
             files=tuple(file_record(path) for path in sorted(folder.iterdir())),
@@ -265,6 +267,13 @@ class _BundleExport:
             images=f"{reference.rule.describe_normals()} and {baseline.judging.description}",
         )
         return _Trust(judgement.thresholds, parity, judgement.accuracy)
+
+
+def _detectability(reference: Reference) -> Detectability | None:
+    """Return the run's table of pasted defects where the export decides by the same scoring and rate."""
+    run = reference.run
+    same_rate = reference.rule.false_alarm_rate == run.thresholds.false_alarm_rate_requested
+    return run.metrics.detectability if same_rate and reference.fingerprint == run.fingerprint else None
 
 
 @dataclass(frozen=True)

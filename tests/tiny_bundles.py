@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import vae_edge
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
+from vae_edge.detectability import CONTRASTS, Detectability, FoundByKind, FoundBySize
 from vae_edge.image import Preparation
 from vae_edge.manifest import (
     MANIFEST_FILE,
@@ -74,6 +75,7 @@ def make_bundle(
     n_normals: int = 99,
     verified: bool = True,
     max_batch: int | None = None,
+    detectability: Detectability | None = None,
 ) -> Bundle:
     """Write a tiny bundle for one target and open it."""
     with new_bundle(folder) as temporary:
@@ -82,7 +84,7 @@ def make_bundle(
             (temporary / name).write_bytes(content)
         manifest = make_manifest(
             target, [temporary / name for name in names], n_normals=n_normals, verified=verified, max_batch=max_batch
-        )
+        ).model_copy(update={"detectability": detectability})
         (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
     return Bundle.open(folder)
 
@@ -114,6 +116,29 @@ def make_manifest(
             run_fingerprint="0" * 64,
             data_fingerprint="1" * 64,
             library_versions={"numpy": np.__version__},
+        ),
+    )
+
+
+def example_detectability(found_at_high: int | None = None) -> Detectability:
+    """A table of pasted defects as a run finds them: all at 16 %, hardly any at 1 %; or so many at high contrast."""
+    shares = {0.01: (0, 0, 1), 0.02: (0, 2, 5), 0.04: (1, 5, 10), 0.08: (4, 9, 12), 0.16: (9, 12, 12)}
+    return Detectability(
+        height=256,
+        width=320,
+        threshold=3.2,
+        normals="good parts that set the threshold",
+        n_normals=24,
+        n_false_alarms=1,
+        by_size=tuple(
+            FoundBySize(size=size, contrast=contrast, n=12, n_found=n_found)
+            for size, found in shares.items()
+            for contrast, n_found in zip(CONTRASTS, (*found[:2], found_at_high or found[2]), strict=True)
+        ),
+        by_kind=tuple(
+            FoundByKind(kind=kind, size=size, n=18, n_found=sum(found) // 2)
+            for kind in ("blob", "break")
+            for size, found in shares.items()
         ),
     )
 

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.decision import describe_promise, describe_support, too_few_normals
+from vae_edge.decision import describe_promise, describe_support, promised_rate, too_few_normals
+from vae_edge.detectability import CONTRASTS, Detectability, found_text
 from vae_edge.train.model.presets import Network
 
 if TYPE_CHECKING:
+    from vae_edge.manifest import Thresholds
     from vae_edge.train.run.folder import RunFolder
+    from vae_edge.train.run.metrics import Metrics
+    from vae_edge.train.run.records import RunRecord
 
 _RANKED = 5
 """Scorings that are printed; the run's record holds more."""
@@ -20,6 +24,8 @@ _RANKED = 5
 def print_result(run: RunFolder) -> None:
     """Print what a run came to."""
     record, metrics, thresholds = run.record, run.metrics, run.thresholds
+    if metrics.detectability is not None and (blindness := metrics.detectability.blindness()):
+        print_warning(f"{blindness}; try {what_to_try(record)}")
     console = results_console()
     table = plain_table(title=f"run {run.folder}", headers=False)
     table.add_column(style="cyan")
@@ -55,10 +61,10 @@ def print_result(run: RunFolder) -> None:
     table.add_row("smallest rate", describe_support(thresholds))
     rows = (
         ("image AUROC", metrics.image_auroc),
+        (_recall_title(thresholds), metrics.recall),
         ("image AUPR", metrics.image_aupr),
         ("F1 at the threshold", metrics.image_f1),
         ("F1 at best", metrics.image_f1_best),
-        ("recall", metrics.recall),
         (f"false alarms on {metrics.n_normal} test normals", metrics.false_alarm_rate),
         ("pixel AUROC", metrics.pixel_auroc),
         ("AUPRO", metrics.aupro),
@@ -69,10 +75,77 @@ def print_result(run: RunFolder) -> None:
     console.print(table)
     _print_ranking(console, run)
     _print_defects(console, run)
+    if metrics.detectability is not None:
+        _print_detectability(console, metrics.detectability)
     few = too_few_normals(thresholds)
     if few:
-        print_warning(few)
+        print_warning("; ".join(filter(None, (few, cost_of_rate(metrics, thresholds)))))
     console.print(f"Next: vae-export {run.folder} --target all --out bundles")
+
+
+def _recall_title(thresholds: Thresholds) -> str:
+    rate = promised_rate(thresholds)
+    return "recall at the threshold" if rate is None else f"recall at the promised rate of {rate:.3g}"
+
+
+def cost_of_rate(metrics: Metrics, thresholds: Thresholds) -> str | None:
+    """Say what the false-alarm rate asked for would cost in recall, where the normals are too few to support it.
+
+    Of the labelled defective images, or of pasted defects where there are none. None where it cannot be estimated.
+    """
+    now, then, what = metrics.recall, metrics.recall_at_requested_rate, "defective test images"
+    pasted = metrics.detectability
+    if then is None and pasted is not None and pasted.n_found_at_requested_rate is not None:
+        now, then, what = pasted.n_found / pasted.n, pasted.n_found_at_requested_rate / pasted.n, "pasted defects"
+    if now is None or then is None:
+        return None
+    return (
+        f"{now:.0%} of the {what} are found at {thresholds.false_alarm_rate:.3g}, about {then:.0%} would be at "
+        f"{thresholds.false_alarm_rate_requested:.3g} (its threshold estimated from the tail of the normals' scores)"
+    )
+
+
+def what_to_try(record: RunRecord) -> str:
+    """Name what may let a model see more, with what the run has now, the most promising first."""
+    height, width = record.preparation.height, record.preparation.width
+    large = record.data.typical_size
+    advice = []
+    if large[0] * large[1] > height * width:
+        advice.append(f"a larger --image-size (now {height}x{width}; the pictures are typically {large[0]}x{large[1]})")
+    else:
+        advice.append("a camera that is closer or resolves more (the model already sees every pixel)")
+    on_pixels = record.network is Network.PIXEL
+    preset = record.architecture.preset if on_pixels else str(record.network)
+    advice.append(f"another --preset{f' (now {preset})' if preset else ''}")
+    traits = record.settings.traits
+    light = record.photometric if record.feature is None else record.feature.photometric
+    if traits is not None and not traits.has_steady_light:
+        advice.append(f"steadier light or --photometric (now {light})")
+    advice.append(f"more good parts (now {record.counts['fit'] + record.counts['statistics']} train)")
+    rate = record.settings.false_alarm_rate
+    advice.append(f"a higher --false-alarm-rate (now {rate:.3g})")
+    return f"{', '.join(advice[:-1])}, or {advice[-1]}"
+
+
+def _print_detectability(console: Console, found: Detectability) -> None:
+    table = plain_table()
+    table.add_column("pasted defects found", style="cyan")
+    for contrast in CONTRASTS:
+        table.add_column(f"{contrast} contrast", justify="right")
+    for size in found.sizes:
+        table.add_row(found.size_text(size), *(found_text(found.at(size, contrast)) for contrast in CONTRASTS))
+    console.print()
+    console.print(table)
+    kinds = plain_table()
+    kinds.add_column("by kind", style="cyan")
+    for size in found.sizes:
+        kinds.add_column(f"{100 * size:g} %", justify="right")
+    for kind in found.kinds:
+        cells = (found.of_kind(kind, size) for size in found.sizes)
+        kinds.add_row(kind, *("-" if cell is None else f"{cell.n_found}/{cell.n}" for cell in cells))
+    console.print()
+    console.print(kinds)
+    console.print(f"{found.headline()}; {found.n_false_alarms} of {found.n_normals} called anomalous without a defect")
 
 
 def _print_ranking(console: Console, run: RunFolder) -> None:

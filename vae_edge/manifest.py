@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from vae_edge.detectability import Detectability
 from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
 from vae_edge.targets import SUPPORTED, Precision, Target
@@ -283,6 +284,10 @@ class Manifest(Record):
     accuracy: AccuracyRecord | None = None
     """What FP16 or INT8 costs; None for FP32, which has to give the trained model's verdicts."""
     parity: ParityRecord | None = None
+    detectability: Detectability | None = None
+    """Which sizes of pasted defects the trained model finds at the thresholds of its run; None where it was not
+    measured, or the export changed scoring or rate. FP16 and INT8 have the trained model's too: what they change is in
+    `accuracy`."""
     verified: bool
     """Whether this very bundle was run and its thresholds come from its own outputs."""
     not_verified_because: str | None = None

@@ -7,7 +7,7 @@ row in `FIGURES` and the field that it is read from; the views that it names sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Flag, auto
 
 from vae_edge.benchmarks.measure.statistics import Interval
@@ -249,6 +249,14 @@ def _false_alarms(bundle: BundleResult) -> Number | None:
     return Number(found.value, percent, found.interval, note=note, is_bad=is_bad)
 
 
+def _recall(bundle: BundleResult) -> Number | None:
+    found = _accuracy("recall", percent)(bundle)
+    if found is None or bundle.accuracy is None:
+        return found
+    is_f1 = bundle.accuracy.threshold_method is ThresholdMethod.F1_OPTIMAL
+    return replace(found, note="no rate promised: F1-optimal") if is_f1 else found
+
+
 def _flips(bundle: BundleResult) -> Number | None:
     if bundle.is_reference:
         return Number(0.0, whole, words="reference")
@@ -269,10 +277,11 @@ def _accuracy_figures() -> Iterator[Figure]:
     for name, title, form, smaller_is_better, views, meaning in (
         ("image_auroc", "image AUROC", share, False, _ALL_TABLES | View.TILE | View.QUALITY,
          "area under the ROC curve of the images: the chance that a defective part scores higher than a good one"),
+        ("recall", "recall at promised rate", percent, False, _ALL_TABLES | View.TILE | View.QUALITY,
+         "share of the defective test images that are found, at the bundle's own threshold, which promises the "
+         "false-alarm rate beside it"),
         ("image_aupr", "image AUPR", share, False, _NOWHERE, "average precision of the images"),
         ("image_f1", "F1", share, False, View.TEXT, "F1 at the bundle's own threshold"),
-        ("recall", "recall", percent, False, View.PAGE | View.TILE | View.QUALITY,
-         "share of the defective test images that are found, at the bundle's own threshold"),
         ("false_alarm_rate", "false alarms", percent, True, View.PAGE | View.TILE,
          "share of the good test images called anomalous, and the rate promised"),
         ("pixel_auroc", "pixel AUROC", share, False, View.PAGE | View.TEXT,
@@ -280,7 +289,7 @@ def _accuracy_figures() -> Iterator[Figure]:
         ("aupro", "AUPRO", share, False, View.PAGE | View.QUALITY,
          "mean overlap with the defects' regions, false-positive rates up to 0.3"),
     ):  # fmt: skip
-        find = _false_alarms if name == "false_alarm_rate" else _accuracy(name, form)
+        find = {"false_alarm_rate": _false_alarms, "recall": _recall}.get(name) or _accuracy(name, form)
         yield Figure(name, title, "", form, smaller_is_better, meaning, find, views | View.ACCURACY, "Accuracy")
 
 

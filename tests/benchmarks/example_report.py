@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.tiny_bundles import example_detectability
 from vae_edge.benchmarks.measure.conditions import MachineFacts
 from vae_edge.benchmarks.measure.plan import DataRecord, SuiteSettings
 from vae_edge.benchmarks.measure.statistics import Interval, Ratio
@@ -271,6 +272,7 @@ def _bundle(target: Target, precision: Precision, engine_ms: float) -> BundleRes
         comparison=None if is_reference else _comparison(flips),
         is_reference=is_reference,
         is_baseline=is_reference,
+        detectability=example_detectability(),
         samples=SamplesFile(name=f"samples/{name}.json", sha256="b" * 64),
     )
 

@@ -91,6 +91,17 @@ def test_the_threshold_keeps_its_rate_on_the_very_normals_it_was_fitted_on(bundl
     assert thresholds.false_alarm_rate_requested == 0.1
 
 
+def test_a_bundle_says_which_pasted_defects_the_trained_model_finds_unless_it_decides_otherwise(
+    bundles: dict[Target, Bundle], trained_run: RunFolder, tmp_path: Path
+) -> None:
+    found = trained_run.metrics.detectability
+    assert found is not None
+    assert all(bundle.manifest.detectability == found for bundle in bundles.values())
+    (other,) = export_run(trained_run, tmp_path, ExportSettings(targets=(Target.ONNX,), false_alarm_rate=0.3))
+    assert other.bundle is not None
+    assert other.bundle.manifest.detectability is None
+
+
 def test_a_second_export_replaces_the_first(trained_run: RunFolder, tmp_path: Path) -> None:
     settings = ExportSettings(targets=(Target.ONNX,), name="tile")
     (first,) = export_run(trained_run, tmp_path, settings)

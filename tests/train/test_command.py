@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from vae_edge.train.choice.image_size import parse_image_size
 from vae_edge.train.options import GROUPS, NEW, RESUMED
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set
+from vae_edge.train.summary import cost_of_rate, print_result
 
 SMALL = (
     "--image-size",
@@ -55,6 +57,8 @@ def test_a_training_from_start_to_table(data: Path, tmp_path: Path, capsys: pyte
     assert "train the network" in notes
     assert "a false-alarm rate of 0.01 needs at least 99 held-out normals" in notes
     for word in ("image AUROC", "AUPRO", "recall", "threshold", "defect", "vae-export", "split-conformal"):
+        assert word in printed.out
+    for word in ("recall at the promised rate of 0.125", "pasted defects found", "by kind", "32 % (10 px)"):
         assert word in printed.out
     assert "0.125 with 7 normals, 1 / (7 + 1)" in printed.out
     assert RunFolder.open(out).record.training.epochs_run == 2
@@ -261,3 +265,42 @@ def test_image_sizes_are_read_as_height_and_width() -> None:
     assert parse_image_size("256x320") == (256, 320)
     with pytest.raises(InputError, match="256x320"):
         parse_image_size("256,320")
+
+
+def test_a_blind_model_gets_a_warning_first_and_the_rate_that_was_asked_for_its_price(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert vae_train("--data", data, "--out", out, "--epochs", "1", "--accelerator", "cpu", *TINY) == 0
+    capsys.readouterr()
+    trained_run = RunFolder.open(out)
+    seen = trained_run.metrics.detectability
+    assert seen is not None
+    found = seen.model_copy(
+        update={
+            "by_size": tuple(cell.model_copy(update={"n_found": 0}) for cell in seen.by_size),
+            "n_found_at_requested_rate": 0,
+        }
+    )
+    no_labels = {"detectability": found, "recall": None, "recall_at_requested_rate": None}
+    rates = {"false_alarm_rate_requested": 1e-6, "false_alarm_rate": 1 / (trained_run.thresholds.n_normals + 1)}
+    thresholds = trained_run.thresholds.model_copy(update=rates)
+    run = replace(
+        trained_run,
+        metrics=trained_run.metrics.model_copy(update=no_labels),
+        calibration=trained_run.calibration.model_copy(update={"thresholds": thresholds}),
+    )
+    print_result(run)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert warnings[0].startswith(f"warning: {found.blindness()}; try ")
+    for option in ("--preset (now ", "good parts (now ", "--false-alarm-rate (now "):
+        assert option in warnings[0]
+    assert "0% of the pasted defects are found" in warnings[1]
+    assert "about 0% would be at 1e-06" in warnings[1]
+
+    labelled = no_labels | {"recall": 0.75, "recall_at_requested_rate": 0.5}
+    cost = cost_of_rate(run.metrics.model_copy(update=labelled), thresholds)
+    assert cost is not None
+    assert "75% of the defective test images are found" in cost
+    assert "about 50% would be" in cost

@@ -108,7 +108,7 @@ def take_over(
     )
     if shortage := division.shortage(settings.false_alarm_rate):
         watcher.say(shortage)
-    metrics = measure(settings, fitted.graph, images, calibration.thresholds, watcher)
+    metrics = measure(settings, fitted.graph, images, calibration.thresholds, judges, watcher)
     with only_training(out):
         claim_folder(out, overwrite=False)
         write_record(out / SETTINGS_FILE, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from vae_edge import __version__
 from vae_edge.manifest import Thresholds
 from vae_edge.platform.atomic import write_text
 from vae_edge.platform.machine import installed_versions
-from vae_edge.train.data.inspection_set import InspectionSet, load_images, load_masks
+from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images, load_masks, spread
 from vae_edge.train.data.report import DataReport
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import DeployedGraph, run_graph
 from vae_edge.train.model.presets import Network
+from vae_edge.train.run.detectability import MOST_NORMALS, measure_detectability, threshold_asked_for
 from vae_edge.train.run.folder import (
     CALIBRATION_FILE,
     METRICS_FILE,
@@ -38,15 +40,38 @@ _PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headle
 
 
 def measure(
-    settings: TrainSettings, graph: DeployedGraph, images: InspectionSet, thresholds: Thresholds, watcher: Watcher
+    settings: TrainSettings,
+    graph: DeployedGraph,
+    images: InspectionSet,
+    thresholds: Thresholds,
+    normals: Sequence[ImageFile],
+    watcher: Watcher,
 ) -> Metrics:
-    """Measure what the model finds on the test images; everything is absent where there are none."""
+    """Measure what the model finds on the test images, and of defects pasted on normals.
+
+    Args:
+        settings: of the run.
+        graph: the whole model.
+        images: the set; what its test images would tell is absent where there are none.
+        thresholds: in force.
+        normals: those that were held out for the thresholds, or, where all train, these; at most 24 are looked at.
+        watcher: receives progress.
+    """
+    some = load_images(spread(normals, MOST_NORMALS), settings.preparation)
+    detectability = measure_detectability(
+        lambda pictures: run_graph(graph, pictures)[1],
+        some,
+        thresholds,
+        seed=settings.seed,
+        progress=watcher.progress_of("scoring pasted defects"),
+    )
     test = images.test
     pixels = load_images(test, settings.preparation, watcher.progress_of("reading test images"))
     maps, scores = run_graph(graph, pixels, progress=watcher.progress_of("scoring test images"))
     masks = load_masks(test, settings.preparation) if any(image.mask is not None for image in test) else None
-    return evaluate(
-        np.array([image.is_anomalous for image in test], dtype=np.bool_),
+    is_anomalous = np.array([image.is_anomalous for image in test], dtype=np.bool_)
+    metrics = evaluate(
+        is_anomalous,
         scores,
         [image.defect for image in test],
         None if masks is None else maps,
@@ -54,6 +79,9 @@ def measure(
         None if masks is None else masks.has_mask,
         thresholds.image_threshold,
     )
+    asked = threshold_asked_for(thresholds)
+    recall = float((scores[is_anomalous] > asked).mean()) if asked is not None and is_anomalous.any() else None
+    return metrics.model_copy(update={"detectability": detectability, "recall_at_requested_rate": recall})
 
 
 def finish_run(

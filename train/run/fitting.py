@@ -205,7 +205,8 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
             settings = _with_sizes(settings.model_copy(update=pixels), data, watcher)
     fitted, calibration = found or _fit_on_pixels(settings, data, out, watcher, attached)
     settings = settings.model_copy(update={"network": fitted.settings.network})
-    metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, watcher)
+    normals = data.division.judges or data.division.setting_thresholds
+    metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, normals, watcher)
     finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics)
     forget_folds(out)
     forget_pilots(out)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
+from vae_edge.detectability import Detectability
 from vae_edge.errors import InputError
 from vae_edge.records import Record
 
@@ -141,13 +142,18 @@ class Metrics(Record):
     """The threshold that the next three are at; it was not chosen on these images."""
     image_f1: float | None = None
     recall: float | None = None
-    """Share of anomalous images above the threshold."""
+    """Share of anomalous images above the threshold: the recall at the false-alarm rate in force."""
+    recall_at_requested_rate: float | None = None
+    """The same at the threshold that the rate asked for would need, estimated, where the normals are too few for it;
+    see `vae_edge.train.run.detectability.threshold_asked_for`."""
     false_alarm_rate: float | None = None
     """Share of normal images above the threshold."""
     pixel_auroc: float | None = None
     aupro: float | None = None
     """Area under the per-region-overlap curve up to a false-positive rate of 0.3."""
     per_defect: dict[str, DefectMetrics] = Field(default_factory=dict)
+    detectability: Detectability | None = None
+    """Which sizes of pasted defects are found; None in runs from before it was measured, and of other outputs."""
 
     def to_json(self) -> str:
         """Return the metrics as JSON; those that do not exist are left out."""
@@ -383,7 +389,10 @@ def evaluate(
         pixel_auroc=None if pixels is None else pixels.auroc(),
         aupro=None if pixels is None else pixels.aupro(),
         per_defect=per_defect,
-        **rates,
+        threshold=rates.get("threshold"),
+        image_f1=rates.get("image_f1"),
+        recall=rates.get("recall"),
+        false_alarm_rate=rates.get("false_alarm_rate"),
     )
 
 

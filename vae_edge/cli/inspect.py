@@ -15,11 +15,13 @@ from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
 from vae_edge.cli.options import SourceKind, refuse_idle, refuse_others
 from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.decision import describe_promise, describe_support
+from vae_edge.detectability import CONTRASTS, found_text
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
 from vae_edge.platform.outside import printable
 from vae_edge.sinks.sink import trust_warnings
+from vae_edge.targets import Precision
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def _print_bundle(folder: Path, opened: Bundle, found: _Opened | str, as_json: b
         print(json.dumps(content, indent=2))
         return
     _print_sections(_sections(opened, found))
+    if manifest.detectability is not None and (blindness := manifest.detectability.blindness()):
+        print_warning(blindness)
     for sentence in trust_warnings(opened):
         print_warning(sentence)
 
@@ -152,6 +156,7 @@ def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str,
     return {
         f"{printable(manifest.name)}  {size_text(bundle.size_bytes)}": model,
         "Decision": _decision_rows(manifest),
+        **_detectability_section(manifest),
         "Trust": _trust_rows(manifest),
         "Provenance": [
             ("run", f"{manifest.provenance.run} ({manifest.provenance.run_fingerprint[:12]})"),
@@ -192,6 +197,26 @@ def _decision_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("fitted on", f"{thresholds.n_normals} normals, scores {scores[0]:.4g} to {scores[-1]:.4g}"),
         ("scored by", thresholds.scored_by),
     ]
+
+
+def _detectability_section(manifest: Manifest) -> dict[str, list[tuple[str, str]]]:
+    found = manifest.detectability
+    if found is None:
+        return {}
+    rows = [
+        (found.size_text(size), "; ".join(f"{each} contrast {found_text(found.at(size, each))}" for each in CONTRASTS))
+        for size in found.sizes
+    ]
+    by_kind = (
+        (kind, [cell for size in found.sizes if (cell := found.of_kind(kind, size)) is not None])
+        for kind in found.kinds
+    )
+    kinds = [f"{kind} {sum(c.n_found for c in cells)}/{sum(c.n for c in cells)}" for kind, cells in by_kind]
+    alone = f"{found.n_false_alarms} of {found.n_normals} {found.normals}, without a defect, called anomalous"
+    rows += [("by kind", ", ".join(kinds)), ("in short", found.headline()), ("false alarms", alone)]
+    if manifest.precision is not Precision.FP32:
+        rows.append(("measured on", "the trained model; what this precision changes is under Trust"))
+    return {"Pasted defects found by size": rows}
 
 
 def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from vae_edge.benchmarks.report.pages import tables, tradeoff
 from vae_edge.benchmarks.report.pages.charts import (
     PERCENT_AXIS,
     Axis,
+    Look,
     Plot,
     curve_points,
     decimal,
@@ -33,6 +34,7 @@ from vae_edge.benchmarks.report.records.accuracy import ExampleKind, ImageExampl
 from vae_edge.benchmarks.report.records.files import read_report
 from vae_edge.benchmarks.report.records.report import HTML_FILE, IMAGES_FOLDER, MARKDOWN_FILE, BundleResult, Report
 from vae_edge.benchmarks.report.records.speed import LoadRecord, StageRecord, StartFigures
+from vae_edge.detectability import CONTRASTS, Detectability, FoundBySize
 from vae_edge.errors import InputError, MissingDependencyError, VaeEdgeError
 from vae_edge.platform.atomic import check_place, write_text
 from vae_edge.platform.outside import printable
@@ -170,6 +172,8 @@ def _engine() -> tuple[Any, Any]:
         start_key=[(_START_FILLS[step], label) for step, label in tables.START_STEPS.items()],
         curve_plot=_curve_plot,
         score_plot=_score_plot,
+        seen_plot=_seen_plot,
+        seen_lines=_seen_lines,
         score_columns=_score_columns,
         round_plot=_round_plot,
         FIGURES=FIGURES,
@@ -317,6 +321,22 @@ def _curves(report: Report) -> list[_CurveChart]:
         ]
         charts += [_CurveChart(title, x_title, y_title, up_to, found)] if found else []
     return charts
+
+
+def _seen_plot(found: Detectability) -> Plot:
+    """Return the plot of the shares of pasted defects found over their sizes."""
+    sizes = found.sizes
+    ticks = tuple(100 * size for size in sizes)
+    axis = Axis(ticks[0] / 1.15, ticks[-1] * 1.15, ticks, is_log=True)
+    return Plot(axis, PERCENT_AXIS, 46, 34, 342, 200)
+
+
+def _seen_lines(found: Detectability) -> list[tuple[str, Look, list[FoundBySize]]]:
+    """Return the cells of each contrast, high first, with how its line is drawn."""
+    return [
+        (contrast, look, [cell for size in found.sizes if (cell := found.at(size, contrast)) is not None])
+        for contrast, look in zip(reversed(CONTRASTS), looks(len(CONTRASTS)), strict=True)
+    ]
 
 
 def _curve_plot(up_to: float) -> Plot:

@@ -37,6 +37,8 @@ def to_markdown(report: Report) -> str:
         tables.judged_on(report),
         _titled(tables.accuracy(report)),
         _titled(tables.defects(report)),
+        _titled(tables.detectability(report)),
+        _bullets(tables.seen_from(report)),
         "## Against the reference",
         _bullets(report.reference_notes),
         tables.compared_on(report) if tables.drift(report).rows else "",

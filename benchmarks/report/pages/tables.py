@@ -15,6 +15,7 @@ from vae_edge.benchmarks.report.figures import three_digits as digits
 from vae_edge.benchmarks.report.records.accuracy import EXPLAINED_MOVE, AccuracyRecord, CurveRecord, SimpleMethodRecord
 from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.report.summary import WIDE_DRIFT, WIDE_SPREAD
+from vae_edge.detectability import CONTRASTS, Detectability, found_text
 from vae_edge.train.run.metrics import Metrics
 
 Cell = str | Number
@@ -231,6 +232,31 @@ def defects(report: Report) -> Table:
 
 def _share(value: float | None) -> str:
     return ABSENT if value is None else share(value)
+
+
+def seen(report: Report) -> list[tuple[str, Detectability]]:
+    """Return what each training run finds of pasted defects, with its name; all of its bundles say the same."""
+    runs = {
+        (bundle.run or bundle.name, bundle.run_fingerprint): bundle.detectability
+        for bundle in report.bundles
+        if bundle.detectability is not None
+    }
+    return [(name, found) for (name, _), found in runs.items()]
+
+
+def seen_from(report: Report) -> list[str]:
+    """Say of each training run from which size on it finds pasted defects, and where it is blind."""
+    return [
+        f"{name}: {'; '.join(filter(None, (record.blindness(), record.headline())))}" for name, record in seen(report)
+    ]
+
+
+@_table("Pasted defects found", "training run", "size", *(f"{each} contrast" for each in CONTRASTS), n_names=2)
+def detectability(report: Report) -> Rows:
+    """The shares of pasted defects that the trained model finds, by size and contrast."""
+    for name, record in seen(report):
+        for size in record.sizes:
+            yield name, record.size_text(size), *(found_text(record.at(size, each)) for each in CONTRASTS)
 
 
 @_table("Height of the curves at false-positive rates", "bundle", "curve", *map(str, _CURVE_RATES), n_names=2)

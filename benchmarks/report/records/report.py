@@ -20,6 +20,7 @@ from vae_edge.benchmarks.report.records.speed import (
     StartRecord,
     ThroughputRecord,
 )
+from vae_edge.detectability import Detectability
 from vae_edge.manifest import ParityRecord
 from vae_edge.records import Record, Sha256
 from vae_edge.targets import Precision, Target
@@ -90,6 +91,8 @@ class BundleResult(Record):
     is_baseline: bool = False
     exported_parity: ParityRecord | None = None
     """What the export wrote into the bundle."""
+    detectability: Detectability | None = None
+    """What the run found of pasted defects, from the manifest; absent in bundles from before it was measured."""
     samples: SamplesFile | None = None
 
     @property

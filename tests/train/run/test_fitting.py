@@ -178,6 +178,9 @@ def test_everything_is_measured_where_there_are_labels_and_masks(run: RunFolder)
     assert counts[1] > 1
     assert None not in (metrics.image_auroc, metrics.image_aupr, metrics.pixel_auroc, metrics.aupro, metrics.recall)
     assert metrics.threshold == run.thresholds.image_threshold
+    assert metrics.detectability is not None
+    assert metrics.detectability.threshold == run.thresholds.image_threshold
+    assert (metrics.recall_at_requested_rate is None) == (run.thresholds.n_normals < 8)
 
 
 def test_without_test_images_no_metric_is_made_up(data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile_bundles import as_first_schema, hostile_bundle
-from tests.tiny_bundles import TARGETS, dark_image, make_bundle, spotted_image, write_image
+from tests.tiny_bundles import TARGETS, dark_image, example_detectability, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
 from vae_edge.manifest import NO_DIGEST, ThresholdMethod
 from vae_edge.targets import Target
@@ -46,6 +46,25 @@ def test_inspect_works_where_the_bundle_cannot_run(command: Run, onnx_bundle: Bu
     code, out, _ = command("inspect", onnx_bundle.folder, "--device", "toaster")
     assert code == 0
     assert "nothing: " in out
+
+
+def test_inspect_shows_which_pasted_defects_are_found_and_warns_of_a_blind_model(command: Run, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "blind", detectability=example_detectability())
+    code, out, err = command("inspect", tmp_path / "blind")
+    assert code == 0
+    printed = " ".join(out.split())
+    assert "Pasted defects found by size" in printed
+    assert "4 % (10 px) low contrast 8 % (1/12); medium contrast 42 % (5/12); high contrast 83 % (10/12)" in printed
+    assert "by kind blob" in printed
+    assert "1 of 24 good parts that set the threshold, without a defect, called anomalous" in printed
+    assert "invisible" not in err
+    unseen = example_detectability(found_at_high=3)
+    make_bundle(tmp_path / "worse", detectability=unseen)
+    _, _, err = command("inspect", tmp_path / "worse")
+    assert "warning: even defects of 16 % (41 px) of the shorter side are invisible" in " ".join(err.split())
+    assert (
+        json.loads(command("inspect", tmp_path / "worse", "--json")[1])["manifest"]["detectability"]["n_normals"] == 24
+    )
 
 
 def test_inspect_warns_of_a_bundle_of_little_trust(command: Run, tmp_path: Path) -> None:

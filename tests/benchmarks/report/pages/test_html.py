@@ -126,6 +126,18 @@ def test_every_chart_says_what_it_shows_and_every_picture_what_is_on_it(page: No
     assert all(node.get("alt") for node in page.all("img"))
 
 
+def test_which_sizes_are_seen_is_drawn_and_told_once_for_each_training_run(page: Node) -> None:
+    section = page.by_id("accuracy")
+    assert "Which sizes are seen" in section.text
+    assert "from 4 % (10 px) on at high contrast" in section.text
+    chart = next(node for node in section.all("svg") if node.get("aria-labelledby") == "seen-0-title")
+    assert len(chart.all("polyline")) == 3
+    assert "medium contrast, 8 % (20 px): 9 of 12" in [node.text for node in chart.all("title")]
+    runs = {bundle.run for bundle in example_report().bundles if bundle.detectability is not None}
+    assert sum(each.get("aria-labelledby").startswith("seen-") for each in section.all("svg")) == len(runs)
+    assert "42 % (5/12)" in section.text
+
+
 def test_the_sections_come_in_the_order_of_the_decision(page: Node) -> None:
     assert [node.get("id") for node in page.all("section")] == [
         "verdict", "bundles", "tradeoff", "latency", "stages", "accuracy", "images", "parity", "validity",
