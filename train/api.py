@@ -19,6 +19,7 @@ from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.presets import (
     DEFAULT_PRESET,
     PIXEL_PRESET,
+    Network,
     make_architecture,
     preset_named,
     resolve_precision,
@@ -35,9 +36,7 @@ SETTINGS = tuple(
 """Settings that `fit` takes by name."""
 
 
-ON_PIXELS = frozenset(
-    {"architecture", "epochs", "batch_size", "recipe", "patience", "scoring", "choose_on_labels", "size"}
-)
+ON_PIXELS = frozenset({"architecture", "epochs", "batch_size", "recipe", "patience", "scoring", "choose_on_labels"})
 """Settings that only networks on pixels have; without a preset they choose one."""
 
 
@@ -115,9 +114,7 @@ def fit(
     if twice:
         raise UsageError(f"{twice[0]} was given along with the Trainer's name for it; leave out one of the two")
     if settings is None:
-        if preset is None and (fields.keys() & ON_PIXELS or given.fields or given.values or given.attached.names()):
-            preset = PIXEL_PRESET
-        asked = _by_preset(source_of(data), preset or DEFAULT_PRESET, fields, given)
+        asked = _by_preset(source_of(data), _preset_in_force(preset, fields, given), fields, given)
     elif fields or preset is not None:
         extra = ", ".join([*fields, *(["preset"] if preset is not None else [])])
         raise UsageError(
@@ -131,6 +128,26 @@ def fit(
     return fit_run(
         make_record(TrainSettings, asked), out=out, overwrite=overwrite, watcher=watcher, attached=given.attached
     )
+
+
+def _preset_in_force(preset: str | None, fields: dict[str, Any], given: TrainerArguments) -> str:
+    """Return the preset, or the one that arguments ask for which only networks on pixels have.
+
+    Raises:
+        UsageError: such an argument was given along with a preset that has no such network.
+    """
+    on_pixels = [
+        *sorted((fields.keys() & ON_PIXELS) | given.fields.keys() | given.values.keys()),
+        *given.attached.names(),
+    ]
+    if preset is None:
+        return PIXEL_PRESET if on_pixels else DEFAULT_PRESET
+    if on_pixels and preset_named(preset).network is Network.FEATURE:
+        raise UsageError(
+            f"{', '.join(on_pixels)}: for a network on pixels, and the preset {preset!r} has none; leave it out, or take "
+            "the preset 'both' or 'nano'"
+        )
+    return preset
 
 
 def _by_preset(source: DataSource, preset: str, fields: dict[str, Any], given: TrainerArguments) -> dict[str, Any]:

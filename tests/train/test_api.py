@@ -37,7 +37,7 @@ from vae_edge.platform.atomic import sha256_file
 from vae_edge.train import DataSource, RunFolder, TrainSettings, Watcher, fit, resume_run
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state
 from vae_edge.train.loop.settings import SizeRequest
-from vae_edge.train.model.presets import Architecture
+from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.model.scoring import parse_scoring
 from vae_edge.train.run.folder import CHECKPOINT, MODEL_FILE, SCORING_FILE, SETTINGS_FILE
 from vae_edge.train.sample import SampleSettings, write_sample_set
@@ -513,3 +513,9 @@ def test_the_public_names_are_these() -> None:
     assert all(getattr(vae_edge.train, name) is not None for name in vae_edge.train.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         vae_edge.train.fitt  # noqa: B018 - that is the test
+
+
+def test_arguments_that_only_networks_on_pixels_have_choose_one_or_are_refused(data: Path, tmp_path: Path) -> None:
+    assert fit(data, tmp_path / "run", max_epochs=1, **TINY).record.network is Network.PIXEL
+    with pytest.raises(UsageError, match="epochs: for a network on pixels, and the preset 'feature' has none"):
+        fit(data, tmp_path / "other", preset="feature", max_epochs=1)
