@@ -144,8 +144,8 @@ def _preset_in_force(preset: str | None, fields: dict[str, Any], given: TrainerA
         return PIXEL_PRESET if on_pixels else DEFAULT_PRESET
     if on_pixels and preset_named(preset).network is Network.FEATURE:
         raise UsageError(
-            f"{', '.join(on_pixels)}: for a network on pixels, and the preset {preset!r} has none; leave it out, or take "
-            "the preset 'both' or 'nano'"
+            f"{', '.join(on_pixels)}: for a network on pixels, and the preset {preset!r} has none; leave it out, or "
+            "take the preset 'both' or 'nano'"
         )
     return preset
 
