@@ -142,7 +142,7 @@ def test_the_presets_have_the_parameters_that_the_table_says() -> None:
     torch = pytest.importorskip("torch")
     from vae_edge.train.model.network import Vae, count_flops, count_parameters
 
-    for name, *cells in rows("Networks", "train/TRAINING.md"):
+    for name, *cells in rows("Sizes of the network on pixels", "train/TRAINING.md"):
         for side, parameters, flops in zip((256, 128, 64), cells[::2], cells[1::2], strict=True):
             with torch.device("meta"):
                 vae = Vae.from_architecture(PRESETS[name].architecture(name, side, side))
