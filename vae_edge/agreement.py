@@ -1,7 +1,7 @@
 """Do two models agree? Their verdicts, scores and anomaly maps for the same images, side by side.
 
 The one measurement behind every comparison: an export with the trained model, a bundle in a benchmark with another, a
-folder for Model API with its bundle. What is good enough differs, so each of them has an acceptance rule of its own.
+folder for Model API with its bundle. The tolerances differ, so each of them has its own acceptance rule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vae_edge.backends.base import Backend
 from vae_edge.platform.work import Progress
 
 _MAPS_AT_ONCE = 64
-"""Maps that are compared at a time: they may lie on disk, and all of them in memory may be too many."""
+"""Maps compared at a time: they may be on disk, and all of them may not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Outputs:
     def verdicts(self, image_threshold: float) -> NDArray[np.bool_]:
         """Return which images are anomalous by a threshold, bool [n].
 
-        In float64, as the device decides: beside a float32 array the threshold would be rounded to float32.
+        In float64, as the device decides: compared with a float32 array, the threshold would be rounded to float32.
         """
         return np.asarray(self.scores.astype(np.float64) > image_threshold)
 
@@ -63,13 +63,13 @@ class Agreement:
     """What separates a model from a reference."""
 
     flipped: tuple[int, ...]
-    """Positions of the images that get another verdict, ascending."""
+    """Positions of the images that get a different verdict, ascending."""
     scores: Difference
     maps: Difference | None
     """None: there are none, or they are not of one size."""
 
     def names(self, images: Sequence[str]) -> tuple[str, ...]:
-        """Return what the flipped ones are called among the images."""
+        """Return the names of the flipped images."""
         return tuple(images[position] for position in self.flipped)
 
 
@@ -79,13 +79,23 @@ def compare_scores(
     """Compare a model's scores and verdicts with a reference's for the same images.
 
     Args:
-        reference: float [n], scores of the model that is right by definition.
-        scores: float [n], scores of the model in question.
-        reference_verdicts: bool [n], which images the reference calls anomalous; usually by its own threshold.
-        verdicts: bool [n], which ones the model does.
+        reference: float [n], scores of the reference model.
+        scores: float [n], scores of the model to compare.
+        reference_verdicts: bool [n], which images the reference calls anomalous; usually at its own threshold.
+        verdicts: bool [n], which ones the model calls anomalous.
 
     Raises:
         ValueError: the arrays are not for the same number of images, or there is none.
+
+    Examples:
+        >>> found = compare_scores(
+        ...     np.array([0.2, 0.5, 0.9]),
+        ...     np.array([0.2, 0.75, 0.9]),
+        ...     reference_verdicts=np.array([False, False, True]),
+        ...     verdicts=np.array([False, True, True]),
+        ... )
+        >>> found.flipped, found.scores.largest
+        ((1,), 0.25)
     """
     lengths = {len(reference), len(scores), len(reference_verdicts), len(verdicts)}
     if len(lengths) != 1 or lengths == {0}:

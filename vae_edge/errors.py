@@ -1,14 +1,14 @@
-"""Everything vae-edge raises on purpose.
+"""The exceptions of vae-edge.
 
     VaeEdgeError
     ├── InputError              (ValueError)    an image, a data set or a file cannot be used
-    │   └── UsageError          (ValueError)    an argument has a value that nothing can be done with
+    │   └── UsageError          (ValueError)    an argument has an unusable value
     ├── BundleError             (ValueError)    a bundle or a run folder is damaged, foreign or too new
     ├── MissingDependencyError  (ImportError)   a package is not installed; the message says how to install it
     ├── DeviceError             (RuntimeError)  the device or its driver cannot do what was asked
     └── ParityError             (RuntimeError)  an exported model does not give the trained model's verdict
 
-A message says what came, what was expected and what to do. The command line prints it without a traceback.
+A message names the actual value, the expected one and what to do. The command line prints it without a traceback.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import re
 
 
 class VaeEdgeError(Exception):
-    """Base of every error that vae-edge raises on purpose."""
+    """Base of all exceptions of vae-edge."""
 
     exit_code: int = 1
-    """Exit code of a command that ends with this error: 1 failed, 2 wrong usage, 3 a gate said no."""
+    """Exit code of a command that ends with this error: 1 failed, 2 wrong usage, 3 a gate failed."""
 
 
 class InputError(VaeEdgeError, ValueError):
@@ -28,7 +28,7 @@ class InputError(VaeEdgeError, ValueError):
 
 
 class UsageError(InputError):
-    """An argument has a value that nothing can be done with, whatever the files and the machine."""
+    """An argument has an unusable value, regardless of files and machine."""
 
     exit_code = 2
 
@@ -61,7 +61,7 @@ def said_by(error: BaseException) -> str:
     """Return what an error of another library says in one line of at most 300 printable characters.
 
     That is its first line that says something. Messages repeat what stands in a file, so control characters, which
-    could act on a terminal, are written as escapes. The whole message belongs into the exception's `__cause__`.
+    could act on a terminal, are written as escapes. The full message is in the exception's `__cause__`.
     """
     if isinstance(error, MemoryError):
         return "there is not enough memory"

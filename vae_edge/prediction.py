@@ -51,7 +51,7 @@ class Prediction:
             image: uint8 or uint16, [H, W], [H, W, 3] RGB or [H, W, 4], of any size: usually the original picture.
             opacity: of the map where it is strongest, 0 to 1.
             white_level: the uint16 value that means white, as in the bundle's preparation.
-            longest_side: draw a picture that is larger so that its longer side has so many pixels; None: in its size.
+            longest_side: shrink a larger picture so that its longer side has this many pixels; None: keep its size.
 
         Returns:
             uint8 [H, W, 3], RGB, of the image's size, or smaller. A cold pixel of the map (at most half the pixel

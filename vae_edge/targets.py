@@ -91,7 +91,11 @@ def parse_targets(text: str) -> list[Target]:
     """Read `onnx,openvino` or `all`.
 
     Raises:
-        InputError: a name is no target.
+        InputError: a name is not a target.
+
+    Examples:
+        >>> [str(target) for target in parse_targets("onnx, openvino")]
+        ['onnx', 'openvino']
     """
     names = [str(target) for target in Target] if text.strip() == "all" else _split(text)
     known = [str(target) for target in Target]
@@ -102,7 +106,7 @@ def parse_precisions(text: str) -> list[Precision]:
     """Read `fp32` or `all`.
 
     Raises:
-        InputError: a name is no precision.
+        InputError: a name is not a precision.
     """
     known = [str(precision) for precision in Precision]
     names = known if text.strip() == "all" else _split(text)
@@ -121,6 +125,11 @@ def combinations(
 
     Raises:
         UsageError: a target does not support one of the precisions.
+
+    Examples:
+        >>> pairs = combinations(parse_targets("torch,onnx"), parse_precisions("fp32,int8"), only_supported=True)
+        >>> [f"{target}-{precision}" for target, precision in pairs]
+        ['torch-fp32', 'onnx-fp32', 'onnx-int8']
     """
     pairs = [(target, precision) for target in targets for precision in precisions]
     if only_supported:

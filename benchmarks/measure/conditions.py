@@ -72,7 +72,7 @@ def power_mode(root: Path = ROOT) -> str | None:
 
 
 def is_virtual(root: Path = ROOT) -> bool | None:
-    """Tell whether the processor says that it is a virtual machine's (x86 only)."""
+    """Return whether the processor says that it is a virtual machine's (x86 only)."""
     text = read_system_file(root / "proc/cpuinfo")
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     return None if flags is None else "hypervisor" in flags[1].split()

@@ -37,7 +37,7 @@ def run_start(job: StartJob) -> dict[str, Any]:
     Returns:
         Seconds of the imports, of opening and of the first verdict (decoding included); the peak of resident memory in
         bytes after the predictions, and what it was before the bundle was opened (None where the system does not
-        tell); and the samples of the round, where one was asked for.
+        tell); and the samples of the round, where one was requested.
     """
     begin = time.perf_counter()
     from vae_edge.detector import Detector

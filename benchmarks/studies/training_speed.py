@@ -2,8 +2,8 @@
 
 The plain loop is what one writes first: float32, channels first, Adam, batches picked from an array in memory; nothing
 is validated, logged or saved. The other side is `fit_vae` as `vae-train` calls it, with all of that: channels last, and
-bfloat16 where the device multiplies it. Both train the same network on the same random windows, by turns; figures are
-windows (or whole images) in a second, and the median of the rounds' ratios with their range.
+bfloat16 where the device multiplies it. Both train the same network on the same random windows, alternately; figures
+are windows (or full images) in a second, and the median of the rounds' ratios with their range.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def training_speed(
     steps: Annotated[int, typer.Option(help="Steps of each training.")] = 40,
     rounds: Annotated[int, typer.Option(help="Turns.")] = 3,
 ) -> None:
-    """Measure windows/s of vae-train's loop and of a plain one, by turns."""
+    """Measure windows/s of vae-train's loop and of a plain one, alternately."""
     table = plain_table()
     table.add_column("preset, side", style="cyan")
     for heading in ("plain loop", f"vae-train, {SINGLE}", "vae-train, auto", "auto / plain"):

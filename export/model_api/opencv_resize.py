@@ -89,9 +89,9 @@ class _Taps:
 
 
 def _averaged(ops: Any, picture: Any, most: tuple[int, int]) -> Any:
-    """Average uint8 [H, W, 3] by pixel area to float32 [h, w, 3] of whole numbers, h and w being `most` at most.
+    """Average uint8 [H, W, 3] by pixel area to float32 [h, w, 3] of integers, h and w being `most` at most.
 
-    Where both sides shrink by whole numbers OpenCV adds up the pixels and multiplies once (`ResizeAreaFast_`), and
+    Where both sides shrink by integers OpenCV adds up the pixels and multiplies once (`ResizeAreaFast_`), and
     rounds halves upwards in blocks of 2 x 2 (`ResizeAreaFastVec`); otherwise it weights each pixel of a row, adds
     these up, then does the same with the rows (`ResizeArea_`), and rounds halves to even.
     """
@@ -102,7 +102,7 @@ def _averaged(ops: Any, picture: Any, most: tuple[int, int]) -> Any:
         *(ops.equal(ops.multiply(ratio, size), length) for ratio, size, length in zip(ratios, new, old, strict=True))
     )
     rows, columns = (_taps(ops, *pair) for pair in zip(old, new, strict=True))
-    # A pixel's share of a new one; or 1, where the sum is divided as a whole.
+    # A pixel's share of a new one; or 1, where the sum is divided as one.
     row_weights, column_weights = (
         _column(ops, _quotient(ops, taps.overlaps, ops.select(whole, shorter, length)))
         for taps, length, shorter in zip((rows, columns), old, new, strict=True)
@@ -125,7 +125,7 @@ def _averaged(ops: Any, picture: Any, most: tuple[int, int]) -> Any:
 
 
 def _taps(ops: Any, length: Any, shorter: Any) -> _Taps:
-    """Find the pixels that each of `shorter` new ones covers (`computeResizeAreaTab`), in whole numbers."""
+    """Find the pixels that each of `shorter` new ones covers (`computeResizeAreaTab`), in integers."""
     new = ops.unsqueeze(ops.range(_integer(0), shorter, _integer(1), "i32"), _integer(1))
     begin = ops.multiply(new, length)
     first = _floored(ops, begin, shorter)
@@ -181,11 +181,11 @@ def _integer_of(ops: Any, condition: Any) -> Any:
 
 
 def _interpolated(ops: Any, picture: Any, new: tuple[int, int]) -> Any:
-    """Interpolate float32 [h, w, 3] of whole numbers bilinearly to float32 [height, width, 3] of whole numbers.
+    """Interpolate float32 [h, w, 3] of integers bilinearly to float32 [height, width, 3] of integers.
 
-    As OpenCV does with 8-bit pictures: weights are whole multiples of 1 / 2048, and what is cut off between the steps
-    (`VResizeLinear`, `FixedPtCast`) is cut off here as well. All numbers stay below 2 ** 24, so they are exact. A side
-    that does not grow comes out as it was.
+    As OpenCV does with 8-bit pictures: weights are multiples of 1 / 2048, and what is cut off between the
+    steps (`VResizeLinear`, `FixedPtCast`) is cut off here as well. All numbers stay below 2 ** 24, so they are exact. A
+    side that does not grow comes out as it was.
     """
     rows, columns = _lengths(ops, picture, (0, 1))
     x0, x1, x_share = _neighbours(ops, columns, new[1], fade_at_border=False)
@@ -237,7 +237,7 @@ def _neighbours(ops: Any, length: Any, longer: int, *, fade_at_border: bool) -> 
 
 
 def _weights(ops: Any, share: Any) -> tuple[Any, Any]:
-    """Return the weights of the two pixels in units of 1 / 2048, whole numbers as float32."""
+    """Return the weights of the two pixels in units of 1 / 2048, integers as float32."""
     scale = _number(2048.0)
     first = ops.round(ops.multiply(ops.subtract(_number(1.0), share), scale), "half_to_even")
     return first, ops.round(ops.multiply(share, scale), "half_to_even")

@@ -1,4 +1,4 @@
-"""The image's and the tiles' size: reading what was asked for, choosing by resolution and aspect. Loads no torch."""
+"""The image's and the tiles' size: reading what was requested, choosing by resolution and aspect. Loads no torch."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
     Raises:
         InputError: it is neither.
+
+    Examples:
+        >>> parse_image_size("256"), parse_image_size("256x320")
+        ((256, 256), (256, 320))
     """
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
     if match is None:
@@ -71,6 +75,10 @@ def choose_image_size(typical: tuple[int, int], most_pixels: int = MOST_PIXELS) 
     Args:
         typical: height and width in pixels, as `DataReport.typical_size`.
         most_pixels: of the result, but for rounding.
+
+    Examples:
+        >>> choose_image_size((200, 320)), choose_image_size((2000, 3200))
+        ((192, 320), (320, 512))
     """
     height, width = typical
     scale = min(1.0, math.sqrt(most_pixels / (height * width)))
@@ -80,22 +88,22 @@ def choose_image_size(typical: tuple[int, int], most_pixels: int = MOST_PIXELS) 
 def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: bool) -> Tiling:
     """Return the sizes that a request and the data come to.
 
-    Where parts lie at the same place in all pictures, the whole picture says what belongs where, and a network that
+    Where parts lie at the same place in all pictures, the full picture says what belongs where, and a network that
     sees all of it finds what is missing or wrong, as long as the picture need not be shrunk much for it. Elsewhere
     tiles do better (`benchmarks/DETECTION.md`).
 
     Args:
-        request: what was asked for.
-        typical: height and width of a typical image in pixels; used where no image size was asked for.
+        request: what was requested.
+        typical: height and width of a typical image in pixels; used where no image size was requested.
         is_aligned: see `DataTraits`; used where tiles are to be chosen.
 
     Raises:
-        UsageError: what was asked for does not fit together.
+        UsageError: what was requested does not fit together.
     """
     height, width = request.image or typical
     is_small = height * width <= _MOST_SHRUNK * MOST_PIXELS_WHOLE
     if request.tiles == "none" or (request.tiles == "auto" and is_aligned and is_small):
-        # What was asked for has to fit into the network as it is; what is chosen is made to fit.
+        # What was requested has to fit into the network as it is; what is chosen is made to fit.
         size = request.image or nearest_image_sizes(*choose_image_size(typical, MOST_PIXELS_WHOLE))[0]
         if request.tiles == "none" or nearest_image_sizes(*size)[0] == size:
             return Tiling.whole(*size)
@@ -136,7 +144,7 @@ def check_request(request: SizeRequest) -> None:
 
 
 def is_never_cut(request: SizeRequest) -> bool:
-    """Tell whether the model takes whole images, whatever the images are."""
+    """Return whether the model takes full images, whatever the images are."""
     if request.image is None:
         return request.tiles == "none"
     return resolve_size(request, request.image, is_aligned=False).n_tiles == 1

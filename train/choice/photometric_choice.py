@@ -78,8 +78,8 @@ def choose_photometric(
         fit_images: uint8 [n, H, W, 3].
         statistics_images: uint8 [m, H, W, 3].
         choice_set: what they are judged on.
-        folder: the run's; an interrupted choice goes on from what is in it.
-        watcher: is told how it goes.
+        folder: the run's; an interrupted choice continues from what is in it.
+        watcher: receives progress.
 
     Raises:
         InputError, BundleError, TrainingInterruptedError: see `fit_vae`.

@@ -7,8 +7,8 @@ line, `stain` a soft tint shaped by smooth noise (Zavrtanik et al., "DRAEM", ICC
 another picture (Li et al., "CutPaste", CVPR 2021), `smear` a place where the texture is blurred away and `grain` one
 where it is stronger. Five change the structure (`vae_edge.train.choice.structural_defects`): `texture` is another
 material, `break` a displacement along a line, `warp` a local deformation, `missing` and `extra` a piece gone or too
-many. They are no model of real defects, so an AUROC on them says nothing about a product: only how it changes with the
-scoring or the precision does.
+many. They are not a model of real defects, so an AUROC on them says nothing about a product: only how it changes with
+the scoring or the precision does.
 
 These drawings have nothing in common with those of the sample sets: a scoring chosen by the former is tested on the
 latter.

@@ -55,7 +55,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         values = read_pixels(path)
     except InputError as error:
         full = _with_all_channels(path)
-        if full is None or full.dtype.kind != "f":  # Some tools write 0.0 and 1.0, which is no picture.
+        if full is None or full.dtype.kind != "f":  # Some tools write 0.0 and 1.0, which is not a picture.
             raise InputError(f"the mask {error}") from error
         values = full
     least = 128 if path.suffix.lower() in _LOSSY_SUFFIXES else 1e-9
@@ -107,7 +107,7 @@ def read_masks(paths: Sequence[Path]) -> NDArray[np.bool_]:
 
 
 def looks_like_mask(path: Path) -> bool:
-    """Tell whether a file is a grey image of one or two values that is black somewhere, as a mask is."""
+    """Return whether a file is a grey image of one or two values that is black somewhere, as a mask is."""
     try:
         values = read_pixels(path)
     except InputError:
@@ -254,7 +254,7 @@ def tell_apart(folders: Iterable[ImageFolder]) -> tuple[list[Picture], list[Mask
 
 
 def pair_masks(pictures: Iterable[Picture], masks: Iterable[MaskFile]) -> None:
-    """Give each image its masks.
+    """Assign each image its masks.
 
     A mask belongs to the image of its stem in the folder of the same kind, such as `test/hole/0.png` and
     `ground_truth/hole/0_mask.png`; where that says nothing, to the only image that its own folders fit, such as
@@ -365,7 +365,7 @@ _MOST_LOOKED_AT = 20
 
 
 def find_unnamed_masks(pictures: Sequence[Picture]) -> tuple[list[Picture], bool]:
-    """Return pictures that look like masks, and whether all pictures that were looked at do.
+    """Return pictures that look like masks, and whether all pictures that were examined do.
 
     Looked at are a few of each folder, and those whose names are longer by letters than another's (`0` and `0_bw`).
     """

@@ -25,7 +25,7 @@ ONE_CYCLE_STEPS = 1500
 """The same with a one-cycle schedule, which gets there sooner."""
 
 WHOLE_ONE_CYCLE_STEPS = 700
-"""The same for whole images, a step of which is dear."""
+"""The same for full images, a step of which is expensive."""
 
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 300
 
@@ -60,7 +60,7 @@ def make_plan(
     """
     n = n_images * per_image
     batch_size = even_batch_size(n, largest_batch)
-    # A last batch of less than half the size would pull as hard as a whole one.
+    # A last batch of less than half the size would have the same weight as a full one.
     rest = n % batch_size
     drop_last = n > batch_size and 0 < rest < batch_size / 2
     used = n - rest if drop_last else n
@@ -74,7 +74,7 @@ def make_plan(
 
 
 def default_epochs(n_windows: int, batch_size: int, per_image: int = 1, steps: int = CONSTANT_STEPS) -> int:
-    """Return how many epochs make about so many steps, at most 300, and at least 20 windows of each image."""
+    """Return how many epochs make about this many steps, at most 300, and at least 20 windows of each image."""
     per_epoch = math.ceil(n_windows / batch_size)
     fewest = math.ceil(_FEWEST_EPOCHS / per_image)
     return min(max(math.ceil(steps / per_epoch), fewest), _MOST_EPOCHS)
@@ -116,7 +116,7 @@ class ImageCrops(Dataset[Tensor]):
         return self.images[crop.image, crop.top : crop.top + height, crop.left : crop.left + width]
 
     def __getitems__(self, crops: Sequence[Crop]) -> Tensor:
-        """Return a batch at once, which spares stacking single images where they are whole."""
+        """Return a batch at once, which spares stacking single images where they are full ones."""
         if tuple(self.images.shape[1:3]) == self.size:
             return self.images[torch.tensor([crop.image for crop in crops])]
         return torch.stack([self[crop] for crop in crops])
@@ -190,7 +190,7 @@ class FixedCrops(Sampler[Crop]):
 
 
 def crops_per_image(tiling: Tiling) -> int:
-    """Return how many windows of an image an epoch has: one of a whole image, up to four of one that is cut."""
+    """Return how many windows of an image an epoch has: one of a full image, up to four of one that is cut."""
     return min(tiling.n_tiles, _MOST_CROPS)
 
 
@@ -253,7 +253,7 @@ def augmented(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
 
 
 def even_light(images: NDArray[np.uint8], input_settings: InputSettings) -> NDArray[np.uint8]:
-    """Even out the light of whole images once, before windows are cut from them.
+    """Even out the light of full images once, before windows are cut from them.
 
     The result is rounded to 8 bits, so that it takes no more memory than the images; in the graph it is not rounded.
 

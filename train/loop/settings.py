@@ -53,7 +53,7 @@ class SizeRequest(Record):
     tiles: Literal["auto", "none"] | int = "auto"
     """Side of the square tiles in pixels; `auto`: chosen; `none`: images are not cut."""
     overlap: float = Field(default=DEFAULT_OVERLAP, ge=0, le=0.75)
-    """Least share of a tile that its neighbour sees as well."""
+    """Minimum overlap of neighbouring tiles, as a share of a tile."""
 
 
 class TrainSettings(Record):
@@ -72,9 +72,9 @@ class TrainSettings(Record):
     architecture: Architecture
     """Its height and width are those of a tile; with `size` they are replaced by what is chosen."""
     size: SizeRequest | None = None
-    """What is asked of the sizes of image and tiles; None: whole images of the architecture's size."""
+    """What is asked of the sizes of image and tiles; None: full images of the architecture's size."""
     tiling: Tiling | None = None
-    """The sizes in force; None: not decided yet, or whole images of the architecture's size."""
+    """The sizes in force; None: not decided yet, or full images of the architecture's size."""
     traits: DataTraits | None = None
     """What was seen of the images before anything was decided."""
     white_level: int = Field(default=65535, ge=255, le=65535)
@@ -158,7 +158,7 @@ class TrainingOutcome(Record):
     best_epoch: int = Field(ge=1)
     """The epoch whose weights were kept, counted from 1."""
     best_held_out_loss: float
-    """Loss over the `statistics` normals, with z = mean; the `threshold` normals are never looked at in training."""
+    """Loss over the `statistics` normals, with z = mean; the `threshold` normals are never examined in training."""
     fit_loss: float
     """Mean loss over the last epoch's training images, with random z."""
     batch_size: int = Field(ge=1)

@@ -291,7 +291,7 @@ class AnomalyGraph(DeployedGraph):
         vae: trained; it is copied and left as it is.
         settings: the scoring.
         constants: from `fit_scoring_constants`.
-        input_settings: how an image becomes the input; None: the network sees whole images as they are.
+        input_settings: how an image becomes the input; None: the network sees full images as they are.
     """
 
     def __init__(
@@ -385,7 +385,7 @@ def images_at_a_time(input_settings: InputSettings) -> int:
 def fold_batch_norms(layers: nn.Sequential) -> nn.Sequential:
     """Return a copy of a chain of layers in evaluation mode, each batch norm folded into the convolution before it.
 
-    w' = w * gamma / sqrt(var + eps) per output channel, b' likewise (Ioffe and Szegedy 2015, section 3.1).
+    w' = w * gamma / sqrt(var + eps) per output channel, b' in the same way (Ioffe and Szegedy 2015, section 3.1).
     """
     folded: list[nn.Module] = []
     for layer in layers:

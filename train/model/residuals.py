@@ -22,7 +22,7 @@ class Smoothing(nn.Module):
     4 pixels, 1.4 to 3.0 ms against 0.6 to 0.9 ms, and many times slower with wider ones. Products are what they are
     fast at.
 
-    With `step` the result is given at every so many pixels only, at the centres of blocks of that size: what a wide
+    With `step` the result is given at every this many pixels only, at the centres of blocks of that size: what a wide
     Gaussian leaves holds no finer detail, and everything that follows has a fraction of the work.
 
     Args:

@@ -191,7 +191,7 @@ class Canvas:
             self.line(points, weight * height, colour)
 
     def _fixed(self, point: Point) -> tuple[int, int]:
-        # Pixel centres lie at half steps in unit coordinates and at whole numbers in OpenCV's.
+        # Pixel centres lie at half steps in unit coordinates and at integers in OpenCV's.
         x, y = point[0] * self.size - 0.5, point[1] * self.size - 0.5
         return round(x * (1 << _SHIFT)), round(y * (1 << _SHIFT))
 

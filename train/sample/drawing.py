@@ -46,7 +46,7 @@ class SampleSettings:
         n_test_per_defect: Defective images of each kind in each product, 1 to 1,000,000.
 
     Raises:
-        InputError: A value is no integer or lies outside its range.
+        InputError: A value is not an integer or lies outside its range.
     """
 
     seed: int = 0
@@ -172,7 +172,7 @@ def draw_defective(product: str, kind: str, index: int, settings: SampleSettings
     size, canvas = settings.image_size, canvas_size(settings.image_size)
     clean = take(drawn.draw(streams.generator("part"), canvas), pose, size)
     for attempt in range(_MOST_ATTEMPTS):
-        # A defect may hide, say a dark crumb on a dark chip. It is drawn anew until it shows.
+        # A defect may hide, say a dark crumb on a dark chip. It is drawn again until it shows.
         flaw = streams.generator(f"defect {attempt}")
         spoilt = take(drawn.spoil(streams.generator("part"), flaw, canvas, kind), pose, size)
         changed = np.abs(spoilt - clean).max(axis=2) >= _LEAST_CHANGE

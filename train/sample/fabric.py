@@ -55,7 +55,7 @@ def _paint(cloth: _Cloth, size: int) -> FloatImage:
     lint, tuft = grain(rng, size), grain(rng, size, 128)
 
     column, row = u.astype(np.intp), v.astype(np.intp)
-    # NumPy makes float64 of float32 and int32, so the parts between whole numbers are found among floats.
+    # NumPy makes float64 of float32 and int32, so the parts between integers are found among floats.
     across_warp, across_weft = u - np.floor(u) - np.float32(0.5), v - np.floor(v) - np.float32(0.5)
     half_warp, half_weft = 0.46 + thickness[0], 0.46 + thickness[1]
     if cloth.thick is not None:

@@ -1,1 +1,1 @@
-"""What is kept for the next start: compiled models, engines and timings, and the sample images."""
+"""Caches for faster starts: compiled models, engines and timings, and the sample images."""

@@ -1,7 +1,7 @@
 """What the names of folders and files say about pictures: good parts, parts that are not good, masks, train or test.
 
 A name is cut into words at separators, digits and changes of case; `notOK`, `no_defect` and `defect-free` are
-understood as a whole. A name is certain when every word of it is known: a word of meaning, a number, or one that
+understood completely. A name is certain when every word of it is known: a word of meaning, a number, or one that
 changes nothing, such as "part" or "front", or where a word such as NG or defect cannot mean anything else. Where
 another word is left over ("fail-safe-ring", "good_but_dirty") the name is uncertain, and what it means must follow
 from something else. A name that only contains the letters (passenger, goodyear) says nothing.
@@ -72,7 +72,7 @@ _SORTED = _words(
     "doubtful borderline rework quarantine"
 )
 """Kinds of defects, and words for parts that nobody has judged. Products are named after some, so alone they say only
-that somebody has sorted the images."""
+that the images were sorted."""
 _CLASS = _words("class classes cls klasse klassen category categories grade grades")
 _OPPOSITES = (
     ("positive", "negative"),
@@ -88,7 +88,7 @@ _DENYING = ("un", "in", "im", "non", "dis", "ir", "mis", "ab")
 """What makes a word its opposite: `complete` and `incomplete`."""
 _NOT = _words("not no non nicht kein keine ohne without zero never nie didn didnt doesn doesnt isn isnt 非 无 無 未 不")
 _DOUBTED = _words("false pseudo almost nearly")
-"""Words that take back what follows; `false_reject` is no reject, and nobody knows what it is."""
+"""Words that take back what follows; `false_reject` is not a reject, and its meaning is unknown."""
 _FREE = _words("free frei less")
 _FILLERS = _words(
     "part parts piece pieces item items unit units component components image images img imgs picture pictures "
@@ -131,7 +131,7 @@ class Meaning:
     kind: str = ""
     """As `rest`, with the words of good and bad: equal for `NG_lens` and `NG_lens_mask`."""
     is_class: bool = False
-    """Whether it is only a name for parts that somebody has sorted out (`scratch`, `unsorted`), good or not."""
+    """Whether it is only a name for parts that were sorted out (`scratch`, `unsorted`), good or not."""
 
     @property
     def is_empty(self) -> bool:
@@ -141,7 +141,14 @@ class Meaning:
 
 @lru_cache(maxsize=65536)
 def meaning_of(name: str) -> Meaning:
-    """Return what the name of a folder, or that of a file without its ending, says."""
+    """Return what the name of a folder, or that of a file without its ending, says.
+
+    Examples:
+        >>> meaning_of("Gut-Teile").quality, meaning_of("NOK").quality, meaning_of("not ok").quality
+        ('good', 'bad', 'bad')
+        >>> meaning_of("train_good").part, meaning_of("0001_mask").quality, meaning_of("lens").quality
+        ('train', 'mask', None)
+    """
     words = _merged(_tokens(name))
     qualities = {_quality(word) for word in words} - {None, "mask"}
     is_mask = any(_quality(word) == "mask" for word in words)
@@ -179,8 +186,14 @@ def meaning_of(name: str) -> Meaning:
 def with_siblings(names: Sequence[str]) -> dict[str, Meaning]:
     """Return what the names of folders beside each other say.
 
-    `OK_lens` and `bad_lens` make each other certain: what is left over is the same, so it is no part of the judgement.
+    `OK_lens` and `bad_lens` make each other certain: what is left over is the same, so it is not part of the judgement.
     `positive` and `negative`, `0` and `1`, `Class_1` and `Class_2` make each other names of classes.
+
+    Examples:
+        >>> with_siblings(["positive", "negative"])["positive"].is_class
+        True
+        >>> meaning_of("OK_lens").certain, with_siblings(["OK_lens", "bad_lens"])["OK_lens"].certain
+        (False, True)
     """
     meanings = {name: meaning_of(name) for name in names}
     opposite: dict[str, set[Quality]] = {}
@@ -229,7 +242,7 @@ def named_not_good(files: Iterable[PurePath]) -> list[PurePath]:
     For a set that holds good parts only: what is named after defects or masks, or lies beside what is named good.
 
     Args:
-        files: names from the folder that the user named, which is not looked at.
+        files: names from the folder that the user named, which is not examined.
     """
     files = list(files)
     beside: dict[PurePath, set[str]] = defaultdict(set)
@@ -254,7 +267,7 @@ def named_not_good(files: Iterable[PurePath]) -> list[PurePath]:
         if not doubtful.isdisjoint(file.parents):
             return True
         meaning, base = meaning_of(re.sub(r"\d+", "0", file.stem)), masked_stem(file.stem)
-        # Many files that are named after defects are numbered; a single bad.png is whatever somebody made.
+        # Many files that are named after defects are numbered; a single bad.png may be anything.
         is_bad = ((meaning.quality == "bad" and meaning.certain) or meaning.is_class) and re.search(r"\d", file.stem)
         return bool(is_bad) or (base is not None and file.parent / base in stems)
 
@@ -273,6 +286,10 @@ def masked_stem(stem: str) -> str | None:
     """Return the stem of the image that a mask belongs to by its own: `000` for `000_mask`, `000-GT`, `000_label2`.
 
     None: the stem does not end like a mask's.
+
+    Examples:
+        >>> masked_stem("000_mask"), masked_stem("000-GT"), masked_stem("000")
+        ('000', '000', None)
     """
     match = _SEPARATED_ENDING.fullmatch(stem) or _CAMEL_ENDING.fullmatch(stem)
     return None if match is None else match["base"]
@@ -352,6 +369,6 @@ def _merged(words: Sequence[str]) -> list[str]:
 
 
 def _turns(name: str) -> bool:
-    """Tell whether a word is left over that may turn a meaning around."""
+    """Return whether a word is left over that may turn a meaning around."""
     words = _merged(_tokens(name))
     return any(word in _TURNING for word in words)

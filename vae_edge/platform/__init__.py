@@ -1,1 +1,1 @@
-"""The system below: whole or no files, what differs by system, forks and threads, the machine, texts from outside."""
+"""The system below: atomic files, differences between systems, forks and threads, the machine, untrusted text."""

@@ -1,4 +1,4 @@
-"""Keeps the runtimes from reporting to their makers: nothing that this package does leaves the machine.
+"""Disables the telemetry of the runtimes: nothing that this package does leaves the machine.
 
 | package                     | what it does by default                             | what is done here                |
 |-----------------------------|-----------------------------------------------------|----------------------------------|
@@ -10,8 +10,8 @@
 
 ONNX Runtime reads its variable once, while it is imported. So the variable is set when this package is imported and
 stays in the environment of the process and of those it starts: other packages import ONNX Runtime too, torchmetrics and
-onnxscript among them. Whoever wants the reports sets `ORT_DISABLE_TELEMETRY=0`. A program that imports ONNX Runtime
-before this package has to set the variable to 1 itself; what is imported already is left as it is.
+onnxscript among them. To allow it, set `ORT_DISABLE_TELEMETRY=0`. A program that imports ONNX Runtime
+before this package has to set the variable to 1 itself; a module that is already imported is not changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _hiding = threading.RLock()
 
 
 def disable_onnxruntime_telemetry() -> bool:
-    """Set the variable that ONNX Runtime reads; tell whether its telemetry is off, which the user may have refused."""
+    """Set the variable that ONNX Runtime reads; return whether its telemetry is off (the user may have allowed it)."""
     # ONNX Runtime takes an empty value, and words that it does not know, for "not disabled".
     if os.environ.get(_ORT_VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
         return False
@@ -63,7 +63,7 @@ def import_openvino() -> Any:
 
 @contextmanager
 def openvino_telemetry_hidden() -> Iterator[None]:
-    """Let the package openvino-telemetry look missing: what is imported meanwhile goes on without it."""
+    """Let the package openvino-telemetry look missing: what is imported meanwhile continues without it."""
     with _hiding:
         before = sys.modules.get("openvino_telemetry")
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what makes an import fail at once

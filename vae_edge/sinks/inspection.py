@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _NAMED_ERRORS = 5
 
 _NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
-"""What the detector gets in the place of a picture that could not be read: it answers with an error, in order."""
+"""What the detector gets instead of a picture that could not be read: it answers with an error, in order."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def inspect_all(
 ) -> None:
     """Decide about every picture of a source and give each verdict to every sink, in the sinks' order.
 
-    Where a by-product such as an overlay fails, the record gets a `note` and the run goes on. However it ends, the
+    Where a by-product such as an overlay fails, the record gets a `note` and the run continues. However it ends, the
     source is stopped then, and every picture that `tally` counts has been written.
 
     Raises:

@@ -22,7 +22,7 @@ OverlayFormat = Literal["jpg", "png"]
 
 
 class OverlayFolder(Sink):
-    """Writes pictures with the anomaly map drawn in, each under a name of its own, which is noted as `overlay`.
+    """Writes pictures with the anomaly map drawn in, each under its own name, which is noted as `overlay`.
 
     A large picture is drawn smaller, with `LONGEST_SIDE` pixels.
 
@@ -77,7 +77,7 @@ class OverlayFolder(Sink):
             raise InputError(f"the overlay of {picture.source} could not be encoded ({error.err}); try png") from error
         if not done:
             raise InputError(f"the overlay of {picture.source} could not be encoded as {self._format}; try png")
-        # Encoding and writing apart: imwrite fails without a word on a full disk.
+        # Encoding and writing apart: imwrite fails silently on a full disk.
         with new_file(path, is_flushed=False) as temporary:
             temporary.write_bytes(data.tobytes())
         self._n_written += 1

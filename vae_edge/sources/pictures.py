@@ -79,7 +79,7 @@ class Source(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Picture]:
-        """Give the pictures; one that cannot be decoded comes as an error in its place."""
+        """Return the pictures; one that cannot be decoded comes as an error in its place."""
 
     def stop(self) -> None:
         """Let the iteration end: a `next` that waits for a picture ends within 0.2 s, one that decodes after that.
@@ -109,11 +109,11 @@ class ImageFiles(Source):
 
     @property
     def n_pictures(self) -> int:
-        """How many files."""
+        """The number of files."""
         return len(self.files)
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the pictures in the files' order."""
+        """Yield the pictures in the files' order."""
         with FileDecoder(self._white_level, self._max_pixels) as decoder, decoder.pictures(self.files) as pictures:
             for picture in pictures:
                 if self._stopped.is_set():
@@ -131,7 +131,7 @@ class FileDecoder:
 
     @contextmanager
     def pictures(self, files: Iterable[tuple[Path, str]]) -> Iterator[Iterator[Picture]]:
-        """Give the pictures of some files, (path, short name) of each, in order and a few decoded ahead."""
+        """Yield the pictures of some files, (path, short name) of each, in order and a few decoded ahead."""
         waiting: deque[Future[Picture]] = deque()
 
         def in_order() -> Iterator[Picture]:
@@ -175,7 +175,7 @@ class OneError(Source):
 
     @property
     def n_pictures(self) -> int:
-        """One."""
+        """1."""
         return 1
 
     @property
@@ -184,7 +184,7 @@ class OneError(Source):
         return self._has_frames
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the error."""
+        """Yield the error."""
         if not self._stopped.is_set():
             yield self._picture
 
@@ -205,12 +205,12 @@ class Chain(Source):
 
     @property
     def has_frames(self) -> bool:
-        """Whether one of them has."""
+        """Whether one of them has frames."""
         return any(source.has_frames for source in self.sources)
 
     @property
     def is_live(self) -> bool:
-        """Whether one of them is."""
+        """Whether one of them is live."""
         return any(source.is_live for source in self.sources)
 
     @property
@@ -219,7 +219,7 @@ class Chain(Source):
         return sum(source.n_reconnections for source in self.sources)
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give every source's pictures."""
+        """Yield every source's pictures."""
         for source in self.sources:
             if self._stopped.is_set():
                 return
@@ -249,21 +249,21 @@ class AtMost(Source):
 
     @property
     def has_frames(self) -> bool:
-        """Whether the source has."""
+        """Whether the source has frames."""
         return self.source.has_frames
 
     @property
     def is_live(self) -> bool:
-        """Whether the source is."""
+        """Whether the source is live."""
         return self.source.is_live
 
     @property
     def n_reconnections(self) -> int:
-        """The source's own."""
+        """That of the source."""
         return self.source.n_reconnections
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the source's pictures up to the limit, without waiting for one more."""
+        """Yield the source's pictures up to the limit, without waiting for one more."""
         yield from islice(self.source, self._limit)
 
     def stop(self) -> None:

@@ -79,7 +79,7 @@ def linear_axis(
         from_zero: begin at 0, as bars must.
         at_most: a value that the scale cannot exceed, such as 1 for a share.
         n_ticks: about how many ticks.
-        whole: ticks at whole numbers only, for counts.
+        whole: ticks at integers only, for counts.
     """
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
@@ -105,7 +105,7 @@ def log_axis(values: Iterable[float], *, margin: float = 1.25, n_ticks: int = 4,
         values: what must fit; values that are not positive are passed over, none gives 1 to 10.
         margin: the ends lie that factor beyond the values.
         n_ticks: at least so many ticks.
-        max_ticks: at most so many.
+        max_ticks: at most this many.
     """
     known = [value for value in values if math.isfinite(value) and value > 0] or [1.0, 10.0]
     low, high = min(known) / margin, max(known) * margin
@@ -181,7 +181,7 @@ def decimal(value: float) -> str:
 
 
 def text_width(content: str, font_px: float) -> float:
-    """Return about how wide a text is, rather too wide: the reader's font is not known here."""
+    """Return about how wide a text is, rather too wide: the reader's font is unknown here."""
     return font_px * sum(_NARROW.get(letter, 0.6) for letter in content)
 
 

@@ -75,7 +75,7 @@ class Flip(Record):
     """(score - threshold) / standard deviation of the scores of the held-out good parts."""
     margin: float
     is_explained: bool
-    """Whether the margin moved by less than `EXPLAINED_MOVE`: the image lies that near to the threshold."""
+    """Whether the margin moved by less than `EXPLAINED_MOVE`: the image is that close to the threshold."""
 
 
 class Comparison(Record):

@@ -79,7 +79,7 @@ class StageRecord(Record):
     sum_ms: float
     """Sum of their medians."""
     end_to_end_ms: float
-    """Median from file to verdict, measured as a whole; the difference to the sum is what the split cannot see."""
+    """Median from file to verdict, measured end to end; the difference to the sum is what the split cannot see."""
     note: str
     """Which steps are together, and why."""
 

@@ -16,7 +16,7 @@ from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING, Latent
 from vae_edge.train.run.metrics import Metrics
 
 PLAIN_SIDE = 128
-"""Side of the whole images that the plain network sees."""
+"""Side of the full images that the plain network sees."""
 
 PLAIN_EPOCHS = 60
 """Of the plain network, as long as the plain scoring's earlier figures were measured with."""
@@ -31,9 +31,9 @@ class Training(str, Enum):
     AUTO = "auto"
     """The defaults of vae-train: everything is chosen."""
     PLAIN = "plain"
-    """The plain VAE: whole images of 128 x 128, the published recipe, light as it is."""
+    """The plain VAE: full images of 128 x 128, the published recipe, light as it is."""
     OTHER_SIZE = "other-size"
-    """As chosen, but whole images of 128 x 128 instead of tiles; or tiles where whole images were chosen."""
+    """As chosen, but full images of 128 x 128 instead of tiles; or tiles where full images were chosen."""
     OTHER_LIGHT = "other-light"
     """As chosen, but light left as it is; where that was chosen, normalized by the image's own."""
     RECIPE = "recipe"
@@ -64,7 +64,7 @@ def settings_of(
         epochs: None: the default.
         photometric: what the automatic run chose; for the others.
         scoring: what the automatic run chose; for the others.
-        is_whole: whether the automatic run chose whole images; for the others.
+        is_whole: whether the automatic run chose full images; for the others.
     """
     chosen = PRESETS[preset]
     auto = TrainSettings(

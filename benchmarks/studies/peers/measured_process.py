@@ -241,12 +241,12 @@ def make_torchvision_importable() -> None:
 
 
 def has_declared_operators() -> bool:
-    """Tell whether this process needed `declare_torchvision_operators`."""
+    """Return whether this process needed `declare_torchvision_operators`."""
     return "_declared" in globals()
 
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
-    """Give the first verdict, then what is wanted; see the module's docstring."""
+    """Print the first verdict, then the requested figures; see the module's docstring."""
     options, files, seconds = dict(job["options"]), job["files"], job["seconds"]
     keep_telemetry_off()
     begin = time.perf_counter()
@@ -317,7 +317,7 @@ def _in_turns(calls: dict[str, tuple[Callable[[Any], object], Sequence[Any]]], s
 
 
 def _peaks(tool: _VaeEdge, files: Sequence[str], counts: Sequence[int]) -> list[int | None]:
-    """Return the peak of resident memory after so many image files have gone through one stream."""
+    """Return the peak of resident memory after this many image files have gone through one stream."""
     found = {}
     for number, _ in enumerate(tool.detector.stream(islice(cycle(files), max(counts))), 1):
         if number in counts:

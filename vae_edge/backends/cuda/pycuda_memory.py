@@ -13,7 +13,7 @@ import numpy as np
 from vae_edge.backends.cuda.memory import CudaMemory, DeviceBuffer, PinnedBuffer, Stream
 from vae_edge.errors import DeviceError, MissingDependencyError
 
-# One primary context for each device, retained once and kept: when pycuda lets go of one that is not current, it pushes
+# One primary context for each device, retained once and kept: when pycuda releases one that is not current, it pushes
 # it on the driver's stack and leaves it there, and from another thread than the one that retained it, it leaks it.
 _contexts: dict[int, Any] = {}
 _retaining = threading.Lock()

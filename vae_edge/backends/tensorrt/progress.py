@@ -17,7 +17,7 @@ Activate = Callable[[], AbstractContextManager[None]]
 
 
 class BuildMonitor:
-    """Passes TensorRT's progress on. TensorRT calls it from threads of its own, and no exception may reach it."""
+    """Passes TensorRT's progress on. TensorRT calls it from its own threads, and no exception may reach it."""
 
     def __init__(self, progress: StepProgress | None) -> None:
         self._progress = progress
@@ -55,7 +55,8 @@ class BuildMonitor:
     def attach(self, api: Any, config: Any) -> Any:
         """Listen to a build, where this TensorRT has progress monitors, and return the listener.
 
-        The caller has to hold it until the build is over: TensorRT does not, and calls into one that is gone crash.
+        The caller has to hold it until the build is over: TensorRT does not, and calls into one that no longer exists
+        crash.
         """
         if not hasattr(api, "IProgressMonitor"):
             return None
@@ -89,7 +90,7 @@ class BuildMonitor:
 
 
 def build_apart(build: Callable[[], _Built], monitor: BuildMonitor, activate: Activate) -> _Built:
-    """Run a build in a thread of its own, so that Ctrl-C ends it.
+    """Run a build in its own thread, so that Ctrl-C ends it.
 
     Python raises KeyboardInterrupt in the main thread, in whatever code it runs there next. During a build that is a
     callback of TensorRT's, which swallows it. Here the main thread only waits, and asks the build to stop.
