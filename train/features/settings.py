@@ -20,7 +20,7 @@ _STEP = 32
 class FeatureMap(Record):
     """One map of the residual and its score; where there are several, map and score are their means."""
 
-    smoothing_sigma: float = Field(default=0.5, ge=0, le=8)
+    smoothing_sigma: float = Field(default=0.4, ge=0, le=8)
     """Standard deviation, in positions, of the Gaussian over the residual."""
     by_level: bool = False
     """Divide the residual by its mean over the picture: a rough or bright part has more of it everywhere."""
@@ -48,7 +48,7 @@ class FeatureSettings(Record):
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of Adam, at the top of one cycle."""
     maps: tuple[FeatureMap, ...] = Field(
-        default=(FeatureMap(top_fraction=0.01), FeatureMap(smoothing_sigma=0.8, by_level=True, top_fraction=0.1)),
+        default=(FeatureMap(top_fraction=0.01), FeatureMap(by_level=True, top_fraction=0.1)),
         min_length=1,
         max_length=8,
     )
