@@ -1,4 +1,4 @@
-"""One benchmark: measure a set of bundles by turns, compare them, choose one, and write down what was found."""
+"""One benchmark: measure a set of bundles alternately, compare them, choose one, and write down what was found."""
 
 from __future__ import annotations
 

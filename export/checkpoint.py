@@ -47,7 +47,7 @@ def make_run(
 
     Raises:
         UsageError: there is no `data`, or a range was given to a checkpoint that says it itself.
-        InputError: the file is no such checkpoint, or `out` holds a run.
+        InputError: the file is not such a checkpoint, or `out` holds a run.
         ParityError: anomalib's own prediction differs.
     """
     if data is None:

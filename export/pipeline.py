@@ -287,7 +287,7 @@ class _Trust:
 
 
 def _model_metadata(reference: Reference, name: str) -> dict[str, str]:
-    """What a lone model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
+    """What a single model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
     record = reference.run.record
     return {
         "vae_edge_version": vae_edge.__version__,

@@ -67,7 +67,7 @@ class ThresholdRule:
 
         Args:
             calibration: the run's.
-            false_alarm_rate: None: the one that the run was asked for.
+            false_alarm_rate: None: the one that was requested for the run.
         """
         thresholds = calibration.thresholds
         offsets, pixel_offset, offsets_by = np.zeros(len(calibration.scores)), 0.0, None
@@ -152,14 +152,14 @@ def measure_reference(
 
     Args:
         run: the trained model.
-        scoring: to use in place of the run's own; its constants are then measured anew on the normals that the run kept
-            for that. None: the run's own.
+        scoring: to use in place of the run's own; its constants are then measured again on the normals that the run
+            kept for that. None: the run's own.
         data_root: where the run's images are now; None: where they were.
         false_alarm_rate: None: the run's own.
         progress: receives every step.
 
     Raises:
-        InputError: the run's images are not to be found; or another scoring was asked for, and the run is
+        InputError: the run's images are not to be found; or another scoring was requested, and the run is
             cross-conformal.
         BundleError: the weights do not belong to the run.
     """

@@ -63,6 +63,12 @@ class Budget:
 
     The AUROC is a mean over pairs of images and moves little; single verdicts move more easily, by one image whose
     score is close to the threshold, hence a rate of 0.02. A rate below 1 / n of n images allows no flip at all.
+
+    Examples:
+        >>> Budget(max_flip_rate=1.5)
+        Traceback (most recent call last):
+        ...
+        vae_edge.errors.UsageError: max_flip_rate is 1.5; expected 0 to 1, such as 0.01, or nothing for no limit
     """
 
     max_auroc_drop: float | None = 0.01

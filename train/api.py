@@ -63,7 +63,7 @@ def fit(
             None: `auto`, which means `nano` where anything is given that only networks on pixels have: loggers,
             callbacks, arguments of the Trainer, `architecture`, `recipe`, `epochs`, `scoring` and so on.
         overwrite: replace a run of that name, once the new one is complete.
-        watcher: is told how it goes.
+        watcher: receives progress.
         logger: loggers of Lightning that log what the run's own logs hold; they come first, so that a callback finds
             the user's as `trainer.logger`. None or True: the run's own only; False: no log at all.
         callbacks: of Lightning. They see the module's `fit_loss` and `held_out_loss` once an epoch, and a
@@ -88,7 +88,7 @@ def fit(
               early give `patience`, not a callback. After an interruption `resume_run` wants them again. A
               `CheckpointIO` among the plugins writes all checkpoints but the run's own.
             - Refused, with the reason, is what leaves no network to deploy or makes a run that cannot be repeated or
-              go on: `fast_dev_run`, `barebones`, `max_steps`, `overfit_batches`, `max_epochs=-1`,
+              continue: `fast_dev_run`, `barebones`, `max_steps`, `overfit_batches`, `max_epochs=-1`,
               `enable_checkpointing=False`, `deterministic=False`, `benchmark=True`, another `check_val_every_n_epoch`
               or `val_check_interval`, limits of 0, strategies that deal out the weights, and callbacks that change the
               weights, the learning rate or the batch size by themselves (`StochasticWeightAveraging`,
@@ -99,9 +99,9 @@ def fit(
 
     Raises:
         InputError: the data, a setting or an argument cannot be used, `out` is taken, or the training diverged.
-        TrainingInterruptedError: Ctrl-C; `resume_run` goes on.
+        TrainingInterruptedError: Ctrl-C; `resume_run` continues.
         Exception: whatever a callback, a logger or the data module raises; a run that was begun is then unfinished, and
-            `resume_run` goes on with it.
+            `resume_run` continues with it.
     """
     given = sort_arguments(
         logger,

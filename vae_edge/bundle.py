@@ -1,4 +1,4 @@
-"""A bundle: the folder that export leaves and a device gets."""
+"""A bundle: the folder that vae-export writes and a device opens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Stamp = tuple[int, ...] | None
 
 
 class Seen(NamedTuple):
-    """What the files of a bundle were when it was opened."""
+    """The state of a bundle's files when it was opened."""
 
     manifest_sha256: str
     stamps: tuple[Stamp, ...]
@@ -120,10 +120,10 @@ class Bundle:
     def check_unchanged(self) -> None:
         """Make sure that the files are still those that were opened.
 
-        It takes a look at each, and reads those that look different: they may have been copied.
+        Only files whose metadata differ are read: they may have been copied.
 
         Raises:
-            BundleError: the bundle was replaced or changed, or is gone.
+            BundleError: the bundle was replaced or changed, or no longer exists.
         """
         stamps = tuple(_stamp(self.folder / name) for name in (MANIFEST_FILE, *(f.name for f in self.manifest.files)))
         if self.seen is not None and stamps == self.seen.stamps:
@@ -139,10 +139,10 @@ class Bundle:
             ) from error
 
     def with_manifest(self, manifest: Manifest) -> Bundle:
-        """Write a changed manifest in place of the old one, whole or not at all, and return the bundle with it.
+        """Write a changed manifest in place of the old one, completely or not at all, and return the bundle with it.
 
         Raises:
-            BundleError: the bundle was replaced or changed since it was opened; what is there now is left as it is.
+            BundleError: the bundle was replaced or changed since it was opened; the new one is not changed.
             InputError: the folder cannot be written.
         """
         text = manifest_text(manifest)
@@ -158,7 +158,7 @@ class Bundle:
 
 @contextmanager
 def new_bundle(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes the bundle `folder` when the block ends without an error.
+    """Yield a temporary folder that becomes the bundle `folder` when the block ends without an error.
 
     An older bundle of that name is replaced. The block writes the model files and the manifest.
 
@@ -198,8 +198,8 @@ def _stamp(path: Path) -> Stamp:
 def manifest_text(manifest: Manifest) -> str:
     """Return the manifest as it is written, with its digest: JSON with a line for each value.
 
-    A manifest of the first schema stays one: it was read from a bundle that has no digest, and to give it one now would
-    vouch for what nobody has checked.
+    A manifest of the first schema stays one: it was read from a bundle that has no digest, and adding one now would
+    vouch for content that was never checked.
     """
     if manifest.schema_version == 1:
         return manifest.model_dump_json(indent=2, exclude={"digest"}) + "\n"
@@ -210,7 +210,7 @@ def manifest_text(manifest: Manifest) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a bundle and check that it is the one that was written.
 
-    One of the first schema has no digest to check. It is returned as not verified, whatever it says.
+    One of the first schema has no digest to check. It is returned as not verified, whatever it claims.
 
     Raises:
         BundleError: there is none, it is damaged, or it was changed or made newer or older than it is.
@@ -249,7 +249,7 @@ def _n_scores(content: Any) -> int:
 
 
 def _refuse_special_files(folder: Path) -> None:
-    """Refuse a folder that holds something other than files and folders, which nobody copies or exports.
+    """Refuse a folder that holds something other than files and folders, which no export writes.
 
     Raises:
         BundleError: there is a link, a FIFO, a socket or a device, or there are very many files.
@@ -267,7 +267,7 @@ def _refuse_special_files(folder: Path) -> None:
 
 
 def _without_digest(manifest: Manifest, path: Path) -> Manifest:
-    """Return a manifest of the first schema, which anybody may have changed, as not verified.
+    """Return a manifest of the first schema, which may have been changed, as not verified.
 
     Raises:
         BundleError: it is a later one without its digest.

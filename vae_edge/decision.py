@@ -1,4 +1,4 @@
-"""From scores to verdicts: conformal p-values, and thresholds from held-out normals or, if asked for, from labels.
+"""From scores to verdicts: conformal p-values, and thresholds from held-out normals or, on request, from labels.
 
 With n scores of normals that the model was not fitted on, the p-value of a new score s is
 (1 + number of those scores >= s) / (n + 1). For a new normal, P(p-value <= rate) <= rate (Vovk, Gammerman and Shafer,
@@ -26,7 +26,12 @@ DEFAULT_PIXEL_FALSE_POSITIVE_RATE = 0.001
 
 
 def smallest_false_alarm_rate(n_normals: int) -> float:
-    """Return the smallest rate that n held-out normals can support: 1 / (n + 1)."""
+    """Return the smallest rate that n held-out normals can support: 1 / (n + 1).
+
+    Examples:
+        >>> smallest_false_alarm_rate(99)
+        0.01
+    """
     return 1.0 / (n_normals + 1)
 
 
@@ -35,6 +40,10 @@ def normals_needed(false_alarm_rate: float) -> int:
 
     Raises:
         InputError: a rate outside (0, 1).
+
+    Examples:
+        >>> normals_needed(0.01), normals_needed(0.05)
+        (99, 19)
     """
     check_rate(false_alarm_rate, "false-alarm rate")
     # A rate below that is of no use to anybody, and 1 / rate may be infinite.
@@ -51,6 +60,14 @@ def conformal_p_value(score: float, calibration_scores: NDArray[np.float64]) -> 
 
     Raises:
         InputError: the score is not a number; no verdict follows from it.
+
+    Examples:
+        Of four held-out normals one scores at least as high as the image, so p = (1 + 1) / (4 + 1):
+
+        >>> conformal_p_value(0.35, np.array([0.1, 0.2, 0.3, 0.4]))
+        0.4
+        >>> conformal_p_value(0.9, np.array([0.1, 0.2, 0.3, 0.4]))
+        0.2
     """
     if math.isnan(score):
         raise InputError(
@@ -74,6 +91,14 @@ def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[
 
     Raises:
         InputError: no scores, a score that is not finite, or a rate outside (0, 1).
+
+    Examples:
+        Four normals support a rate of 1 / 5; a smaller one is raised to it:
+
+        >>> fit_image_threshold(np.array([0.3, 0.1, 0.4, 0.2]), 0.4)
+        (0.3, 0.4)
+        >>> fit_image_threshold(np.array([0.3, 0.1, 0.4, 0.2]), 0.01)
+        (0.4, 0.2)
     """
     check_rate(false_alarm_rate, "false-alarm rate")
     values = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
@@ -91,15 +116,15 @@ def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[
 
 
 def fit_f1_threshold(normal_scores: NDArray[Any], anomalous_scores: NDArray[Any]) -> tuple[float, float]:
-    """Return the image threshold with the largest F1 on labelled images, and the rate that it amounts to.
+    """Return the image threshold with the largest F1 on labelled images, and the rate that results.
 
     F1 = 2 TP / (2 TP + FP + FN) (van Rijsbergen, "Information Retrieval", 1979), anomalous being the positive class.
-    It is measured on the very images that choose the threshold, so new images will mostly do worse, and it goes by the
-    share of anomalous images among them, which on a line is another one. No false-alarm rate is promised.
+    It is measured on the images that choose the threshold, so new images will mostly do worse, and it depends on their
+    share of anomalous images, which is different in production. No false-alarm rate is guaranteed.
 
     The threshold is one of the normals' own scores, and only those are tried. So it cuts between two calibration scores
-    and, exactly, score > threshold when the conformal p-value is at most the rate that is returned. What this leaves
-    out: a threshold above all normals, where every p-value is 1 / (n + 1), and one below all of them.
+    and, exactly, score > threshold when the conformal p-value is at most the rate that is returned. This excludes
+    a threshold above all normals, where every p-value is 1 / (n + 1), and one below all of them.
 
     Args:
         normal_scores: float [n], scores of the normals, which are the calibration scores, in any order.
@@ -111,6 +136,10 @@ def fit_f1_threshold(normal_scores: NDArray[Any], anomalous_scores: NDArray[Any]
 
     Raises:
         InputError: no scores of either kind, one that is not finite, or no anomalous image scores above any normal.
+
+    Examples:
+        >>> fit_f1_threshold(np.array([0.1, 0.2, 0.3, 0.8]), np.array([0.5, 0.6, 0.9]))
+        (0.3, 0.4)
     """
     normals, anomalous = (np.sort(np.asarray(s, dtype=np.float64)) for s in (normal_scores, anomalous_scores))
     for values, what in ((normals, "normal image"), (anomalous, "anomalous image")):
@@ -150,7 +179,7 @@ def fit_thresholds(
         scored_by: what computed the scores, for the record.
 
     Raises:
-        InputError: see `fit_image_threshold`; or there is not one map, with pixels, for each score.
+        InputError: see `fit_image_threshold`; or there is not one non-empty map per score.
     """
     check_rate(pixel_false_positive_rate, "pixel false-positive rate")
     if len(maps) != len(scores) or (len(maps) > 0 and maps[0].size == 0):
@@ -165,7 +194,7 @@ def fit_thresholds(
 class PixelTail:
     """The largest pixels of the anomaly maps of held-out normals, which suffice for the pixel threshold.
 
-    Thousands of maps need not be held: with a rate of 0.001 a thousandth of their pixels is kept.
+    Maps need not be kept: with a rate of 0.001 a thousandth of their pixels is kept.
 
     Args:
         most_pixels: of all the maps that will be added, at most.
@@ -173,6 +202,12 @@ class PixelTail:
 
     Raises:
         InputError: a rate outside (0, 1).
+
+    Examples:
+        >>> tail = PixelTail(most_pixels=8, pixel_false_positive_rate=0.25)
+        >>> tail.add(np.array([[1, 5, 2, 3], [4, 8, 7, 6]], dtype=np.float32))
+        >>> tail.threshold()  # 2 of 8 pixels are larger
+        6.0
     """
 
     def __init__(self, most_pixels: int, pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE) -> None:
@@ -187,7 +222,7 @@ class PixelTail:
         """Take in one or more maps, float32 of any shape.
 
         Raises:
-            InputError: a value is not finite, or there are more pixels than were announced.
+            InputError: a value is not finite, or there are more pixels than were expected.
         """
         pixels = maps.reshape(-1)
         if not np.isfinite(pixels).all():
@@ -226,7 +261,7 @@ def fit_thresholds_with_tail(
     scored_by: str,
     method: ThresholdMethod = ThresholdMethod.SPLIT_CONFORMAL,
 ) -> Thresholds:
-    """Fit both thresholds where the maps were too many to hold; else like `fit_thresholds`.
+    """Fit both thresholds like `fit_thresholds`, if there were too many maps to keep.
 
     Args:
         scores: float [n], the held-out normals' scores.
@@ -262,7 +297,7 @@ def fit_f1_thresholds_with_tail(
     *,
     scored_by: str,
 ) -> Thresholds:
-    """Choose the image threshold by F1 on labelled images; the pixel threshold is that of the normals, as ever.
+    """Choose the image threshold by F1 on labelled images; the pixel threshold is that of the normals, as usual.
 
     Args:
         scores: float [n], the normals' scores; the p-values of predictions are among these.
@@ -291,12 +326,12 @@ def fit_f1_thresholds_with_tail(
 def check_thresholds(thresholds: Thresholds) -> None:
     """Refuse thresholds that do not follow from their own calibration scores, method and rate.
 
-    By a conformal method image threshold and rate in force are those of `fit_image_threshold`. An F1-optimal threshold
-    is one of the normals' scores, and its rate what it amounts to among them; the anomalous images that chose it are
-    not recorded. Nor are maps, so of the pixel threshold only the range is known.
+    With a conformal method, the image threshold and the actual rate are those of `fit_image_threshold`. An F1-optimal
+    threshold is one of the normals' scores, and its rate the resulting rate among them; the anomalous images that chose
+    it are not recorded. Nor are maps, so of the pixel threshold only the range is known.
 
     Raises:
-        ValueError: a value is another one; with both.
+        ValueError: a value differs; the message has both.
     """
     scores = np.asarray(thresholds.calibration_scores, dtype=np.float64)
     largest = float(np.finfo(np.float32).max)
@@ -327,7 +362,7 @@ def promised_rate(thresholds: Thresholds) -> float | None:
 
 
 def describe_promise(thresholds: Thresholds) -> str:
-    """Return in words what the image threshold promises about false alarms, and on what ground."""
+    """Describe the guarantee of the image threshold about false alarms, and its basis."""
     rate = thresholds.false_alarm_rate
     if thresholds.method is ThresholdMethod.F1_OPTIMAL:
         return f"no rate is promised, F1-optimal on labelled images; among its own normals it amounts to {rate:.3g}"
@@ -344,7 +379,7 @@ def describe_support(thresholds: Thresholds) -> str:
 
 
 def too_few_normals(thresholds: Thresholds) -> str | None:
-    """Return a sentence where the normals could not support the rate that was asked for, else None."""
+    """Return a sentence where the normals could not support the rate that was requested, else None."""
     if thresholds.false_alarm_rate <= thresholds.false_alarm_rate_requested:
         return None
     return (

@@ -1,4 +1,4 @@
-"""The one class that a device's program uses: images in, verdicts out."""
+"""The class that programs on a device use: images in, verdicts out."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class Detector:
     with Detector.open("bundles/tile-openvino-fp32") as detector:
         prediction = detector.predict("part.png")
 
-    It is bound to the bundle as it was opened: a changed working folder and a moved link do not matter, and a bundle
-    that was replaced meanwhile is an error where its files are needed again. To use it in other processes, pass it to
-    them or pickle it: it is opened there anew with the same arguments, once in a worker process, if the bundle is still
-    the same. `copy` does the same here. A child that was forked after it was opened cannot use it and is told so; it
-    can open its own.
+    It is bound to the bundle as it was opened: a changed working folder and a moved link do not matter, and if the
+    bundle is replaced meanwhile, needing its files again is an error. To use it in other processes, pass it to
+    them or pickle it: it is opened there again with the same arguments, once in a worker process, if the bundle is
+    still the same. `copy` does the same here. A child that was forked after it was opened gets an error when it uses
+    it; it can open its own.
     """
 
     def __init__(
         self, bundle: Bundle, backend: Backend, *, open_for_streams: Callable[[], Backend] | None = None
     ) -> None:
-        """Put a detector together from its parts; `Detector.open` is the usual way.
+        """Construct a detector from its parts; `Detector.open` is the usual way.
 
         Args:
             bundle: gives preparation and thresholds.
@@ -96,27 +96,27 @@ class Detector:
     ) -> Detector:
         """Check a bundle and load its model.
 
-        On a CPU one layout of the model cannot be best for a single image and for many. So by default `predict` uses
-        one with all threads on one image, and the first `stream` loads another with an image on each core.
+        On a CPU no single configuration is best for both one image and many. So by default `predict` uses
+        all threads for one image, and the first `stream` loads the model again with one image per core.
 
         Args:
             bundle: the bundle's folder, or a bundle that is open already.
             device: `auto`, or the runtime's name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`.
-            hint: load one layout only, for `predict` and `stream` alike: `latency` or `throughput`.
+            hint: load only one configuration, for both `predict` and `stream`: `latency` or `throughput`.
             threads: processor threads in use; None: as many as there are usable cores.
             requests: images that `stream` works on at the same time; None: as many as this device is fastest with.
             spinning: let ONNX Runtime's threads wait for work at full load.
-            cache: keep what is compiled for this device in the user's cache folder and look it up there.
-            rebuild: build a TensorRT engine that does not fit this device anew from the bundle's ONNX.
+            cache: use the cache of compiled models in the user's cache folder.
+            rebuild: rebuild a TensorRT engine that does not fit this device from the bundle's ONNX.
             max_pixels: refuse a picture file with more pixels before it is decoded; None: see
                 `vae_edge.image.read_image`.
-            progress: told of the steps of such a build, which takes minutes.
+            progress: called with the steps of such a build, which takes minutes.
 
         Raises:
             BundleError: the bundle is damaged, changed or too new, or was replaced while it was opened.
             MissingDependencyError: its runtime is not installed.
             DeviceError: the device or the runtime cannot run it.
-            InputError: an argument makes no sense.
+            InputError: an argument is invalid.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = opened.manifest
@@ -188,7 +188,7 @@ class Detector:
         return _reopen, (type(self), self.bundle.folder, self.bundle.seen.manifest_sha256, self._arguments)
 
     def predict(self, image: Source) -> Prediction:
-        """Decide about one image, as soon as possible.
+        """Judge one image with the lowest latency.
 
         Raises:
             InputError: the image cannot be read, or the array has another type or shape.
@@ -202,7 +202,7 @@ class Detector:
         return result
 
     def predict_batch(self, images: Iterable[Source], *, batch_size: int | None = None) -> Iterator[Prediction]:
-        """Decide about many images, in order; like `stream`, which stops at the first image that cannot be read.
+        """Judge many images, in order; like `stream`, which stops at the first image that cannot be read.
 
         Raises:
             InputError: an image cannot be read, or `batch_size` is not positive.
@@ -222,27 +222,27 @@ class Detector:
     def stream(
         self, images: Iterable[Source], *, batch_size: int | None = None, errors: Literal["raise", "return"] = "raise"
     ) -> Iterator[Prediction | VaeEdgeError]:
-        """Decide about images as they come, in order, several at the same time.
+        """Judge images as they arrive, in order, several concurrently.
 
         A few threads each take the next image, decode and resize it, run the model and decide, while the others do the
-        same; a verdict is given as soon as it and those before it are there. The number of images on the way is
+        same; a verdict is returned as soon as it and all earlier ones are ready. The number of images on the way is
         limited, so memory does not grow with their number. When the loop over the verdicts ends, the threads end.
 
         Args:
             images: paths or arrays; may be endless. It is iterated in those threads, by one at a time, a few images
-                ahead. An array that it gives is copied before it is asked for the next, so that it may use one buffer
+                ahead. An array that it gives is copied before the next is requested, so that it may use one buffer
                 again and again; those of a list, a tuple or an array of images are not. A source that may wait for long
                 should have a method `stop()`: it is called when the loop over the verdicts ends, and has to end the
                 waiting. If the source itself fails, what it gave before is decided first.
             batch_size: images for one run of the model, at most the bundle's `max_batch`; None: what the device is
                 fastest with, which is 1 on a CPU.
             errors: `raise` at an image that cannot be read or gets no finite score, or `return` the error in that
-                image's place and go on. A runtime that fails ends the stream either way.
+                image's place and continue. A runtime that fails ends the stream either way.
 
         Raises:
-            InputError: `images` is one image or nothing that a loop can go over, `batch_size` is not positive or more
+            InputError: `images` is a single image or not iterable, `batch_size` is not positive or more
                 than the bundle allows; an image cannot be read.
-            BundleError: the bundle was replaced since it was opened, and its model has to be loaded once more.
+            BundleError: the bundle was replaced since it was opened, and its model has to be loaded again.
             DeviceError: the runtime failed, the detector was closed, or this process was forked since.
         """
         self._process.check()
@@ -273,7 +273,7 @@ class Detector:
                 yield result
 
     def stream_backend(self) -> Backend:
-        """Return the model that `stream` runs, loading it if this is the first time.
+        """Return the model that `stream` runs, loading it on the first call.
 
         Raises:
             BundleError: the bundle was replaced since it was opened.
@@ -289,7 +289,7 @@ class Detector:
             return self._stream_backend
 
     def _close_if_asked(self, loaded: Backend) -> None:
-        """Close what was being loaded while a signal handler closed the detector; using it is an error then."""
+        """Close the model that was loading while a signal handler closed the detector; using it is then an error."""
         if self._closed:
             loaded.close()
 
@@ -353,10 +353,10 @@ class Detector:
         max_images: int = MAX_REFIT_IMAGES,
         progress: Progress | None = None,
     ) -> Refit:
-        """Fit both thresholds on this device's own scores of normal images, write them into the bundle and use them.
+        """Fit both thresholds on this device's scores of normal images, write them into the bundle and use them.
 
         An image threshold with the method `f1-optimal` is the one with the largest F1 on the normal and the anomalous
-        images together. It promises no false-alarm rate; the one that it amounts to among the normals is recorded, and
+        images together. It guarantees no false-alarm rate; the resulting rate among the normals is recorded, and
         an image is anomalous, as always, when its p-value is at most that rate. See `fit_f1_threshold`.
 
         Args:
@@ -367,7 +367,7 @@ class Detector:
             anomalous: paths or arrays of defective parts. `f1-optimal` needs them; with `split-conformal` they decide
                 nothing, and the result says how many of them are found.
             method: how the image threshold is chosen.
-            max_images: stop after so many of each kind, where the source has no end.
+            max_images: stop after this many of each kind, where the source has no end.
             progress: called after each image with the number done and the number of all.
 
         Returns:
@@ -377,8 +377,8 @@ class Detector:
         Raises:
             InputError: no image can be read, or no anomalous one where they were given; the rate is outside (0, 1), or
                 does not go with the method; no anomalous image scores above a normal one; or the bundle cannot be
-                written. The bundle is as it was.
-            BundleError: the bundle was replaced or changed since it was opened. What is there now is left as it is.
+                written. The bundle is not changed.
+            BundleError: the bundle was replaced or changed since it was opened. The new one is not changed.
             DeviceError: the runtime failed, a score is not a finite number, or this process was forked since. The
                 bundle is as it was.
         """
@@ -408,7 +408,7 @@ class Detector:
         return replace(fitted, bundle=self.bundle)
 
     def close(self) -> None:
-        """Wait for the images that are being decided, then free the model; a second call does nothing.
+        """Wait for the images in progress, then free the model; a second call does nothing.
 
         Nor does one in a child that was forked since: the model is the parent's.
         """
@@ -448,7 +448,7 @@ def _checked_hint(hint: Hint | str) -> Hint:
 
 
 def _check_is_many(images: object) -> None:
-    """Refuse what a loop would go over in another way than is meant."""
+    """Refuse arguments that would be iterated in an unintended way."""
     if hasattr(images, "__aiter__"):
         raise UsageError(
             "the images come from an asynchronous source, which stream does not await; collect them with `async for` "

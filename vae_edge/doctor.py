@@ -1,7 +1,7 @@
-"""What of vae-edge works on this machine, and how to mend what does not.
+"""What works on this machine, and how to fix what does not.
 
 Each runtime gets one small, real trial, a probe: a layer is loaded and run on numbers whose result is known. A probe
-has a process of its own, for a wheel built for another processor ends its process without a word.
+has its own process, because a wheel built for another processor crashes its process silently.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _Y = np.maximum(_X, 0)
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found out about one runtime or package."""
+    """The result for one runtime or package."""
 
     name: str
     purpose: Purpose
@@ -261,12 +261,12 @@ class Diagnosis:
 
     @property
     def fixes(self) -> tuple[str, ...]:
-        """The steps that mend what is missing or broken, without repetition."""
+        """The steps that fix what is missing or broken, without repetition."""
         return tuple(dict.fromkeys(probe.fix for probe in self.probes if probe.fix))
 
 
 def examine(*, progress: Progress | None = None) -> Diagnosis:
-    """Look at the machine and try every runtime out, each in a process of its own.
+    """Look at the machine and try every runtime out, each in its own process.
 
     Args:
         progress: called from this thread with the number of runtimes tried and of all.
@@ -285,7 +285,7 @@ def examine(*, progress: Progress | None = None) -> Diagnosis:
 
 
 def tensorrt_advice(machine: Machine, probe: Probe) -> Probe:
-    """Give the fix that fits the machine: on a Jetson TensorRT is a part of JetPack, and pip has none."""
+    """Return the fix that fits the machine: on a Jetson TensorRT is a part of JetPack, and pip has none."""
     jetson = machine.jetson
     if jetson is None or probe.status == "works":
         return probe
@@ -311,7 +311,7 @@ def _advise(key: str, probe: Probe, machine: Machine) -> Probe:
 
 
 def _probe_apart(key: str, *, command: str = _CHILD) -> Probe:
-    """Run one probe in a process of its own, so that a crash is a line of the report and not its end."""
+    """Run one probe in its own process, so that a crash is a line of the report and not its end."""
     title, extra, _ = RUNTIME_PROBES[key]
     purpose: Purpose = "reaches the GPU" if key == "cuda" else "runs bundles"
     fix = f"pip install --force-reinstall 'vae-edge[{extra}]'"

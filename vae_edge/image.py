@@ -50,14 +50,14 @@ def read_image(path: str | Path, *, white_level: int = 65535, max_pixels: int | 
     """Decode a PNG, JPEG, BMP, TIFF or WebP file, 8- or 16-bit, grey, RGB or RGBA.
 
     The EXIF orientation is applied; transparency is dropped, and no colour is multiplied by it. What the file is called
-    does not matter. A file of several pages or frames is refused, and so is one that is damaged where that can be told:
+    does not matter. A file of several pages or frames is refused, and so is a damaged one if that can be detected:
 
     - PNG: any changed byte (it holds checksums). WebP, TIFF, BMP: a file that breaks off; not a changed byte. TIFF:
       also what does not decompress to its end (LZW, Deflate, PackBits), and ways of compression that are not read.
     - JPEG: a file that breaks off; restart markers missing; and compressed data that ends before the picture does, as
-      where a piece was cut out of the middle. Not changed bytes that lead to no lack. To tell it, a progressive JPEG is
-      decoded twice, whereupon libjpeg may remark on the bytes added to it on stderr; any other is only where a corner
-      has the very grey that decoders fill with.
+      where a piece was cut out of the middle. Changed bytes without missing data are not detected. To tell it, a
+      progressive JPEG is decoded twice, whereupon libjpeg may remark on the bytes added to it on stderr; any other is
+      only where a corner has exactly the grey that decoders fill with.
 
     Args:
         path: a regular file; a named pipe, a device or a socket is refused without waiting for it.
@@ -69,7 +69,7 @@ def read_image(path: str | Path, *, white_level: int = 65535, max_pixels: int | 
         uint8 [H, W, 3], RGB, 0 to 255.
 
     Raises:
-        InputError: the file is missing, empty, too large, damaged or of another kind, or memory does not suffice.
+        InputError: the file is missing, empty, too large, damaged or of another kind, or there is not enough memory.
     """
     return as_8_bit_rgb(read_pixels(path, max_pixels=max_pixels), name=str(path), white_level=white_level)
 
@@ -80,7 +80,7 @@ def decode_image(
     """Decode the bytes of an image file, uint8 [n], to uint8 [H, W, 3] RGB; see `read_image`.
 
     Raises:
-        InputError: the bytes are no whole image; the message says `name`.
+        InputError: the bytes are not a complete image; the message has `name`.
     """
     with _enough_memory(name):
         pixels = _decode(data, name, max_pixels_in_force(max_pixels))
@@ -105,22 +105,22 @@ def as_8_bit_rgb(pixels: NDArray[Any], *, name: str, white_level: int = 65535) -
     """Turn what `read_pixels` gives into uint8 [H, W, 3] RGB.
 
     Raises:
-        InputError: memory does not suffice for the picture, which is called `name`.
+        InputError: there is not enough memory for the picture, which is called `name`.
     """
     with _enough_memory(name):
         return _as_rgb_from_decoder(_to_8_bit(pixels, white_level))
 
 
 def most_bytes(max_pixels: int) -> int:
-    """Return the size of the largest file that is read for a picture of so many pixels."""
+    """Return the size of the largest file that is read for a picture of this many pixels."""
     return max_pixels * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
 
 
 def max_pixels_in_force(asked: int | None) -> int:
-    """Return how many pixels a picture may have: as asked for, by VAE_EDGE_MAX_PIXELS, or `MAX_PIXELS`.
+    """Return how many pixels a picture may have: as requested, by VAE_EDGE_MAX_PIXELS, or `MAX_PIXELS`.
 
     Raises:
-        UsageError: it is no positive number.
+        UsageError: it is not a positive number.
     """
     if asked is None:
         text = os.environ.get(_MAX_PIXELS_VARIABLE)
@@ -135,10 +135,10 @@ def max_pixels_in_force(asked: int | None) -> int:
 
 
 def check_regular_file(path: str | Path) -> None:
-    """Refuse what is no regular file, without opening it: some devices do something when they are opened.
+    """Refuse what is not a regular file, without opening it: some devices do something when they are opened.
 
     Raises:
-        InputError: it is a named pipe, a device, a socket or a folder, or cannot be looked at.
+        InputError: it is a named pipe, a device, a socket or a folder, or cannot be examined.
     """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - `path` may be text
@@ -155,7 +155,7 @@ def read_head(path: str | Path, n_bytes: int) -> bytes:
     """Return the first bytes of a regular file, fewer where it is shorter, without waiting for another process.
 
     Raises:
-        InputError: it is none, or cannot be read.
+        InputError: it is not one, or cannot be read.
     """
     with _opened(path) as descriptor:
         return os.read(descriptor, n_bytes)
@@ -163,10 +163,10 @@ def read_head(path: str | Path, n_bytes: int) -> bytes:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[int]:
-    """Give the descriptor of a regular file.
+    """Yield the descriptor of a regular file.
 
     Raises:
-        InputError: it is none, or cannot be opened or read.
+        InputError: it is not one, or cannot be opened or read.
     """
     check_regular_file(path)
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
@@ -269,14 +269,14 @@ def _oriented(image: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _may_be_filled(image: NDArray[Any]) -> bool:
-    """Tell whether one corner, whichever is the last one, has the grey that stands for missing data in a JPEG."""
+    """Return whether one corner, whichever is the last one, has the grey that stands for missing data in a JPEG."""
     return any(np.all(image[y, x] == _FILLED_WITH) for y in (0, -1) for x in (0, -1))
 
 
 def _check_scans_are_whole(data: NDArray[np.uint8], name: str, flags: int, image: NDArray[Any]) -> None:
     """Refuse a JPEG whose compressed data ends before the picture does: then what is added changes the picture.
 
-    The decoder knows it, but says it to the terminal only.
+    The decoder notices it, but only prints it to the terminal.
     """
     try:
         other = _imdecode(with_more_in_each_scan(data, name), name, flags)
@@ -293,7 +293,7 @@ def _as_rgb_from_decoder(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _enough_memory(name: str | Path) -> Iterator[None]:
-    """Turn the lack of memory, in Python or in OpenCV, and whatever OpenCV refuses into an error of this picture."""
+    """Turn out-of-memory errors of Python and OpenCV, and any refusal by OpenCV, into an error of this picture."""
     try:
         yield
     except (MemoryError, cv2.error) as error:
@@ -311,6 +311,12 @@ def as_rgb(image: NDArray[Any], *, white_level: int = 65535) -> NDArray[np.uint8
 
     Raises:
         InputError: another type or shape, or a side of length 0.
+
+    Examples:
+        >>> as_rgb(np.array([[0, 2048, 4095]], dtype=np.uint16), white_level=4095)[0, :, 0].tolist()
+        [0, 128, 255]
+        >>> as_rgb(np.zeros((4, 6), np.uint8)).shape
+        (4, 6, 3)
     """
     with _enough_memory("the image"):
         image = _to_8_bit(_checked(image, "the image"), white_level)
@@ -320,7 +326,7 @@ def as_rgb(image: NDArray[Any], *, white_level: int = 65535) -> NDArray[np.uint8
 
 
 def _checked(image: NDArray[Any], name: str) -> NDArray[Any]:
-    """Return an image that is one as uint8 or uint16 [H, W, 1, 3 or 4]."""
+    """Check an image and return it as uint8 or uint16 [H, W, 1, 3 or 4]."""
     if not isinstance(image, np.ndarray):
         raise InputError(f"{name} is a {type(image).__name__}; expected a path or a uint8 array of shape HxWx3 or HxW")
     if image.dtype not in (np.uint8, np.uint16):
@@ -353,6 +359,12 @@ def likely_white_level(largest: int, white_level: int) -> int | None:
     """Return the white level that was probably meant, where the largest 16-bit value of many pictures is far below it.
 
     Cameras of 8, 10, 12 and 14 bits have their values in files of 16. None: the white level fits, or was chosen.
+
+    Examples:
+        >>> likely_white_level(3980, white_level=65535)
+        4095
+        >>> print(likely_white_level(3980, white_level=4095))
+        None
     """
     meant = next(level for level in (255, 1023, 4095, 16383, 65535) if largest <= level)
     return meant if white_level == 65535 != meant else None
@@ -361,8 +373,8 @@ def likely_white_level(largest: int, white_level: int) -> int | None:
 def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.uint8]:
     """Resize uint8 [H, W, 3] (or [H, W]) of any size to the model's uint8 [height, width, 3] (or [height, width]).
 
-    A side that shrinks is averaged by pixel area, a side that grows is interpolated bilinearly, also where one does
-    this and the other that. An image that already has the model's size is returned as it is, without a copy.
+    A side that shrinks is averaged by pixel area, a side that grows is interpolated bilinearly, also if one shrinks and
+    the other grows. An image that already has the model's size is returned as it is, without a copy.
     """
     height, width = image.shape[:2]
     if (height, width) == (preparation.height, preparation.width):
@@ -378,7 +390,7 @@ def prepare(image: NDArray[np.uint8], preparation: Preparation) -> NDArray[np.ui
 
 
 def white_level_remark(largest: int | None, white_level: int) -> str | None:
-    """Return the question to ask where `likely_white_level` guesses another one; None: all is well."""
+    """Return the question to ask where `likely_white_level` guesses another one; None: it fits."""
     meant = None if largest is None else likely_white_level(largest, white_level)
     if meant is None:
         return None

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what it is, what it takes and gives, how it decides, and how far it can be trusted."""
+"""The manifest of a bundle: its identity, inputs and outputs, thresholds, and how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TensorSpec(Record):
 
 
 class ThresholdMethod(str, Enum):
-    """How an image threshold was chosen, and so what its false-alarm rate is worth."""
+    """How an image threshold was chosen, and so what its false-alarm rate means."""
 
     SPLIT_CONFORMAL = "split-conformal"
     """On scores of normals that the model was not fitted on: the rate holds for new normals like them, proven."""
@@ -133,7 +133,7 @@ class ParityRecord(Record):
 
 
 class AccuracyRecord(Record):
-    """What a model's numbers cost against the FP32 torch reference, measured on labelled images."""
+    """The accuracy lost to the number format, compared with the FP32 torch reference on labelled images."""
 
     reference: str = "torch fp32"
     images: str
@@ -165,7 +165,7 @@ class AccuracyRecord(Record):
 
     @property
     def flip_rate(self) -> float:
-        """Share of the images that get another verdict, each model by its own threshold."""
+        """Share of the images that get a different verdict, each model by its own threshold."""
         return self.label_flips / self.n_images
 
     @property

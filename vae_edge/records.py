@@ -155,7 +155,7 @@ def parse_json(data: bytes, limits: JsonLimits) -> Any:
     """Parse JSON strictly: in UTF-8, every key once in its object, every number finite and of sane length.
 
     Raises:
-        ValueError: it is no such JSON, is nested too deeply, or holds more than it may.
+        ValueError: it is not such JSON, is nested too deeply, or holds more than it may.
     """
     if len(data) > limits.size_bytes:
         raise ValueError(f"it has {len(data)} bytes; expected at most {limits.size_bytes}")
@@ -250,7 +250,7 @@ def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
 
 
 def recorded_names(folder: Path, record_name: str) -> set[str]:
-    """Return the names of the files that a folder's record lists, and the record's own; none where it is no record."""
+    """Return the names of the files that a folder's record lists, and the record's own; none if it is not a record."""
     try:
         with open_regular(folder / record_name) as file:
             content = parse_json(read_bounded(file, RECORD_LIMITS.size_bytes), RECORD_LIMITS)
@@ -279,7 +279,7 @@ def check_recordable(path: Path) -> None:
     """Refuse a path that no record can hold: JSON is Unicode, and a file name may be any bytes.
 
     Raises:
-        InputError: the name is no UTF-8, or the locale is not one of UTF-8.
+        InputError: the name is not UTF-8, or the locale is not one of UTF-8.
     """
     try:
         str(path).encode()
@@ -307,7 +307,7 @@ def check_recorded_files(
         links: whether they may be symbolic links.
 
     Raises:
-        BundleError: a file is missing or was changed, or is no regular file.
+        BundleError: a file is missing or was changed, or is not a regular file.
     """
     for record in records:
         path = folder / record.name

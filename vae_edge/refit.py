@@ -32,7 +32,12 @@ _Image = TypeVar("_Image")
 
 @dataclass(frozen=True)
 class LabelledCounts:
-    """What the new image threshold does on the labelled images that it was fitted on: an upper bound, not a promise."""
+    """What the new image threshold does on the labelled images that it was fitted on: an upper bound, not a promise.
+
+    Examples:
+        >>> LabelledCounts(n_normal=10, n_anomalous=4, n_false_alarms=1, n_hits=3).f1
+        0.75
+    """
 
     n_normal: int
     n_anomalous: int
@@ -63,7 +68,7 @@ class Refit:
 
     @property
     def warning(self) -> str | None:
-        """A sentence where the normals were too few for the rate asked for, else None."""
+        """A sentence where the normals were too few for the requested rate, else None."""
         return too_few_normals(self.bundle.manifest.thresholds)
 
 
@@ -92,7 +97,7 @@ def refit_thresholds(
         false_alarm_rate: share of normal images that may be called anomalous; None: 0.01.
         anomalous: defective ones.
         method: how the image threshold is chosen.
-        max_images: stop after so many of each kind.
+        max_images: stop after this many of each kind.
         progress: called after each image with the number done and the number of all.
     """
     by_f1 = _checked_method(method, false_alarm_rate, anomalous is not None) is ThresholdMethod.F1_OPTIMAL
@@ -147,7 +152,7 @@ def _checked_method(method: ThresholdMethod | str, rate: float | None, has_anoma
     """Return the method.
 
     Raises:
-        UsageError: it is none, it cannot be done on a device, or what was given does not suit it.
+        UsageError: it is not one, it cannot be done on a device, or what was given does not suit it.
     """
     can = (ThresholdMethod.SPLIT_CONFORMAL, ThresholdMethod.F1_OPTIMAL)
     if method not in [str(each) for each in can]:

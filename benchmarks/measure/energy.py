@@ -33,7 +33,7 @@ class EnergyMeter:
     """Measures the energy used between entering and leaving a `with` block.
 
     Args:
-        root: the file system, which is another one in tests.
+        root: the file system, which is different in tests.
         every_s: time between two looks at a power rail; counters are read at the ends only.
     """
 

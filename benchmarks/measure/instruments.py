@@ -170,7 +170,7 @@ def calls_per_s(call: Callable[[_Input], object], inputs: Sequence[_Input], n_ca
 
 
 class PacedSource(Generic[_Input]):
-    """Gives image k at the time k / fps after the first one was asked for, or at once where that time has passed.
+    """Gives image k at the time k / fps after the first one was requested, or at once where that time has passed.
 
     Nothing is dropped and no due time moves: if the detector falls behind, images wait, as they would in a camera's
     buffer. So latency is to be counted from when an image was due and not from when it was taken: a source that waits
@@ -192,7 +192,7 @@ class PacedSource(Generic[_Input]):
         """When each image is due, by `time.perf_counter_ns`; known once the first one was asked for."""
 
     def __iter__(self) -> Iterator[_Input]:
-        """Give the images; called from several threads by turns, see `Detector.stream`."""
+        """Yield the images; called from several threads alternately, see `Detector.stream`."""
         begin = time.perf_counter_ns()
         self.due_ns = [begin + round(number * self._period_ns) for number in range(self._n)]
         for number, due in enumerate(self.due_ns):
@@ -223,7 +223,7 @@ def high_water_mark(status: Path) -> int | None:
     """Return the peak of resident memory, bytes, that Linux gives in a process's status file; None: it gives none.
 
     Raises:
-        OSError: there is no such file, or the process is gone.
+        OSError: there is no such file, or the process no longer exists.
     """
     for line in status.read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmHWM:"):
@@ -232,7 +232,7 @@ def high_water_mark(status: Path) -> int | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """Return the most physical memory this process has held since it was started, in bytes; None: not known here.
+    """Return the most physical memory this process has held since it was started, in bytes; None: unknown here.
 
     On Linux this is VmHWM of /proc/self/status and not `ru_maxrss` of getrusage: that one is carried over fork and exec
     (see `exec_mmap` in the kernel's fs/exec.c), so a child of a large process starts with the parent's figure. Pages

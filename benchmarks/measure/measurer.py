@@ -113,7 +113,7 @@ class Measurer:
         )
 
     def measure_round(self, row: Row, number: int) -> None:
-        """Measure one round, each part in a process of its own, and keep what is complete.
+        """Measure one round, each part in its own process, and keep what is complete.
 
         Args:
             row: the bundle.
@@ -189,7 +189,7 @@ def named_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     The name is the folder's; where two folders have the same one, with as much of the path as tells them apart.
 
     Raises:
-        InputError: a path is no bundle and holds none, or there is no path.
+        InputError: a path is not a bundle and holds none, or there is no path.
     """
     found = {folder.resolve(): folder for path in paths for folder in bundles_in(Path(path))}
     if not found:

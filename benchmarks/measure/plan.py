@@ -167,7 +167,7 @@ def command_line(settings: SuiteSettings, source: str, bundles: Sequence[str], a
     """Return the command line that measures the same again, without the paths of the machine that it ran on.
 
     Args:
-        settings: what was asked for; every option that differs from its default is in the command.
+        settings: what was requested; every option that differs from its default is in the command.
         source: the data in words; a folder's name where it is one.
         bundles: names of the bundles.
         asked: the words that ask for a recommendation, see `vae_edge.benchmarks.report.choosing.options`.

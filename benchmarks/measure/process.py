@@ -173,7 +173,7 @@ def run_job(
     cancel: threading.Event | None = None,
     log: Path | None = None,
 ) -> JobResult:
-    """Run a job in a process of its own, see `vae_edge.benchmarks.measure.instruments.serve`, and return its result.
+    """Run a job in its own process, see `vae_edge.benchmarks.measure.instruments.serve`, and return its result.
 
     Args:
         program: what to start; the files of job and result are added.

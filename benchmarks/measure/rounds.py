@@ -1,8 +1,8 @@
 """Figures of samples that were taken in rounds, and their intervals: by themselves, and as ratios.
 
 A bootstrap sample is given by how often each round was drawn (`resample_weights`), so a figure of it is a weighted
-figure of the samples at hand, and two bundles that were measured in the same rounds are resampled in pairs by the same
-weights: what slowed down a round slowed down both, and cancels out of their ratio.
+figure of the samples available, and two bundles that were measured in the same rounds are resampled in pairs by
+the same weights: what slowed down a round slowed down both, and cancels out of their ratio.
 """
 
 from __future__ import annotations
@@ -228,6 +228,10 @@ def nearest_rank(ascending: Sequence[float] | Floats, percent: float) -> float:
 
     Raises:
         InputError: there is no sample, or `percent` is outside (0, 100].
+
+    Examples:
+        >>> nearest_rank([1.0, 2.0, 3.0, 4.0], 75), nearest_rank([1.0, 2.0, 3.0, 4.0], 99)
+        (3.0, 4.0)
     """
     if not 0 < percent <= 100 or len(ascending) == 0:
         raise InputError(

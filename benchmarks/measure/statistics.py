@@ -34,7 +34,7 @@ class Interval(Record):
     high: float
 
     def contains(self, value: float) -> bool:
-        """Tell whether the value lies in it."""
+        """Return whether the value lies in it."""
         return self.low <= value <= self.high
 
     def scaled(self, factor: float) -> Interval:
@@ -74,7 +74,7 @@ def resample_weights(n: int, n_resamples: int = N_RESAMPLES, *, seed: int = _SEE
         seed: the same seed gives the same draws, so that two figures can be resampled in pairs.
 
     Returns:
-        float64 [n_resamples, n], whole numbers; every row sums to n.
+        float64 [n_resamples, n], integers; every row sums to n.
     """
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1.0 / n), n_resamples).astype(np.float64)
 
@@ -83,7 +83,7 @@ def percentile_interval(estimates: ArrayLike, n_units: int) -> Interval:
     """Return the expanded percentile interval of bootstrap estimates.
 
     The percentile interval (Efron and Tibshirani 1993, section 13.3) is too narrow for few units, by the factor
-    sqrt((n - 1) / n) and for want of Student's t; so percentiles further out are taken, which for a mean of normal
+    sqrt((n - 1) / n) and for lack of Student's t; so percentiles further out are taken, which for a mean of normal
     values gives the t interval: alpha' / 2 = Phi(-sqrt(n / (n - 1)) t(1 - alpha / 2, n - 1)) (Hesterberg, "What
     Teachers Should Know About the Bootstrap", The American Statistician 2015, section 5.3). No bootstrap looks beyond
     the smallest and the largest unit: with 5 rounds an interval of a median cannot cover more than 94 %.
@@ -113,6 +113,11 @@ def binomial_interval(n_hits: int, n: int) -> Interval:
 
     Raises:
         InputError: not 0 <= n_hits <= n, or n is 0.
+
+    Examples:
+        >>> found = binomial_interval(1, 100)
+        >>> round(found.low, 4), round(found.high, 4)
+        (0.0003, 0.0545)
     """
     if not 0 <= n_hits <= n or n == 0:
         raise InputError(f"{n_hits} of {n} is no share; expected 0 to {n} of 1 or more")
@@ -179,6 +184,10 @@ def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
 
     Returns:
         In [-1, 1]; None where there are fewer than two values or either side is constant.
+
+    Examples:
+        >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0]))
+        0.5
     """
     if len(first) < 2:
         return None

@@ -35,7 +35,11 @@ def parse_requirement(text: str) -> Requirement:
     """Read a requirement such as `image_auroc>=0.9`.
 
     Raises:
-        UsageError: it is none, or the metric is unknown.
+        UsageError: it is not one, or the metric is unknown.
+
+    Examples:
+        >>> str(parse_requirement("p99_ms<=40"))
+        'p99_ms <= 40'
     """
     match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
     if match is None:
@@ -53,7 +57,7 @@ def parse_requirement(text: str) -> Requirement:
 
 
 def parse_objective(minimize: str | None, maximize: str | None) -> Objective | None:
-    """Read the objective; None where nobody gave one.
+    """Read the objective; None if none was given.
 
     Raises:
         UsageError: both are given, or the metric is unknown.

@@ -46,7 +46,7 @@ class ReportComparison:
     notes: tuple[str, ...]
 
     def fails(self, limit: float) -> bool:
-        """Tell whether the gate says no: something is certainly worse by more than the limit, or runs no more."""
+        """Return whether the gate fails: something is clearly worse by more than the limit, or runs no more."""
         return bool(self.lost) or any(each.verdict(limit) == "worse" for each in self.worsenings)
 
 
@@ -60,7 +60,7 @@ def compare_reports(
 ) -> ReportComparison:
     """Compare every bundle that both reports have, by name.
 
-    The rounds of two benchmarks are no pairs, so each side is resampled by itself.
+    The rounds of two benchmarks are not pairs, so each side is resampled by itself.
 
     Raises:
         UsageError: raw samples tell no ratio of such a metric.

@@ -25,7 +25,12 @@ NOT_STABLE = "not stable"
 
 
 def three_digits(value: float) -> str:
-    """Return a number with three significant digits: 0.123, 4.56, 78.9, 1234."""
+    """Return a number with three significant digits: 0.123, 4.56, 78.9, 1234.
+
+    Examples:
+        >>> [three_digits(value) for value in (0.1234, 4.561, 78.91, 1234.4)]
+        ['0.123', '4.56', '78.9', '1234']
+    """
     decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{decimals}f}"
 
@@ -355,7 +360,12 @@ def figure_help() -> str:
 
 
 def relative(difference: float | None, scale: float | None) -> str:
-    """Return a difference with the share of its scale: `1.2e-05 (3.0e-07)`."""
+    """Return a difference with the share of its scale: `1.2e-05 (3.0e-07)`.
+
+    Examples:
+        >>> relative(1.2e-05, 40.0)
+        '1.2e-05 (3.0e-07)'
+    """
     if difference is None:
         return ABSENT
     return f"{difference:.1e}" + (f" ({difference / scale:.1e})" if scale else "")

@@ -29,7 +29,7 @@ def choose_references(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Choose a reference for every bundle that ran.
 
-    Unless one is asked for, every training run has its own: the torch bundle in FP32, or else the first in FP32.
+    Unless one is requested, every training run has its own: the torch bundle in FP32, or else the first in FP32.
     Bundles of another run come from another network: their differences would not be the export's.
 
     Args:

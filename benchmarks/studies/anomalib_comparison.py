@@ -6,7 +6,7 @@ Needs an environment with anomalib (`make bench-anomalib DATA=...`). `vae_edge.a
 - by anomalib's evaluator, by this project's metrics on the network in torch, and by these on each bundle, on the whole
   test set: image and pixel AUROC, and the largest difference of a score from the torch network's;
 - as anomalib's OpenVINO export in its `OpenVINOInferencer` against the bundles in the `Detector`: time to the first
-  verdict, memory, images/s, in processes of their own, by turns.
+  verdict, memory, images/s, in processes of their own, alternately.
 
 Pixel AUROC differs a little between the first and the others: anomalib shrinks masks by the nearest pixel, this project
 so that no thin defect is lost.

@@ -5,7 +5,7 @@ are divided many times: one half calibrates, the other is fresh. Pictures of the
 
 Random is the division alone, and it follows from the seed. Network, scoring constants, images and their scores are
 the same in every division; so the range says how much a threshold depends on which of these normals it was fitted on,
-and how much a measured rate on which of them are fresh. The divisions share images: it is no confidence interval for
+and how much a measured rate on which of them are fresh. The divisions share images: it is not a confidence interval for
 another training or for parts that are not among these. The `statistics` normals are left out, for the scale of the
 residual was fitted to them and their scores are too good.
 
@@ -216,7 +216,7 @@ def study_run(
         rates: promised false-alarm rates, each in (0, 1).
         splits: number of divisions.
         seed: of the divisions.
-        group_by: which images show the same part: as the run recorded it, or anew by `auto`, `none` or an expression,
+        group_by: which images show the same part: as the run recorded it, or again by `auto`, `none` or an expression,
             see `vae_edge.train.data.split.SplitSettings`.
         data: where the images are now; None: where they were.
         progress: called with what is being done, how much of it and how much there is.
@@ -272,7 +272,7 @@ def parse_rates(text: str) -> list[float]:
     """Read `0.01,0.05` as rates.
 
     Raises:
-        InputError: one is no number in (0, 1).
+        InputError: one is not a number in (0, 1).
     """
     try:
         rates = [float(part) for part in text.split(",")]

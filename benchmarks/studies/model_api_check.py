@@ -81,7 +81,7 @@ def compare(
         folder: made from it by `vae-export --layout model-api`.
         images: files to judge; 8 bits a channel, for `cv2.imread` scales others by rules of its own.
         as_created: open it with `create_model(path)` and nothing else: the arithmetic is then the processor's choice.
-        progress: is told of every picture.
+        progress: called after every picture.
 
     Raises:
         UsageError: the folder was made from another bundle, or `as_created` without Model API.

@@ -79,7 +79,7 @@ def check_number(n_images: int, source: str) -> list[str]:
 def check_pictures(
     images: NDArray[np.uint8], names: Sequence[str], normals: NDArray[np.uint8], source: str
 ) -> list[str]:
-    """Refuse what is no set of pictures: images without contrast, noise, and one image many times over.
+    """Refuse what is not a set of pictures: images without contrast, noise, and one image many times over.
 
     Args:
         images: uint8 [n, H, W, 3], prepared, n of 1 or more.
@@ -129,7 +129,7 @@ def check_scores(scores: NDArray[np.float32], normal_scores: NDArray[np.float32]
     m / (n0 + 1) <= 0.05, and 1 at least: the images whose conformal p-value is that small. Of good parts it is about
     one in twenty. Both of two conditions must hold for a refusal. The share of such images is above 0.2: on the sample
     dial and the magnetic tiles good parts of every role stayed below 0.1, and of the dial's defects, of noise and of
-    the dial 15 grey values brighter at least 0.9 are beyond. And the number is no accident: if images and normals
+    the dial 15 grey values brighter at least 0.9 are beyond. And the number is not an accident: if images and normals
     were drawn alike, each order of their scores would be equally likely, and the probability of so many is at most
     1e-4; this keeps runs with a handful of held-out normals from refusing an honest set. Unlike the share beyond the
     largest score it is not disarmed by one odd image among the held-out normals. It sees what the model sees: a model
@@ -166,7 +166,7 @@ def check_scores(scores: NDArray[np.float32], normal_scores: NDArray[np.float32]
 
 
 def probability_beyond(n_beyond: int, n: int, rank: int, n_normals: int) -> float:
-    """Return the probability that at least so many of n scores lie above the rank-th largest of the normals'.
+    """Return the probability that at least this many of n scores lie above the rank-th largest of the normals'.
 
     All n + n_normals scores are taken for exchangeable and different. So many lie above exactly when fewer than `rank`
     normals are among the `n_beyond + rank - 1` largest scores, which is a hypergeometric tail.
@@ -187,7 +187,7 @@ def neighbour_correlations(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the Pearson correlation of grey values that are side by side, and one above the other, averaged.
 
     Returns:
-        float64 [n], in [-1, 1]; 1 for an image without contrast, which is no noise.
+        float64 [n], in [-1, 1]; 1 for an image without contrast, which is not noise.
     """
     return np.array(
         [

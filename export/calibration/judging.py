@@ -83,7 +83,7 @@ def draw_judging_set(
     Args:
         run: the trained model.
         data_root: where the run's images are now; None: where they were.
-        max_images: take at most so many, spread evenly over the normal and over the anomalous test images, both in
+        max_images: take at most this many, spread evenly over the normal and over the anomalous test images, both in
             their share of the test set.
         seed: of the synthetic defects.
         progress: receives every step.
@@ -126,7 +126,7 @@ def with_synthetic_defects(
     Args:
         images: uint8 [n, H, W, 3], prepared normals, n of 1 or more.
         names: what they are called.
-        max_images: make at most so many images; two for each normal are made in any case.
+        max_images: make at most this many images; two for each normal are made in any case.
         seed: of the defects.
 
     Raises:

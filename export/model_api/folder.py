@@ -157,11 +157,11 @@ def export_model_api(
     description: str | None = None,
     progress: StepProgress | None = None,
 ) -> ModelApiRecord:
-    """Write the folder, unless a picture gets another verdict than from the bundle.
+    """Write the folder, unless a picture gets a different verdict than from the bundle.
 
     Args:
         bundle: for target openvino, in any precision; its thresholds go into the graph.
-        folder: gets the name once it is whole; an older one of the same kind is replaced.
+        folder: gets the name once it is complete; an older one of the same kind is replaced.
         images: what the verdicts are compared on: paths, or uint8 [H, W, 3] RGB of any size; of more than `MAX_IMAGES`
             some. Empty: drawn ones of several sizes.
         description: what the images are, in words.

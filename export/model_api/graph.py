@@ -97,8 +97,8 @@ class Scales:
 def as_model_api(model: Any, preparation: Preparation, scales: Scales, information: Mapping[str, str]) -> Any:
     """Put the resizing before a graph and the decision behind it.
 
-    The thresholds become constants, and are compared with the scores and pixels themselves. A score that is no finite
-    number counts as anomalous: a broken model must not pass a part as good.
+    The thresholds become constants, and are compared with the scores and pixels themselves. A score that is not a
+    finite number counts as anomalous: a broken model must not pass a part as good.
 
     Args:
         model: `openvino.Model` with the inputs and outputs of a bundle; it is taken apart.

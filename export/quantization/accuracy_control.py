@@ -219,7 +219,7 @@ def measure_harm(reference: Outputs, outputs: Outputs) -> float:
 
     For scores and for maps: the standard deviation of what a straight line through (reference, model) leaves, over that
     of the reference; it is sqrt(1 - r^2) with Pearson's r. The larger of the two. No shift or stretch counts, as the
-    thresholds are fitted anew.
+    thresholds are fitted again.
 
     Returns:
         In [0, 1]; infinite where an output is not a finite number.

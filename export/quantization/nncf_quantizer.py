@@ -59,7 +59,7 @@ class OpenVinoQuantizer:
     The ranges are measured on the float network, each for itself, so that a layer in float changes no other's range: a
     variant needs no second pass over the calibration images. With the fast bias correction it is exactly what a new
     quantization without those layers would be; with the layer-by-layer one, later biases stay corrected for the
-    rounding that is gone. Accuracy control measures the very variant either way.
+    rounding that is gone. Accuracy control measures the actual variant either way.
 
     Args:
         path: an ONNX file or an IR in FP32.
@@ -179,7 +179,7 @@ def _bias_addition(convolution: Any) -> Any | None:
 
 
 def _restore(quantized: Any, original: Any) -> None:
-    """Give a quantized layer its float input, weights and bias back."""
+    """Restore the float input, weights and bias of a quantized layer."""
     from openvino import opset13
 
     rounding = sources(quantized)[0]

@@ -104,7 +104,7 @@ def check_layer_names(model: onnx.ModelProto, names: Collection[str]) -> None:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Give a graph other nodes, its own among them perhaps."""
+    """Replace the nodes of a graph; the new ones may include old ones."""
     # A node that is still in the graph would be emptied by the deletion: hence copies.
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

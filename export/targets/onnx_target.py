@@ -212,7 +212,7 @@ def quantize_for_onnxruntime(
 
     Args:
         model: FP32, after `rewrite_transposed_convolutions`; a transposed convolution stays in float32.
-        ranges: of this very model.
+        ranges: of this model.
         keep_float: names of layers (see `quantizable_layers`) that stay in float32.
         reduce_range: keep the weights to 7 bits, for processors of `Machine.saturates_int8_sums`.
 

@@ -3,7 +3,7 @@
 What TensorRT asks for in INT8, and what happens otherwise (seen in engines of TensorRT-RTX 1.7):
 
 - Symmetric: zero-points are 0. Activations have one scale of rank 0: of shape (1,) it leaves the convolution in FP16
-  without a word. Weights have one scale for each output channel.
+  silently. Weights have one scale for each output channel.
 - Q/DQ pairs stand on a convolution's inputs and weights only. Its output goes straight to its activation, in FP16;
   the engine then has one kernel for bias, activation, rearrangement and the next convolution's quantization.
 - An input of 3 channels is padded to 4, by the kernel that prepares the image: the first convolution is INT8 like the
@@ -120,7 +120,7 @@ def quantize_for_tensorrt(
 
     Args:
         model: FP32, after `rewrite_transposed_convolutions`.
-        ranges: of this very model.
+        ranges: of this model.
         keep_float: names of layers (see `quantizable_layers`) that stay in FP16.
 
     Raises:

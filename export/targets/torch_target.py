@@ -43,7 +43,7 @@ def save_program(exported: torch.export.ExportedProgram, program: Path) -> list[
     Raises:
         InputError: the disk is full.
         AssertionError: the graph uses an operator or an argument that the loader would refuse. That is a mistake of
-            this package: the operator belongs into `OPERATORS`.
+            this package: the operator belongs in `OPERATORS`.
     """
     tensor_of = {
         spec.arg.name: spec.target

@@ -89,7 +89,7 @@ class TrainedElsewhere:
     """Sentences for the user."""
 
     def scores_as_device(self, scoring: ScoringSettings) -> bool:
-        """Tell whether an image gets the score on a device that it got in training, if it is scored like this."""
+        """Return whether an image gets the score on a device that it got in training, if it is scored like this."""
         notes = self.notes
         has_constants = self.constants is not None or not scoring.needs_normals
         return notes is not None and has_constants and notes.prepares_as_device and notes.scoring == scoring
@@ -104,8 +104,8 @@ def read_checkpoint(path: str | Path, *, input_range: InputRange | None = None) 
             ImageNet's images, which is what anomalib's models get.
 
     Raises:
-        InputError: there is no such file, it is no checkpoint, it is another model's or of a version that is not known,
-            its tensors do not fit, or its images are not in colour: the message says which.
+        InputError: there is no such file, it is not a checkpoint, it is another model's or of a version that is not
+            known, its tensors do not fit, or its images are not in colour: the message says which.
     """
     path = Path(path)
     content = load_inert(path)
@@ -262,7 +262,7 @@ def load_inert(path: Path) -> dict[str, Any]:
     """Load what torch saved, as dictionaries and tensors on the CPU; nothing in the file is called.
 
     Raises:
-        InputError: there is no such file, or it is none that torch saved.
+        InputError: there is no such file, or it is not one that torch saved.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}; expected a checkpoint or a state dict: check the name")

@@ -44,7 +44,7 @@ class _Layer:
 
 
 def is_ganomaly_layout(state: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state dict has the head that this layout goes by."""
+    """Return whether a state dict has the head that this layout goes by."""
     return _prefix(state) is not None
 
 

@@ -9,7 +9,7 @@ What differs from anomalib's other models, and why:
 - Some of the training images do not train the network. As in `vae-train`, a tenth or so sets the scale of the residual
   and a fifth or so the thresholds; both have to come from normals that the network has not seen.
 - The thresholds are those of a stated false-alarm rate on normals (`ConformalPostProcessor`), not the ones that are
-  best on labelled images: those need defects, and anomalib's data modules by default take the very test images.
+  best on labelled images: those need defects, and anomalib's data modules by default take exactly the test images.
   anomalib's own `PostProcessor()` can be given instead.
 - Images are resized as the device does it, with OpenCV, so that the bundle sees the same pixels.
 """
@@ -204,7 +204,7 @@ class _ToRange(nn.Module):
 class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]  # as above
     """anomalib's post-processor with the thresholds of a stated false-alarm rate on held-out normals.
 
-    Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as ever. But anomalib puts
+    Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as usual. But anomalib puts
     the threshold at 0.5 and cuts off what lies more than half the range away from it, after which different scores are
     equal and its AUROC is another; here the range is widened until it reaches to both sides.
     """
@@ -240,7 +240,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         extra_layers: convolutions that leave the size as it is, in encoder and decoder.
         learning_rate: of Adam.
         tile_size: side of the square tiles that the image is cut into, for surfaces and small defects; None: the
-            network sees the whole image.
+            network sees the full image.
         photometric: "none"; "image" or "local" even out the light first, for exposures that differ.
         scoring: how a residual becomes a score: "default", "normalized", "mse", or maps as in `vae-train --scoring`.
         false_alarm_rate: share of normal images that may be called anomalous, 0.000001 to 0.5.

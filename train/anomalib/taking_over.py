@@ -70,7 +70,7 @@ def take_over(
             it, or else the default.
         false_alarm_rate: None: as the checkpoint says, or 0.01.
         seed: of the division into roles.
-        watcher: is told how it goes.
+        watcher: receives progress.
 
     Returns:
         The complete run.

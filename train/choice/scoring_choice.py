@@ -7,8 +7,8 @@ than three standard errors of the difference. That also keeps the choice the sam
 data speak clearly.
 
 The error is that of other defects and of other normals. Over defects alone it would be far too small: all of them are
-held against the same few dozen normals, whose chance they share, and with a single class it would be nothing. Three,
-because the best of a hundred and more is held against the default: of sets without any difference (normals in the
+compared with the same few dozen normals, whose chance they share, and with a single class it would be nothing. Three,
+because the best of a hundred and more is compared with the default: of sets without any difference (normals in the
 place of defects) the best led by 1.5 such errors at the median and by 2.5 at most.
 """
 

@@ -29,7 +29,7 @@ the same part that differ by more than parts do, as with shifted pictures of a r
 Repeatable on every machine: thumbnails are made of integer sums, products of their small integers are exact in float32
 in whatever order a library adds them, and the rest are single operations that IEEE 754 rounds in one way; only the
 likelihood takes logarithms and powers, whose last bit decides nothing but a tie. What remains is the image decoder:
-PNG, BMP and TIFF have one right result, JPEG has not quite. So a run that goes on takes its groups from its
+PNG, BMP and TIFF have one right result, JPEG has not quite. So a run that continues takes its groups from its
 `split.json`.
 """
 
@@ -118,7 +118,7 @@ def find_look_alikes(
     decoding.
 
     Args:
-        images: good parts, all of one product, in any order; of those with the same bytes one is looked at.
+        images: good parts, all of one product, in any order; of those with the same bytes one is examined.
         progress: called with what is being done, how much of it and how much there is.
         white_level: 16-bit value that means white.
 

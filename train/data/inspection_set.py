@@ -2,7 +2,7 @@
 
 As files on disk (`open_inspection_set`; `vae_edge.train.data.layout` says how the folders are read), as a list in which
 every file is named (`ListedFiles`: what somebody else's data module found, as a run records it, since what drew it up
-may have divided the images at random and need not be there when the run goes on or is exported), and as arrays
+may have divided the images at random and need not be there when the run continues or is exported), and as arrays
 (`load_images`, `load_masks`), decoded by several threads, in order.
 """
 
@@ -81,7 +81,7 @@ class InspectionSet:
     """Links that lead nowhere, left out."""
 
     def describe(self) -> list[str]:
-        """Say in a line for each folder what its images were taken for, and what was passed over and why."""
+        """Describe in a line for each folder what its images were taken for, and what was passed over and why."""
         return describe_uses(self.uses)
 
     @property
@@ -166,7 +166,7 @@ def fingerprint(images: Iterable[ImageFile]) -> str:
 
 
 def spread(images: Sequence[_In], most: int) -> tuple[_In, ...]:
-    """Return at most so many of the images, evenly spread over all of them, in order, the first one among them."""
+    """Return at most this many of the images, evenly spread over all of them, in order, the first one among them."""
     n = min(most, len(images))
     return tuple(images[position * len(images) // n] for position in range(n))
 

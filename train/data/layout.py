@@ -17,13 +17,13 @@ case and at any depth, and from label pictures. So these layouts are understood,
   `abnormal` (its sub-folders are the defect classes; images directly in it belong to a class named after the folder)
   and `masks`, arranged like `abnormal`.
 
-Another, `listed`, is no layout: each file was named; see `vae_edge.train.data.inspection_set`.
+Another, `listed`, is not a layout: each file was named; see `vae_edge.train.data.inspection_set`.
 
 Good parts of a `validation` folder are trained and calibrated on like those of `train`, for this package holds out its
 own. An image below a name for parts that are not good, or for masks, is never trained on. Where it cannot be told what
 an image is, and nothing says plainly which images are to be trained on, the set is refused with what would decide it.
 So it is where somebody seems to have sorted the images by names that do not say good or bad (`scratch`, `positive`
-beside `negative`, `0` beside `1`), or has written annotations that are no pictures and are not read.
+beside `negative`, `0` beside `1`), or has written annotations that are not pictures and are not read.
 
 A mask has its image's name (`0.png`) or a longer one (`0_mask.png`, `0-GT.bmp`, `0_label2.png`), or lies in a folder of
 that name (`000/0.png`); several are united. Files are listed by the rule of `vae_edge.picture_files.listing`.
@@ -241,7 +241,7 @@ class _Search:
                     self.pictures += [Picture(folder, mask.path.name) for mask in own]
 
     def _is_labelled(self) -> bool:
-        """Tell whether label pictures say which images are good: names do not, and images have some."""
+        """Return whether label pictures say which images are good: names do not, and images have some."""
         return any(picture.masks and _waits_for_label(picture.folder) for picture in self.pictures)
 
     def _by_label(
@@ -572,7 +572,7 @@ def _combined(was: FolderQuality | None, meaning: Meaning, *, in_test: bool) -> 
 
 
 def _waits_for_label(folder: ImageFolder) -> bool:
-    """Tell whether only a label picture can say what a folder's images are."""
+    """Return whether only a label picture can say what a folder's images are."""
     return folder.quality in (None, "perhaps good") and not (folder.part == "test" and folder.defect)
 
 
@@ -608,7 +608,7 @@ def left_out(listing: Listing) -> list[FolderUse]:
 
 
 def describe_uses(uses: Iterable[FolderUse], most: int = 40) -> list[str]:
-    """Say in a line for each folder what its images were taken for; many folders with the same use share a line."""
+    """Describe in one line per folder how its images are used; many folders with the same use share a line."""
     beside: dict[tuple[bool, str, str], list[FolderUse]] = defaultdict(list)
     for use in sorted(uses, key=lambda use: (not use.is_used, use.use == "masks", "train" not in use.use)):
         parent = str(PurePosixPath(use.folder).parent)

@@ -16,7 +16,7 @@ def find_by_name(normal: Path, normal_test: Path | None, abnormal: Path | None, 
     """Find the files of folders given by name, the layout `folders`.
 
     What was named is what it was named as, whatever it is called. Only a folder below one of good parts is refused
-    whose name says plainly that it holds others; label pictures beside images are no images.
+    whose name says plainly that it holds others; label pictures beside images are not images.
 
     Raises:
         InputError: masks without abnormal images, one folder within another, a folder below the good parts that holds

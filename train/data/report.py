@@ -2,7 +2,7 @@
 
 What is left out, and why:
 
-- `undecodable`: an image that is no whole image.
+- `undecodable`: an image that is not a full image.
 - `contradictory`: the same bytes stand for a good and for a defective part. Nobody can tell which is right: all go.
 - `test_in_train`: a good test image that is also in train. It leaves the test set, where it would flatter the metrics;
   training on it is fine.

@@ -85,7 +85,7 @@ class DataSource(Record):
     """Each file by name; given instead of all the others."""
 
     def absolute(self) -> DataSource:
-        """Return the same source with absolute paths, so that a run can go on from another working folder."""
+        """Return the same source with absolute paths, so that a run can resume from another working folder."""
         if self.listed is not None:
             return DataSource(listed=self.listed.at(Path(self.listed.root).absolute()))
         folders = ("root", "normal", "normal_test", "abnormal", "masks")

@@ -97,7 +97,7 @@ def split_normals(
 
     Raises:
         InputError: an anomalous image is among them; there are fewer than 8 images or 3 groups; the groups are too
-            large to be split; or `group_by` is no regular expression with a group, or does not match a name.
+            large to be split; or `group_by` is not a regular expression with a group, or does not match a name.
     """
     settings = settings or SplitSettings()
     ranked = _ranked_groups(images, settings, group)
@@ -129,7 +129,7 @@ def split_into_folds(
         disjoint and together all images.
 
     Raises:
-        InputError: as `split_normals`; or fewer than 2 folds were asked for or can be made.
+        InputError: as `split_normals`; or fewer than 2 folds were requested or can be made.
     """
     settings = settings or SplitSettings()
     if n_folds < 2:
@@ -204,7 +204,7 @@ def _fit_and_statistics(
 def one_of_each_part(images: Sequence[ImageFile], part: Callable[[ImageFile], str]) -> tuple[int, ...]:
     """Return the positions of one picture of each part: the first, which in a role's order is a random one.
 
-    Pictures of one part are no independent draws, and a threshold fitted on all of them promises a rate that it does
+    Pictures of one part are not independent draws, and a threshold fitted on all of them promises a rate that it does
     not keep. One of each part are exchangeable with a picture of a new part, so the conformal guarantee holds, for as
     many scores as there are parts (Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for two-layer
     hierarchical models", JASA 2022: subsampling once).
@@ -287,7 +287,7 @@ def key_function(images: Sequence[ImageFile], pattern: str) -> Callable[[ImageFi
     """Return what gives each image the first group of an expression, or its hash where that is "auto" or "none".
 
     Raises:
-        InputError: it is no regular expression with a group, or does not match a name.
+        InputError: it is not a regular expression with a group, or does not match a name.
     """
     if pattern in (GROUP_AUTOMATICALLY, GROUP_NOTHING):
         return lambda image: image.sha256

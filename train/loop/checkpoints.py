@@ -6,7 +6,7 @@ fsspec, which may put its temporary file on another file system. Read here with 
 unpickler makes tensors, numbers, strings and containers only; Lightning's state of this training holds nothing else,
 and what the callbacks of a user add is held to the same when it is written, not when it is needed.
 
-Around them: Ctrl-C becomes a sentence that says how to go on, chatter is silenced, torch's global switches are put
+Around them: Ctrl-C becomes a sentence that says how to resume, chatter is silenced, torch's global switches are put
 back.
 """
 
@@ -56,7 +56,7 @@ class PlainCheckpointIO(CheckpointIO):
     """Writes under a temporary name and renames; reads plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint, whole or not at all.
+        """Write a checkpoint, completely or not at all.
 
         Raises:
             InputError: the folder cannot be written, the disk is full, or a callback's state holds more than plain
@@ -272,7 +272,7 @@ def stopped_by(trainer: Trainer) -> EndedBy:
 
 
 class TrainingInterruptedError(VaeEdgeError, RuntimeError):
-    """Ctrl-C or a termination signal stopped a training that can go on later."""
+    """Ctrl-C or a termination signal stopped a training that can be resumed later."""
 
     exit_code = 130
     """What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
@@ -318,7 +318,7 @@ _CHATTER = (
 
 @contextmanager
 def interruptible(folder: Path, needs: Sequence[str] = ()) -> Iterator[None]:
-    """Turn Ctrl-C and a termination signal into an error that says how to go on; `needs` as in `interrupted`.
+    """Turn Ctrl-C and a termination signal into an error that says how to resume; `needs` as in `interrupted`.
 
     Lightning would catch KeyboardInterrupt itself, ignore further ones and end the process.
     """

@@ -3,11 +3,11 @@
 Three kinds, by where they are kept:
 
 - Those that are settings of a training anyway (`FIELDS`) replace the setting, so that the run records them.
-- Numbers, words and switches go into `TrainSettings.trainer`; a run that goes on has them again. Those that decide the
-  weights (`deciding`) hold for every network that is trained, those of folds and short comparisons too: a network whose
-  scores stand in for another's must have been made in the same way.
+- Numbers, words and switches go into `TrainSettings.trainer`; a resumed run gets them again. Those that decide
+  the weights (`deciding`) hold for every network that is trained, those of folds and short comparisons too: a network
+  whose scores stand in for another's must have been made in the same way.
 - Objects, loggers and callbacks cannot be recorded. They are attached to the training of the network that is deployed
-  and to no other; the run records what they were, and whoever goes on with it gives them again.
+  and to no other; the run records what they were, and they must be passed again to resume it.
 
 `check_trainer` refuses what cannot work: see `_ONLY` for what and why.
 """
@@ -148,7 +148,7 @@ def sort_arguments(
         other_names: what else the caller takes, for the message about a name that is none.
 
     Raises:
-        UsageError: a name that is no argument, or a value that cannot work.
+        UsageError: a name that is not an argument, or a value that cannot work.
     """
     known = [name for name in inspect.signature(Trainer).parameters if name not in ("logger", "callbacks")]
     for name in arguments:
@@ -221,7 +221,7 @@ def check_timers(settings: TrainSettings, attached: Attached) -> None:
 
 
 def take_up(settings: TrainSettings, given: TrainerArguments, *, is_trained: bool) -> TrainSettings:
-    """Return an interrupted run's settings with what was given to go on with.
+    """Return an interrupted run's settings with what was passed to resume it.
 
     Args:
         settings: the run's.

@@ -1,6 +1,6 @@
 """The training loop: Lightning around the network, made repeatable and quiet.
 
-Everything random follows from the seed and the step alone, so an interrupted training that goes on from its
+Everything random follows from the seed and the step alone, so an interrupted training that continues from its
 checkpoint ends with the same weights, bit for bit, as one that was never interrupted.
 """
 
@@ -132,7 +132,7 @@ class VaeTraining(LightningModule):
 
 
 def plan_of(settings: TrainSettings, n_images: int) -> Plan:
-    """Return how a training on so many images is cut into epochs and steps."""
+    """Return how a training on this many images is cut into epochs and steps."""
     tiling = settings.tiling_in_force
     steps = CONSTANT_STEPS
     if settings.recipe.schedule is Schedule.ONE_CYCLE:
@@ -157,7 +157,7 @@ def fit_vae(
     input_settings: InputSettings | None = None,
     attached: Attached = NOTHING_ATTACHED,
 ) -> tuple[Vae, TrainingOutcome] | None:
-    """Train a network, or go on with its training where `folder` holds a checkpoint.
+    """Train a network, or continue with its training where `folder` holds a checkpoint.
 
     Args:
         settings: what to do.
@@ -167,7 +167,7 @@ def fit_vae(
         folder: gets `checkpoints/` and `logs/`.
         progress: called after each step.
         input_settings: how images become what the network sees: their light is evened out beforehand, and where they
-            are cut it sees random windows of them, not only the tiles. None: whole images as they are.
+            are cut it sees random windows of them, not only the tiles. None: full images as they are.
         attached: a user's loggers, callbacks and other objects for this training.
 
     Returns:
@@ -177,8 +177,9 @@ def fit_vae(
     Raises:
         InputError: the settings do not suit this machine, or the training diverged.
         BundleError: the checkpoint is damaged.
-        TrainingInterruptedError: Ctrl-C or a termination signal; the message says how to go on.
-        Exception: whatever a user's callback or logger raises. What was saved before is kept, and can go on.
+        TrainingInterruptedError: Ctrl-C or a termination signal; the message says how to resume.
+        Exception: whatever a user's callback or logger raises. What was saved before is kept, and the training can be
+        resumed.
     """
     path = folder / "checkpoints" / LAST_CHECKPOINT
     architecture = settings.architecture

@@ -7,7 +7,7 @@ residual on it. Where brightness itself tells good from bad, normalizing it away
 the scoring, and never assumed.
 
 Tiles: a network that sees a tile at a time spends its latents on what a small defect changes, is smaller than one for
-the whole image, and is trained on random crops, of which a few images give thousands. Others (anomalib's tiler, SAHI)
+the full image, and is trained on random crops, of which a few images give thousands. Others (anomalib's tiler, SAHI)
 cut images outside the model; here the grid is part of the graph: static slices, one batch of tiles, and a weighted sum
 whose weights are constants.
 """
@@ -176,6 +176,12 @@ def starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
         length: of the image, at least `tile`.
         tile: length of a tile.
         overlap: least share of a tile that it has in common with the next one, 0 to below 1.
+
+    Examples:
+        >>> starts(128, 64, 0.25)
+        (0, 32, 64)
+        >>> starts(64, 64, 0.25)
+        (0,)
     """
     if length == tile:
         return (0,)
@@ -194,7 +200,7 @@ class InputSettings:
 
     @classmethod
     def of(cls, vae: Vae) -> InputSettings:
-        """Return those of a network that sees whole images as they are."""
+        """Return those of a network that sees full images as they are."""
         return cls(Tiling.whole(*vae.image_size))
 
     @property

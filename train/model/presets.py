@@ -1,7 +1,7 @@
 """What a network consists of and how it is trained: presets, recipes, precision, and which image sizes fit. No torch.
 
-The reference configuration is trained as published: Adam at a constant 2e-4, whole images, nothing else. The other
-presets' defaults are what `benchmarks/DETECTION.md` was measured with.
+The reference configuration is trained as published: Adam at a constant 2e-4, on full images, without further options.
+`benchmarks/DETECTION.md` was measured with the defaults of the other presets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vae_edge.records import Record, make_record
 
 
 class Schedule(str, Enum):
-    """How the learning rate moves."""
+    """Schedule of the learning rate."""
 
     CONSTANT = "constant"
     ONE_CYCLE = "one-cycle"
@@ -267,12 +267,22 @@ def make_architecture(
 
 
 def count_stages(height: int, width: int) -> int:
-    """Return how often the encoder halves the image: floor(log2(shorter side / 4)), so that 4 to 7 pixels remain."""
+    """Return how often the encoder halves the image: floor(log2(shorter side / 4)), so that 4 to 7 pixels remain.
+
+    Examples:
+        >>> count_stages(256, 256), count_stages(64, 96)
+        (6, 4)
+    """
     return int(math.log2(min(height, width) // 4))
 
 
 def channel_widths(n_features: int, max_features: int | None, n_stages: int) -> tuple[int, ...]:
-    """Return the channels after each halving: n_features, doubled each time up to max_features."""
+    """Return the channels after each halving: n_features, doubled each time up to max_features.
+
+    Examples:
+        >>> channel_widths(16, 128, n_stages=5), channel_widths(64, None, n_stages=3)
+        ((16, 32, 64, 128, 128), (64, 128, 256))
+    """
     largest = max_features if max_features is not None else n_features << n_stages
     return tuple(min(n_features << stage, largest) for stage in range(n_stages))
 
@@ -305,6 +315,10 @@ def nearest_image_sizes(height: int, width: int) -> tuple[tuple[int, int], tuple
     Args:
         height: 32 to 4096.
         width: 32 to 4096.
+
+    Examples:
+        >>> nearest_image_sizes(100, 130)
+        ((96, 128), (112, 144))
     """
     step = 2 ** count_stages(height, width)
     smaller = (height // step * step, width // step * step)

@@ -235,6 +235,12 @@ def parse_scoring(text: str) -> ScoringSettings | None:
 
     Raises:
         UsageError: it is none of these; the message says which word is wrong and what it may be.
+
+    Examples:
+        >>> parse_scoring("l2/0.016/none/top0.5%").describe()
+        'squared residual, smoothed by a Gaussian of 0.016 of the shorter side, mean of the largest 0.500%'
+        >>> print(parse_scoring("auto"))
+        None
     """
     words = [word.strip() for word in text.lower().split(",")]
     if words == [AUTO]:

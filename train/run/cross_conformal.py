@@ -8,7 +8,7 @@ detectors Hennhoefer and Preisach, "Leave-one-out-, bootstrap- and cross-conform
 
 What is guaranteed, and what is not:
 
-* No theorem covers what is deployed here: one network, trained on all good parts, held against scores of K others. Its
+* No theorem covers what is deployed here: one network, trained on all good parts, compared with scores of K others. Its
   score of a new normal is not exchangeable with theirs.
 * Had the K networks themselves judged a new image, each compared with its own fold's scores (CV+ in Barber, Candes,
   Ramdas and Tibshirani, "Predictive inference with the jackknife+", Annals of Statistics 49, 2021), the rate would be
@@ -62,7 +62,7 @@ def divide(
         The split for the network that is deployed, and the folds; no folds where the calibration is `split`.
 
     Raises:
-        InputError: see `split_normals` and `split_into_folds`; or folds were asked for along with a share to hold out.
+        InputError: see `split_normals` and `split_into_folds`; or folds were requested along with a share to hold out.
     """
     share = settings.split.threshold_share
     if settings.calibration is Calibration.CROSS and share is not None:
@@ -106,7 +106,7 @@ def cross_calibrate(
     *,
     part: Callable[[ImageFile], str] = lambda image: image.sha256,
 ) -> CalibrationRecord | None:
-    """Train the folds' networks, or go on with them, and fit the thresholds on their scores.
+    """Train the folds' networks, or continue with them, and fit the thresholds on their scores.
 
     Args:
         settings: what to do.
@@ -115,7 +115,7 @@ def cross_calibrate(
         files: the good parts.
         images: uint8 [n, H, W, 3], the same, prepared.
         out: the run folder; `checkpoints/fold-1` and so on are made in it.
-        watcher: is told how it goes.
+        watcher: receives progress.
         part: gives equal keys to pictures of the same part, of which one sets the image threshold.
 
     Returns:
@@ -237,7 +237,7 @@ def score_out_of_fold(
         folds: each of the files is held out in one of them.
         fit_fold: makes the models, one after the other; one is in memory at a time.
         tail: takes in the maps.
-        watcher: is told how it goes.
+        watcher: receives progress.
 
     Returns:
         float32 [n], in the order of the files; None in a process that only helped to fit.

@@ -99,7 +99,7 @@ def finish_run(
 
     Args:
         out: the run folder.
-        settings: what was asked for.
+        settings: what was requested.
         fitted: the model.
         report: what the data are.
         split: which image was used for what.

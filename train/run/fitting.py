@@ -93,7 +93,7 @@ def fit_run(
         settings: what to do.
         out: the run folder to make.
         overwrite: replace a run of that name. It is deleted when the new one is complete, not before.
-        watcher: is told how it goes.
+        watcher: receives progress.
         attached: a user's loggers, callbacks and other objects, for the network that is deployed.
 
     Returns:
@@ -101,8 +101,8 @@ def fit_run(
 
     Raises:
         InputError: the data or the settings cannot be used, `out` is taken, or the training diverged.
-        TrainingInterruptedError: Ctrl-C; the message says how to go on.
-        Exception: whatever a user's callback or logger raises; the run is then unfinished and can go on.
+        TrainingInterruptedError: Ctrl-C; the message says how to resume.
+        Exception: whatever a user's callback or logger raises; the run is then unfinished and can be resumed.
     """
     check_trainer(settings.trainer)
     check_timers(settings, attached)
@@ -139,17 +139,17 @@ def resume_run(
         run: the run folder.
         data: where the same images are now, if they were moved: a folder, or a data module that names them; None:
             where they were.
-        watcher: is told how it goes.
+        watcher: receives progress.
         logger: as for `vae_edge.train.fit`; loggers are not called for, for they only watch.
         callbacks: as for `vae_edge.train.fit`. A run that was begun with callbacks needs them again, with the state
-            that they had; `[]` goes on without them, and may end with other weights.
+            that they had; `[]` continues without them, and may end with other weights.
         **trainer_arguments: as for `vae_edge.train.fit`. Numbers and words are in the run and need not be given; what
             decides the weights cannot be changed. Objects such as `plugins` have to be given again.
 
     Raises:
         InputError: the run is complete, the images are not the ones it was started with, or the arguments are not.
         BundleError: there is no run, or its records or its checkpoint are damaged.
-        TrainingInterruptedError: Ctrl-C; the message says how to go on.
+        TrainingInterruptedError: Ctrl-C; the message says how to resume.
     """
     run = Path(run)
     watcher = watcher if watcher and _is_first_process() else Watcher()

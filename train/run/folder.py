@@ -1,8 +1,8 @@
 """A run folder: what a training leaves, and all that export needs. Loads torch only to build the network.
 
-training.json       what was asked for; written first, so that an interrupted run can go on
+training.json       the settings; written first, so that an interrupted run can be resumed
 split.json          which image was used for what, with its hash
-checkpoints/ logs/  to go on with the training, and to look at it
+checkpoints/ logs/  to resume the training, and to look at it
 model.safetensors   the network's weights
 scoring.safetensors what held-out normals say about each pixel
 calibration.json    scores of normals by a network that has not seen them, and the thresholds
@@ -285,7 +285,8 @@ def claim_folder(out: Path, *, overwrite: bool) -> bool:
     aside already goes at once. What no training wrote is kept.
 
     Returns:
-        Whether an earlier run was moved aside, with the claim of `only_training`, which has to be made anew then.
+        Whether an earlier run was moved aside, with the claim of `only_training`, which has to be made again in that
+        case.
 
     Raises:
         InputError: the name is taken, or the folder cannot be written.
@@ -316,7 +317,7 @@ def forget_replaced(folder: Path) -> None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as JSON, whole or not at all.
+    """Write a record as JSON, completely or not at all.
 
     Raises:
         InputError: the folder cannot be written.
@@ -325,7 +326,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all.
+    """Write tensors as safetensors, completely or not at all.
 
     Raises:
         InputError: the folder cannot be written.

@@ -94,7 +94,7 @@ def fit_graph(
     labelled: LabelledImages | None = None,
     attached: Attached = NOTHING_ATTACHED,
 ) -> FittedGraph | None:
-    """Choose what is left to be chosen, train and fit the scoring, or go on where `folder` holds a checkpoint.
+    """Choose what is left to be chosen, train and fit the scoring, or continue where `folder` holds a checkpoint.
 
     Args:
         settings: what to do.
@@ -102,7 +102,7 @@ def fit_graph(
         statistics_images: uint8 [m, H, W, 3], other normals; they choose the epoch, the light and the scoring, and set
             the scale of the residual.
         folder: gets `checkpoints/` and `logs/`.
-        watcher: is told how it goes.
+        watcher: receives progress.
         stage: what the training is called there.
         labelled: to choose by; None: synthetic defects on the `statistics_images`.
         attached: a user's loggers, callbacks and other objects for the training, not for what is tried beforehand.

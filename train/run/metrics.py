@@ -172,6 +172,12 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
 
     Raises:
         InputError: shapes differ, a label is neither 0 nor 1, or a score is not finite.
+
+    Examples:
+        Three of the four pairs of a normal and an anomalous image are in order:
+
+        >>> image_auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+        0.75
     """
     positives, negatives = _split(labels, scores)
     return auroc(np.sort(positives), np.sort(negatives))
@@ -188,6 +194,10 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float | None:
 
     Raises:
         InputError: see `image_auroc`.
+
+    Examples:
+        >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+        0.8333
     """
     positives, negatives = _split(labels, scores)
     if positives.size == 0 or negatives.size == 0:
@@ -209,6 +219,10 @@ def best_f1(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float] | None:
 
     Raises:
         InputError: see `image_auroc`.
+
+    Examples:
+        >>> best_f1([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+        (0.8, 0.1)
     """
     positives, negatives = _split(labels, scores)
     if positives.size == 0 or negatives.size == 0:
@@ -229,6 +243,10 @@ def f1_at(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float | Non
 
     Raises:
         InputError: see `image_auroc`.
+
+    Examples:
+        >>> f1_at([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], threshold=0.5)
+        0.6666666666666666
     """
     positives, negatives = _split(labels, scores)
     if positives.size == 0 or negatives.size == 0:
@@ -250,6 +268,10 @@ def pixel_auroc(masks: ArrayLike, maps: ArrayLike) -> float | None:
 
     Raises:
         InputError: shapes differ or a value is not finite.
+
+    Examples:
+        >>> pixel_auroc([[[False, True], [False, True]]], [[[0.1, 0.9], [0.2, 0.8]]])
+        1.0
     """
     positives, negatives = _split(masks, maps)
     return auroc(np.sort(positives), sort_in_place(negatives))
@@ -261,7 +283,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, max_points: int | None = Non
     Args:
         labels: bool or 0/1, of any shape.
         scores: float, of the same shape.
-        max_points: thin the curve to at most so many points, for a drawing; None: every corner.
+        max_points: thin the curve to at most this many points, for a drawing; None: every corner.
 
     Raises:
         InputError: see `image_auroc`.
@@ -283,7 +305,7 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_points: int | None = None) 
     Args:
         masks: bool [N, H, W], true at defects.
         maps: float32 or float64 [N, H, W].
-        max_points: thin the curve to at most so many points, for a drawing; None: every corner.
+        max_points: thin the curve to at most this many points, for a drawing; None: every corner.
 
     Returns:
         None where all pixels are of one kind.
@@ -315,6 +337,14 @@ def aupro(masks: ArrayLike, maps: ArrayLike, fpr_limit: float = 0.3) -> float | 
 
     Raises:
         InputError: see `pro_curve`; or the limit is outside (0, 1].
+
+    Examples:
+        Two defects count equally, whatever their sizes. Here one is found without false positives, the other is not:
+
+        >>> masks = np.array([[[1, 1, 1, 0, 0, 0, 0, 1]]], dtype=bool)
+        >>> maps = np.array([[[0.9, 0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.1]]])
+        >>> aupro(masks, maps)
+        0.5
     """
     if not 0 < fpr_limit <= 1:
         raise InputError(f"the limit of the false-positive rate is {fpr_limit}; expected above 0, at most 1, as 0.3")

@@ -58,7 +58,7 @@ def write_sample_set(
 ) -> list[Path]:
     """Write ``folder/<product>/`` for each product, or reuse it where it is there already.
 
-    A product's folder appears under its name only when it is whole. Its files::
+    A product's folder appears under its name only when it is complete. Its files::
 
         train/good/000.png ...            uint8 RGB, S x S
         test/good/000.png ...
@@ -78,7 +78,7 @@ def write_sample_set(
 
     Raises:
         InputError: An unknown product or none; a product's folder that holds anything but the same sample set, which
-            is left as it is; or a folder that cannot be written.
+            is not changed; or a folder that cannot be written.
     """
     folder, settings = Path(folder), settings or SampleSettings()
     chosen = list(dict.fromkeys([products] if isinstance(products, str) else products))
@@ -159,7 +159,7 @@ def _difference(found: Any, expected: dict[str, Any]) -> str:
 
 
 def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: list[_Task]) -> bool:
-    """Say whether the folder holds this very set; False means that it is free, anything else is refused."""
+    """Say whether the folder holds this set; False means that it is free, anything else is refused."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:

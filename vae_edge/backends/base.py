@@ -1,4 +1,4 @@
-"""The interface that every runtime is used through, and the registry that finds it."""
+"""The interface of every runtime, and the registry that finds it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MOST_THREADS = 1024
 
 
 class Hint(str, Enum):
-    """What a loaded model is laid out for."""
+    """What a loaded model is optimized for."""
 
     LATENCY = "latency"
     """The next verdict as soon as possible: the whole device works on one image."""
@@ -56,7 +56,7 @@ class Hint(str, Enum):
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a runtime is to use the device."""
+    """How a runtime should use the device."""
 
     device: str = "auto"
     """`auto`, or the runtime's own name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`."""
@@ -112,9 +112,9 @@ class Layout:
 
 
 class _Calls:
-    """The calls under way in a backend: they keep it open, and nothing new begins once it is to close.
+    """The calls in progress in a backend: they keep it open, and no new one starts once it is closing.
 
-    All of it can be called by a signal handler that interrupts it, and the handler's thread waits for itself nowhere.
+    All of it can be called by a signal handler that interrupts it, and the handler's thread never waits for itself.
     """
 
     def __init__(self) -> None:
@@ -141,19 +141,19 @@ class _Calls:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Let nothing new begin and wait for what other threads run."""
+        """Stop new calls and wait for those of other threads."""
         with self._changed:
             self._is_closed = True
             self.wait()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for what other threads run."""
+        """Wait for the calls of other threads."""
         me = threading.get_ident()
         with self._changed:
             self._changed.wait_for(lambda: all(thread == me for thread in self._threads), timeout_s)
 
     def may_free(self) -> bool:
-        """Tell, once, whether all has come to its end and the model is to be freed."""
+        """Return True once, when all calls have ended and the model must be freed."""
         with self._changed:
             may = self._is_closed and not self._threads and not self._is_freed
             self._is_freed = self._is_freed or may
@@ -164,11 +164,11 @@ class Backend(ABC):
     """A loaded model: named host arrays in, named host arrays out.
 
     A runtime writes its constructor, which loads the model, and `_run` and `_free`. A backend knows tensors only, not
-    images or verdicts. It can be called from several threads at once. `close` waits for the calls under way; twice is
-    fine, `run` after it is not.
+    images or verdicts. It can be called from several threads at once. `close` waits for the calls in progress; calling
+    it twice is fine, calling `run` after it is not.
 
-    A model file comes from elsewhere, so nothing that the runtime gives or throws is taken on trust: `open_backend`
-    and `run` turn every exception into one of this package, and hold every output against its spec.
+    A model file comes from elsewhere, so nothing that the runtime returns or throws is trusted: `open_backend`
+    and `run` turn every exception into one of this package, and check every output against its spec.
     """
 
     separate_throughput = False
@@ -206,11 +206,11 @@ class Backend(ABC):
             feeds: one C-contiguous host array for every input, of exactly the dtype and shape of its spec.
 
         Returns:
-            One host array for every output. They are the caller's: no later call changes them.
+            One host array for every output. They belong to the caller: no later call changes them.
 
         Raises:
             InputError: a name, dtype or shape does not fit the specs, or the batch is larger than `max_batch`.
-            DeviceError: the runtime failed, an output is another one than its spec says, the backend is closed, or it
+            DeviceError: the runtime failed, an output does not match its spec, the backend is closed, or it
                 was loaded before this process was forked.
         """
         self._process.check()
@@ -234,7 +234,7 @@ class Backend(ABC):
         """Run checked feeds and return outputs that belong to the caller; any exception may be thrown."""
 
     def close(self) -> None:
-        """Wait for the calls under way, then free the model and everything it holds on the device.
+        """Wait for the calls in progress, then free the model and everything it holds on the device.
 
         A signal handler that interrupts a call may close it, too: the model is freed when that call has ended. In a
         child that was forked since it does nothing: the model is the parent's.
@@ -247,7 +247,7 @@ class Backend(ABC):
 
     @abstractmethod
     def _free(self) -> None:
-        """Free everything; nothing runs any more, and nothing will."""
+        """Free everything; no call is in progress, and none will follow."""
 
     def __enter__(self) -> Backend:
         return self
@@ -269,7 +269,7 @@ _LAST_CALL_S = 5.0
 
 @contextmanager
 def in_native_code() -> Iterator[None]:
-    """Keep the end of the program from coming while a daemon thread is in the block, for some seconds."""
+    """Delay the end of the program for some seconds while a daemon thread is in the block."""
     me = threading.get_ident()
     _loading.append(me)  # No lock, which a forked child would find locked.
     try:
@@ -282,7 +282,7 @@ def in_native_code() -> Iterator[None]:
 
 @atexit.register
 def _end_daemon_threads() -> None:
-    """Let no daemon thread be inside a runtime when the interpreter goes: where Python ends a thread in C++, it aborts.
+    """Let no daemon thread be inside a runtime at the interpreter's end: if Python ends a thread inside C++, it aborts.
 
     The process ended with `terminate called without an active exception` and exit code 134.
     """
@@ -300,7 +300,7 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
     """Check host arrays against input specs.
 
     Raises:
-        InputError: what came, what was expected.
+        InputError: with the actual and the expected value.
     """
     if set(feeds) != {spec.name for spec in specs}:
         raise InputError(f"the inputs are {sorted(feeds)}; expected {sorted(spec.name for spec in specs)}")
@@ -320,10 +320,10 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
 
 
 def check_outputs(outputs: Tensors, specs: tuple[TensorSpec, ...], batch: int) -> None:
-    """Check what a model gave against output specs; takes a few microseconds.
+    """Check a model's outputs against the specs; takes a few microseconds.
 
     Raises:
-        DeviceError: what came, what was expected.
+        DeviceError: with the actual and the expected value.
     """
     for spec in specs:
         array = outputs.get(spec.name)
@@ -355,11 +355,11 @@ def check_signature(
     Args:
         model: the file, for the message.
         found: the model's inputs and its outputs.
-        inputs: what the manifest says of them.
-        outputs: the same of the outputs.
+        inputs: what the manifest lists.
+        outputs: the same for the outputs.
 
     Raises:
-        BundleError: a name, element type, rank or fixed size is another one.
+        BundleError: a name, element type, rank or fixed size differs.
     """
     batch: int | None = None
     for kind, declared, specs in (("input", found[0], inputs), ("output", found[1], outputs)):
@@ -388,7 +388,7 @@ def _sizes(shape: tuple[int | None, ...]) -> str:
 
 
 def _quoted(names: Iterable[str]) -> str:
-    """Return the first names, cut and escaped: they stand in a file that came from elsewhere."""
+    """Return the first names, truncated and escaped: they come from an untrusted file."""
     shown = sorted(names)
     return ", ".join(repr(name[:80]) for name in shown[:5]) + (", ..." if len(shown) > 5 else "") or "(none)"
 

@@ -35,7 +35,7 @@ _cannot_load = False
 
 
 def check_can_load() -> None:
-    """Say that a model is to be loaded, by a backend or by other code, and refuse where that would wait for ever.
+    """Say that a model is to be loaded, by a backend or by other code, and refuse if that would hang.
 
     OpenVINO keeps the threads of a model that was freed for the next one. In a forked child they are missing, and the
     next one waits for them (seen with OpenVINO 2026.4.1). Threads of models that are still there are not taken.

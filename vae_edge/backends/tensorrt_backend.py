@@ -53,7 +53,7 @@ class TensorRtBackend(Backend):
         find_gpus: lists the GPUs, by their numbers.
 
     Raises:
-        InputError: `options.device` is no NVIDIA device.
+        InputError: `options.device` is not an NVIDIA device.
         DeviceError: there is no GPU; the engine does not fit this device or TensorRT, and another may not
             (`options.rebuild`) or cannot be built from the ONNX beside it; or it has other tensors.
         MissingDependencyError: TensorRT or the package for CUDA is not installed.

@@ -26,7 +26,7 @@ class TorchBackend(Backend):
     """Runs `program.json` in FP32.
 
     `device`: `auto` takes CUDA where it is available and the CPU otherwise; `cpu`, `cuda` or `cuda:N` ask for one.
-    `threads` sets torch's number of threads for the whole process: torch has no other. Outputs are new arrays. On the
+    `threads` sets torch's number of threads for the process: torch has no other. Outputs are new arrays. On the
     CPU one call runs after the other: each has all the threads. Opening runs the program once, on a black image: that
     is how it is known to have the outputs that it should.
     """

@@ -1,13 +1,13 @@
-"""What runtimes make of a model on this device, kept for the next start: compiled models, engines, kernel timings.
+"""The cache of what runtimes compile on this device: compiled models, engines, kernel timings.
 
 An entry is two files below `cache_folder()`: `compiled/KIND/HASH-TOKEN.bin`, the content under a name that is never
 used twice, and `HASH.json`, which names the content with its size and SHA-256 and holds every field of the key. The
 JSON file gets its name last and in one rename. So a reader sees the old entry or the new one, and two processes that
 fill one key at once both succeed; what a process leaves that is killed in between is cleared away by later ones.
 
-Runtimes execute what lies here. Hence nobody but this user and root may be able to write to the folder or to put
-another in its place, and an entry whose bytes are not the ones that were written is never given out. Nothing here is an
-error to a caller: without the cache, work is done again.
+Runtimes execute what lies here. So only this user and root may be able to write to the folder or to
+replace it, and an entry whose bytes changed is never returned. Nothing here is an error for a caller: without the
+cache, work is done again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _MAY_BE_OPENED_FOR_S = 60.0
 
 
 def limit_bytes() -> int:
-    """Return the most that the entries may take together; 0: nothing is kept."""
+    """Return the maximum total size of the entries; 0: nothing is kept."""
     text = os.environ.get("VAE_EDGE_CACHE_LIMIT_MB", "").strip()
     if not text:
         return DEFAULT_LIMIT_MB * 10**6
@@ -80,7 +80,7 @@ def find(key: CompiledKey) -> Path | None:
     """Return the content of exactly this key, or None.
 
     Its SHA-256 has been compared. An entry that is damaged is removed. Another process may clear the cache between
-    this call and the next, so a file that is gone when it is opened is one more case of None.
+    this call and the next, so a file that no longer exists when it is opened is one more case of None.
     """
     record_path = _record_path(key)
     # The common answer first, and cheaply: a single call of the system.
@@ -106,15 +106,15 @@ def find(key: CompiledKey) -> Path | None:
 
 
 def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
-    """Keep something under a key, in the place of what was there.
+    """Keep something under a key; an older entry is replaced.
 
     Args:
         key: what it is.
-        write: called with the path to write it to. What it raises is passed on, but for OSError.
+        write: called with the path to write it to. What it raises is passed on, except OSError.
 
     Returns:
         Where it lies now; None where the cache is off, full, read-only or not private. That is logged as a warning,
-        once, and is no error.
+        once, and is not an error.
     """
     record_path = _record_path(key)
     limit = limit_bytes()
@@ -161,7 +161,7 @@ def building(key: CompiledKey, on_wait: Callable[[], None] | None = None) -> Ite
 
     Args:
         key: what is to be made.
-        on_wait: called once if somebody else is at it.
+        on_wait: called once if another process is doing it.
     """
     record_path = _record_path(key)
     held = None
@@ -214,7 +214,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Tell whether nobody but this user and root can put something here: runtimes would execute it."""
+    """Return whether only this user and root can write here: runtimes execute the content."""
     if os.name != "posix":
         return True  # Below the user's own profile, whose rights are no mode bits.
     try:
@@ -236,10 +236,10 @@ def _untrusted_on_the_way_to(folder: Path) -> Path | None:
 
     Whoever can write to a folder can rename what lies in it, unless it is sticky, as `/tmp` is: there only the owner of
     a file can. So each has to be this user's or root's, and writable for them alone or sticky. Links are followed one
-    by one, and the folders that they lie in and lead through are looked at as well.
+    by one, and the folders that they lie in and lead through are examined as well.
 
     Raises:
-        OSError: one of them does not exist or may not be looked at, or links lead in a circle.
+        OSError: one of them does not exist or may not be examined, or links lead in a circle.
     """
     here = Path("/")
     parts = [*folder.absolute().parts[::-1]]
@@ -269,7 +269,7 @@ def _others_can_write(facts: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Tell whether a group is the one of this user's own name that many systems give each user, and has no others."""
+    """Return whether a group is the one of this user's own name that many systems give each user, and has no others."""
     import grp
     import pwd
 

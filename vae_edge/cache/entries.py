@@ -1,4 +1,4 @@
-"""What lies in the cache of compiled models: keys, their records, the list of entries, and their removal."""
+"""The content of the cache of compiled models: keys, their records, the list of entries, and their removal."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class CompiledEntry:
         return self.key is None and not has_json and self.age_s < _LEFT_OVER_AFTER_S
 
     def remove(self) -> bool:
-        """Remove it and tell whether it is gone; whoever has it open keeps it until it is closed."""
+        """Remove it and return whether that worked; a process that has it open keeps it until it is closed."""
         return remove_files(self.files)
 
 
@@ -159,7 +159,7 @@ def shrink(limit: int, *, spared: Path) -> None:
 
 
 def remove_files(files: Iterable[Path]) -> bool:
-    """Remove an entry's files, the JSON file first, and tell whether all are gone."""
+    """Remove an entry's files, the JSON file first, and return whether all were removed."""
     gone = True
     for path in sorted(files, key=lambda path: path.suffix != ".json"):
         try:

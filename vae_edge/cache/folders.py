@@ -1,4 +1,4 @@
-"""Where vae-edge keeps what it can make again, such as the sample images."""
+"""Where vae-edge keeps what it can recreate, such as the sample images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class SampleSet:
         return f"{self.folder.name} {self.folder.parent.name}"
 
     def remove(self) -> bool:
-        """Remove the images and tell whether they are gone; they are drawn again when they are asked for."""
+        """Remove the images and return whether that worked; they are drawn again when needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
         return not self.folder.exists()
 

@@ -1,4 +1,4 @@
-"""What is checked of a bundle's model files before a runtime, whose parsers trust them, gets to see them.
+"""What is checked of a bundle's model files before a runtime, whose parsers trust them, opens them.
 
 Hashes tell that a file is the one that was exported, and nothing about who exported it. So sizes are bounded, nothing
 may refer to a file that the manifest does not list, and nothing grows when it is parsed.
@@ -12,7 +12,7 @@ may refer to a file that the manifest does not list, and nothing grows when it i
 
 What this does not promise: a runtime opens the file once more, so whoever can write to the folder at that moment can
 show it another one. That is noticed by the files' places and times once the model is loaded (`Bundle.check_unchanged`),
-when a runtime has parsed it already. A bundle belongs into a folder that only those can write to whose bundles are
+when a runtime has parsed it already. A bundle belongs in a folder that only those can write to whose bundles are
 trusted.
 """
 
@@ -85,7 +85,7 @@ def read_ir(path: Path) -> IrListener:
     """Parse an OpenVINO IR.
 
     Raises:
-        InputError: it is none, is damaged, or is larger than any.
+        InputError: it is not one, is damaged, or is larger than any.
         OSError: it cannot be read.
     """
     listener = IrListener()
@@ -163,7 +163,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     """Read the header of a safetensors file: eight bytes with its length, and JSON.
 
     Raises:
-        InputError: it is none, is damaged, or has a larger header than any.
+        InputError: it is not one, is damaged, or has a larger header than any.
         OSError: it cannot be read.
     """
     with open_regular(path) as file:

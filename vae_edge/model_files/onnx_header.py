@@ -66,7 +66,7 @@ def read_onnx_header(path: Path) -> OnnxHeader:
     """Read the header.
 
     Raises:
-        InputError: the file is no ONNX model or is damaged.
+        InputError: the file is not an ONNX model or is damaged.
         OSError: it cannot be read.
     """
     ir_version, has_graph = 0, False
@@ -99,7 +99,7 @@ def read_external_data(path: Path) -> set[str]:
     """Return the names of the files that an ONNX file's tensors have their values in, as it spells them.
 
     Raises:
-        InputError: the file is no ONNX model, is damaged, or is nested too deeply.
+        InputError: the file is not an ONNX model, is damaged, or is nested too deeply.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -114,11 +114,11 @@ def read_external_data(path: Path) -> set[str]:
 def check_straight(path: Path) -> None:
     """Refuse what gives no verdict, or another one every time.
 
-    Nodes that hold graphs, and functions: a loop may go on for ever, functions may multiply. Random operators. Those of
-    domains other than ONNX's own, of which nobody knows what they do, and those that make memory out of a number.
+    Nodes that hold graphs, and functions: a loop may never end, functions may multiply. Random operators. Those of
+    domains other than ONNX's own, whose effect is unknown, and those that make memory out of a number.
 
     Raises:
-        InputError: it holds one, is no ONNX model, or is damaged.
+        InputError: it holds one, is not an ONNX model, or is damaged.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:

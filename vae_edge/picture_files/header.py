@@ -187,7 +187,7 @@ def _count_mcus(content: memoryview, position: int, n_components: int) -> int:
 
 
 def _restarts_are_there(data: NDArray[np.uint8], position: int, n_expected: int) -> bool:
-    """Tell whether a scan has as many restart markers as its picture needs, in order; one more at its end is fine."""
+    """Return whether a scan has as many restart markers as its picture needs, in order; one more at its end is fine."""
     begin = position + int.from_bytes(data[position : position + 2].tobytes(), "big")
     end = _scan_end(data, begin)
     kinds = data[np.flatnonzero(data[begin : end - 1] == 0xFF) + begin + 1]
@@ -423,7 +423,7 @@ def check_tiff_is_whole(data: NDArray[np.uint8], name: str, image: NDArray[Any])
 
 
 def _may_be_missing(pixels: NDArray[Any], photometric: int) -> bool:
-    """Tell whether the last pixels of a strip may be what is left where nothing was decompressed."""
+    """Return whether the last pixels of a strip may be what is left where nothing was decompressed."""
     if photometric in (1, 2):
         return not pixels.any()
     return bool((pixels == pixels[:1]).all())
@@ -440,7 +440,7 @@ def _deflated_length(packed: memoryview, wanted: int) -> int:
 
 
 def _lzw_length(packed: memoryview, wanted: int) -> int:
-    """Return how many bytes LZW as TIFF has it gives (TIFF 6.0, section 13), without making them; -1: it is none."""
+    """Return how many bytes LZW as TIFF has it gives (TIFF 6.0, section 13), without making them; -1: it is not one."""
     if len(packed) > 1 and packed[0] == 0 and packed[1] & 1:
         return wanted  # As it was before TIFF 5.0, the other way round.
     lengths = [1] * 256 + [0, 0]

@@ -6,8 +6,8 @@
   that are a run, a bundle, a benchmark report or the results of `vae-run` by the files in them.
 - Links are followed, to files and to folders, inside the folder and out of it. Each folder is listed once at its own
   place and at most once through a link; a link to a folder that it lies in does not loop.
-- A link that leads nowhere is left out and named.
-- A folder that cannot be read is an error: nobody knows what it holds.
+- A broken link is left out and named.
+- A folder that cannot be read is an error: its content is unknown.
 
 What is hidden or left over is not looked into, so it may be unreadable.
 """
@@ -53,7 +53,7 @@ _LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 def is_image_file(path: Path) -> bool:
-    """Tell whether the name ends like an image file."""
+    """Return whether the name ends like an image file."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -194,7 +194,7 @@ def count_images(folder: Path) -> int | None:
 
 
 def is_left_out(name: str) -> bool:
-    """Tell whether a folder of this name is hidden or a leftover."""
+    """Return whether a folder of this name is hidden or a leftover."""
     return name.startswith(".") or name.casefold() in LEFTOVER_NAMES
 
 

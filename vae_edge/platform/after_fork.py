@@ -1,7 +1,7 @@
 """What a fork does to a loaded model: its threads stay behind, so that a child can neither use nor free it.
 
-A Detector that was opened before a fork says so in the child. What it holds is never freed there: runtimes would wait
-at the child's end for threads that it does not have.
+A Detector that was opened before a fork raises an error in the child. What it holds is never freed there: runtimes
+would wait at the child's end for threads that it does not have.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Process:
         return os.getpid() == self._pid
 
     def check(self) -> None:
-        """Refuse to go on in a forked child.
+        """Refuse to continue in a forked child.
 
         Raises:
             DeviceError: this is one.
@@ -55,7 +55,7 @@ def never_free_in_children(thing: object) -> None:
 
 
 def was_loaded_before_fork(runtime: str) -> bool:
-    """Tell whether this is a forked child whose parent had loaded a runtime: its thread pools do not work here."""
+    """Return whether this is a forked child whose parent had loaded a runtime: its thread pools do not work here."""
     return runtime in _loaded_before
 
 

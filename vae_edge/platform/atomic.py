@@ -1,4 +1,4 @@
-"""Writing that either happens whole or not at all: temporary name, flush to disk, rename.
+"""Writing that either happens completely or not at all: temporary name, flush to disk, rename.
 
 What is being written has a name that starts with a dot and says which process writes it. What a killed process leaves
 under such a name is removed by the next one that writes the same, and never while its process runs.
@@ -50,29 +50,29 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all; see `new_file`."""
+    """Write UTF-8 text, completely or not at all; see `new_file`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write bytes, whole or not at all; see `new_file`."""
+    """Write bytes, completely or not at all; see `new_file`."""
     with new_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def new_file(final: Path, *, is_flushed: bool = True) -> Iterator[Path]:
-    """Give the name of an empty file that becomes `final` when the block ends without an error.
+    """Yield the name of an empty file that becomes `final` when the block ends without an error.
 
     It lies in the same folder. Its mode is what the umask leaves of 0666.
 
     Args:
-        final: the file's name once it is whole.
+        final: the file's name once it is complete.
         is_flushed: flush it to disk before it gets the name, so that a power cut cannot leave half of it. False for
             many small files that can be missed: a killed process leaves no half of them either way.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full; an older file of that name is left as it was.
+        InputError: the folder cannot be written or the disk is full; an older file of that name is not changed.
     """
     temporary: Path | None = None
     handle: int | None = None
@@ -106,21 +106,21 @@ def new_file(final: Path, *, is_flushed: bool = True) -> Iterator[Path]:
 def new_folder(
     final: Path, *, replaces: str | None = None, own: Callable[[Path], set[str]] | None = None, is_claimed: bool = False
 ) -> Iterator[Path]:
-    """Give a temporary folder that becomes `final` when the block ends without an error.
+    """Yield a temporary folder that becomes `final` when the block ends without an error.
 
     An older folder is exchanged for it in one step: whoever opens `final`, at any moment, finds the one or the other,
     whole. Where the file system has no such step (Windows, some network shares) there is a moment without either; a
     process killed in it leaves the older folder beside, and `restore` puts it back.
 
     Args:
-        final: the folder's name once it is whole.
+        final: the folder's name once it is complete.
         replaces: name of the file that marks an older folder which may be replaced; None: nothing is replaced.
         own: gives the names of the files that the older folder may hold; None: any. See `check_replaceable`.
         is_claimed: the caller holds `claim_name(final)`; otherwise it is held during the block.
 
     Raises:
         InputError: `final` holds something else, is being written by another process, cannot be written, or the disk
-            is full. Then `final` is as it was.
+            is full. Then `final` is not changed.
     """
     with nullcontext() if is_claimed else claim_name(final):
         restore(final)
@@ -251,8 +251,8 @@ def check_replaceable(final: Path, marker: str | None, own: Callable[[Path], set
         own: gives the names of the files, relative to it, that such a folder may hold, with `/`; None: any.
 
     Raises:
-        InputError: `final` exists and is neither an empty folder nor one that holds the file `marker`; there are files
-            of somebody else in it; or it could not be written.
+        InputError: `final` exists and is neither an empty folder nor one with the file `marker`; it contains foreign
+            files; or it could not be written.
     """
     check_place(final.parent)
     if not final.exists() and not final.is_symlink():
@@ -282,10 +282,10 @@ def files_except(folder: Path, own: Collection[str]) -> list[str]:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Give a whole folder its name; what had the name before has the temporary one then, or none.
+    """Give a complete folder its final name; an older one then has the temporary name, or none.
 
     Raises:
-        OSError: `final` is as it was.
+        OSError: `final` is not changed.
         InputError: it is not.
     """
     if not os.path.lexists(final):
@@ -342,7 +342,7 @@ def _leftovers(final: Path, *kinds: str) -> list[tuple[Path, str]]:
 
 
 def _temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Give the temporary files and folders in a folder and who made them."""
+    """Yield the temporary files and folders in a folder and who made them."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _TEMPORARY.fullmatch(entry.name)
@@ -383,7 +383,7 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """Give an empty folder for what is needed during the block only, in the system's folder for temporary files.
+    """Yield an empty folder for what is needed during the block only, in the system's folder for temporary files.
 
     Raises:
         InputError: that folder cannot be used or is full; the message names it.

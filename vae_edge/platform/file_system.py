@@ -119,7 +119,7 @@ def owner() -> str:
 
 
 def is_alive(name: str) -> bool | None:
-    """Tell whether the process that `owner` named still runs; None: it is of another machine or container."""
+    """Return whether the process that `owner` named still runs; None: it is of another machine or container."""
     found = OWNER.fullmatch(name)
     if found is None or found["host"] != _host():
         return None
@@ -136,7 +136,7 @@ def is_alive(name: str) -> bool | None:
 
 
 def is_abandoned(path: Path, name: str) -> bool:
-    """Tell whether nobody works on a temporary file or folder any more.
+    """Return whether nobody works on a temporary file or folder any more.
 
     Args:
         path: the file or folder.
@@ -161,7 +161,7 @@ def lock(handle: int) -> bool | None:
     """Lock an open file or folder without waiting; it stays locked until it is closed, by a killed process too.
 
     Returns:
-        Whether it is locked now; False: by somebody else; None: this file system has no locks (NFS without a lock
+        Whether it is locked now; False: by another process; None: this file system has no locks (NFS without a lock
         daemon, some FUSE).
     """
     try:
@@ -182,7 +182,7 @@ class LockFile:
     there is recognised on its own machine only.
 
     Args:
-        path: the file; it is there while somebody holds it.
+        path: the file; it exists while a process holds it.
         or_by_name: whether the second file is made where it is needed; without it such a file system is an OSError.
     """
 
@@ -194,7 +194,7 @@ class LockFile:
         self._is_by_name = False
 
     def acquire(self) -> bool:
-        """Take the file without waiting, and tell whether it is this process's now.
+        """Take the file without waiting, and return whether it is this process's now.
 
         Raises:
             OSError: the folder cannot be written, or has no locks and none by name is wanted.

@@ -1,6 +1,6 @@
 """What comes from outside: texts that are printed, and paths as users write them.
 
-File names, the strings in a manifest and a server's answers are somebody else's. On a terminal a control character in
+File names, the strings in a manifest and a server's answers are untrusted. On a terminal a control character in
 them moves the cursor, changes the title or hides a line, and a bidirectional one reorders what is read.
 """
 
@@ -34,6 +34,10 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
     Args:
         text: anything.
         keep_lines: leave line ends and tabs as they are.
+
+    Examples:
+        >>> print(printable("part\x1b[2J.png"), printable("größe.png"))
+        part\x1b[2J.png größe.png
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -60,6 +64,10 @@ def plain_markdown(text: str) -> str:
 
     `<b>` becomes `&lt;b>`, `[` becomes `\[`, a backtick an apostrophe; what is not printable becomes an escape. A bar
     stays, for only in a table does it mean something.
+
+    Examples:
+        >>> print(plain_markdown("<b>part</b> [link](x)"))
+        &lt;b>part&lt;/b> \[link](x)
     """
     one_line = printable(" ".join(text.split())).replace("`", "'")
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line).replace("[", "\\[")
@@ -102,7 +110,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def check_current_folder() -> None:
-    """Refuse to go on where the current folder was deleted: Intel's MKL, which torch loads, ends the process there.
+    """Refuse to continue where the current folder was deleted: Intel's MKL, which torch loads, ends the process there.
 
     Raises:
         InputError: it was.

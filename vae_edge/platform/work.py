@@ -44,7 +44,7 @@ class InOrder(Generic[_Item, _Result]):
         n_workers: threads.
         batch_size: items that are taken together; fewer at the end.
         n_ahead: batches that may have been taken and not been given yet; None: one more than workers.
-        take: called with each item before the source is asked for the next; what it returns is worked on.
+        take: called with each item before the next is requested from it; what it returns is worked on.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class InOrder(Generic[_Item, _Result]):
         self._workers: list[threading.Thread] = []
 
     def __iter__(self) -> Iterator[_Result]:
-        """Give the results; an exception of the source or of `work` is raised in its place in the order.
+        """Yield the results; an exception of the source or of `work` is raised in its place in the order.
 
         Raises:
             DeviceError: in a child that was forked after the workers were started; they are not there.

@@ -84,14 +84,14 @@ class AnnotatedVideos(Sink):
         self._finish()
 
     def summary(self) -> list[tuple[str, str]]:
-        """Return what was written, and how many frames are missing for want of a verdict."""
+        """Return what was written, and how many frames are missing for lack of a verdict."""
         rows = [("annotated video", f"{n} frames in {path}") for path, n in self._finished]
         if self._n_left_out:
             rows.append(("left out of it", f"{self._n_left_out} frames without a verdict"))
         return rows or [("annotated video", "none: no frame got a verdict")]
 
     def _goes_on(self, picture: Picture) -> bool:
-        """Tell whether this is a later frame of the same video; one that is named twice begins anew."""
+        """Return whether this is a later frame of the same video; one that is named twice begins again."""
         assert picture.frame is not None
         last = self._last
         return (

@@ -113,7 +113,7 @@ def check_no_earlier_run(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds an earlier run's verdicts.
 
     Raises:
-        InputError: it does, and `overwrite` is not set; or it is no folder.
+        InputError: it does, and `overwrite` is not set; or it is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected the name of a folder for the results")
@@ -157,7 +157,7 @@ def clear_earlier_run(folder: Path) -> None:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Give what an earlier run's lines say, as far as they can be read."""
+    """Yield what an earlier run's lines say, as far as they can be read."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -172,7 +172,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_of_a_run(path: Path) -> bool:
-    """Tell whether a file holds lines of vae-run, or nothing."""
+    """Return whether a file holds lines of vae-run, or nothing."""
     try:
         with path.open("rb") as file:
             first = file.readline(1 << 20)
@@ -188,14 +188,14 @@ def _is_of_a_run(path: Path) -> bool:
 
 
 class FreeNames:
-    """Gives files names that are allowed everywhere and were not given before."""
+    """Gives files unique names that are valid on every system."""
 
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
         """How often each name was taken."""
 
     def spare(self, folder: Path) -> None:
-        """Give none of the names, without their endings, that are in a folder already."""
+        """Never give a name, without its ending, that already exists in a folder."""
         with suppress(OSError):
             for path in folder.iterdir():
                 self._taken.setdefault(_same_name(path.stem), 1)
@@ -230,7 +230,7 @@ def cannot_write(name: str, error: OSError) -> InputError:
 
 
 def trust_warnings(bundle: Bundle) -> list[str]:
-    """Return the sentences a user must see about a bundle whose verdicts rest on less than they should."""
+    """Return warnings about a bundle whose verdicts are less reliable than they should be."""
     manifest = bundle.manifest
     warnings = []
     # Of a bundle of the first schema, which cannot be verified here, that was said when it was opened.

@@ -37,6 +37,12 @@ def without_password(address: str) -> str:
     """Return an address as it may be shown and written down: without names, passwords and keys.
 
     `http://user:secret@camera/still?pwd=secret` becomes `http://camera/still?pwd=***`.
+
+    Examples:
+        >>> without_password("http://user:secret@camera/still?pwd=secret&n=1")
+        'http://camera/still?pwd=***&n=1'
+        >>> without_password("part.png")
+        'part.png'
     """
     scheme, separator, rest = address.partition("://")
     if not separator:

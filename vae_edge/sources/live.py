@@ -1,4 +1,4 @@
-"""Frames of cameras and streams: the newest each time, and a connection that is taken up again when it breaks off."""
+"""Frames of cameras and streams: the newest each time, reconnecting when the connection is lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LiveOptions:
     """How cameras and streams are read.
 
     Raises:
-        UsageError: a number makes no sense.
+        UsageError: a number is invalid.
     """
 
     skip: bool = True
@@ -83,7 +83,7 @@ class LiveVideo(Source):
     Args:
         address: index or URL, of something that could be opened a moment ago.
         every: of the frames that arrive, consider 0, N, 2N and so on; the others do not count as skipped.
-        max_frames: stop after so many pictures; None: never.
+        max_frames: stop after this many pictures; None: never.
         options: skipping, reconnection and patience.
     """
 
@@ -100,7 +100,7 @@ class LiveVideo(Source):
 
     @property
     def n_pictures(self) -> int | None:
-        """As many as were asked for at most; None for no end."""
+        """As many as were requested at most; None for no end."""
         return self._max_frames
 
     @property
@@ -115,11 +115,11 @@ class LiveVideo(Source):
 
     @property
     def n_reconnections(self) -> int:
-        """How often the connection broke off and came back, in the newest iteration."""
+        """How often the connection was lost and restored, in the latest iteration."""
         return 0 if self._reader is None else self._reader.n_reconnections
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the frames; after the last connection has broken off for good, an error."""
+        """Yield the frames; after the last connection has broken off for good, an error."""
         reader = _Reader(self._address, self._every, self._options)
         self._reader = reader
         # After the line above: `stop` ends this reader, or it was called before.
@@ -193,13 +193,13 @@ class _Reader(threading.Thread):
             return None if self._over else frame
 
     def end(self) -> None:
-        """Ask the thread to end, and wake whoever waits for a frame; does not wait for the thread."""
+        """Ask the thread to end, and wake anyone waiting for a frame; does not wait for the thread."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
 
     def run(self) -> None:
-        """Read until the end is asked for or the connection is lost for good."""
+        """Read until the end is requested or the connection is lost for good."""
         # A thread inside FFmpeg when the interpreter goes would crash it; the timeouts bound this wait.
         atexit.register(self._end_and_wait)
         try:
@@ -255,7 +255,7 @@ class _Reader(threading.Thread):
             self._changed.notify_all()
 
     def _reconnect(self) -> cv2.VideoCapture | None:
-        """Wait and try, ever more rarely, until a frame has been grabbed again; None: given up, or no longer wanted."""
+        """Retry, less and less often, until a frame has been grabbed again; None: given up, or no longer wanted."""
         lost = f"{self._shown} gives no more frames after {self.n_read}"
         advice = "check the camera or the network"
         patience_s = self._options.reconnect_s

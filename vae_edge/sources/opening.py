@@ -1,4 +1,4 @@
-"""What the words of a command line mean: files, folders, globs, videos, cameras, streams and standard input."""
+"""The meaning of command-line arguments: files, folders, globs, videos, cameras, streams and standard input."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def open_sources(
     null_separated: bool = False,
     live: LiveOptions | None = None,
 ) -> Source:
-    """Find out what the words of a command line mean; nothing is decoded yet.
+    """Interpret the arguments of a command line; nothing is decoded yet.
 
     Args:
         texts: paths of images and videos, folders (their image files), globs, camera indices, URLs (of streams,
             videos and still pictures), and `-` for standard input, whose lines are paths of images.
         recursive: take the folders' sub-folders too.
         every: of a video, every N-th frame.
-        max_frames: of each video or camera, at most so many frames.
+        max_frames: of each video or camera, at most this many frames.
         white_level: the 16-bit value that means white.
         max_pixels: a larger picture is an error; None: see `vae_edge.image.read_image`.
         except_in: leave out what lies in this folder, such as the pictures of an earlier run.
@@ -136,7 +136,7 @@ def image_files(texts: Sequence[str], *, recursive: bool = False) -> list[Path]:
     """Return the image files that files, folders and globs stand for, in order.
 
     Raises:
-        InputError: something does not exist, matches nothing, holds no image, or is no image file.
+        InputError: something does not exist, matches nothing, holds no image, or is not an image file.
     """
     if not texts:
         raise InputError("no images were given; expected files, folders or globs")

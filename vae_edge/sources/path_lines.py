@@ -25,7 +25,7 @@ class _HasDescriptor(Protocol):
 class PathLines(Source):
     """Pictures whose paths come as UTF-8 lines, each given without waiting for the next line.
 
-    Lines may end like those of Windows; empty ones mean nothing. A path that leads nowhere is an error in its place.
+    Lines may end like those of Windows; empty ones mean nothing. A path that does not exist is an error in its place.
     Where input cannot be waited for with a time limit (Windows), `stop` takes effect when the next bytes come.
 
     Args:
@@ -56,14 +56,14 @@ class PathLines(Source):
 
     @property
     def n_pictures(self) -> None:
-        """Nobody knows."""
+        """Unknown."""
         return
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the pictures until the input ends.
+        """Yield the pictures until the input ends.
 
         Raises:
-            InputError: the input is no list of paths.
+            InputError: the input is not a list of paths.
         """
         with FileDecoder(self._white_level, self._max_pixels) as decoder:
             for paths in self._paths():
@@ -74,7 +74,7 @@ class PathLines(Source):
                         yield picture
 
     def _paths(self) -> Iterator[list[Path]]:
-        """Give the paths in the portions in which they come."""
+        """Yield the paths in the portions in which they come."""
         separator = b"\0" if self._null_separated else b"\n"
         rest, begun = b"", False
         for chunk in self._chunks():

@@ -45,7 +45,7 @@ def open_still(
 
 
 class StillPicture(Source):
-    """One picture behind an `http` address, fetched when it is asked for.
+    """One picture behind an `http` address, fetched when it is requested.
 
     Args:
         address: may hold a name and a password.
@@ -66,11 +66,11 @@ class StillPicture(Source):
 
     @property
     def n_pictures(self) -> int:
-        """One."""
+        """1."""
         return 1
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the picture, or the error in its place."""
+        """Yield the picture, or the error in its place."""
         if self._stopped.is_set():
             return
         try:

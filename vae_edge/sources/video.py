@@ -47,7 +47,7 @@ _HIGHEST_RATE = 1000.0
 
 
 def is_video_file(path: Path) -> bool:
-    """Tell whether a file is a video: by its first bytes, or where they say nothing by its name."""
+    """Return whether a file is a video: by its first bytes, or where they say nothing by its name."""
     try:
         head = read_head(path, _HEAD_BYTES)
     except InputError:
@@ -58,7 +58,7 @@ def is_video_file(path: Path) -> bool:
 
 
 def is_video_content(head: bytes) -> bool:
-    """Tell whether a file that begins with these bytes, 600 or more, is in a container of videos."""
+    """Return whether a file that begins with these bytes, 600 or more, is in a container of videos."""
     if head[4:8] == b"ftyp":
         return head[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
     # MPEG transport streams: a packet begins at each 188 bytes, or at 192 with a time before it.
@@ -143,7 +143,7 @@ class Video(Source):
     Args:
         address: path, or the URL of a recording.
         every: take frame 0, N, 2N and so on.
-        max_frames: stop after so many pictures; None: at the end.
+        max_frames: stop after this many pictures; None: at the end.
         other_hosts: follow a redirect of a URL to another host.
 
     Raises:
@@ -177,7 +177,7 @@ class Video(Source):
         return True
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the frames; a file that breaks off early gives an error after its last one."""
+        """Yield the frames; a file that breaks off early gives an error after its last one."""
         video = open_capture(self._address, other_hosts=self._other_hosts)
         try:
             rate = frame_rate(video)

@@ -1,4 +1,4 @@
-"""A watched folder: the pictures that are there, then those that arrive, each once it is whole."""
+"""A watched folder: the existing pictures, then those that arrive, each once it is complete."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """When a folder is looked at, and when a file counts as whole.
+    """When a folder is polled, and when a file counts as complete.
 
     Raises:
-        UsageError: a number makes no sense.
+        UsageError: a number is invalid.
     """
 
     poll_s: float = 0.5
@@ -86,7 +86,7 @@ class _Folder:
 class WatchedFolders(Source):
     """The images of folders, in the order of their names, and then new ones as they arrive.
 
-    Folders are looked at again and again, which works on network shares too. Each file is given once, whatever is done
+    Folders are polled, which also works on network shares. Each file is given once, whatever is done
     to it afterwards; a name that was seen gone and comes back with another size or time is another file. One that is
     deleted before it is read is not given at all. Names with a leading dot are left out, and so is what lies in a
     folder with such a name.
@@ -100,7 +100,7 @@ class WatchedFolders(Source):
         options: the times.
 
     Raises:
-        InputError: something is no folder, or lies in `except_in`.
+        InputError: something is not a folder, or lies in `except_in`.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class WatchedFolders(Source):
 
     @property
     def n_pictures(self) -> None:
-        """Nobody knows."""
+        """Unknown."""
         return
 
     def __iter__(self) -> Iterator[Picture]:
-        """Give the pictures; a file that stays broken comes as an error when the patience is over."""
+        """Yield the pictures; a file that stays broken comes as an error when the patience is over."""
         idle_since_s = time.monotonic()
         with FileDecoder(self._white_level, self._max_pixels) as decoder:
             while not self._stopped.is_set():
@@ -149,7 +149,7 @@ class WatchedFolders(Source):
                 self._stopped.wait(self._options.poll_s)
 
     def _settled(self, folder: _Folder, decoder: FileDecoder) -> Iterator[Picture]:
-        """Read the files that are whole by now; what cannot be decoded yet is tried again later."""
+        """Read the files that are complete by now; what cannot be decoded yet is tried again later."""
         now_s = time.monotonic()
         ready = [(path, arrival) for path, arrival in folder.arriving.items() if now_s >= arrival.next_try_s]
         with decoder.pictures([(path, arrival.name) for path, arrival in ready]) as pictures:
@@ -175,7 +175,7 @@ class WatchedFolders(Source):
                 yield picture
 
     def _look(self, folder: _Folder) -> None:
-        """Bring what is known about a folder up to date."""
+        """Update what is known about a folder."""
         try:
             found = self._files(folder)
         except (InputError, OSError) as error:
@@ -233,7 +233,7 @@ class WatchedFolders(Source):
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """Return None for what cannot be asked for it: a file that just went, a link to nowhere, a folder."""
+    """Return None if there is none: a file that was just removed, a broken link, a folder."""
     try:
         state = path.stat()
     except OSError:

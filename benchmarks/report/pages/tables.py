@@ -1,4 +1,4 @@
-"""The tables of a report and the sentences around them, for report.md and report.html alike.
+"""The tables of a report and the sentences around them, for both report.md and report.html.
 
 A cell is text or a `Number`. A function returns a table without rows where nothing of the kind was measured.
 """

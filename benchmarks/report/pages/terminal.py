@@ -65,7 +65,7 @@ def verdict_lines(report: Report) -> list[str]:
 
 
 def is_unstable(report: Report) -> bool:
-    """Tell whether a `~` in the table marks a latency that its samples speak against."""
+    """Return whether a `~` in the table marks a latency that its samples speak against."""
     return any(FIGURES["p50_ms"].number(bundle).note == NOT_STABLE for bundle in report.bundles)
 
 

@@ -35,7 +35,7 @@ def read_report(path: Path) -> Report:
     """Read a `report.json`, or the one in a folder.
 
     Raises:
-        InputError: there is none, it is no report, or it was written by a newer version or one without rounds.
+        InputError: there is none, it is not a report, or it was written by a newer version or one without rounds.
     """
     path = path / REPORT_FILE if path.is_dir() else path
     content = _read_json(path)

@@ -78,7 +78,7 @@ def checkout() -> Path:
 def make_own(folder: Path, extra: str, tell: Tell) -> Environment:
     """Make an environment with `vae-edge[extra]` only, from the checkout.
 
-    Where it is there already, only a changed vae-edge is installed anew.
+    If it already exists, vae-edge is installed again only if it changed.
 
     Raises:
         DeviceError: pip failed; the message is its reason.
@@ -172,7 +172,7 @@ def _install(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def _must_declare(folder: Path) -> bool:
-    """Import anomalib; tell whether torchvision's operators have to be declared before."""
+    """Import anomalib; return whether torchvision's operators have to be declared before."""
     scripts, python = str(Path(__file__).parent), [str(python_of(folder)), "-I", "-c"]
     use = "from anomalib.deploy import OpenVINOInferencer"
     declare = f"import sys; sys.path.append({scripts!r}); import measured_process as m; sys.path.pop(); "

@@ -103,7 +103,7 @@ class CudaMemory(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the device. Everything allocated must have been freed."""
+        """Release the device. Everything allocated must have been freed."""
 
 
 _log = logging.getLogger(__name__)

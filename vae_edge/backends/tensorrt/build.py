@@ -123,13 +123,13 @@ def build_engine(
     *,
     find_module: Callable[[], TensorRtModule] = find_tensorrt,
 ) -> RuntimeRecord:
-    """Build an engine for the first GPU from an ONNX file and write it whole or not at all; see `build_plan`.
+    """Build an engine for the first GPU from an ONNX file and write it completely or not at all; see `build_plan`.
 
     Args:
         onnx_path: the model.
         engine_path: the file to write; an older one is replaced.
         settings: how.
-        progress: told of every step.
+        progress: called with every step.
         find_module: finds TensorRT.
 
     Raises:
@@ -162,8 +162,8 @@ def build_plan(
         settings: how.
         module: the TensorRT to build with.
         gpu: the GPU that `activate` makes current; TensorRT-RTX builds for kinds of GPUs and needs none.
-        progress: told of every step, from another thread. What it raises ends the build and is raised again here, and
-            so is Ctrl-C, at the build's next step.
+        progress: called with every step, from another thread. What it raises ends the build and is raised again here,
+            and so is Ctrl-C, at the build's next step.
         activate: makes the GPU current on the thread that builds; without it, the first one is.
 
     Raises:
@@ -218,7 +218,7 @@ def _build(
 
 
 def _target(module: TensorRtModule, settings: EngineSettings, gpu: Gpu | None) -> str:
-    """Tell which GPUs the engine will run on."""
+    """Return which GPUs the engine will run on."""
     if module.flavour.module == "tensorrt_rtx":
         return ", ".join(settings.compute_capabilities) or "RTX GPUs of compute capability 8.0 and newer"
     if settings.compute_capabilities:

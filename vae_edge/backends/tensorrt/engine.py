@@ -86,7 +86,7 @@ class Rebuild:
         Args:
             accept: makes of an engine's bytes what is wanted, or raises MisfitError.
             options: `rebuild` tells whether it may be built; `model_sha256` is what it is kept under, None: it is not
-                kept; `progress` is told of the steps.
+                kept; `progress` is called with the steps.
 
         Returns:
             What `accept` made, and the seconds of the build, or None where it was there. None for both: it is not there
@@ -244,7 +244,7 @@ def deserialize(module: TensorRtModule, content: bytes, max_batch: int | None) -
 
     Raises:
         MisfitError: TensorRT does not take it, or it takes smaller batches only.
-        DeviceError: the driver or the GPU's memory is in the way, which no other engine would mend.
+        DeviceError: the driver or the GPU's memory is in the way, which no other engine would fix.
     """
     mark = module.errors.mark()
     runtime = module.api.Runtime(module.logger)
@@ -291,7 +291,7 @@ def check_tensors(
     """Compare an engine's tensors with the specs.
 
     Raises:
-        DeviceError: a name, type or shape is another one.
+        DeviceError: a name, type or shape differs.
     """
     api = module.api
     dtypes = {"uint8": api.DataType.UINT8, "float32": api.DataType.FLOAT}

@@ -166,7 +166,7 @@ def read_plan_header(plan: Path) -> PlanHeader:
     bytes 24 to 28: seen in full TensorRT's headers from 10.0 to 11.1 and in plans of TensorRT-RTX 1.7.
 
     Raises:
-        DeviceError: the file cannot be read or is no plan.
+        DeviceError: the file cannot be read or is not a plan.
     """
     try:
         with plan.open("rb") as file:
