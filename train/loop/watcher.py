@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from rich.progress import TaskID, TextColumn
@@ -24,6 +25,44 @@ class Watcher:
         """Return a function that takes a stage's progress."""
         return lambda done, total: self.progress(stage, done, total)
 
+
+class Stopwatch(Watcher):
+    """Passes everything on to another watcher and keeps the time that each stage takes.
+
+    The time up to a stage's progress counts for that stage. Stages that differ by a number, as in "training fold 2 of 5",
+    count together.
+
+    Args:
+        watcher: receives everything.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def say(self, sentence: str) -> None:
+        """Pass a sentence on."""
+        self._watcher.say(sentence)
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Pass a stage's progress on."""
+        now = time.monotonic()
+        name = _NUMBERED.sub("", stage)
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+        self._watcher.progress(stage, done, total, note)
+
+    def sentence(self) -> str:
+        """Say how long everything took, and the shares of the longest stages."""
+        total = sum(self.seconds.values())
+        longest = sorted(self.seconds.items(), key=lambda item: -item[1])[:_SHOWN]
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in longest if seconds > 0)
+        return f"took {total:.0f} s: {shares}" if shares else "took no time"
+
+
+_NUMBERED = re.compile(r" \d+ of \d+")
+_SHOWN = 6
 
 _LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
 

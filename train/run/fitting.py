@@ -36,7 +36,7 @@ from vae_edge.train.loop.trainer_arguments import (
     sort_arguments,
     take_up,
 )
-from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.loop.watcher import Stopwatch, Watcher
 from vae_edge.train.model.input_settings import Tiling
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
 from vae_edge.train.model.presets import Architecture, Network
@@ -107,7 +107,7 @@ def fit_run(
     check_trainer(settings.trainer)
     check_timers(settings, attached)
     out = Path(out)
-    watcher = watcher if watcher and _is_first_process() else Watcher()
+    watcher = Stopwatch(watcher if watcher and _is_first_process() else Watcher())
     settings = _with_backbone(settings.model_copy(update={"source": settings.source.absolute()}), watcher)
     with ExitStack() as claims:
         if _is_first_process():
@@ -121,7 +121,9 @@ def fit_run(
                 claims.enter_context(only_training(out))
             write_record(out / SPLIT_FILE, data.record())
             write_record(out / SETTINGS_FILE, settings)
-        return _fit_and_finish(settings, data, out, watcher, attached)
+        run = _fit_and_finish(settings, data, out, watcher, attached)
+    watcher.say(watcher.sentence())
+    return run
 
 
 def resume_run(
@@ -152,10 +154,12 @@ def resume_run(
         TrainingInterruptedError: Ctrl-C; the message says how to resume.
     """
     run = Path(run)
-    watcher = watcher if watcher and _is_first_process() else Watcher()
+    watcher = Stopwatch(watcher if watcher and _is_first_process() else Watcher())
     read_settings(run)
     with only_training(run) if _is_first_process() else nullcontext():
-        return _resume(run, data, watcher, sort_arguments(logger, callbacks, trainer_arguments))
+        resumed = _resume(run, data, watcher, sort_arguments(logger, callbacks, trainer_arguments))
+    watcher.say(watcher.sentence())
+    return resumed
 
 
 def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> RunFolder:
