@@ -29,8 +29,8 @@ class Watcher:
 class Stopwatch(Watcher):
     """Passes everything on to another watcher and keeps the time that each stage takes.
 
-    The time up to a stage's progress counts for that stage. Stages that differ by a number, as in "training fold 2 of 5",
-    count together.
+    The time up to a stage's progress counts for that stage. Stages that differ by a number, as in "training fold 2 of
+    5", count together.
 
     Args:
         watcher: receives everything.
