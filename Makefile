@@ -39,7 +39,7 @@ bench-anomalib: ## the same checkpoint in anomalib and as bundles: AUROC, verdic
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on unused normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.studies.false_alarms $(RUN)
 
-bench-detection: install ## how well defects are found, each component switched off in turn, on DATA="DIR ..."; takes hours; into bench/detection
+bench-detection: install ## how well defects are found, each component switched off in turn, on DATA="DIR ..."; DETECTION="--peers all" beside anomalib's; takes hours; into bench/detection
 	$(BIN)/python -m vae_edge.benchmarks.studies.detection.command $(DATA) --out bench/detection $(DETECTION)
 
 test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, if it cannot be installed

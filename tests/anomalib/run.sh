@@ -12,7 +12,7 @@ if [ ! -f "$folder/installed" ] || [ pyproject.toml -nt "$folder/installed" ] ||
     "$python" -m venv "$folder"
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip setuptools
     if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-        --editable '.[anomalib,export,openvino,onnxruntime,bench]' pytest >"$folder/install.log" 2>&1; then
+        --editable '.[anomalib,features,export,openvino,onnxruntime,bench]' pytest >"$folder/install.log" 2>&1; then
         echo "SKIPPED: anomalib cannot be installed here:"
         tail -n 5 "$folder/install.log"
         exit 0

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from vae_edge.decision import fit_image_threshold
 from vae_edge.records import Record
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import Calibration, SizeRequest, TrainSettings
@@ -69,6 +73,7 @@ def settings_of(
     chosen = PRESETS[preset]
     auto = TrainSettings(
         source=DataSource(root=str(data)),
+        network=chosen.network,
         architecture=make_architecture(preset),
         size=SizeRequest(),
         photometric=None,
@@ -126,11 +131,53 @@ def scorings_of(chosen: ScoringSettings) -> dict[str, ScoringSettings]:
     return result
 
 
+RATES = (0.01, 0.05)
+"""Shares of good images that a threshold may call anomalous."""
+
+
+class AtRate(Record):
+    """What a threshold from held-out normals finds in the test images."""
+
+    rate: float
+    """Asked for."""
+    in_force: float
+    """Where the normals are too few for it, the smallest that they support."""
+    recall: float
+    """Share of the defective images above the threshold."""
+    false_alarm_rate: float
+    """Share of the good ones above it."""
+
+
+def at_rates(held_out: NDArray[Any], labels: NDArray[np.bool_], scores: NDArray[Any]) -> tuple[AtRate, ...]:
+    """Return what the conformal thresholds for `RATES` find.
+
+    Args:
+        held_out: float [n], scores of normals that the model was not trained on.
+        labels: bool [m], whether each test image is defective; some are and some are not.
+        scores: float [m], of the test images.
+    """
+    found = []
+    for rate in RATES:
+        threshold, in_force = fit_image_threshold(held_out, rate)
+        above = scores > threshold
+        found.append(
+            AtRate(
+                rate=rate,
+                in_force=in_force,
+                recall=float(above[labels].mean()),
+                false_alarm_rate=float(above[~labels].mean()),
+            )
+        )
+    return tuple(found)
+
+
 class Row(Record):
     """One method's figures on one image set with one seed."""
 
     name: str
     metrics: Metrics
+    at_rates: tuple[AtRate, ...] = ()
+    """Of what is compared with other tools."""
 
 
 class CaseResult(Record):
@@ -140,7 +187,7 @@ class CaseResult(Record):
     preset: str
     seed: int
     model: str
-    """Image and tile sizes, in words."""
+    """What kind of network, and image and tile sizes, in words."""
     n_tiles: int
     gflop: float = Field(ge=0)
     n_parameters: int
@@ -149,6 +196,8 @@ class CaseResult(Record):
     because: tuple[str, ...]
     """What the choices said."""
     training_s: float
+    wall_s: float | None = None
+    """From image files to a complete run, calibrated and measured; None: it was trained in several goes."""
     images_per_s: float
     """Of training: windows of images."""
     rows: tuple[Row, ...]

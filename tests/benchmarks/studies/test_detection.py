@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer import Typer
 from typer.testing import CliRunner
 
-from vae_edge.benchmarks.studies.detection.cases import CaseResult, Row, Training, scorings_of, settings_of
-from vae_edge.benchmarks.studies.detection.command import detection, spread, write_tables
+from tests.train.random_backbones import random_weights
+from vae_edge.benchmarks.studies.detection import anomalib_peer
+from vae_edge.benchmarks.studies.detection.cases import (
+    AtRate,
+    CaseResult,
+    Row,
+    Training,
+    at_rates,
+    scorings_of,
+    settings_of,
+)
+from vae_edge.benchmarks.studies.detection.command import detection
+from vae_edge.benchmarks.studies.detection.peers import PeerResult
+from vae_edge.benchmarks.studies.detection.tables import peers_table, spread, write_tables
+from vae_edge.benchmarks.studies.detection.tasks import Kind, run_all
+from vae_edge.benchmarks.studies.detection.timing import TimingResult
 from vae_edge.errors import UsageError
+from vae_edge.records import Record
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.presets import REFERENCE_RECIPE
@@ -175,6 +193,7 @@ def test_a_case_is_trained_measured_and_not_measured_again(run_command: CliRunne
         (["--seeds", "a"], "whole numbers"),
         (["--trainings", "best"], "there is no training 'best'"),
         (["--preset", "huge"], "there is no preset 'huge'"),
+        (["--peers", "ganomaly"], "there is no model 'ganomaly'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_sentence(
@@ -183,3 +202,70 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(
     done = run_command.invoke(application(), [str(tmp_path), "--out", str(tmp_path / "out"), *arguments])
     assert isinstance(done.exception, UsageError)
     assert said in str(done.exception)
+
+
+def test_a_threshold_from_held_out_normals_has_its_recall_and_false_alarms() -> None:
+    held_out = np.arange(99.0)
+    labels = np.array([False, False, True, True, True])
+    one, five = at_rates(held_out, labels, np.array([97.5, 10.0, 99.0, 95.5, 3.0]))
+    assert (one.rate, one.in_force, five.in_force) == (0.01, 0.01, 0.05)
+    assert [one.recall, five.recall] == pytest.approx([1 / 3, 2 / 3])
+    assert [one.false_alarm_rate, five.false_alarm_rate] == [0.0, 0.5]
+
+
+def test_few_held_out_normals_support_no_small_rate() -> None:
+    one, _ = at_rates(np.arange(21.0), np.array([False, True]), np.array([0.0, 30.0]))
+    assert one.in_force == pytest.approx(1 / 22)
+
+
+def test_the_backbones_tensors_get_timms_names() -> None:
+    ours, theirs = random_weights("package"), random_weights("timm")
+    named = anomalib_peer._named_as_in_timm(ours)
+    expected = {name for name in theirs if not name.startswith(("conv_head.", "bn2."))}
+    assert set(named) == expected
+    assert all(torch.equal(named[name], theirs[name]) for name in expected)
+
+
+def test_other_tools_stand_beside_ours_in_one_table() -> None:
+    found = (
+        AtRate(rate=0.01, in_force=1 / 22, recall=0.25, false_alarm_rate=0.0),
+        AtRate(rate=0.05, in_force=0.05, recall=0.5, false_alarm_rate=0.125),
+    )
+    own = result("one", 0, 0.7, {})
+    own = own.model_copy(update={"rows": (own.rows[0].model_copy(update={"at_rates": found}),), "wall_s": 12.4})
+    peer = PeerResult(
+        model="padim",
+        settings="strides 4, 8 and 16",
+        seed=0,
+        image_size=(288, 256),
+        train_s=30.6,
+        metrics=own.rows[0].metrics,
+        at_rates=found,
+        exported="model.xml",
+        versions={},
+    )
+    text = peers_table(
+        "one", [own], [peer], TimingResult(models={"padim": {"file_p50_ms": 20.04, "engine_p50_ms": 9.0}})
+    )
+    assert "### one: other tools on the same split, seed 0" in text
+    assert "The others at 288x256" in text
+    assert "| vae-edge, `nano` | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 12 |  |  |" in text
+    assert "| anomalib, padim | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 31 | 20.0 | 9.0 |" in text
+    assert "The held-out normals support no less than 4.5% of 1%." in text
+
+
+class Number(Record):
+    value: int
+
+
+def test_a_task_is_done_once_unless_it_changes(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def double(job: Number, log: Path, cancel: threading.Event) -> Number:
+        done.append(job.value)
+        return Number(value=2 * job.value)
+
+    kind = Kind(Number, Number, double)
+    first = run_all(kind, {"a": Number(value=1), "b": Number(value=2)}, tmp_path, 1)
+    again = run_all(kind, {"a": Number(value=1), "b": Number(value=5)}, tmp_path, 1)
+    assert ([first["b"].value, again["a"].value, again["b"].value], done) == ([4, 2, 10], [1, 2, 5])

@@ -1,0 +1,82 @@
+"""Jobs of a study, several at a time, each with its result in a file: an interrupted study goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from vae_edge.cli.console import notes_console
+from vae_edge.errors import DeviceError, InputError
+from vae_edge.platform.atomic import write_text
+from vae_edge.records import Record
+
+J = TypeVar("J", bound=Record)
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[J, R]):
+    """What a job is and how it is done."""
+
+    job: type[J]
+    result: type[R]
+    do: Callable[[J, Path, threading.Event], R]
+    """With the file for the log, and what cancels it."""
+
+
+def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) -> dict[str, R]:
+    """Run jobs, so many at a time; what an earlier call with the same job left is taken as it is.
+
+    Args:
+        kind: of all of them.
+        jobs: by name.
+        folder: for their results and logs.
+        most: at a time.
+
+    Raises:
+        InputError: one failed; the message has its reason and where its log is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [name for name, job in jobs.items() if not _is_done(kind, folder, name, job)]
+    notes_console().print(f"{len(jobs) - len(waiting)} of {len(jobs)} cases are measured already; logs in {folder}")
+    cancel = threading.Event()
+    with ThreadPoolExecutor(most) as pool:
+        try:
+            running = {pool.submit(_run, kind, folder, name, jobs[name], cancel): name for name in waiting}
+            for number, done in enumerate(as_completed(running), 1):
+                done.result()
+                notes_console().print(f"{running[done]} done, {len(waiting) - number} to go", markup=False)
+        finally:
+            # Also when the user interrupts, or one failed: no process must go on behind the prompt.
+            cancel.set()
+            pool.shutdown(cancel_futures=True)
+    return {
+        name: kind.result.model_validate_json((folder / f"{name}.json").read_text(encoding="utf-8")) for name in jobs
+    }
+
+
+def _run(kind: Kind[J, R], folder: Path, name: str, job: J, cancel: threading.Event) -> None:
+    job_file, result_file, log = (folder / f"{name}{ending}" for ending in (".job.json", ".json", ".log"))
+    notes_console().print(f"{name} started", markup=False)
+    result_file.unlink(missing_ok=True)
+    write_text(job_file, job.model_dump_json(indent=1))
+    try:
+        result = kind.do(job, log, cancel)
+    except DeviceError as error:
+        raise InputError(f"{name} failed: {error}; all that it said is in {log}") from error
+    write_text(result_file, result.model_dump_json(indent=1, exclude_none=True) + "\n")
+
+
+def _is_done(kind: Kind[J, R], folder: Path, name: str, job: J) -> bool:
+    job_file, result = folder / f"{name}.job.json", folder / f"{name}.json"
+    if not (job_file.is_file() and result.is_file()):
+        return False
+    try:
+        return kind.job.model_validate(json.loads(job_file.read_text(encoding="utf-8"))) == job
+    except ValueError:
+        return False
