@@ -8,10 +8,25 @@ from typing import Any
 
 import torch
 
+from tests.train.random_backbones import random_weights
 from tests.train.tiny_models import make_vae, noise
-from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, WEIGHTS_PREFIX, CheckpointNotes
+from vae_edge.manifest import BackboneOrigin
+from vae_edge.train.anomalib.checkpoint import (
+    BACKBONE_PREFIX,
+    CHECKPOINT_KEY,
+    MODEL_PREFIX,
+    WEIGHTS_PREFIX,
+    CheckpointNotes,
+    FeatureNotes,
+)
+from vae_edge.train.features.backbone_weights import backbone_from
+from vae_edge.train.features.graph import N_CHANNELS, FeatureGraph, FeatureMaps, FeatureResidual
+from vae_edge.train.features.network import FeatureVae
+from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.table import make_table
+from vae_edge.train.features.training import fit_constants, residuals_of
 from vae_edge.train.model.anomaly_graph import ScoringConstants
-from vae_edge.train.model.input_settings import IMAGENET, InputSettings, Photometric, Tiling
+from vae_edge.train.model.input_settings import IMAGENET, SYMMETRIC, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.model.scoring import NORMALIZED_SCORING
@@ -20,6 +35,12 @@ from vae_edge.train.run.records import Role
 
 ARCHITECTURE = Architecture(n_features=4, latent_vec_size=8, height=32, width=32)
 """Of `make_vae`."""
+
+
+ORIGIN = BackboneOrigin(
+    name="efficientnet-lite0", source="lite0.pth", licence="unknown", sha256="0" * 64, size_bytes=100
+)
+"""Of a backbone with random weights."""
 
 
 def make_notes(**values: Any) -> CheckpointNotes:
@@ -74,3 +95,45 @@ def save_own(
     said = {"notes": notes.model_dump_json(), "constants": {} if constants is None else constants.tensors()}
     torch.save({"epoch": 4, "state_dict": state, CHECKPOINT_KEY: said, **(beside or {})}, path)
     return path
+
+
+def save_features(
+    path: Path,
+    *,
+    n_constants: int = 6,
+    origin: BackboneOrigin | None = ORIGIN,
+    roles: Mapping[str, Role] | None = None,
+) -> tuple[Path, FeatureGraph | None]:
+    """Save a checkpoint of a network on features, 64 x 64, as Lightning and the model's hook leave it.
+
+    Args:
+        path: of the file.
+        n_constants: pictures of noise that constants are measured on; 0: there are none in the checkpoint.
+        origin: of the backbone; None: the network was not trained.
+        roles: what the images were used for.
+
+    Returns:
+        The file, and the graph that it is of where it has constants.
+    """
+    size, settings = (64, 64), FeatureSettings(n_hidden=16, latent_vec_size=4)
+    backbone = backbone_from(random_weights(), "random")
+    torch.manual_seed(1)
+    network = FeatureVae(N_CHANNELS, settings).eval()
+    table = make_table(FeatureMaps(backbone, *size).eval(), noise(max(n_constants, 2), *size, seed=5))
+    mean, deviation = table.channel_statistics(range(len(table)))
+    residual = FeatureResidual(network.convolutions(), mean, deviation).eval()
+    constants = fit_constants(residuals_of(residual, table, range(len(table))), settings, residual)
+    notes = make_notes(
+        format=2,
+        tiling=Tiling.whole(*size),
+        photometric=Photometric.NONE,
+        input_range=SYMMETRIC,
+        feature=FeatureNotes(settings=settings, backbone=origin),
+        roles=dict(roles or {}),
+    )
+    state = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()}
+    state |= {f"{BACKBONE_PREFIX}{name}": tensor for name, tensor in backbone.state_dict().items()}
+    state |= {f"{MODEL_PREFIX}channel_mean": mean, f"{MODEL_PREFIX}channel_deviation": deviation}
+    said = {"notes": notes.model_dump_json(), "constants": constants.tensors() if n_constants else {}}
+    torch.save({"epoch": 4, "state_dict": state, CHECKPOINT_KEY: said}, path)
+    return path, FeatureGraph(backbone, residual.vae, settings, constants, size) if n_constants else None

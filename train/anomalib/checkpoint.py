@@ -24,8 +24,13 @@ from pydantic import Field
 from torch import Tensor
 
 from vae_edge.errors import InputError, UsageError
+from vae_edge.manifest import BackboneOrigin
 from vae_edge.records import Record, make_record
 from vae_edge.train.anomalib.ganomaly_layout import from_ganomaly_layout, is_ganomaly_layout
+from vae_edge.train.features.backbone import Backbone
+from vae_edge.train.features.graph import N_CHANNELS, FeatureConstants, FeatureGraph, FeatureResidual
+from vae_edge.train.features.network import FeatureVae
+from vae_edge.train.features.settings import FeatureSettings
 from vae_edge.train.model.anomaly_graph import Scorer, ScoringConstants
 from vae_edge.train.model.input_settings import IMAGENET, InputRange, InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae
@@ -36,16 +41,31 @@ from vae_edge.train.run.records import Role
 CHECKPOINT_KEY = "vae_edge"
 """What `vae_edge.anomalib.Vae` says about itself is under this name in its checkpoints."""
 
-WEIGHTS_PREFIX = "model.vae."
-"""Before the names of its network's tensors in the state dict."""
+MODEL_PREFIX = "model."
+"""Before the names of all its tensors in the state dict."""
 
-_FORMAT = 1
+WEIGHTS_PREFIX = f"{MODEL_PREFIX}vae."
+"""Before those of its network."""
+
+BACKBONE_PREFIX = f"{MODEL_PREFIX}backbone."
+"""Before those of the backbone, where it has one."""
+
+_FORMATS = (1, 2)
+"""Of the notes. History: 1 (first), 2 (networks on features; others are still written as 1)."""
+
+
+class FeatureNotes(Record):
+    """Of a network on features."""
+
+    settings: FeatureSettings
+    backbone: BackboneOrigin | None
+    """None: it was saved before its training."""
 
 
 class CheckpointNotes(Record):
     """What `vae_edge.anomalib.Vae` writes into a checkpoint beside its weights, but for the tensors."""
 
-    format: int = _FORMAT
+    format: int = 1
     """Of these notes."""
     vae_edge_version: str
     architecture: Architecture
@@ -63,6 +83,8 @@ class CheckpointNotes(Record):
     """What each training image was used for, by the SHA-256 of its file."""
     groups: dict[str, str] = Field(default_factory=dict)
     """Which of them belong together, as in a run."""
+    feature: FeatureNotes | None = None
+    """Of a network on features; then architecture and scoring say nothing."""
 
     @property
     def input_settings(self) -> InputSettings:
@@ -71,11 +93,25 @@ class CheckpointNotes(Record):
 
 
 @dataclass(frozen=True)
+class TrainedFeatures:
+    """A network on features."""
+
+    backbone: Backbone
+    residual: FeatureResidual
+    """The network up to its residual."""
+    settings: FeatureSettings
+    origin: BackboneOrigin
+    constants: FeatureConstants | None
+    """None: they are still to be measured on normals."""
+
+
+@dataclass(frozen=True)
 class TrainedElsewhere:
     """A network that this package did not train, and what its checkpoint says about it."""
 
     path: Path
-    vae: Vae
+    vae: Vae | None
+    """On pixels; None: the network is on features."""
     architecture: Architecture
     input_settings: InputSettings
     description: str
@@ -84,13 +120,17 @@ class TrainedElsewhere:
     notes: CheckpointNotes | None = None
     """None: the file is not of `vae_edge.anomalib.Vae`."""
     constants: ScoringConstants | None = None
-    """None: they are still to be measured on normals."""
+    """Of a network on pixels; None: they are still to be measured on normals."""
+    feature: TrainedFeatures | None = None
+    """A network on features."""
     remarks: tuple[str, ...] = field(default=())
     """Sentences for the user."""
 
     def scores_as_device(self, scoring: ScoringSettings) -> bool:
         """Return whether an image gets the score on a device that it got in training, if it is scored like this."""
         notes = self.notes
+        if self.feature is not None:
+            return notes is not None and notes.prepares_as_device and self.feature.constants is not None
         has_constants = self.constants is not None or not scoring.needs_normals
         return notes is not None and has_constants and notes.prepares_as_device and notes.scoring == scoring
 
@@ -128,17 +168,16 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
     said = content[CHECKPOINT_KEY]
     notes = read_notes(said, str(path))
     _check_channels(path, notes.architecture)
-    state = {
-        # In float32, whatever the precision of the training.
-        name.removeprefix(WEIGHTS_PREFIX): tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in _state_dict(path, content).items()
-        if name.startswith(WEIGHTS_PREFIX)
-    }
+    state = _state_dict(path, content)
+    vae, constants, feature = None, None, None
     try:
-        vae = Vae.from_weights(notes.architecture, state)
-        constants = ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None
-        if constants is not None:
-            Scorer(notes.scoring, constants, notes.input_settings)
+        if notes.feature is not None:
+            feature = _features(path, notes.feature, notes.input_settings.image_size, state, said["constants"])
+        else:
+            vae = Vae.from_weights(notes.architecture, _below(state, WEIGHTS_PREFIX))
+            constants = ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None
+            if constants is not None:
+                Scorer(notes.scoring, constants, notes.input_settings)
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -153,7 +192,37 @@ def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None)
         epochs=_epochs(content),
         notes=notes,
         constants=constants,
+        feature=feature,
     )
+
+
+def _features(
+    path: Path,
+    notes: FeatureNotes,
+    image_size: tuple[int, int],
+    state: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+) -> TrainedFeatures:
+    if notes.backbone is None:
+        raise InputError(f"{path} was saved before its network was trained; expected one that Engine.fit has left")
+    backbone, network = Backbone(), FeatureVae(N_CHANNELS, notes.settings)
+    backbone.load_state_dict(_below(state, BACKBONE_PREFIX))
+    network.load_state_dict(_below(state, WEIGHTS_PREFIX))
+    mean, deviation = (state[f"{MODEL_PREFIX}{name}"].float() for name in ("channel_mean", "channel_deviation"))
+    residual = FeatureResidual(network.eval().convolutions(), mean, deviation).eval().requires_grad_(False)
+    made = FeatureConstants.from_tensors(constants) if constants else None
+    if made is not None:
+        FeatureGraph(backbone, residual.vae, notes.settings, made, image_size)
+    return TrainedFeatures(backbone, residual, notes.settings, notes.backbone, made)
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin so, in float32, whatever the precision of the training."""
+    return {
+        name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def read_notes(said: Any, name: str) -> CheckpointNotes:
@@ -171,10 +240,10 @@ def read_notes(said: Any, name: str) -> CheckpointNotes:
         version = raw["format"]
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{name} is damaged: its notes cannot be read ({error}); save the checkpoint again") from error
-    if version != _FORMAT:
+    if version not in _FORMATS:
         raise InputError(
             f"{name} was written by vae-edge {raw.get('vae_edge_version', '?')} in the format {version}; expected the "
-            f"format {_FORMAT}: install that version of vae-edge, or train again with this one"
+            f"format {' or '.join(map(str, _FORMATS))}: install that version of vae-edge, or train again with this one"
         )
     try:
         return make_record(CheckpointNotes, raw)

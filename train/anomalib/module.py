@@ -1,8 +1,9 @@
 """The network, its loss and its scoring as a model of anomalib: `vae_edge.anomalib.Vae`.
 
-One implementation: the network is `vae_edge.train.model.network.Vae`, an image is scored by the same graph that is
-exported, its constants come from `fit_scoring_constants`, and the normals are divided into roles by the same split.
-anomalib's part is the engine, the data modules, the metrics, the callbacks and the pictures.
+One implementation: the networks are `vae_edge.train.model.network.Vae` and, with `network="feature"`,
+`vae_edge.train.features.network.FeatureVae`, an image is scored by the same graph that is exported, its constants are
+measured by the same functions, and the normals are divided into roles by the same split. anomalib's part is the engine,
+the data modules, the metrics, the callbacks and the pictures.
 
 What differs from anomalib's other models, and why:
 
@@ -12,19 +13,21 @@ What differs from anomalib's other models, and why:
   best on labelled images: those need defects, and anomalib's data modules by default take exactly the test images.
   anomalib's own `PostProcessor()` can be given instead.
 - Images are resized as the device does it, with OpenCV, so that the bundle sees the same pixels.
+- A network on features trains on positions of a table that the backbone has filled once, before the first step; the
+  batches of the data module only count its steps. Its constants come from the normals that set the scale alone, where
+  `vae-train` measures every normal by a network that was trained without it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from anomalib import LearningType
-from anomalib.data import InferenceBatch
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -43,19 +46,22 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation, prepare, read_image
 from vae_edge.manifest import Thresholds
 from vae_edge.records import make_record
-from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, CheckpointNotes, read_notes
+from vae_edge.train.anomalib.checkpoint import CHECKPOINT_KEY, CheckpointNotes, FeatureNotes, read_notes
+from vae_edge.train.anomalib.graph_models import FeatureModel, VaeModel
 from vae_edge.train.data.inspection_set import ImageFile, load_images, spread
 from vae_edge.train.data.sources import list_images
 from vae_edge.train.data.split import SplitSettings, split_normals
+from vae_edge.train.features.graph import FeatureConstants
+from vae_edge.train.features.settings import FeatureSettings
 from vae_edge.train.loop.batches import crops_per_image, make_plan, places
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
-from vae_edge.train.model.input_layers import AreaResizing, PhotometricNormalization
+from vae_edge.train.model.anomaly_graph import ScoringConstants
+from vae_edge.train.model.input_layers import AreaResizing
 from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, InputSettings, Photometric, Tiling
-from vae_edge.train.model.network import Vae as Network
-from vae_edge.train.model.presets import make_architecture
-from vae_edge.train.model.scoring import ScoringSettings, parse_scoring
-from vae_edge.train.model.scoring_constants import MOST_FITTED, fit_scoring_constants
+from vae_edge.train.model.network import Vae as PixelVae
+from vae_edge.train.model.presets import Architecture, Network, make_architecture
+from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings, parse_scoring
+from vae_edge.train.model.scoring_constants import MOST_FITTED
 from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.records import Role
 
@@ -65,77 +71,18 @@ _LIGHTNINGS_EPOCHS = 1000
 _VALIDATIONS = 10
 """In a training whose length this module chose: each measures residuals anew."""
 
+_LEARNING_RATES = {Network.PIXEL: 2e-4, Network.FEATURE: FeatureSettings().learning_rate}
 
-class VaeModel(nn.Module):
-    """What anomalib calls the torch model: the network while it is trained, the whole graph when it is not.
-
-    Args:
-        vae: the network.
-        scoring: how a residual becomes a score.
-        input_settings: how an image becomes its input.
-    """
-
-    def __init__(self, vae: Network, scoring: ScoringSettings, input_settings: InputSettings) -> None:
-        super().__init__()
-        self.vae = vae
-        self.scoring = scoring
-        self.input_settings = input_settings
-        self.light = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
-        self.constants: ScoringConstants | None = None
-        self.graph: AnomalyGraph | None = None
-        # It is made of the network and the constants, and would be in a checkpoint a second time.
-        hooks: Any = self
-        hooks.register_state_dict_post_hook(_leave_out_graph)
-        hooks.register_load_state_dict_post_hook(_forget_graph)
-
-    def forward(self, image: Tensor) -> Any:
-        """Run a batch, float32 [N, 3, H, W] as the pre-processor leaves it.
-
-        Returns:
-            In training the network's `VaeOutput`; else an `InferenceBatch` with `anomaly_map` [N, 1, H, W] and
-            `pred_score` [N], before any normalization.
-        """
-        if self.training:
-            return self.vae(image)
-        graph = self.ready_graph()
-        anomaly_map, score = graph.score(graph.reconstruct.of_pixels(image))
-        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map[:, None])
-
-    def ready_graph(self) -> AnomalyGraph:
-        """Return the graph of the present weights.
-
-        Raises:
-            InputError: the scoring has no constants yet.
-        """
-        if self.graph is None:
-            if self.constants is None:
-                raise InputError(
-                    "the model has not been fitted: nothing is known about the residuals of normal images; expected "
-                    "Engine.fit first, or a checkpoint of a fitted model"
-                )
-            graph = AnomalyGraph(self.network_on_cpu(), self.scoring, self.constants, self.input_settings)
-            self.graph = graph.to(next(self.vae.parameters()).device)
-        return self.graph
-
-    def network_on_cpu(self) -> Network:
-        """Return a copy of the network."""
-        return deepcopy(self.vae).cpu().float().eval()
-
-    def set_constants(self, constants: ScoringConstants | None) -> None:
-        """Take the constants that belong to the present weights; None: there are none."""
-        self.constants, self.graph = constants, None
-
-
-def _leave_out_graph(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}graph.")]:
-        del state[name]
-
-
-def _forget_graph(module: nn.Module, incompatible: Any) -> None:
-    assert isinstance(module, VaeModel)
-    if module.graph is not None:
-        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if ".graph." not in f".{name}"]
-    module.graph = None
+_ON_PIXELS = {
+    "n_features": 64,
+    "latent_vec_size": 128,
+    "kl_weight": 0.00025,
+    "max_features": None,
+    "extra_layers": 0,
+    "tile_size": None,
+    "scoring": "default",
+}
+"""Arguments of `Vae` that a network on features has no use for, with their defaults."""
 
 
 class DeviceResize(Resize):  # type: ignore[misc]  # anomalib and torchvision need not be here when types are checked
@@ -238,7 +185,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         kl_weight: weight of the Kullback-Leibler term in the loss.
         max_features: channels at which the doubling stops; None: it does not. 128 to 256 suit an edge device.
         extra_layers: convolutions that leave the size as it is, in encoder and decoder.
-        learning_rate: of Adam.
+        learning_rate: of Adam; None: 0.0002, or for a network on features 0.004 at the top of one cycle.
         tile_size: side of the square tiles that the image is cut into, for surfaces and small defects; None: the
             network sees the full image.
         photometric: "none"; "image" or "local" even out the light first, for exposures that differ.
@@ -246,6 +193,9 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         false_alarm_rate: share of normal images that may be called anomalous, 0.000001 to 0.5.
         pixel_false_positive_rate: share of normal pixels that may lie above the pixel threshold, 0 to 1.
         seed: of the division of the normals into roles.
+        network: "pixel": the network reconstructs the picture; "feature": what a frozen, pretrained backbone sees in
+            it. Then sizes of the network, tiles and scoring are not taken.
+        backbone_weights: file with the weights of EfficientNet-Lite0; None: those of the extra `features`.
         pre_processor: True: `DevicePreProcessor`, 256 x 256; another size with `Vae.configure_pre_processor((h, w))`.
             One of your own may resize and normalize; what else it does no device would do.
         post_processor: True: `ConformalPostProcessor`; anomalib's own thresholds with `PostProcessor()`.
@@ -255,6 +205,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
     Raises:
         InputError: a number out of range, an image size that the network cannot take (the message names the nearest
             that it can), a scoring that cannot be read, or a pre-processor that leaves the size open.
+        UsageError: an argument that the kind of network has no use for, or a size that the backbone cannot take.
     """
 
     pre_processor: Any
@@ -267,13 +218,15 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         kl_weight: float = 0.00025,
         max_features: int | None = None,
         extra_layers: int = 0,
-        learning_rate: float = 2e-4,
+        learning_rate: float | None = None,
         tile_size: int | None = None,
         photometric: str = "none",
         scoring: str = "default",
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
         seed: int = 0,
+        network: str = "pixel",
+        backbone_weights: str | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Any = True,
@@ -293,22 +246,41 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
                 "the pre-processor leaves the size of the images open; expected one that resizes, such as "
                 "Vae.configure_pre_processor((256, 256))"
             )
-        height, width = (int(side) for side in self.input_size)
-        tile = (height, width) if tile_size is None else (tile_size, tile_size)
-        self.architecture = make_architecture(
-            "reference",
-            tile,
-            n_features=n_features,
-            latent_vec_size=latent_vec_size,
-            kl_weight=kl_weight,
-            max_features=max_features,
-            extra_layers=extra_layers,
-        ).model_copy(update={"preset": None})
-        sides = {"image_height": height, "image_width": width, "tile_height": tile[0], "tile_width": tile[1]}
-        tiling = make_record(Tiling, sides)
-        input_settings = InputSettings(tiling, Photometric(photometric), input_range_of(self.pre_processor))
-        self.model = VaeModel(Network.from_architecture(self.architecture), _parsed(scoring), input_settings)
-        self.learning_rate = learning_rate
+        size = (int(self.input_size[0]), int(self.input_size[1]))
+        on_pixels = {
+            "n_features": n_features,
+            "latent_vec_size": latent_vec_size,
+            "kl_weight": kl_weight,
+            "max_features": max_features,
+            "extra_layers": extra_layers,
+            "tile_size": tile_size,
+            "scoring": scoring,
+        }
+        light, input_range = Photometric(photometric), input_range_of(self.pre_processor)
+        self.network = _network_named(network)
+        self.architecture: Architecture
+        self.model: VaeModel | FeatureModel
+        if self.network is Network.FEATURE:
+            _refuse_on_features(on_pixels)
+            self.architecture = make_architecture("feature")
+            input_settings = InputSettings(Tiling.whole(*size), light, input_range)
+            self.model = FeatureModel(FeatureSettings(), input_settings, backbone_weights)
+        else:
+            tile = size if tile_size is None else (tile_size, tile_size)
+            self.architecture = make_architecture(
+                "reference",
+                tile,
+                n_features=n_features,
+                latent_vec_size=latent_vec_size,
+                kl_weight=kl_weight,
+                max_features=max_features,
+                extra_layers=extra_layers,
+            ).model_copy(update={"preset": None})
+            sides = {"image_height": size[0], "image_width": size[1], "tile_height": tile[0], "tile_width": tile[1]}
+            input_settings = InputSettings(make_record(Tiling, sides), light, input_range)
+            self.model = VaeModel(PixelVae.from_architecture(self.architecture), _parsed(scoring), input_settings)
+        self.learning_rate = _LEARNING_RATES[self.network] if learning_rate is None else learning_rate
+        self._cycle: torch.optim.lr_scheduler.OneCycleLR | None = None
         self.seed = seed
         self.thresholds: Thresholds | None = None
         """Of the normals that were held out for them, by the present weights; None: not fitted."""
@@ -363,19 +335,53 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         self._groups = dict(grouping.groups)
         self._held_back = frozenset(str(image.path) for image in (*split.statistics, *split.threshold))
         self._judges = division.judges
-        of_use = (spread(split.fit, MOST_FITTED), split.statistics, self._judges)
-        self._normals = tuple(self._prepared(images) for images in of_use)
         self._batch_size = getattr(loader, "batch_size", None) or 1
         self._plan_length(len(split.fit))
+        if isinstance(self.model, FeatureModel):
+            # Every process of several that train together draws other positions.
+            seed = self.seed * 1009 + int(self.global_rank)
+            self.model.prepare(self._prepared(split.fit), self._prepared(split.statistics), seed)
+            self._normals = (*(np.empty((0, 0, 0, 3), np.uint8) for _ in range(2)), self._prepared(self._judges))
+            self._begin_cycle()
+        else:
+            of_use = (spread(split.fit, MOST_FITTED), split.statistics, self._judges)
+            self._normals = tuple(self._prepared(images) for images in of_use)
 
     def _plan_length(self, n_images: int) -> None:
         loop = self.trainer.fit_loop
         if loop.max_epochs != _LIGHTNINGS_EPOCHS or loop.max_steps != -1:
             return
-        plan = make_plan(n_images, self._batch_size, None, crops_per_image(self.model.input_settings.tiling))
-        loop.max_epochs = plan.epochs
+        if isinstance(self.model, FeatureModel):
+            epochs, validations = math.ceil(self.model.settings.n_steps / (self._steps_per_epoch() or 1)), 1
+        else:
+            plan = make_plan(n_images, self._batch_size, None, crops_per_image(self.model.input_settings.tiling))
+            epochs, validations = plan.epochs, _VALIDATIONS
+        loop.max_epochs = epochs
         if self.trainer.check_val_every_n_epoch == 1:
-            self.trainer.check_val_every_n_epoch = max(1, plan.epochs // _VALIDATIONS)
+            self.trainer.check_val_every_n_epoch = max(1, epochs // validations)
+
+    def _steps_per_epoch(self) -> int | None:
+        """Return how often the weights change in an epoch; None: the data have no end."""
+        n_batches = self.trainer.num_training_batches
+        return None if math.isinf(n_batches) else math.ceil(n_batches / self.trainer.accumulate_grad_batches)
+
+    def _begin_cycle(self) -> None:
+        """Let the learning rate rise and fall once over the training, where its length is known."""
+        loop, per_epoch = self.trainer.fit_loop, self._steps_per_epoch()
+        by_epochs = math.inf if per_epoch is None or (loop.max_epochs or -1) < 0 else per_epoch * loop.max_epochs
+        n_steps = min(by_epochs, math.inf if loop.max_steps < 0 else loop.max_steps)
+        if math.isinf(n_steps) or n_steps <= self.global_step:
+            self._cycle = None
+            return
+        optimizer: Any = self.trainer.optimizers[0]
+        self._cycle = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, int(n_steps), last_epoch=self.global_step - 1
+        )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Go on with the learning rate's cycle, after each step of the optimizer."""
+        if self._cycle is not None and self._cycle.last_epoch < min(self.global_step, self._cycle.total_steps - 1):
+            self._cycle.step()
 
     def on_train_epoch_start(self) -> None:
         """Forget what belongs to the weights before."""
@@ -384,14 +390,18 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor | None:
         """Return the loss of a batch with random latents; None where none of its images trains the network."""
+        if isinstance(self.model, FeatureModel):
+            loss = self.model.loss()
+            self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=1, prog_bar=True, sync_dist=True)
+            return loss
         kept = [i for i, path in enumerate(batch.image_path) if _absolute(path) not in self._held_back]
         if not kept:
             return None
         pixels = self._windows(self.model.light(batch.image[kept]))
-        loss = self.model.vae.loss(self.model.vae(pixels), pixels)
-        values = {"train_loss": loss.total, "train_reconstruction": loss.reconstruction, "train_kl": loss.kl}
+        parts = self.model.vae.loss(self.model.vae(pixels), pixels)
+        values = {"train_loss": parts.total, "train_reconstruction": parts.reconstruction, "train_kl": parts.kl}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(pixels), prog_bar=True, sync_dist=True)
-        return loss.total
+        return parts.total
 
     def _windows(self, pixels: Tensor) -> Tensor:
         """Cut random windows of the network's size out of each image, as many as an epoch has of it."""
@@ -422,6 +432,9 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         self.fit_constants()
         if isinstance(self.post_processor, ConformalPostProcessor):
             self.post_processor.take(self.thresholds)
+        if isinstance(self.model, FeatureModel):
+            self.model.forget_pictures()
+            self._normals = None
 
     def fit_constants(self) -> None:
         """Measure on held-out normals what the scoring divides by, and fit the thresholds, unless that was done.
@@ -433,11 +446,12 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         was_training = self.model.training
         self.model.eval()
         fit, statistics, threshold = self._normals
-        network, scoring, input_settings = self.model.network_on_cpu(), self.model.scoring, self.model.input_settings
-        constants = fit_scoring_constants(network, scoring, statistics, input_settings=input_settings, fitted=fit)
-        self.model.set_constants(constants)
+        # Of each kind of model the constants are its own.
+        model: Any = self.model
+        constants = model.measure(fit, statistics)
+        model.set_constants(constants)
         self.thresholds = calibrate(
-            AnomalyGraph(network, scoring, constants, input_settings),
+            model.graph_on_cpu(constants),
             self._judges,
             threshold,
             false_alarm_rate=self.false_alarm_rate,
@@ -461,13 +475,17 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         if self._normals is not None and self._is_last_epoch():
             self.fit_constants()
         input_settings = self.model.input_settings
+        feature = None
+        if isinstance(self.model, FeatureModel):
+            feature = FeatureNotes(settings=self.model.settings, backbone=self.model.origin)
         notes = CheckpointNotes(
+            format=1 if feature is None else 2,
             vae_edge_version=vae_edge.__version__,
             architecture=self.architecture,
             tiling=input_settings.tiling,
             photometric=input_settings.photometric,
             input_range=input_settings.input_range,
-            scoring=self.model.scoring,
+            scoring=DEFAULT_SCORING if isinstance(self.model, FeatureModel) else self.model.scoring,
             false_alarm_rate=self.false_alarm_rate,
             pixel_false_positive_rate=self.pixel_false_positive_rate,
             batch_size=self._batch_size,
@@ -475,6 +493,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
             prepares_as_device=isinstance(self.pre_processor, DevicePreProcessor),
             roles=self._roles,
             groups={sha256: group for sha256, group in self._groups.items() if sha256 in self._roles},
+            feature=feature,
         )
         constants = self.model.constants
         checkpoint[CHECKPOINT_KEY] = {
@@ -508,11 +527,21 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
             self.post_processor = PostProcessor()
         super().on_load_checkpoint(checkpoint)
         self._roles, self._groups = dict(notes.roles), dict(notes.groups)
-        if notes.architecture != self.architecture or notes.input_settings != self.model.input_settings:
+        feature, saved_constants = notes.feature, said["constants"]
+        if feature is not None:
+            model = FeatureModel(feature.settings, notes.input_settings)
+            model.origin = feature.backbone
+            model.set_constants(FeatureConstants.from_tensors(saved_constants) if saved_constants else None)
+            self.architecture, self.network, self.model = notes.architecture, Network.FEATURE, model
+            return
+        if self.network is not Network.PIXEL or (
+            notes.architecture != self.architecture or notes.input_settings != self.model.input_settings
+        ):
             # A pre-processor given by hand is not among the hyper-parameters: its size comes back with its own notes.
-            self.architecture = notes.architecture
-            self.model = VaeModel(Network.from_architecture(notes.architecture), notes.scoring, notes.input_settings)
-        self.model.set_constants(ScoringConstants.from_tensors(said["constants"]) if said["constants"] else None)
+            self.architecture, self.network = notes.architecture, Network.PIXEL
+            self.model = VaeModel(PixelVae.from_architecture(notes.architecture), notes.scoring, notes.input_settings)
+        assert isinstance(self.model, VaeModel)
+        self.model.set_constants(ScoringConstants.from_tensors(saved_constants) if saved_constants else None)
 
 
 class _OneDataset:
@@ -537,6 +566,22 @@ def _normal_files(datamodule: Any) -> tuple[ImageFile, ...]:
 
 def _absolute(path: str | Path) -> str:
     return str(Path(path).absolute())
+
+
+def _network_named(text: str) -> Network:
+    known = (Network.PIXEL, Network.FEATURE)
+    if text not in known:
+        raise UsageError(f"the network is {text!r}; expected one of {', '.join(known)}")
+    return Network(text)
+
+
+def _refuse_on_features(given: dict[str, Any]) -> None:
+    others = [name for name, value in given.items() if value != _ON_PIXELS[name]]
+    if others:
+        raise UsageError(
+            f"{others[0]} is {given[others[0]]!r}, and network='feature' has none: leave it out, or take "
+            "network='pixel'"
+        )
 
 
 def _parsed(text: str) -> ScoringSettings:

@@ -15,21 +15,24 @@ import torch
 from numpy.typing import NDArray
 
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.records import make_record
-from vae_edge.train.anomalib.checkpoint import CheckpointNotes, TrainedElsewhere
+from vae_edge.train.anomalib.checkpoint import CheckpointNotes, TrainedElsewhere, TrainedFeatures
 from vae_edge.train.data.grouping import Grouping
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
 from vae_edge.train.data.report import check_inspection_set
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import Split, SplitSettings, split_normals
+from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_feature_flops
+from vae_edge.train.features.table import make_table
+from vae_edge.train.features.training import fit_constants, residuals_of
 from vae_edge.train.loop.batches import as_pixels
 from vae_edge.train.loop.settings import DecidedSettings, TrainingOutcome
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, Reconstruction, ScoringConstants, images_at_a_time
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, Reconstruction, images_at_a_time
 from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
-from vae_edge.train.model.presets import REFERENCE_RECIPE
+from vae_edge.train.model.presets import REFERENCE_RECIPE, Network
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 from vae_edge.train.run.calibration import Division, calibrate, group_images
@@ -44,7 +47,7 @@ from vae_edge.train.run.folder import (
     write_record,
 )
 from vae_edge.train.run.graph_fitting import FittedGraph
-from vae_edge.train.run.records import Role
+from vae_edge.train.run.records import FeatureRecord, Role
 
 _MOST_FOR_LOSS = 64
 
@@ -94,10 +97,13 @@ def take_over(
     preparation = settings.preparation
     statistics = load_images(split.statistics, preparation, watcher.progress_of("reading images"))
     fit = load_images(split.fit, preparation, watcher.progress_of("reading images"))
-    constants = _constants(trained, settings.scoring, statistics, fit, watcher)
     held_out = load_images(judges, preparation, watcher.progress_of("reading held-out normals"))
     # Where only images are given that set the threshold, they are all that there is to take a loss over.
-    fitted = _fitted(trained, settings, constants, fit, statistics if len(statistics) else held_out)
+    unseen = statistics if len(statistics) else held_out
+    if trained.feature is not None:
+        fitted = _fitted_on_features(trained, trained.feature, settings, fit, unseen, watcher)
+    else:
+        fitted = _fitted_on_pixels(trained, settings, statistics, fit, unseen, watcher)
     calibration = calibrate(
         fitted.graph,
         judges,
@@ -126,26 +132,6 @@ def take_over(
     return RunFolder.open(out, check_files=False)
 
 
-def _constants(
-    trained: TrainedElsewhere,
-    scoring: ScoringSettings,
-    statistics: NDArray[np.uint8],
-    fit: NDArray[np.uint8],
-    watcher: Watcher,
-) -> ScoringConstants:
-    """Return the checkpoint's constants, or new ones where a device would score otherwise with them."""
-    if trained.constants is not None and trained.scores_as_device(scoring):
-        return trained.constants
-    return fit_scoring_constants(
-        trained.vae,
-        scoring,
-        statistics,
-        input_settings=trained.input_settings,
-        fitted=fit,
-        progress=watcher.progress_of("measuring normal residuals"),
-    )
-
-
 def _settings(
     trained: TrainedElsewhere,
     data: DataSource,
@@ -159,6 +145,11 @@ def _settings(
         recipe = recipe.model_copy(update={"learning_rate": notes.learning_rate})
     if false_alarm_rate is None:
         false_alarm_rate = notes.false_alarm_rate if notes else DEFAULT_FALSE_ALARM_RATE
+    if trained.feature is not None and scoring is not None:
+        raise UsageError(
+            f"the scoring is {scoring}, and the network of {trained.path} is on features, which has its own; leave out "
+            "--scoring"
+        )
     values = {
         "source": data,
         "architecture": trained.architecture,
@@ -173,6 +164,12 @@ def _settings(
         "false_alarm_rate": false_alarm_rate,
         "pixel_false_positive_rate": (notes.pixel_false_positive_rate if notes else DEFAULT_PIXEL_FALSE_POSITIVE_RATE),
     }
+    if trained.feature is not None:
+        values |= {
+            "network": Network.FEATURE,
+            "feature": trained.feature.settings,
+            "picture_size": trained.input_settings.image_size,
+        }
     return make_record(DecidedSettings, values)
 
 
@@ -214,29 +211,96 @@ def _divide(
     return Division(split, grouping)
 
 
-def _fitted(
+def _fitted_on_pixels(
     trained: TrainedElsewhere,
     settings: DecidedSettings,
-    constants: ScoringConstants,
+    statistics: NDArray[np.uint8],
     fit: NDArray[np.uint8],
-    held_out: NDArray[np.uint8],
+    unseen: NDArray[np.uint8],
+    watcher: Watcher,
 ) -> FittedGraph:
-    graph = AnomalyGraph(trained.vae, settings.scoring, constants, trained.input_settings)
-    held_out_loss = _loss(trained.vae, trained.input_settings, held_out)
-    outcome = TrainingOutcome(
+    """Return the model with the checkpoint's constants, or new ones where a device would score otherwise with them."""
+    vae, constants = trained.vae, trained.constants
+    assert vae is not None
+    if constants is None or not trained.scores_as_device(settings.scoring):
+        constants = fit_scoring_constants(
+            vae,
+            settings.scoring,
+            statistics,
+            input_settings=trained.input_settings,
+            fitted=fit,
+            progress=watcher.progress_of("measuring normal residuals"),
+        )
+    graph = AnomalyGraph(vae, settings.scoring, constants, trained.input_settings)
+    unseen_loss = _loss(vae, trained.input_settings, unseen)
+    fit_loss = _loss(vae, trained.input_settings, fit) if len(fit) else unseen_loss
+    flops = count_flops(vae) * trained.input_settings.tiling.n_tiles
+    outcome = _outcome(trained, settings, unseen_loss, fit_loss, count_parameters(vae), flops)
+    return FittedGraph(vae, graph, constants, outcome, settings, None)
+
+
+def _fitted_on_features(
+    trained: TrainedElsewhere,
+    feature: TrainedFeatures,
+    settings: DecidedSettings,
+    fit: NDArray[np.uint8],
+    unseen: NDArray[np.uint8],
+    watcher: Watcher,
+) -> FittedGraph:
+    """Return the model on features; as `_fitted_on_pixels`."""
+    height, width = settings.preparation.height, settings.preparation.width
+    maps = FeatureMaps(feature.backbone, height, width, settings.photometric).eval()
+    constants, progress = feature.constants, watcher.progress_of("measuring normal residuals")
+    needs_all = constants is None or not trained.scores_as_device(settings.scoring)
+    seen = unseen if needs_all else unseen[:_MOST_FOR_LOSS]
+    table = make_table(maps, seen, progress=progress)
+    residuals = residuals_of(feature.residual, table, range(len(table)))
+    if constants is None or needs_all:
+        if len(residuals) < 2:
+            raise InputError(
+                f"there are {len(residuals)} normal images to measure the residual on; expected 2 or more that the "
+                "network was not trained on"
+            )
+        constants = fit_constants(residuals, feature.settings, feature.residual)
+    graph = FeatureGraph(
+        feature.backbone, feature.residual.vae, feature.settings, constants, (height, width), settings.photometric
+    )
+    unseen_loss = float(residuals.mean())
+    fitted = make_table(maps, fit[:_MOST_FOR_LOSS])
+    fit_loss = float(residuals_of(feature.residual, fitted, range(len(fitted))).mean()) if len(fit) else unseen_loss
+    n_parameters = count_parameters(graph.residual)
+    outcome = _outcome(trained, settings, unseen_loss, fit_loss, n_parameters, count_feature_flops(graph))
+    record = FeatureRecord(
+        height=height,
+        width=width,
+        settings=feature.settings,
+        photometric=settings.photometric,
+        backbone=feature.origin,
+    )
+    return FittedGraph(None, graph, None, outcome, settings, None, feature=record)
+
+
+def _outcome(
+    trained: TrainedElsewhere,
+    settings: DecidedSettings,
+    unseen_loss: float,
+    fit_loss: float,
+    n_parameters: int,
+    flops: int,
+) -> TrainingOutcome:
+    return TrainingOutcome(
         epochs_run=trained.epochs,
         epochs_planned=trained.epochs,
         ended_by="epochs",
         best_epoch=trained.epochs,
-        best_held_out_loss=held_out_loss,
-        fit_loss=_loss(trained.vae, trained.input_settings, fit) if len(fit) else held_out_loss,
+        best_held_out_loss=unseen_loss,
+        fit_loss=fit_loss,
         batch_size=settings.batch_size,
         seconds=0,
         images_per_s=0,
-        n_parameters=count_parameters(trained.vae),
-        flops=count_flops(trained.vae) * trained.input_settings.tiling.n_tiles,
+        n_parameters=n_parameters,
+        flops=flops,
     )
-    return FittedGraph(trained.vae, graph, constants, outcome, settings, None)
 
 
 def _loss(vae: Vae, input_settings: InputSettings, images: NDArray[np.uint8]) -> float:

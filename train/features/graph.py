@@ -72,9 +72,12 @@ class FeatureMaps(nn.Module):
         """Return float32 [N, 256, H / 8, W / 8] for uint8 [N, H, W, 3] RGB."""
         # Cast before the transpose: TensorRT refuses to transpose uint8. The backbone was trained on (x - 127) / 128,
         # which is the same but for half a grey value.
-        pixels = self.photometric((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
+        return self.of_pixels((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Return the same for float32 [N, 3, H, W], -1 to 1."""
         parts = []
-        for tap, features in zip(TAPS, self.backbone(pixels), strict=True):
+        for tap, features in zip(TAPS, self.backbone(self.photometric(pixels)), strict=True):
             if tap.stride < GRID:
                 parts.append(functional.avg_pool2d(features, 4, 2, 1, count_include_pad=False))
             elif tap.stride == GRID:
@@ -269,6 +272,11 @@ class FeatureGraph(DeployedGraph):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the anomaly map and the score of a batch."""
         anomaly_map, score = self.score(self.residual(self.features(image)))
+        return anomaly_map, score
+
+    def of_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same for float32 [N, 3, H, W], -1 to 1."""
+        anomaly_map, score = self.score(self.residual(self.features.of_pixels(pixels)))
         return anomaly_map, score
 
 

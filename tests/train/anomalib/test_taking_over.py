@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.anomalib_checkpoints import make_constants, make_notes, save_own
+from tests.train.anomalib_checkpoints import ORIGIN, make_constants, make_notes, save_features, save_own
 from tests.train.circulated_vae import save_circulated
 from tests.train.tiny_models import make_vae, scoring_of, write_set
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.train.anomalib.checkpoint import read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over
 from vae_edge.train.data.inspection_set import ImageFile, load_images
@@ -21,6 +21,7 @@ from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.input_settings import IMAGENET, Photometric
+from vae_edge.train.model.presets import Network
 from vae_edge.train.model.scoring import DEFAULT_SCORING, NORMALIZED_SCORING
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 from vae_edge.train.run.folder import RunFolder
@@ -242,8 +243,10 @@ class TestCirculatedWeights:
         assert record.taken_from is not None
         assert record.taken_from.startswith("last.ckpt: weights of the VAE that circulates")
         images = [load_images(run.find_images([role]), record.preparation) for role in ("statistics", "fit")]
+        vae = read_checkpoint(circulated).vae
+        assert vae is not None
         expected = fit_scoring_constants(
-            read_checkpoint(circulated).vae,
+            vae,
             DEFAULT_SCORING,
             images[0],
             input_settings=record.input_settings,
@@ -274,3 +277,42 @@ def test_a_taken_name_is_refused_before_the_data_is_looked_at(own: Path, own_run
     (tmp_path / "holiday.jpg").write_text("")
     with pytest.raises(InputError, match="is not a run"):
         take_over(read_checkpoint(own), nowhere, tmp_path)
+
+
+class TestFeatures:
+    def test_the_run_has_the_networks_and_constants_of_the_checkpoint(self, source: DataSource, tmp_path: Path) -> None:
+        path, expected = save_features(tmp_path / "model.ckpt")
+        assert expected is not None
+        run = take_over(read_checkpoint(path), source, tmp_path / "run")
+        assert run.record.network is Network.FEATURE
+        assert run.record.feature is not None
+        assert (run.record.feature.height, run.record.feature.width) == (64, 64)
+        assert run.record.feature.backbone == ORIGIN
+        images = load_images(run.find_images(("test",)), run.record.preparation)
+        maps, scores = run_graph(run.load_graph(), images)
+        own_maps, own_scores = run_graph(expected, images)
+        np.testing.assert_allclose(scores, own_scores, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(maps, own_maps, rtol=1e-3, atol=1e-3)
+        assert len(run.thresholds.calibration_scores) > 2
+
+    def test_constants_that_are_not_in_it_are_measured(
+        self, source: DataSource, normals: tuple[ImageFile, ...], tmp_path: Path
+    ) -> None:
+        roles: dict[str, Role] = {image.sha256: "fit" for image in normals[:10]}
+        roles |= {image.sha256: "statistics" for image in normals[10:20]}
+        path, _ = save_features(tmp_path / "model.ckpt", n_constants=0, roles=roles)
+        run = take_over(read_checkpoint(path), source, tmp_path / "run")
+        assert run.record.counts["statistics"] == 10
+        _, scores = run_graph(run.load_graph(), load_images(run.find_images(("statistics",)), run.record.preparation))
+        # In units of their own median and upper quantile.
+        assert abs(float(np.median(scores))) < 1
+
+    def test_another_scoring_is_refused(self, source: DataSource, tmp_path: Path) -> None:
+        path, _ = save_features(tmp_path / "model.ckpt")
+        with pytest.raises(UsageError, match="is on features, which has its own"):
+            take_over(read_checkpoint(path), source, tmp_path / "run", scoring=NORMALIZED_SCORING)
+
+    def test_one_that_was_saved_before_its_training_is_refused(self, tmp_path: Path) -> None:
+        path, _ = save_features(tmp_path / "model.ckpt", origin=None)
+        with pytest.raises(InputError, match="was saved before its network was trained"):
+            read_checkpoint(path)
