@@ -112,13 +112,13 @@ def fit(
     fields = {name: value for name, value in arguments.items() if name in SETTINGS and name not in FIELDS}
     twice = sorted(fields.keys() & given.fields.keys())
     if twice:
-        raise UsageError(f"{twice[0]} was given along with the Trainer's name for it; leave out one of the two")
+        raise UsageError(f"{twice[0]} and the Trainer's name for it were both given; leave out one of them")
     if settings is None:
         asked = _by_preset(source_of(data), _preset_in_force(preset, fields, given), fields, given)
     elif fields or preset is not None:
         extra = ", ".join([*fields, *(["preset"] if preset is not None else [])])
         raise UsageError(
-            f"settings were given along with {extra}; expected one of the two: take settings.model_copy(update=...)"
+            f"settings and {extra} were both given; expected one of them: use settings.model_copy(update=...)"
         )
     else:
         asked = {name: getattr(settings, name) for name in TrainSettings.model_fields} | {"source": source_of(data)}

@@ -99,8 +99,8 @@ class Bundle:
         """
         try:
             folder = Path(folder).resolve()
-        except (OSError, RuntimeError) as error:  # A loop of links, or a working folder that is gone.
-            raise BundleError(f"{folder} cannot be found ({error}); pass a folder that export made") from error
+        except (OSError, RuntimeError) as error:  # A loop of links, or a working folder that no longer exists.
+            raise BundleError(f"{folder} cannot be found ({error}); pass a folder made by vae-export") from error
         restore(folder)
         manifest_stamp = _stamp(folder / MANIFEST_FILE)
         manifest = read_manifest(folder)
@@ -147,7 +147,7 @@ class Bundle:
         """
         text = manifest_text(manifest)
         path = self.folder / MANIFEST_FILE
-        with claim(self.folder / LOCK_FILE, f"another process writes into {self.folder}"):
+        with claim(self.folder / LOCK_FILE, f"another process is writing to {self.folder}"):
             with new_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="")
                 # Now, that the new file lies in the folder: in one that takes its place after this it does not.
@@ -168,7 +168,7 @@ def new_bundle(folder: Path) -> Iterator[Path]:
     with new_folder(folder, replaces=MANIFEST_FILE, own=_own_files) as temporary:
         yield temporary
         if not (temporary / MANIFEST_FILE).is_file():
-            raise AssertionError("a bundle was to be published without its manifest")
+            raise AssertionError("a bundle cannot be published without its manifest")
 
 
 def check_bundle_name_is_free(folder: Path) -> None:
@@ -223,12 +223,12 @@ def read_manifest(folder: Path) -> Manifest:
         check_n_values(data, MAX_OTHER_VALUES + _n_scores(content))
     except FileNotFoundError:
         raise BundleError(
-            f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder that export made"
+            f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder made by vae-export"
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); {_ADVICE}") from error
     if not isinstance(content, dict) or type(content.get("schema_version")) is not int:
-        raise BundleError(f"{path} is damaged: it has no schema_version, a whole number; {_ADVICE}")
+        raise BundleError(f"{path} is damaged: it has no integer schema_version; {_ADVICE}")
     manifest = parse_record(content, path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
     if manifest.schema_version == 1:
         manifest = _without_digest(manifest, path)
@@ -257,11 +257,11 @@ def _refuse_special_files(folder: Path) -> None:
     with os.scandir(folder) as entries:
         for number, entry in enumerate(entries):
             if number == _MAX_ENTRIES:
-                raise BundleError(f"{folder} holds more than {_MAX_ENTRIES} files; expected a bundle's; {_ADVICE}")
+                raise BundleError(f"{folder} contains more than {_MAX_ENTRIES} files, which no bundle does; {_ADVICE}")
             try:
                 mode = entry.stat(follow_symlinks=False).st_mode
             except FileNotFoundError:
-                continue  # Somebody's temporary file.
+                continue  # A temporary file.
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise BundleError(f"{entry.path} is a link, a FIFO, a socket or a device; expected a file; {_ADVICE}")
 
@@ -275,7 +275,7 @@ def _without_digest(manifest: Manifest, path: Path) -> Manifest:
     version = manifest.provenance.vae_edge_version
     if manifest.digest is not None or not re.match(r"0\.[01](\.|$)", version):
         raise BundleError(
-            f"{path} was changed: it has schema 1 and was written by vae-edge {version!r} with a later one; {_ADVICE}"
+            f"{path} was changed: it has schema 1 but was written by vae-edge {version!r} with a later one; {_ADVICE}"
         )
     reason = manifest.not_verified_because
     if reason is None or NO_DIGEST not in reason:
@@ -293,5 +293,5 @@ def bundles_in(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}") if not path.parent.name.startswith("."))
     if not found:
-        raise InputError(f"{folder} is no bundle and holds none; pass a folder that export made")
+        raise InputError(f"{folder} is not a bundle and contains none; pass a folder made by vae-export")
     return found

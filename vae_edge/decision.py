@@ -46,7 +46,7 @@ def normals_needed(false_alarm_rate: float) -> int:
         (99, 19)
     """
     check_rate(false_alarm_rate, "false-alarm rate")
-    # A rate below that is of no use to anybody, and 1 / rate may be infinite.
+    # A smaller rate is useless, and 1 / rate may be infinite.
     n = max(math.floor(1.0 / max(false_alarm_rate, 1e-12)) - 1, 1)
     return n if smallest_false_alarm_rate(n) <= false_alarm_rate else n + 1
 
@@ -103,7 +103,9 @@ def fit_image_threshold(scores: NDArray[Any], false_alarm_rate: float) -> tuple[
     check_rate(false_alarm_rate, "false-alarm rate")
     values = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
     if values.size == 0:
-        raise InputError("there is no held-out normal to fit a threshold on; expected at least 1, better 99 or more")
+        raise InputError(
+            "there are no held-out normals to fit a threshold on; expected at least 1, preferably 99 or more"
+        )
     if not np.isfinite(values).all():
         raise InputError("a held-out normal has a score that is not a finite number; train the model again")
     rate = max(false_alarm_rate, smallest_false_alarm_rate(values.size))
@@ -144,7 +146,9 @@ def fit_f1_threshold(normal_scores: NDArray[Any], anomalous_scores: NDArray[Any]
     normals, anomalous = (np.sort(np.asarray(s, dtype=np.float64)) for s in (normal_scores, anomalous_scores))
     for values, what in ((normals, "normal image"), (anomalous, "anomalous image")):
         if values.size == 0:
-            raise InputError(f"there is no {what} to fit an F1-optimal threshold on; expected at least 1, better 30")
+            raise InputError(
+                f"there is no {what} to fit an F1-optimal threshold on; expected at least 1, preferably 30"
+            )
         if not np.isfinite(values).all():
             raise InputError(f"a score of the {what}s is not a finite number; export or train the model again")
     candidates = np.unique(normals)
@@ -155,7 +159,7 @@ def fit_f1_threshold(normal_scores: NDArray[Any], anomalous_scores: NDArray[Any]
     if not hits.any():
         raise InputError(
             f"none of {anomalous.size} anomalous images scores above any of {normals.size} normals, so no threshold "
-            "tells them apart; expected defects that the model sees: check that the two were not interchanged"
+            "separates them; expected defects that the model detects: check that the two are not swapped"
         )
     best = int(np.flatnonzero(f1 == f1.max())[-1])
     return float(candidates[best]), (1 + int(false_alarms[best])) / (normals.size + 1)
@@ -231,7 +235,7 @@ class PixelTail:
             )
         self._n_pixels += pixels.size
         if self._n_pixels > self._most_pixels:
-            raise InputError(f"there are {self._n_pixels} pixels; at most {self._most_pixels} were announced")
+            raise InputError(f"there are {self._n_pixels} pixels; at most {self._most_pixels} were expected")
         if self._kept.size == self._n_kept:
             # Once the tail is full, few pixels of a further map are larger than its smallest value.
             pixels = pixels[pixels > self._kept.min()]
@@ -247,7 +251,7 @@ class PixelTail:
             InputError: no map was added.
         """
         if self._n_pixels == 0:
-            raise InputError("there is no anomaly map to fit a pixel threshold on; expected at least 1")
+            raise InputError("there are no anomaly maps to fit a pixel threshold on; expected at least 1")
         allowed = math.floor(self.pixel_false_positive_rate * self._n_pixels)
         position = max(self._kept.size - 1 - allowed, 0)
         return float(np.partition(self._kept, position)[position])
@@ -336,7 +340,7 @@ def check_thresholds(thresholds: Thresholds) -> None:
     scores = np.asarray(thresholds.calibration_scores, dtype=np.float64)
     largest = float(np.finfo(np.float32).max)
     if max(abs(thresholds.pixel_threshold), float(np.abs(scores).max())) > largest:
-        raise ValueError("a score or the pixel threshold is no value that a model gives: it is beyond float32")
+        raise ValueError("a score or the pixel threshold is not a value that a model can give: it exceeds float32")
     asked, threshold = thresholds.false_alarm_rate_requested, thresholds.image_threshold
     check_askable_rate(thresholds.pixel_false_positive_rate, "pixel false-positive rate")
     if thresholds.method is ThresholdMethod.F1_OPTIMAL:
@@ -365,10 +369,10 @@ def describe_promise(thresholds: Thresholds) -> str:
     """Describe the guarantee of the image threshold about false alarms, and its basis."""
     rate = thresholds.false_alarm_rate
     if thresholds.method is ThresholdMethod.F1_OPTIMAL:
-        return f"no rate is promised, F1-optimal on labelled images; among its own normals it amounts to {rate:.3g}"
+        return f"no rate is guaranteed (F1-optimal on labelled images); among its own normals it is {rate:.3g}"
     promise = f"at most {rate:.3g} of normal parts"
     if thresholds.method is ThresholdMethod.CROSS_CONFORMAL:
-        return f"{promise} in practice, by cross-conformal calibration: not proven"
+        return f"{promise} in practice (cross-conformal calibration), without a proof"
     return promise
 
 
@@ -385,7 +389,7 @@ def too_few_normals(thresholds: Thresholds) -> str | None:
     return (
         f"a false-alarm rate of {thresholds.false_alarm_rate_requested:.3g} needs at least "
         f"{normals_needed(thresholds.false_alarm_rate_requested)} held-out normals, there are {thresholds.n_normals}: "
-        f"the rate in force is {thresholds.false_alarm_rate:.3g}; add normal images or ask for a higher rate"
+        f"the rate that applies is {thresholds.false_alarm_rate:.3g}; add normal images or choose a higher rate"
     )
 
 
@@ -422,5 +426,5 @@ def check_n_normals(n_normals: int) -> None:
     if n_normals > MAX_CALIBRATION_SCORES:
         raise InputError(
             f"there are {n_normals} normals to fit a threshold on; expected at most {MAX_CALIBRATION_SCORES}: leave "
-            "some of them out"
+            "some out"
         )

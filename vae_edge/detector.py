@@ -33,7 +33,7 @@ Source = str | Path | NDArray[Any]
 """A path, or an array: uint8 or uint16, HxWx3 RGB, HxW grey or HxWx4 RGBA, of any size."""
 
 DEFAULT_BATCH_SIZE = 1
-"""On the processors this is made for a batch gains nothing over as many single images at the same time."""
+"""On the targeted processors a batch is not faster than the same number of single images in parallel."""
 
 _CLOSED = "this detector has been closed; open it again"
 
@@ -123,7 +123,7 @@ class Detector:
         max_pixels_in_force(max_pixels)
         chosen = None if hint is None else _checked_hint(hint)
         if chosen is Hint.LATENCY and requests is not None:
-            raise UsageError(f"requests is {requests} and the hint latency, which means 1; leave one of them out")
+            raise UsageError(f"requests is {requests} and the hint latency, which implies 1; leave one of them out")
         options = RuntimeOptions(
             device=device,
             hint=chosen or Hint.LATENCY,
@@ -182,8 +182,8 @@ class Detector:
             raise DeviceError(_CLOSED)
         if self._arguments is None or self.bundle.seen is None:
             raise TypeError(
-                "a detector that was put together from its parts cannot be copied or sent to another process; one that "
-                "Detector.open made can"
+                "a detector constructed from its parts cannot be copied or sent to another process; create it with "
+                "Detector.open"
             )
         return _reopen, (type(self), self.bundle.folder, self.bundle.seen.manifest_sha256, self._arguments)
 
@@ -327,9 +327,9 @@ class Detector:
         # Looking at the map takes 3 microseconds at 128x128 and 200 at 1024x1024.
         broken = None
         if not math.isfinite(score):
-            broken = f"score of {name or 'the image'} is {score}, which is no number"
+            broken = f"score of {name or 'the image'} is {score}, which is not a number"
         elif not np.isfinite(anomaly_map).all():
-            broken = f"map of {name or 'the image'} holds values that are no numbers"
+            broken = f"map of {name or 'the image'} has values that are not numbers"
         if broken is not None:
             return DeviceError(f"the anomaly {broken}: the model or its precision is broken; export it again")
         thresholds, calibration_scores = self._decision
@@ -455,14 +455,16 @@ def _check_is_many(images: object) -> None:
             "and call `await asyncio.to_thread(detector.predict, image)` for each"
         )
     if isinstance(images, str | bytes | Path):
-        raise UsageError(f"stream takes many images and got one path, {images!s}; call predict, or pass a list")
+        raise UsageError(f"stream expects several images but got one path, {images!s}; call predict, or pass a list")
     if isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))):
         raise UsageError(
-            f"stream takes many images and got one array of shape {'x'.join(map(str, images.shape))}, which is one "
-            "image; call predict, or pass a list"
+            f"stream expects several images but got one array of shape {'x'.join(map(str, images.shape))}, which is "
+            "one image; call predict, or pass a list"
         )
     if not isinstance(images, Iterable):
-        raise UsageError(f"stream takes many images and got {type(images).__name__}; pass a list or another iterable")
+        raise UsageError(
+            f"stream expects several images but got {type(images).__name__}; pass a list or another iterable"
+        )
 
 
 def _own(image: Source) -> Source:
@@ -481,7 +483,7 @@ def _reopen(kind: type[Detector], folder: Path, manifest_sha256: str, arguments:
         return kept
     bundle = Bundle.open(folder)
     if bundle.seen is None or bundle.seen.manifest_sha256 != manifest_sha256:
-        raise BundleError(f"the bundle {folder} was replaced or changed since its detector was pickled; open it anew")
+        raise BundleError(f"the bundle {folder} was replaced or changed since its detector was pickled; open it again")
     detector = kind.open(bundle, **arguments)
     if multiprocessing.parent_process() is not None:
         _reopened[key] = detector

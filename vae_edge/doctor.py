@@ -47,8 +47,8 @@ _RELU_ONNX = (
 )
 """An ONNX file: `y = Relu(x)`, float32 [1, 4], opset 13. As bytes, for a device has no package to write ONNX with."""
 
-_NO_GPU = "there is no NVIDIA GPU here, or no driver for it"
-GPU_FIX = "only for an NVIDIA GPU: install its driver, then pip install 'vae-edge[tensorrt-rtx]'"
+_NO_GPU = "there is no NVIDIA GPU here, or no driver"
+GPU_FIX = "only for NVIDIA GPUs: install the driver, then pip install 'vae-edge[tensorrt-rtx]'"
 
 _X = np.array([[-1.0, 2.0, -3.0, 4.0]], dtype=np.float32)
 _Y = np.maximum(_X, 0)
@@ -65,7 +65,7 @@ class Probe:
     devices: tuple[str, ...] = ()
     notes: str = ""
     fix: str | None = None
-    """The command or the step that mends it; None: nothing to mend."""
+    """The command or the step that fixes it; None: nothing to fix."""
 
 
 def probe_onnxruntime() -> Probe:
@@ -121,7 +121,7 @@ def probe_tensorrt() -> Probe:
         reason = f"cannot build a layer: {module.errors.since(0)}"
         return Probe(title, "runs bundles", "broken", module.version, gpus, reason, _reinstall(module.flavour.extra))
     if not gpus:
-        notes = "built a layer; no GPU to run it on"
+        notes = "built a layer; there is no GPU to run it on"
         return Probe(title, "runs bundles", "partly", module.version, (), notes, GPU_FIX)
     _run_plan(plan)
     return Probe(title, "runs bundles", "works", module.version, gpus, "built a layer and ran it on the GPU")
@@ -296,7 +296,7 @@ def _jetson_fix(jetson: Jetson, machine: Machine) -> str:
     if jetson.is_too_old:
         return f"this is JetPack {jetson.jetpack} with TensorRT 8, which vae-edge does not support: flash JetPack 6.1+"
     if not machine.sees_system_packages:
-        return "make the environment again so that it sees JetPack's TensorRT: python3 -m venv --system-site-packages"
+        return "create the environment again with access to JetPack's TensorRT: python3 -m venv --system-site-packages"
     return "sudo apt-get install python3-libnvinfer && pip install pycuda"
 
 
@@ -304,7 +304,7 @@ def _advise(key: str, probe: Probe, machine: Machine) -> Probe:
     if key in ("tensorrt", "cuda"):
         advised = tensorrt_advice(machine, probe)
         if advised is probe and probe.status == "missing" and machine.jetson is None:
-            # Without an NVIDIA GPU there is nothing to mend; with one, RTX is the flavour that pip can install whole.
+            # Without an NVIDIA GPU there is nothing to fix; with one, RTX is the flavour that pip can install whole.
             return replace(probe, fix=GPU_FIX)
         return advised
     return probe
@@ -330,7 +330,9 @@ def _probe_apart(key: str, *, command: str = _CHILD) -> Probe:
             return Probe(title, purpose, "broken", notes=f"no answer within {_TIMEOUT_S:.0f} s", fix=fix)
         if result.is_file():
             return read_probe(result)
-    return Probe(title, purpose, "broken", notes=f"loading it ended the process ({_ending(done.returncode)})", fix=fix)
+    return Probe(
+        title, purpose, "broken", notes=f"loading it crashed the process ({_ending(done.returncode)})", fix=fix
+    )
 
 
 def _ending(code: int) -> str:

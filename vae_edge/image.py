@@ -27,7 +27,7 @@ from vae_edge.picture_files.header import (
 )
 
 MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded where nothing else is asked for: 300 MB as RGB, and no more than three times that on
+"""Largest picture that is decoded by default: 300 MB as RGB, and no more than three times that on
 the way there. A file of 1 MB can claim a thousand times as much."""
 
 
@@ -148,7 +148,7 @@ def check_regular_file(path: str | Path) -> None:
         raise _cannot_read(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     if not stat.S_ISREG(mode):
         kind = next((kind for test, kind in _SPECIAL_FILES if test(mode)), "a special file")
-        raise InputError(f"{path} is {kind}; expected a file: save the picture as one")
+        raise InputError(f"{path} is {kind}; expected an image file")
 
 
 def read_head(path: str | Path, n_bytes: int) -> bytes:
@@ -175,7 +175,7 @@ def _opened(path: str | Path) -> Iterator[int]:
         try:
             # Between that look and this one the name may have become another file's.
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError(f"{path} is no regular file; expected {FORMATS}")
+                raise InputError(f"{path} is not a regular file; expected {FORMATS}")
             yield descriptor
         finally:
             os.close(descriptor)
@@ -192,7 +192,7 @@ def _read_bytes(path: str | Path, max_pixels: int) -> NDArray[np.uint8]:
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes > most:
             raise InputError(
-                f"{path} is a file of {size_bytes / 1e6:.0f} MB; expected at most {most / 1e6:.0f} MB, for a picture "
+                f"{path} is a file of {size_bytes / 1e6:.0f} MB; expected at most {most / 1e6:.0f} MB, for an image "
                 f"of {max_pixels / 1e6:.4g} million pixels: {_HOW_TO_ALLOW}"
             )
         head = os.read(descriptor, HEAD_BYTES)
@@ -215,7 +215,7 @@ def _cannot_read(path: str | Path, error: OSError | ValueError) -> InputError:
 def _decode(data: NDArray[np.uint8], name: str, max_pixels: int) -> NDArray[Any]:
     """Decode to what the decoder gives without further work: uint8 or uint16, [H, W] grey or [H, W, 3] BGR."""
     if data.size == 0:
-        raise InputError(f"{name} is empty (0 bytes); expected an image file: remove it or take the picture again")
+        raise InputError(f"{name} is empty (0 bytes); expected an image file: remove it or capture the image again")
     header = read_header(data, name)
     if header.n_pixels > max_pixels:
         raise InputError(
@@ -225,7 +225,7 @@ def _decode(data: NDArray[np.uint8], name: str, max_pixels: int) -> NDArray[Any]
     if header.n_pages > 1:
         pages = "pages" if header.kind == "TIFF" else "frames (an animation)"
         raise InputError(
-            f"{name} is a {header.kind} of {header.n_pages} {pages}; expected one picture: save each as its own file"
+            f"{name} is a {header.kind} of {header.n_pages} {pages}; expected one image: save each as a separate file"
         )
     if header.kind == "JPEG":
         check_jpeg_is_whole(data, name)
@@ -253,7 +253,7 @@ def _imdecode(data: NDArray[np.uint8], name: str, flags: int) -> NDArray[Any]:
             raise MemoryError from error
         raise InputError(f"{name} could not be decoded ({error.err}); expected {FORMATS}") from error
     if image is None:
-        raise InputError(f"{name} could not be decoded; expected {FORMATS}: remove it or take the picture again")
+        raise InputError(f"{name} could not be decoded; expected {FORMATS}: remove it or capture the image again")
     return np.asarray(image)
 
 
@@ -283,7 +283,7 @@ def _check_scans_are_whole(data: NDArray[np.uint8], name: str, flags: int, image
     except InputError:
         other = image[:0]
     if not np.array_equal(image, other):
-        raise InputError(f"{name} is a damaged JPEG, a part of it is missing; copy it again or take the picture again")
+        raise InputError(f"{name} is a damaged JPEG with a missing part; copy it again or capture the image again")
 
 
 def _as_rgb_from_decoder(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -298,8 +298,10 @@ def _enough_memory(name: str | Path) -> Iterator[None]:
         yield
     except (MemoryError, cv2.error) as error:
         if isinstance(error, cv2.error) and error.code != _OUT_OF_MEMORY:
-            raise InputError(f"{name} could not be used ({error.err}); make it smaller or take it again") from error
-        raise InputError(f"{name} needs more memory than there is; make it smaller or free memory") from error
+            raise InputError(
+                f"{name} could not be processed ({error.err}); make it smaller or capture it again"
+            ) from error
+        raise InputError(f"{name} needs more memory than is available; make it smaller or free memory") from error
 
 
 def as_rgb(image: NDArray[Any], *, white_level: int = 65535) -> NDArray[np.uint8]:
@@ -338,7 +340,7 @@ def _checked(image: NDArray[Any], name: str) -> NDArray[Any]:
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise InputError(f"{name} has shape {_shape(image)}; expected HxW grey, HxWx3 RGB or HxWx4 RGBA")
     if 0 in image.shape:
-        raise InputError(f"{name} has shape {_shape(image)}: it holds no pixel; expected at least 1x1")
+        raise InputError(f"{name} has shape {_shape(image)} without any pixel; expected at least 1x1")
     return image
 
 
@@ -395,7 +397,7 @@ def white_level_remark(largest: int | None, white_level: int) -> str | None:
     if meant is None:
         return None
     return (
-        f"the 16-bit pictures have no value above {meant} (the largest is {largest}), and {white_level} is taken for "
+        f"the 16-bit pictures have no value above {meant} (the largest is {largest}), but {white_level} counts as "
         f"white, so they are nearly black; did you mean --white-level {meant}?"
     )
 
@@ -434,7 +436,7 @@ _MAX_PIXELS_VARIABLE = "VAE_EDGE_MAX_PIXELS"
 _HOW_TO_ALLOW = f"make it smaller, or allow it with --max-pixels, max_pixels= or the variable {_MAX_PIXELS_VARIABLE}"
 
 _MOST_BYTES_PER_PIXEL = 8
-"""An image file that is not compressed has so many with four channels of 16 bits."""
+"""Bytes per pixel of an uncompressed image file with four channels of 16 bits."""
 _MOST_OTHER_BYTES = 1 << 26
 """For everything else in a file, such as a colour profile."""
 

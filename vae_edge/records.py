@@ -44,7 +44,7 @@ class FileRecord(Record):
 
 
 _MAX_DIGITS = 20
-"""Of a whole number: as many as one of 64 bits has."""
+"""Digits of an integer: as many as 64 bits need."""
 _MAX_NAMED = 300
 """Characters of a file's own words in a message."""
 
@@ -148,7 +148,7 @@ def check_n_values(data: bytes, most: int) -> None:
     """
     n_values = data.count(b",") + data.count(b"[") + data.count(b"{")
     if n_values > most:
-        raise ValueError(f"it holds about {n_values} values; expected at most {most}")
+        raise ValueError(f"it has about {n_values} values; expected at most {most}")
 
 
 def parse_json(data: bytes, limits: JsonLimits) -> Any:
@@ -209,7 +209,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise ValueError(f"the key {twice[:50]!r} is there twice")
+        raise ValueError(f"the key {twice[:50]!r} occurs twice")
     return result
 
 
@@ -228,7 +228,7 @@ def _short_integer(text: str) -> int:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def make_record(kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
@@ -285,7 +285,7 @@ def check_recordable(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"the name {str(path)!a} is no UTF-8; rename the file, or set PYTHONUTF8=1 if it looks right elsewhere"
+            f"the name {str(path)!a} is not UTF-8; rename the file, or set PYTHONUTF8=1 if it looks right elsewhere"
         ) from None
 
 
@@ -321,7 +321,7 @@ def check_recorded_files(
             raise BundleError(f"{path} cannot be read ({error.strerror or error}); {advice}") from error
         if sha256 is None:
             raise BundleError(
-                f"{path} was changed: it has {size_bytes} bytes, {said_by} says {record.size_bytes}; {advice}"
+                f"{path} was changed: it has {size_bytes} bytes, but {said_by} lists {record.size_bytes}; {advice}"
             )
         if sha256 != record.sha256:
-            raise BundleError(f"{path} was changed: {said_by} has another SHA-256; {advice}")
+            raise BundleError(f"{path} was changed: {said_by} lists another SHA-256; {advice}")

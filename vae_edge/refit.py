@@ -60,7 +60,7 @@ class Refit:
     """With the new manifest, which `Detector.refit_thresholds` has written when it returns."""
     old: Thresholds
     n_images: int
-    """Images that were looked at, normal and anomalous."""
+    """Images that were examined, normal and anomalous."""
     unreadable: tuple[VaeEdgeError, ...]
     """The images that were left out, and why."""
     labelled: LabelledCounts | None = None
@@ -132,7 +132,7 @@ def refit_thresholds(
                 progress(n_images, n_all)
         if not scores:
             first = f": {unreadable[n_unreadable]}" if len(unreadable) > n_unreadable else ""
-            raise InputError(f"none of {n_images - before} {what} could be read{first}; the bundle was left as it is")
+            raise InputError(f"none of {n_images - before} {what} could be read{first}; the bundle was not changed")
         return scores
 
     scores = scores_of(images, "images", lambda prediction: tail.add(prediction.anomaly_map))
@@ -163,11 +163,11 @@ def _checked_method(method: ThresholdMethod | str, rate: float | None, has_anoma
     if method == ThresholdMethod.SPLIT_CONFORMAL:
         return ThresholdMethod.SPLIT_CONFORMAL
     if not has_anomalous:
-        raise UsageError("an F1-optimal threshold needs anomalous images beside the normal ones, and none were given")
+        raise UsageError("an F1-optimal threshold needs anomalous images as well as normal ones; none were given")
     if rate is not None:
         raise UsageError(
-            f"a false-alarm rate of {rate} and an F1-optimal threshold were asked for; one threshold cannot be both: "
-            "leave out one of them"
+            f"a false-alarm rate of {rate} and an F1-optimal threshold were requested, but one threshold cannot be "
+            "both: leave out one of them"
         )
     return ThresholdMethod.F1_OPTIMAL
 

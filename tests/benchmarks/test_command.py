@@ -94,7 +94,7 @@ def test_a_folder_without_a_bundle_is_refused_in_one_line(command: Run, tmp_path
     code, out, err = command(tmp_path, program="bench")
     assert code == 1
     assert out == ""
-    assert "is no bundle and holds none" in err
+    assert "is not a bundle and contains none" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
@@ -102,7 +102,7 @@ def test_a_name_that_no_report_can_hold_is_refused_before_anything_is_measured(c
     for arguments in ((tmp_path / "\udcff",), (tmp_path, "--data", tmp_path / "\udcff")):
         code, out, err = command(*arguments, program="bench")
         assert (code, out) == (1, "")
-        assert "is no UTF-8; rename the file" in err
+        assert "is not UTF-8; rename the file" in err
 
 
 def test_options_become_settings_and_the_command_line_that_reproduces_them() -> None:
@@ -148,7 +148,7 @@ def test_an_option_that_no_bundle_has_a_use_for_is_refused(command: Run, onnx_bu
     code, out, err = command(only_torch, "--requests", 2, program="bench")
     assert (code, out) == (2, "")
     assert err == (
-        "error: --requests is for bundles for onnx, openvino and tensorrt, and this one is for torch: leave it out\n"
+        "error: --requests is for bundles for onnx, openvino and tensorrt, but this one is for torch: leave it out\n"
     )
     code, out, err = command(only_torch, onnx_bundle.folder, "--requests", 2, "--reference", "gone", program="bench")
     assert (code, out) == (2, "")

@@ -167,7 +167,7 @@ def test_a_model_api_name_that_is_taken_is_refused_before_any_work(
     (tmp_path / "dial-openvino-model-api-fp32" / "notes.txt").write_text("mine")
     code, _, err = command("export", trained_run.folder, "--layout", "model-api", "--out", tmp_path)
     assert code == 1
-    assert "is already there" in err
+    assert "already exists" in err
     assert not (tmp_path / "dial-openvino-fp32").exists()
 
 

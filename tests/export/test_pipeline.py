@@ -116,7 +116,7 @@ def test_a_name_taken_by_something_else_is_refused_before_any_work(trained_run: 
     mine = tmp_path / "dial-onnx-fp32" / "thesis.txt"
     mine.parent.mkdir()
     mine.write_text("years of work")
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         export_run(trained_run, tmp_path, ExportSettings(targets=(Target.ONNX,)))
     assert mine.read_text() == "years of work"
 

@@ -263,7 +263,7 @@ def test_a_training_that_a_callback_stops_before_it_begins_says_so(data: Path, t
         def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             trainer.should_stop = True
 
-    with pytest.raises(InputError, match="stopped the training before its first epoch"):
+    with pytest.raises(InputError, match="stopped the training before the end of its first epoch"):
         fit(data, tmp_path / "run", callbacks=Never(), max_epochs=EPOCHS, **TINY)
 
 
@@ -276,13 +276,13 @@ def test_an_interrupted_run_goes_on_with_its_callbacks_state_and_its_arguments(d
     whole = fit(data, tmp_path / "whole", callbacks=callbacks("kept"), **values, **TINY)
     without = fit(data, tmp_path / "without", max_epochs=6, **TINY)
     assert weights_of(whole) != weights_of(without)
-    with pytest.raises(TrainingInterruptedError, match=r"go on: vae_edge\.train\.resume_run\(.*, callbacks="):
+    with pytest.raises(TrainingInterruptedError, match=r"to continue: vae_edge\.train\.resume_run\(.*, callbacks="):
         fit(data, tmp_path / "run", callbacks=callbacks("again"), watcher=Interrupt(10), **values, **TINY)
     done = int(read_state(tmp_path / "run" / CHECKPOINT)["epochs_run"])
     assert 1 <= done <= 4
-    with pytest.raises(UsageError, match=r"gradient_clip_val is 1\.0, and the run was begun with 0\.05"):
+    with pytest.raises(UsageError, match=r"gradient_clip_val is 1\.0, but the run was started with 0\.05"):
         resume_run(tmp_path / "run", callbacks=callbacks("again"), gradient_clip_val=1.0)
-    with pytest.raises(UsageError, match="epochs is 9, and the run was begun with 6"):
+    with pytest.raises(UsageError, match="epochs is 9, but the run was started with 6"):
         resume_run(tmp_path / "run", callbacks=callbacks("again"), max_epochs=9)
     counter, keeper = callbacks("again")
     memory = Memory()
@@ -373,7 +373,7 @@ def test_callbacks_are_for_the_deployed_network_and_what_decides_the_weights_for
     assert counter.fits == 1
     assert [each["gradient_clip_val"] for each in trainers] == [0.5] * 3
     assert [each["num_sanity_val_steps"] for each in trainers] == [1, 0, 0]
-    assert any("Counter: attached to the training of the network that is deployed" in each for each in listener.said)
+    assert any("Counter: used for the training of the deployed network, not" in each for each in listener.said)
 
 
 def test_a_progress_bar_among_the_callbacks_is_shown(
@@ -445,7 +445,7 @@ def test_settings_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken == settings.model_copy(
         update={"source": DataSource(root="here"), "epochs": 2, "trainer": {"gradient_clip_val": 1.0}}
     )
-    with pytest.raises(UsageError, match=r"settings were given along with seed, preset; .*model_copy"):
+    with pytest.raises(UsageError, match=r"settings and seed, preset were both given; .*model_copy"):
         fit("here", "y", settings=settings, seed=1, preset="nano")
 
 
@@ -454,7 +454,7 @@ def test_settings_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"fast_dev_run": True}, "fast_dev_run is True; expected off"),
         ({"barebones": True}, "barebones is True"),
-        ({"max_steps": 100}, "max_steps is 100; .*give max_epochs"),
+        ({"max_steps": 100}, "max_steps is 100; .*use max_epochs"),
         ({"max_epochs": -1}, "max_epochs is -1; .*max_time"),
         ({"max_epochs": 0}, "epochs is 0"),
         ({"overfit_batches": 0.1}, "overfit_batches is 0.1"),
@@ -467,9 +467,9 @@ def test_settings_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"deterministic": False}, "deterministic is False; .*same seed"),
         ({"benchmark": True}, "benchmark is True"),
         ({"max_time": "soon"}, "max_time is 'soon'; expected a timedelta"),
-        ({"max_epoch": 3}, "no argument 'max_epoch'; .*such as max_epochs"),
-        ({"patiense": 3}, "no argument 'patiense'; .*such as patience"),
-        ({"epochs": 3, "max_epochs": 3}, "epochs was given along with the Trainer's name for it"),
+        ({"max_epoch": 3}, "argument 'max_epoch' does not exist; .*such as max_epochs"),
+        ({"patiense": 3}, "argument 'patiense' does not exist; .*such as patience"),
+        ({"epochs": 3, "max_epochs": 3}, "epochs and the Trainer's name for it were both given"),
         (
             {"callbacks": [StochasticWeightAveraging(1e-3)]},
             "WeightAveraging .* cannot work here: .*averaging",
@@ -488,9 +488,9 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 
 
 def test_what_lightning_refuses_names_what_was_given(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gradient_clip_algorithm 'sideways'.* do not work here"):
+    with pytest.raises(InputError, match=r"gradient_clip_algorithm 'sideways'.* do not work on this machine"):
         fit(data, tmp_path / "run", max_epochs=1, gradient_clip_algorithm="sideways", **TINY)
-    with pytest.raises(InputError, match=r"Counter, Counter.* do not work here.*stateful callback"):
+    with pytest.raises(InputError, match=r"Counter, Counter.* do not work on this machine.*stateful callback"):
         fit(data, tmp_path / "two", max_epochs=1, callbacks=[Counter(), Counter()], **TINY)
     with pytest.raises(UsageError, match=r"limit_train_batches is 0\.01 of the 2 batches of an epoch, less than one"):
         fit(data, tmp_path / "few", max_epochs=1, limit_train_batches=0.01, **TINY)

@@ -80,14 +80,14 @@ def test_few_good_parts_are_calibrated_by_folds_which_is_said_beforehand_and_aft
     notes, out = " ".join(printed.err.split()), " ".join(printed.out.split())
     assert "and all 24 set the threshold" in notes
     assert (
-        "4 trainings follow, because a false-alarm rate of 0.05 needs 19 scores of normals that the network has not "
+        "4 trainings follow because a false-alarm rate of 0.05 needs 19 scores of normals that the network has not "
         "seen, more than can be held out of 24 (all together support 0.04): one on all good parts, for the network "
         "that is deployed, and one for each of 3 folds of them, to score the good parts that it has not seen; "
         "--calibration split trains once"
     ) in notes
     assert "held-out normals, there are" not in notes
     assert "cross-conformal from 24 normals" in out
-    assert "at most 0.05 of normal parts in practice, by cross-conformal calibration: not proven" in out
+    assert "at most 0.05 of normal parts in practice (cross-conformal calibration), without a proof" in out
     assert "0.04 with 24 normals, 1 / (24 + 1)" in out
 
 
@@ -117,7 +117,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(data: Pat
         (["--data", "x", "--normal", "y", "--out", "run"], "either --data or --normal"),
         (["--data", "x", "--out", "run", "--preset", "huge"], "'huge'; expected one of"),
         (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "none"], "96x96 and 112x112"),
-        (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "128"], "tiles that are no larger"),
+        (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "128"], "tiles that are not larger"),
         (["--data", "x", "--out", "run", "--image-size", "100", "--tile-size", "50"], "48x48 and 56x56"),
         (["--data", "x", "--out", "run", "--tile-size", "small"], "'small'; expected auto, none or a side in pixels"),
         (["--data", "x", "--out", "run", "--tile-overlap", "0.9"], "overlap is 0.9"),

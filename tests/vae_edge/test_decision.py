@@ -241,9 +241,9 @@ def fitted(method: ThresholdMethod) -> Thresholds:
         (
             ThresholdMethod.CROSS_CONFORMAL,
             0.02,
-            "at most 0.02 of normal parts in practice, by cross-conformal calibration: not proven",
+            "at most 0.02 of normal parts in practice (cross-conformal calibration), without a proof",
         ),
-        (ThresholdMethod.F1_OPTIMAL, None, "no rate is promised, F1-optimal on labelled images"),
+        (ThresholdMethod.F1_OPTIMAL, None, "no rate is guaranteed (F1-optimal on labelled images)"),
     ],
 )
 def test_what_a_threshold_promises_is_said_with_its_ground(

@@ -105,7 +105,7 @@ def test_a_bad_image_in_a_stream_is_an_error_in_its_place(detector: Detector, tm
 def test_a_bad_image_ends_a_stream_that_is_to_raise(detector: Detector) -> None:
     results = detector.stream([PIECES[0], PIECES[1][:0], PIECES[2]])
     assert next(results).is_anomalous
-    with pytest.raises(InputError, match="holds no pixel"):
+    with pytest.raises(InputError, match="without any pixel"):
         list(results)
     assert prefetch_threads() == []
 
@@ -250,7 +250,7 @@ def test_a_damaged_runtime_is_named_with_the_command_that_mends_it(
         "except DeviceError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "is installed and does not load" in done.stdout
+    assert "is installed but does not load" in done.stdout
     assert "pip install --force-reinstall 'vae-edge[onnxruntime]'" in done.stdout
 
 

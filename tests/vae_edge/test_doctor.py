@@ -139,7 +139,7 @@ def test_without_a_runtime_nothing_can_run_and_the_report_says_what_to_install(
     assert len(diagnosis.fixes) == 4
     _print(diagnosis, results_console())
     out = capsys.readouterr().out
-    assert "Nothing here can run a bundle yet" in out
+    assert "No runtime on this machine can run a bundle yet" in out
     assert "pip install 'vae-edge[openvino]'" in out
 
 
@@ -158,7 +158,7 @@ def test_doctor_prints_a_report_of_every_runtime(command: Run, monkeypatch: pyte
     assert "pip install 'vae-edge[torch]'" in content["fixes"]
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = command("doctor")
-    assert "To add or mend what you need" in out
+    assert "To install or fix what you need" in out
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_a_model_that_gives_no_finite_score_is_not_verified(
         outputs = [model.run({"image": np.stack([dark_image(seed)])}) for seed in range(3)]
         outputs[1]["score"][:] = np.nan
         monkeypatch.setattr(model, "run", lambda feeds: outputs.pop(0))
-        with pytest.raises(DeviceError, match="no number"):
+        with pytest.raises(DeviceError, match="not a number"):
             detector.refit_thresholds(normals[:3])
     assert (bundle.folder / "manifest.json").read_bytes() == before
 
@@ -120,7 +120,7 @@ def test_without_a_readable_image_the_bundle_stays_as_it_is(onnx_bundle: Bundle,
     (tmp_path / "empty.png").touch()
     with Detector.open(onnx_bundle) as detector:
         for files in ([], [tmp_path / "empty.png"]):
-            with pytest.raises(InputError, match="the bundle was left as it is"):
+            with pytest.raises(InputError, match="the bundle was not changed"):
                 detector.refit_thresholds(files)
     assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
 
@@ -226,7 +226,7 @@ def test_defects_decide_nothing_where_the_method_is_conformal(onnx_bundle: Bundl
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"method": "f1-optimal"}, "needs anomalous images beside the normal ones"),
+        ({"method": "f1-optimal"}, "needs anomalous images as well as normal ones"),
         ({"method": "f1-optimal", "anomalous": []}, "none of 0 anomalous images could be read"),
         ({"method": "f1-optimal", "anomalous": ["gone.png"]}, "none of 1 anomalous images could be read: .*gone.png"),
         (

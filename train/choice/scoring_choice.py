@@ -239,7 +239,7 @@ class ScoringRanking:
             if top.name == str(self.chosen):
                 return f"the default scoring is the best of {len(self.candidates)}: AUROC {default:.3f}"
             return (
-                f"the default scoring stays: AUROC {default:.3f}, and of {len(self.candidates)} compositions none is "
+                f"the default scoring stays: AUROC {default:.3f}, and none of {len(self.candidates)} compositions is "
                 f"clearly better (the first reaches {top.auroc:.3f})"
             )
         return f"scoring {self.chosen}: AUROC {self.best:.3f}, the default reaches {default:.3f}"

@@ -102,11 +102,11 @@ class LookAlikes:
             return (
                 f"{alike}, and {self.too_large} pictures like the same one: too few to keep them together. If these "
                 "are pictures of the same parts, the false-alarm rate holds for further pictures of them, not for new "
-                "parts: take pictures of more parts, or say with --group-by REGEX which belong together"
+                "parts: take pictures of more parts, or specify with --group-by REGEX which belong together"
             )
         if not self.groups:
             return None
-        return f"{alike}: pictures of the same part are kept together; --group-by none does not"
+        return f"{alike}: pictures of the same part are kept together; --group-by none turns this off"
 
 
 def find_look_alikes(
@@ -459,7 +459,7 @@ def few_parts(n_images: int, n_parts: int, false_alarm_rate: float) -> str | Non
     if n_parts >= min(_FEWER * n_images, needed):
         return None
     return (
-        f"the {n_images} normal images that set the threshold show {n_parts} different parts, and one picture of each "
-        "counts, for pictures of one part are no new evidence: a false-alarm rate of "
-        f"{false_alarm_rate:.3g} needs about {needed} parts. Take pictures of more parts, or ask for a higher rate"
+        f"the {n_images} normal images that set the threshold show {n_parts} different parts, and one picture of "
+        "each counts, because further pictures of a part add no evidence: a false-alarm rate of "
+        f"{false_alarm_rate:.3g} needs about {needed} parts. Take pictures of more parts, or choose a higher rate"
     )

@@ -78,7 +78,7 @@ class InspectionSet:
     uses: tuple[FolderUse, ...] = ()
     """What the images of each folder were taken for, and what was passed over."""
     dangling: tuple[Path, ...] = ()
-    """Links that lead nowhere, left out."""
+    """Broken links, left out."""
 
     def describe(self) -> list[str]:
         """Describe in a line for each folder what its images were taken for, and what was passed over and why."""
@@ -118,7 +118,8 @@ def open_inspection_set(
     if root is not None and normal is None:
         if abnormal is not None or masks is not None or normal_test is not None:
             raise InputError(
-                f"abnormal, masks and normal_test were given along with the folder {root}; they go with normal=FOLDER"
+                f"abnormal, masks and normal_test cannot be combined with the folder {root}; they belong to "
+                "normal=FOLDER"
             )
         found = find_below(existing_folder(root, "a folder of images"), can_name_folders=can_name_folders)
     elif normal is not None and root is None:
@@ -131,14 +132,14 @@ def open_inspection_set(
     else:
         raise InputError(
             f"the data was given as root={root}, normal={normal}; expected one of the two: a folder in the layout of "
-            "MVTec AD or of good parts only, or a folder of good parts by name (normal=...)"
+            "MVTec AD or of good parts only, or a named folder of good parts (normal=...)"
         )
     if not found.train:
         passed_over = describe_uses(use for use in found.uses if not use.is_used)
         there_is = "; ".join([f"{found.n_ignored} other files", *passed_over])
         raise InputError(
-            f"{found.train_folder} holds no image ({there_is}); expected images of good parts "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}) to train on: put them there or name another folder"
+            f"{found.train_folder} has no image ({there_is}); expected images of good parts "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}) to train on: put them there or pass another folder"
         )
     hashes = iter(hash_files([item.path for item in (*found.train, *found.test)], progress))
     train = tuple(ImageFile(item.path, item.name, next(hashes)) for item in found.train)
@@ -194,7 +195,7 @@ def _hash_file(path: Path) -> str:
         return sha256_file(path)
     except OSError as error:
         raise InputError(
-            f"{path} could not be read ({error.strerror}); check its permissions and where a link leads, or remove it"
+            f"{path} could not be read ({error.strerror}); check its permissions and the target of a link, or remove it"
         ) from error
 
 
@@ -244,7 +245,7 @@ class ListedFiles(Record):
             InputError: there is no image to train on, the root is missing, or a file cannot be read.
         """
         if not self.train:
-            raise InputError(f"{self.given_by} names no image to train on; expected images of good parts")
+            raise InputError(f"{self.given_by} has no image to train on; expected images of good parts")
         root = existing_folder(self.root, f"the folder of the images that {self.given_by} named")
         both = (*self.train, *self.test)
         hashes = hash_files([root / image.path for image in both], progress)

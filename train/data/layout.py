@@ -96,7 +96,7 @@ class FoundFiles:
     n_ignored: int = 0
     uses: Sequence[FolderUse] = ()
     dangling: Sequence[Path] = ()
-    """Links that lead nowhere."""
+    """Broken links."""
 
 
 def find_below(root: Path, *, can_name_folders: bool = True) -> FoundFiles:
@@ -166,7 +166,7 @@ class _Search:
             elif folder.quality == "unclear":
                 # Beside train/good, what lies outside of train and test belongs to something else.
                 if is_established and folder.part is None:
-                    self._pass_over(folder, "its name does not say plainly what it holds", n)
+                    self._pass_over(folder, "its name does not show clearly what it contains", n)
                 else:
                     unclear.append(folder)
             elif folder.part == "test" and folder.defect:
@@ -183,11 +183,11 @@ class _Search:
             elif folder.part == "test":
                 self._pass_over(
                     folder,
-                    "nothing says which of them are good; put them into test/good and test/DEFECT to test on them",
+                    "it is unknown which of them are good; put them into test/good and test/DEFECT to test on them",
                     n,
                 )
             elif is_established or folder.part == "validation":
-                self._pass_over(folder, "nothing says whether they are good", n)
+                self._pass_over(folder, "it is unknown whether they are good", n)
             else:
                 unclear.append(folder)
         if unclear:
@@ -264,7 +264,7 @@ class _Search:
                 (bad if mark else good).append(picture)
         to_test = folder.part == "test"
         if good:
-            how = "their label pictures are empty, or there is none" if lies_among else "their label pictures are empty"
+            how = "their label pictures are empty or missing" if lies_among else "their label pictures are empty"
             self._use(folder, f"good parts to {'test' if to_test else 'train'} on: {how}", len(good))
         if bad and folder.part == "train" and has_test:
             self._pass_over(folder, "defective parts by their label pictures among those to train on", len(bad))
@@ -272,7 +272,7 @@ class _Search:
         elif bad:
             self._use(folder, "defective parts to test on, by their label pictures", len(bad))
         if nameless:
-            self._pass_over(folder, "they have no label picture, others do", len(nameless))
+            self._pass_over(folder, "they have no label picture, but others do", len(nameless))
         if broken:
             self._pass_over(
                 folder, f"their label pictures cannot be decoded ({broken[0].masks[0].path.name})", len(broken)
@@ -287,7 +287,7 @@ class _Search:
             first = next(picture for picture, mark in zip(pictures, marks, strict=True) if mark is not False)
             self._pass_over(
                 folder,
-                f"good by the folder's name, but a mask marks something or cannot be decoded ({first.file})",
+                f"good according to the folder name, but a mask marks something or cannot be decoded ({first.file})",
                 len(pictures) - len(good),
             )
         what = (
@@ -313,7 +313,7 @@ class _Search:
             raise InputError(
                 f"no label picture in {root} is empty, so none of its images shows a good part "
                 f"({'; '.join(self._described())}); add good parts with empty label pictures"
-                + (f", or name a folder of good parts: --normal DIR --abnormal {root}" if self.can_name_folders else "")
+                + (f", or pass a folder of good parts: --normal DIR --abnormal {root}" if self.can_name_folders else "")
             )
         if not train and train_folder == root and says_something:
             raise InputError(
@@ -366,8 +366,8 @@ class _Search:
             if meaning.quality in ("bad", "mask", "mixed") and (meaning.certain or meaning.quality == "mixed"):
                 what = {"bad": "parts that are not good", "mask": "masks"}.get(meaning.quality, "good and other parts")
                 raise InputError(
-                    f"{self.root} is called {name}, a name for {what}, and nothing in it says which images show good "
-                    f"parts; if all of them do, {self._say_so(self.root)}"
+                    f"{self.root} is called {name}, a name for {what}, and does not show which images are good "
+                    f"parts; if all of them are, {self._all_good_fix(self.root)}"
                 )
 
     def _refuse_products(self) -> None:
@@ -392,8 +392,8 @@ class _Search:
             return
         shown = ", ".join(names[:_NAMED_FOLDERS]) + (", ..." if len(names) > _NAMED_FOLDERS else "")
         raise InputError(
-            f"{self.root} holds one folder for each product ({shown}); expected one product: give "
-            f"{self.root / names[0]}, for example"
+            f"{self.root} has one folder per product ({shown}); expected one product, for example "
+            f"{self.root / names[0]}"
         )
 
     def _unclear(self, folders: Sequence[ImageFolder]) -> InputError:
@@ -403,10 +403,10 @@ class _Search:
             f" and {len(named) - _NAMED_FOLDERS} more" if named[_NAMED_FOLDERS:] else ""
         )
         known = "; ".join(self._described())
-        all_good = "" if known or len(folders) < 2 else f" If all of them do, {self._say_so(self.root)}."
+        all_good = "" if known or len(folders) < 2 else f" If all of them do, {self._all_good_fix(self.root)}."
         return InputError(
-            f"{self.root}: it cannot be told whether these hold good parts: {shown}"
-            f"{f'. Known are: {known}' if known else ''}.{all_good} {self._advice(folders)}"
+            f"{self.root}: it is unclear whether these contain good parts: {shown}"
+            f"{f'. Recognized: {known}' if known else ''}.{all_good} {self._advice(folders)}"
         )
 
     def _described(self) -> list[str]:
@@ -416,10 +416,10 @@ class _Search:
         ]
         return describe_uses([use for use in uses if use.use != "masks" or use.n], most=8)
 
-    def _say_so(self, folder: Path | str) -> str:
-        """Tell how to say that all images in a folder show good parts; follows `if all show good parts`."""
+    def _all_good_fix(self, folder: Path | str) -> str:
+        """Return what to do if all images in a folder show good parts; follows `if all show good parts`."""
         if self.can_name_folders:
-            return f"say so: --normal {folder}"
+            return f"pass --normal {folder}"
         return "move them into a folder called good"
 
     def _advice(self, unclear: Sequence[ImageFolder] = ()) -> str:
@@ -438,16 +438,17 @@ class _Search:
         tested = places("good", in_test=True)
         abnormal = [*places("bad", in_test=False), *places("bad", in_test=True)]
         sentence = (
-            f"Name the folders instead: --normal {normal[0] if normal else 'DIR'}"
+            f"Pass the folders by name instead: --normal {normal[0] if normal else 'DIR'}"
             f"{f' --normal-test {tested[0]}' if tested else ''}"
-            f" --abnormal {abnormal[0] if abnormal else 'DIR'} (the last only if there are defective parts to test on)"
+            f" --abnormal {abnormal[0] if abnormal else 'DIR'} (the last one only if you have defective parts to "
+            "test on)"
         )
         if any(not folder.parts for folder in unclear):
             return (
                 f"Move the images that lie directly in {self.root} into a folder called good, if they show good parts, "
                 f"or out of it. Or: {sentence[0].lower()}{sentence[1:]}"
             )
-        return f"{sentence}; or move what belongs to no part out of {self.root}"
+        return f"{sentence}; or move anything that is not a part out of {self.root}"
 
     def _refuse_names(self, train: Sequence[Picture]) -> None:
         """Refuse files to train on whose own names speak of defects or masks; in a folder called good, only say it."""
@@ -475,8 +476,8 @@ class _Search:
         if bad:
             raise InputError(
                 f"{len(bad)} of the {len(train)} images to train on in {self.root} are named like defective parts or "
-                f"masks ({_first_names(bad)}); move those that are into a folder of their own, such as NG or masks, "
-                f"or, if all show good parts, {self._say_so(_common(self.root, train))}"
+                f"masks ({_first_names(bad)}); move those that are into a separate folder, such as NG or masks, "
+                f"or, if all show good parts, {self._all_good_fix(_common(self.root, train))}"
             )
         silent = [picture for picture in train if picture.folder.quality != "good"] if good else []
         if len(good) < len(silent):
@@ -485,10 +486,13 @@ class _Search:
             raise InputError(
                 f"{len(good)} of the images in {self.root} are named like good parts ({_first_names(good)}), and "
                 f"{len(silent)} are not ({_first_names(silent)}); move the good ones into a folder called good and the "
-                f"others out of it, or, if all show good parts, {self._say_so(_common(self.root, train))}"
+                f"others out of it, or, if all show good parts, {self._all_good_fix(_common(self.root, train))}"
             )
         if said[True]:
-            use = f"named like defective parts or masks ({_first_names(said[True])}), but trained on as the folder says"
+            use = (
+                f"named like defective parts or masks ({_first_names(said[True])}), but used for training because of "
+                "the folder name"
+            )
             self.uses.append(FolderUse(said[True][0].folder.name, use, len(said[True])))
 
     def _refuse_annotations(self) -> None:
@@ -498,7 +502,7 @@ class _Search:
             raise InputError(
                 f"{found} looks like annotations, so some of the images in {self.root} may show defects, and "
                 "annotations that are not pictures are not read; move the good parts into a folder called good and the "
-                f"others into one called NG, or, if all show good parts, {self._say_so(self.root)}"
+                f"others into one called NG, or, if all show good parts, {self._all_good_fix(self.root)}"
             )
 
     def _refuse_masks_among(self, train: Sequence[Picture]) -> None:
@@ -509,7 +513,7 @@ class _Search:
                 f"{_first_names(masks)} in {self.root} look{'s' if len(masks) == 1 else ''} like masks of defects "
                 "(black and one other value), and other images do not; move masks into a folder called masks, and the "
                 f"images that they belong to into NG, or, if all show good parts, "
-                f"{self._say_so(_common(self.root, train))}"
+                f"{self._all_good_fix(_common(self.root, train))}"
             )
 
     def _refuse_conflicts(self, train: list[Picture], test: Sequence[tuple[Picture, str | None]]) -> None:
@@ -540,8 +544,8 @@ class _Search:
             said = next((m for name in reversed(inside) if (m := meaning_of(name)).quality and m.certain), None)
             if key in defective or (said is not None and said.quality in ("bad", "mask")):
                 raise InputError(
-                    f"{picture.path} would be trained on, and is a link that leads to {real}, which is no good part by "
-                    "its place; remove the link"
+                    f"{picture.path} would be trained on, and is a link to {real}, which is not among good parts; "
+                    "remove the link"
                     + (", or name the folders: --normal DIR --abnormal DIR" if self.can_name_folders else "")
                 )
             if not (files.again and key in again):
@@ -596,10 +600,10 @@ def left_out(listing: Listing) -> list[FolderUse]:
     """Say what the listing left out by its rule."""
     root = listing.root
     uses = [
-        FolderUse(path.relative_to(root).as_posix(), "left by a program, or hidden", count_images(path), is_used=False)
+        FolderUse(path.relative_to(root).as_posix(), "left-over or hidden", count_images(path), is_used=False)
         for path in listing.leftovers
     ]
-    for paths, why in ((listing.dangling, "links that lead nowhere"), (listing.special, "pipes or devices, no files")):
+    for paths, why in ((listing.dangling, "broken links"), (listing.special, "pipes or devices")):
         by_folder = Counter(path.parent.relative_to(root).as_posix() for path in paths)
         first = {path.parent.relative_to(root).as_posix(): path.name for path in reversed(paths)}
         uses += [FolderUse(name, f"{why} ({first[name]})", n, is_used=False) for name, n in sorted(by_folder.items())]
@@ -621,7 +625,7 @@ def describe_uses(uses: Iterable[FolderUse], most: int = 40) -> list[str]:
                 places += f" ... {PurePosixPath(shown[-1].folder).name} ({len(shown)} folders)"
             counts = [use.n for use in shown if use.n is not None]
             n = f"{sum(counts)} image{'' if sum(counts) == 1 else 's'}" if counts else "cannot be read"
-            lines.append(f"{places}: {n}, {'' if is_used else 'passed over: '}{what}")
+            lines.append(f"{places}: {n}, {'' if is_used else 'skipped: '}{what}")
     rest = len(lines) - most
     return [*lines[:most], *([f"and {rest} more folders"] if rest > 0 else [])]
 
@@ -648,5 +652,5 @@ def existing_folder(path: str | Path, what: str) -> Path:
     if not folder.exists():
         raise InputError(f"{folder} does not exist; expected {what}: check the name")
     if not folder.is_dir():
-        raise InputError(f"{folder} is a file; expected {what}: give the folder that holds it")
+        raise InputError(f"{folder} is a file; expected {what}: pass the folder that contains it")
     return folder

@@ -23,19 +23,17 @@ def find_by_name(normal: Path, normal_test: Path | None, abnormal: Path | None, 
             others, or good and abnormal parts given the wrong way round.
     """
     if masks is not None and abnormal is None:
-        raise InputError(f"masks were given ({masks}) without abnormal images; give the folder of those too")
+        raise InputError(f"masks were given ({masks}) without abnormal images; also pass the folder of those")
     named = [("normal", normal), ("normal_test", normal_test), ("abnormal", abnormal)]
     folders = [(role, folder, folder.resolve()) for role, folder in named if folder is not None]
     for i, (role, folder, place) in enumerate(folders):
         for other_role, other, other_place in folders[i + 1 :]:
             if place == other_place or place in other_place.parents or other_place in place.parents:
-                raise InputError(
-                    f"{role} ({folder}) and {other_role} ({other}) overlap; expected folders apart from each other"
-                )
+                raise InputError(f"{role} ({folder}) and {other_role} ({other}) overlap; expected separate folders")
     if abnormal is not None and [_said(normal.resolve().name), _said(abnormal.resolve().name)] == ["bad", "good"]:
         raise InputError(
-            f"normal ({normal}) is called like parts that are not good and abnormal ({abnormal}) like good ones; "
-            "exchange the two, or rename the folders"
+            f"normal ({normal}) has a name for parts that are not good and abnormal ({abnormal}) one for good parts; "
+            "swap the two, or rename the folders"
         )
     found = {role: _ByName(role, folder) for role, folder, _ in folders}
     mask_listing = None if masks is None else list_images(masks)
@@ -90,8 +88,8 @@ class _ByName:
             qualities = {meaning.quality for meaning in said if meaning.certain}
             if role != "abnormal" and files.images and qualities & {"bad", "mask"}:
                 raise InputError(
-                    f"{role} ({root}) holds a folder {'/'.join(files.parts)}, a name for what is no good part, with "
-                    f"{len(files.images)} images; move it out of there, or name the folder of good parts alone"
+                    f"{role} ({root}) holds a folder {'/'.join(files.parts)}, a name for parts that are not good, with "
+                    f"{len(files.images)} images; move it elsewhere, or pass only the folder of good parts"
                 )
             quality: FolderQuality = "mask" if "mask" in qualities else "bad" if role == "abnormal" else "good"
             folder = ImageFolder(files, quality, kinds=files.parts, kinds_above=files.parts[:-1])

@@ -69,8 +69,8 @@ _HEADINGS: dict[ProblemKind, str] = {
     "undecodable_mask": "masks that could not be decoded, not used",
     "mask_of_other_size": "masks of another size than their images, not used",
     "empty_mask": "masks that mark nothing, not used",
-    "link_to_nowhere": "links that lead nowhere, left out",
-    "mask_without_image": "masks of no image",
+    "link_to_nowhere": "broken links, skipped",
+    "mask_without_image": "masks without an image",
     "mask_of_most": "masks that mark most of their images; are they inverted? Used as they are",
     "anomalous_without_mask": "anomalous images without a mask, used for the image metrics only",
 }
@@ -136,7 +136,7 @@ class DataReport(Record):
             f"images to test on, {self.n_with_mask} with masks"
         ]
         if self.n_ignored:
-            lines.append(f"files passed over because their names are not those of images: {self.n_ignored}")
+            lines.append(f"files skipped because their names are not those of images: {self.n_ignored}")
         for kind, count in self.counts.items():
             own = [problem.sentence for problem in self.problems if problem.kind == kind]
             more = f"; and {count - max_names} more" if count > max_names else ""
@@ -268,13 +268,13 @@ def _refuse(
     if not train:
         raise InputError(
             f"none of the {len(inspection_set.train)} images to train on in {inspection_set.root} can be used; "
-            f"expected whole images of good parts. The first: {problems[0].sentence}"
+            f"expected undamaged images of good parts. The first: {problems[0].sentence}"
         )
     serious = [problem for problem in problems if problem.kind not in _ALLOWED]
     if strict and serious:
         raise InputError(
-            f"{len(serious)} things are wrong with {inspection_set.root}; a strict check expects none: repair them or "
-            f"check without strict. The first: {serious[0].sentence} ({serious[0].kind})"
+            f"{len(serious)} problems in {inspection_set.root}; a strict check allows none: fix them or check "
+            f"without strict. The first: {serious[0].sentence} ({serious[0].kind})"
         )
 
 
@@ -325,7 +325,7 @@ SIDE = 96
 MOST_IMAGES = 200
 
 ALIGNED = 0.4
-"""Alignment from which parts count as lying at the same place. Of the image sets at hand, rigid parts under a fixed
+"""Alignment from which parts count as lying at the same place. Of the image sets available, rigid parts under a fixed
 camera had 0.7 and 0.9, surfaces 0.0 and 0.1."""
 
 _SURROUNDINGS = 5.0

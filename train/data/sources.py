@@ -168,7 +168,7 @@ def list_images(datamodule: Any) -> ListedFiles:
     tables = {part: _rows(getattr(datamodule, f"{part}_data", None)) for part in ("train", "test", "val")}
     if tables["train"] is None:
         raise InputError(
-            f"{name} has no train_data.samples after setup; expected an anomalib data module of images: give one, or "
+            f"{name} has no train_data.samples after setup; expected an anomalib data module of images: pass one, or "
             "the folder of the images"
         )
     roles: dict[Path, tuple[bool, dict[str, Any]]] = {}
@@ -190,18 +190,18 @@ def list_images(datamodule: Any) -> ListedFiles:
                 n_back += part == "val" and to_train
     if not any(to_train for to_train, _ in roles.values()):
         raise InputError(
-            f"{name} names no normal image to train on ({n_abnormal} abnormal, {n_unlabelled} without a label); "
+            f"{name} has no normal image to train on ({n_abnormal} abnormal, {n_unlabelled} without a label); "
             "expected images of good parts with label_index 0 in its train_data"
         )
     remarks = []
     if n_abnormal:
-        remarks.append(f"{n_abnormal} abnormal images among those that {name} trains on are left out")
+        remarks.append(f"{n_abnormal} abnormal images in the training data of {name} are left out")
     if n_unlabelled:
-        remarks.append(f"{n_unlabelled} images that {name} has no label for are left out")
+        remarks.append(f"{n_unlabelled} images without a label in {name} are left out")
     if n_validation:
         remarks.append(
-            f"{n_validation} validation images of {name} go back to where they came from, {n_back} to the images to "
-            f"train on and {n_validation - n_back} to the test images; this program holds out its own"
+            f"{n_validation} validation images of {name} are returned to their origin, {n_back} to the training "
+            f"images and {n_validation - n_back} to the test images, because vae-edge holds out its own"
         )
     return _listed(name, roles, tuple(remarks))
 

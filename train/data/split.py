@@ -164,7 +164,7 @@ def _ranked_groups(
     n = len(images)
     if n < MIN_NORMALS:
         raise InputError(
-            f"there are {n} images of good parts; expected at least {MIN_NORMALS} (better 500 or more): take more"
+            f"there are {n} images of good parts; expected at least {MIN_NORMALS} (preferably 500 or more): take more"
         )
     key_of = group or key_function(images, settings.group_by)
     members: dict[str, list[ImageFile]] = defaultdict(list)
@@ -172,7 +172,7 @@ def _ranked_groups(
         members[key_of(image)].append(image)
     if len(members) < 3:
         raise InputError(
-            f"the {n} good parts form {len(members)} groups; expected at least 3, better many: choose a finer group"
+            f"the {n} good parts form {len(members)} groups; expected at least 3, preferably many: use a finer grouping"
         )
     ordered = sorted(members, key=lambda key: rank_of(key, settings.seed))
     return [
@@ -295,7 +295,7 @@ def key_function(images: Sequence[ImageFile], pattern: str) -> Callable[[ImageFi
         expression = re.compile(pattern)
     except re.error as error:
         raise UsageError(
-            f"the group {pattern!r} is no regular expression ({error}); expected one such as "
+            f"the group {pattern!r} is not a regular expression ({error}); expected one such as "
             "'part(\\d+)_', auto or none"
         ) from error
     if expression.groups < 1:
@@ -307,7 +307,7 @@ def key_function(images: Sequence[ImageFile], pattern: str) -> Callable[[ImageFi
         match = expression.search(image.name)
         if match is None or match.group(1) is None:
             raise UsageError(
-                f"the group {pattern!r} is not found in the name {image.name}; expected a match in every name: "
+                f"the group {pattern!r} does not match the name {image.name}; expected a match in every name: "
                 "change the expression"
             )
         keys[image.name] = match.group(1)

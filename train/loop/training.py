@@ -87,7 +87,7 @@ class VaeTraining(LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.n_steps = n_steps
-        # A part of the module, so that it is in the checkpoint and an interrupted training goes on with it.
+        # A part of the module, so that it is in the checkpoint and an interrupted training continues with it.
         self.average = (
             AveragedModel(vae, multi_avg_fn=cast(Any, get_ema_multi_avg_fn)(recipe.averaging), use_buffers=True)
             if recipe.averaging
@@ -196,8 +196,8 @@ def fit_vae(
             return None
         if not path.is_file():
             raise InputError(
-                "a callback stopped the training before its first epoch was over, so there is no network; expected an "
-                "epoch or more: train again without that callback"
+                "a callback stopped the training before the end of its first epoch, so there is no network; expected "
+                "one epoch or more: train again without that callback"
             )
         # From the file, not from memory: where the training ran in other processes, this one's copy is stale.
         keeper.load_state_dict(read_state(path))
@@ -360,8 +360,8 @@ def _trainer(
         raise refused_by_trainer(settings, attached, error) from error
     if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
         raise InputError(
-            f"the strategy is {type(trainer.strategy).__name__}, which deals the weights out to several devices; "
-            "expected one that keeps all of them on each, for the network has to be saved whole: take auto or ddp"
+            f"the strategy is {type(trainer.strategy).__name__}, which distributes the weights over several devices; "
+            "expected one that keeps all of them on each device, because the network is saved as one: use auto or ddp"
         )
     return trainer
 

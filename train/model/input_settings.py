@@ -124,12 +124,12 @@ class Tiling(Record):
         if self.tile_height > self.image_height or self.tile_width > self.image_width:
             raise UsageError(
                 f"the tiles are {self.tile_height}x{self.tile_width} and the image is "
-                f"{self.image_height}x{self.image_width}; expected tiles that are no larger: choose a smaller "
+                f"{self.image_height}x{self.image_width}; expected tiles that are not larger: choose a smaller "
                 "--tile-size or a larger --image-size"
             )
         if self.n_tiles > MOST_TILES:
             raise UsageError(
-                f"an image of {self.image_height}x{self.image_width} makes {self.n_tiles} tiles of "
+                f"an image of {self.image_height}x{self.image_width} has {self.n_tiles} tiles of "
                 f"{self.tile_height}x{self.tile_width}; expected at most {MOST_TILES}: choose larger tiles"
             )
         return self
@@ -165,7 +165,7 @@ class Tiling(Record):
         """Return the tiling in words."""
         image, tile = f"{self.image_height}x{self.image_width}", f"{self.tile_height}x{self.tile_width}"
         if self.n_tiles == 1:
-            return f"images of {image}, not cut"
+            return f"images of {image}, without tiles"
         return f"images of {image}, cut into {self.n_tiles} tiles of {tile} ({len(self.rows)} x {len(self.columns)})"
 
 

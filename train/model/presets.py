@@ -73,7 +73,7 @@ REFERENCE_RECIPE = Recipe()
 """The published one."""
 
 EDGE_RECIPE = Recipe(learning_rate=1e-3, schedule=Schedule.ONE_CYCLE)
-"""A schedule that ends at nothing gets along with 1500 steps of tiles, or 700 of whole images."""
+"""A schedule that ends at zero needs only 1500 steps of tiles, or 700 of full images."""
 
 AUTO_PRECISION = "auto"
 
@@ -106,7 +106,7 @@ LARGEST_SIDE = 4096
 DEFAULT_PRESET = "auto"
 
 PIXEL_PRESET = "nano"
-"""Of the networks on pixels: on the image sets at hand it found as much as `edge`, with a quarter of the work
+"""Of the networks on pixels: on the image sets available it found as much as `edge`, with a quarter of the work
 (`benchmarks/DETECTION.md`)."""
 
 
@@ -163,7 +163,7 @@ class Preset(Record):
     precision: str = AUTO_PRECISION
     """What is computed in, unless told otherwise: see `resolve_precision`."""
     chooses_size: bool = True
-    """Whether image and tiles are as large as the data ask for, unless told otherwise; else whole images of 256."""
+    """Whether image and tiles are as large as the data ask for, unless told otherwise; else full images of 256."""
 
     def architecture(self, name: str, height: int, width: int) -> Architecture:
         """Return the preset's architecture for images of height x width.
@@ -206,7 +206,7 @@ PRESETS: dict[str, Preset] = {
     "edge": Preset(
         n_features=32, latent_vec_size=128, max_features=256, purpose="twice as wide, for a Jetson or a desktop CPU"
     ),
-    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for any board"),
+    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for any device"),
 }
 """The presets. Parameters in training, and multiply-adds times two for one image on the device (`count_flops`):
 

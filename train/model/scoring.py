@@ -207,7 +207,7 @@ NORMALIZED_SCORING = ScoringSettings()
 """The absolute residual, smoothed, normalized per pixel; the mean of the largest values."""
 
 MAP_SIGMA = 0.025
-"""Of the anomaly map in all that `auto` chooses from: on every image set at hand pixel AUROC and AUPRO were best, or
+"""Of the anomaly map in all that `auto` chooses from: on every image set available pixel AUROC and AUPRO were best, or
 nearly, with 0.02 to 0.03 (`benchmarks/DETECTION.md`)."""
 
 DEFAULT_SCORING = ScoringSettings(
@@ -219,7 +219,7 @@ DEFAULT_SCORING = ScoringSettings(
     ),
 )
 """Fine lines, spots of some size and small ones, each in units of what normals show: near the best on every image set
-at hand. `auto` leaves it only for what is clearly better on the images it chooses by."""
+available. `auto` leaves it only for what is clearly better on the images it chooses by."""
 
 NAMED_SCORINGS = {"mse": MSE_SCORING, "normalized": NORMALIZED_SCORING, "default": DEFAULT_SCORING}
 """Compositions with a name of their own."""
@@ -251,10 +251,10 @@ def parse_scoring(text: str) -> ScoringSettings | None:
     fusion, latent, map_sigma = Fusion.MEAN, Latent.NONE, 0.0
     terms = [word for word in words if word in (Latent.DISTANCE.value, Latent.KL.value)]
     if len(terms) > 1:
-        raise UsageError(f"the scoring {text!r} has two terms of the latents; expected one or none")
+        raise UsageError(f"the scoring {text!r} has two terms from the latents; expected one or none")
     for start, what in (("fusion=", "how its parts are fused"), ("map=", "how the map is smoothed")):
         if sum(word.startswith(start) for word in words) > 1:
-            raise UsageError(f"the scoring {text!r} says twice {what}; expected it once")
+            raise UsageError(f"the scoring {text!r} says more than once {what}; expected it once")
     for word in words:
         if word in terms:
             latent = Latent(word)
@@ -288,8 +288,8 @@ def _parse_map(word: str, text: str) -> MapSettings:
     names = normalization.split("+")
     if names.count("pixel") > 1 or len(names) - names.count("pixel") > 1:
         raise UsageError(
-            f"the normalization {normalization!r} of the scoring {text!r} names a thing twice; expected one "
-            "of none, image, local, pixel, image+pixel and local+pixel"
+            f"the normalization {normalization!r} of the scoring {text!r} repeats a part; expected one of none, "
+            "image, local, pixel, image+pixel and local+pixel"
         )
     for name in names:
         if name == "pixel":
@@ -309,7 +309,7 @@ def _number(word: str, what: str, text: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise UsageError(f"the {what} {word!r} of the scoring {text!r} is no number; {_EXPECTED}") from None
+        raise UsageError(f"the {what} {word!r} of the scoring {text!r} is not a number; {_EXPECTED}") from None
 
 
 _Kind = TypeVar("_Kind", bound=Enum)

@@ -109,7 +109,7 @@ def fit_scoring_constants(
     if not settings.needs_normals:
         return neutral
     if len(images) < 2:
-        raise InputError(f"the residual is to be normalized by {len(images)} held-out normals; expected at least 2")
+        raise InputError(f"there are {len(images)} held-out normals to normalize the residual; expected at least 2")
     input_settings = input_settings or InputSettings.of(vae)
     reconstruct = Reconstruction(vae, input_settings, settings.latent)
     scorer = Scorer(settings, neutral, input_settings)

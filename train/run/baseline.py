@@ -44,7 +44,7 @@ class TemplateBaseline:
         """
         _check(images)
         if len(images) < 2:
-            raise InputError(f"The baseline got {len(images)} normal images, expected 2 or more; give it more of them.")
+            raise InputError(f"The baseline got {len(images)} normal images, expected 2 or more; pass more.")
         total = np.zeros(images.shape[1:], dtype=np.float64)
         squares = np.zeros(images.shape[1:], dtype=np.float64)
         # One image at a time: all of them as floats would take four to eight times the set's memory.

@@ -67,8 +67,8 @@ def divide(
     share = settings.split.threshold_share
     if settings.calibration is Calibration.CROSS and share is not None:
         raise UsageError(
-            f"a share of {share} was to be held out for the threshold, and cross-conformal calibration holds nothing "
-            "out; leave out one of them"
+            f"a share of {share} was requested to be held out for the threshold, but cross-conformal calibration "
+            "holds nothing out; leave out one of them"
         )
     if settings.calibration is not Calibration.CROSS:
         split = split_normals(images, settings.split, group)
@@ -81,7 +81,7 @@ def divide(
 
 def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:
     """Return the sentence that says, beforehand, that several trainings follow and why."""
-    why = "cross-conformal calibration was asked for"
+    why = "cross-conformal calibration was requested"
     if settings.calibration is Calibration.AUTO:
         why = (
             f"a false-alarm rate of {settings.false_alarm_rate:.3g} needs {normals_needed(settings.false_alarm_rate)} "
@@ -89,7 +89,7 @@ def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:
             f"support {smallest_false_alarm_rate(n_normals):.3g})"
         )
     return (
-        f"{n_folds + 1} trainings follow, because {why}: one on all good parts, for the network that is deployed, and "
+        f"{n_folds + 1} trainings follow because {why}: one on all good parts, for the network that is deployed, and "
         f"one for each of {n_folds} folds of them, to score the good parts that it has not seen"
         + ("; --calibration split trains once" if settings.calibration is Calibration.AUTO else "")
     )
@@ -251,7 +251,7 @@ def score_out_of_fold(
         )
         graph = fit_fold(number, images[fit], images[statistics])
         if graph is None:
-            helped = True  # It goes on: the first process waits for it at the next training.
+            helped = True  # It continues, because the first process waits for it at the next training.
             continue
         progress = watcher.progress_of(f"scoring fold {number} of {len(folds)}")
         maps, scores[held_out] = run_graph(graph, images[held_out], progress=progress)

@@ -72,7 +72,7 @@ class _Data:
     report: DataReport
     division: Division
     choice: tuple[ImageFile, ...] = ()
-    """Labelled images to choose by, which are no test images."""
+    """Labelled images to choose by, which are not test images."""
 
     def record(self) -> SplitRecord:
         """Return what `split.json` says."""
@@ -176,10 +176,10 @@ def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> 
     if [(i.sha256, i.role) for i in recorded.images] != [(i.sha256, i.role) for i in opened.record().images]:
         raise InputError(
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
-            "same files: put them back, say where they are with --data, or train anew with --out"
+            "same files: put them back, pass their folder with --data, or train again with --out"
         )
     if _is_first_process() and (settings.trainer, settings.attached) != (begun.trainer, begun.attached):
-        # For the next time that it goes on.
+        # For the next time it is resumed.
         write_record(run / SETTINGS_FILE, settings.model_copy(update={"source": begun.source}))
     return _fit_and_finish(settings, opened, run, watcher, given.attached)
 
@@ -187,8 +187,7 @@ def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> 
 def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
     if data.division.folds and (attached.callbacks or attached.arguments):
         watcher.say(
-            f"{', '.join(attached.names().values())}: attached to the training of the network that is deployed, not to "
-            "those of the folds"
+            f"{', '.join(attached.names().values())}: used for the training of the deployed network, not of the folds"
         )
     try:
         return _fit(settings, data, out, watcher, attached)
@@ -287,7 +286,8 @@ def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord 
         choice, test = split_labelled(checked_set.test, settings.split.seed, grouping.part)
         checked_set = replace(checked_set, test=test)
         watcher.say(
-            f"{len(choice)} of the labelled images choose light and scoring, the other {len(test)} are for the test"
+            f"{len(choice)} of the labelled images are used to choose light and scoring, the other {len(test)} for "
+            "the test"
         )
     split, folds = divide(checked_set.train, settings, grouping.part)
     division = Division(split, grouping, folds)
@@ -317,7 +317,7 @@ def _group(settings: TrainSettings, images: InspectionSet, watcher: Watcher, rec
 def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> TrainSettings:
     """Look at the images, decide the sizes of image and tiles, and say what the network and an image cost."""
     architecture, report = settings.architecture, data.report
-    # The normals that set thresholds are not looked at, here as everywhere.
+    # The normals that set thresholds are not examined, here as everywhere.
     split = data.division.split
     seen = (*split.fit, *split.statistics)
     traits = look_at(seen, white_level=settings.white_level, progress=watcher.progress_of("looking at images"))
@@ -341,12 +341,12 @@ def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> Train
     where = "at the same place" if traits.is_aligned else "anywhere"
     light = "is the same" if traits.has_steady_light else "differs"
     watcher.say(
-        f"what the pictures show lies {where} (alignment {traits.alignment:.2f}), and their light {light} "
+        f"the parts in the pictures lie {where} (alignment {traits.alignment:.2f}), and their light {light} "
         f"({traits.light_spread:.2f})"
     )
     if report.aspect_spread > _UNEQUAL_ASPECTS:
         watcher.say(
-            f"the pictures' aspects differ by a factor of {report.aspect_spread:.1f}; all are stretched to that of "
+            f"the aspect ratios of the pictures differ by a factor of {report.aspect_spread:.1f}; all are stretched to "
             f"{tiling.image_height}x{tiling.image_width}"
         )
     return settings

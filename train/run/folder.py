@@ -61,7 +61,7 @@ _OWN_FILE = re.compile(
     r"|(.+/)?checkpoints/last\.ckpt"
     r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv)"
 )
-"""What a training writes, relative to its folder; all else in it is somebody's."""
+"""What a training writes, relative to its folder; all other files are the user's."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,8 @@ class RunFolder:
         folder = Path(path)
         if not (folder / RECORD_FILE).is_file():
             if (folder / SETTINGS_FILE).is_file():
-                raise BundleError(f"the run {folder} is not finished; go on with: vae-train --resume {folder}")
-            raise BundleError(
-                f"{folder} is not a run: there is no {RECORD_FILE} in it; pass a folder that vae-train made"
-            )
+                raise BundleError(f"the run {folder} is not finished; continue with: vae-train --resume {folder}")
+            raise BundleError(f"{folder} is not a run: it has no {RECORD_FILE}; pass a folder made by vae-train")
         record = _read(folder / RECORD_FILE, RunRecord)
         if check_files:
             check_recorded_files(folder, record.files, said_by=RECORD_FILE, advice=_ADVICE)
@@ -220,7 +218,7 @@ class RunFolder:
             found = _open_source(self.record.settings.source, data_root)
         except InputError as error:
             raise InputError(
-                f"the images of the run {self.folder} are not where they were: {error}. {_MOVED}"
+                f"the images of the run {self.folder} are no longer where they were: {error}. {_MOVED}"
             ) from error
         by_hash = _by_hash(found)
         missing = [image.name for image in wanted if image.sha256 not in by_hash]
@@ -241,11 +239,11 @@ class RunFolder:
         found = {image.sha256: image for image in self.find_images(self.calibration_roles, data_root)}
         scored = [score.sha256 for score in self.calibration.scores]
         if not set(scored).issubset(found):
-            raise BundleError(f"{self.folder}: {CALIBRATION_FILE} and {SPLIT_FILE} do not belong together; {_ADVICE}")
+            raise BundleError(f"{self.folder}: {CALIBRATION_FILE} and {SPLIT_FILE} do not match; {_ADVICE}")
         return [found[sha256] for sha256 in scored]
 
 
-_MOVED = "Expected the images that it was trained with: give their folder with --data"
+_MOVED = "Expected the images that it was trained with: pass their folder with --data"
 
 
 def check_folder(out: Path, *, overwrite: bool) -> None:
@@ -262,19 +260,20 @@ def check_folder(out: Path, *, overwrite: bool) -> None:
         return
     if (out / RECORD_FILE).is_file():
         if not overwrite:
-            raise InputError(f"{out} holds a complete run; choose another --out, or replace it with --overwrite")
+            raise InputError(f"{out} contains a complete run; choose another --out, or replace it with --overwrite")
     elif (out / SETTINGS_FILE).is_file():
         if (out / CHECKPOINT).is_file() and not overwrite:
             raise InputError(
-                f"{out} holds an unfinished run; go on with: vae-train --resume {out}; or replace it with --overwrite"
+                f"{out} contains an unfinished run; continue with: vae-train --resume {out}; or replace it with "
+                "--overwrite"
             )
     else:
-        raise InputError(f"{out} is already there and is not a run; choose another --out or move it away")
+        raise InputError(f"{out} already exists and is not a run; choose another --out or move it away")
 
 
 def only_training(out: Path) -> AbstractContextManager[None]:
     """Keep other trainings out of a run folder until the block ends; see `vae_edge.platform.atomic.claim`."""
-    return claim(out / LOCK_FILE, f"another training writes into {out}")
+    return claim(out / LOCK_FILE, f"another training is writing to {out}")
 
 
 def claim_folder(out: Path, *, overwrite: bool) -> bool:
@@ -297,7 +296,7 @@ def claim_folder(out: Path, *, overwrite: bool) -> bool:
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers_in(out)
     except OSError as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}); choose another place for the run") from error
+        raise InputError(f"{out} cannot be created ({error.strerror}); choose another place for the run") from error
     return is_moved
 
 
@@ -313,7 +312,7 @@ def forget_replaced(folder: Path) -> None:
                 path.rename(back)
     _remove_own_files(aside)
     if aside.exists():
-        _log.warning("%s holds files that were in the replaced run and are no training's", aside)
+        _log.warning("%s contains files from the replaced run that no training wrote", aside)
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -350,11 +349,9 @@ def read_settings(folder: Path) -> TrainSettings:
         BundleError: there is no run, or its settings are damaged or newer.
     """
     if (folder / RECORD_FILE).is_file():
-        raise InputError(f"the run {folder} is complete; there is nothing to go on with: train a new one with --out")
+        raise InputError(f"the run {folder} is complete, so there is nothing to resume: train a new one with --out")
     if not (folder / SETTINGS_FILE).is_file():
-        raise BundleError(
-            f"{folder} is not a run: there is no {SETTINGS_FILE} in it; pass a folder that vae-train made"
-        )
+        raise BundleError(f"{folder} is not a run: it has no {SETTINGS_FILE}; pass a folder made by vae-train")
     return _read(folder / SETTINGS_FILE, TrainSettings)
 
 
@@ -388,7 +385,7 @@ def _make_room(out: Path) -> bool:
             return False
         forget_replaced(out)
     if aside.exists():
-        raise InputError(f"{aside} holds files that no training wrote, where the old run is to go; move them away")
+        raise InputError(f"{aside} contains files that no training wrote, in the place of the old run; move them away")
     out.rename(aside)
     return True
 

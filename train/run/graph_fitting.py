@@ -151,7 +151,7 @@ class _Decision(Generic[_T]):
 
     value: _T
     because: tuple[str, ...] = ()
-    """A sentence; none where it was asked for."""
+    """A sentence; none where it was requested."""
     ranked: tuple[Ranked, ...] = ()
     """What was compared, best first."""
 
@@ -167,10 +167,10 @@ def _choose_light(
     if settings.photometric is not None:
         return _Decision(settings.photometric)
     if settings.traits is not None and settings.traits.has_steady_light:
-        reason = f"light is left as it is: it hardly differs ({settings.traits.light_spread:.2f})"
+        reason = f"no light correction: the light hardly differs ({settings.traits.light_spread:.2f})"
         decision = _Decision(Photometric.NONE, (reason,))
     elif choice_set is None:
-        decision = _Decision(Photometric.NONE, (_too_few("light is left as it is", len(statistics_images)),))
+        decision = _Decision(Photometric.NONE, (_too_few("no light correction", len(statistics_images)),))
     else:
         ranking = choose_photometric(settings, fit_images, statistics_images, choice_set, folder, watcher)
         decision = _Decision(ranking.chosen, (ranking.sentence(),), ranking.records())
@@ -191,7 +191,7 @@ def _choose_scoring(
     if settings.scoring is not None:
         return _Decision(settings.scoring)
     if choice_set is None:
-        reason = _too_few("the default scoring is taken", len(statistics_images))
+        reason = _too_few("the default scoring is used", len(statistics_images))
         decision = _Decision(DEFAULT_SCORING, (reason,))
     else:
         progress = watcher.progress_of("comparing scorings")
@@ -230,4 +230,4 @@ def _choice_set(
 
 
 def _too_few(what: str, n: int) -> str:
-    return f"{what}: {n} held-out normals are too few to choose by; expected {FEWEST_NORMALS} or more"
+    return f"{what}: {n} held-out normals are too few to choose with; expected {FEWEST_NORMALS} or more"

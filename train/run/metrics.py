@@ -494,4 +494,4 @@ def _count_above(values: Scores, threshold: float) -> int:
 def _check_lengths(n: int, shapes: dict[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if shape != (n,):
-            raise InputError(f"there are {n} labels and {name} of shape {shape}; expected one for each label")
+            raise InputError(f"there are {n} labels and {name} of shape {shape}; expected one per label")

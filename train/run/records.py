@@ -87,7 +87,7 @@ class CalibrationRecord(Record):
         if self.thresholds.method is ThresholdMethod.CROSS_CONFORMAL and (
             self.final_pixel_threshold is None or any(score.final_score is None for score in self.scores)
         ):
-            raise ValueError("a cross-conformal calibration lacks scores of the deployed network")
+            raise ValueError("a cross-conformal calibration lacks the scores of the deployed network")
         return self
 
 

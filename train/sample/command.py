@@ -16,22 +16,20 @@ _DEFAULTS = SampleSettings()
 
 
 def sample(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the products' folders go.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the products.")],
     product: Annotated[
         list[str] | None,
         typer.Option(help=f"{', '.join(PRODUCTS)} or all; may be given several times.", show_default="all"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = _DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(help="Another seed gives other images.")] = _DEFAULTS.seed,
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = _DEFAULTS.image_size,
     train: Annotated[int, typer.Option(help="Normal images for training.")] = _DEFAULTS.n_train,
     test_good: Annotated[int, typer.Option(help="Normal images for testing.")] = _DEFAULTS.n_test_good,
-    per_defect: Annotated[
-        int, typer.Option(help="Defective images of each kind of defect.")
-    ] = _DEFAULTS.n_test_per_defect,
+    per_defect: Annotated[int, typer.Option(help="Defective images per kind of defect.")] = _DEFAULTS.n_test_per_defect,
 ) -> None:
-    """Draw a synthetic inspection set in the layout of MVTec AD, with masks: the same images for the same settings.
+    """Draw a synthetic inspection set in MVTec AD layout, with masks; the same settings give the same images.
 
-    What is there already is kept. The numbers are for each product.
+    Existing sets are kept. The numbers are per product.
     """
     settings = SampleSettings(
         seed=seed, image_size=image_size, n_train=train, n_test_good=test_good, n_test_per_defect=per_defect
@@ -57,7 +55,7 @@ def sample(
         table.add_row(str(path), *map(str, numbers), ", ".join(kinds))
     console = results_console()
     console.print(table)
-    console.print(f"{n_drawn} images drawn." if n_drawn else "Everything was there already.")
+    console.print(f"{n_drawn} images drawn." if n_drawn else "Everything already existed.")
 
 
 def _chosen(words: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ from vae_edge.train.sample.drawing import (
 MARKER = "sample.json"
 """Lies in the folder of each product and says what it was drawn from."""
 
-_MOST_THREADS = 4  # OpenCV and NumPy let go of the interpreter for long enough to feed about this many.
+_MOST_THREADS = 4  # OpenCV and NumPy release the interpreter for long enough to feed about this many.
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def write_sample_set(
     folder, settings = Path(folder), settings or SampleSettings()
     chosen = list(dict.fromkeys([products] if isinstance(products, str) else products))
     if not chosen:
-        raise UsageError(f"No product was asked for, expected some of {', '.join(PRODUCTS)}; name at least one.")
+        raise UsageError(f"No product was given, expected some of {', '.join(PRODUCTS)}; name at least one.")
     tasks = {product: _tasks(product, settings) for product in chosen}
-    # Everything is looked at before anything is drawn: a refusal must not come after a minute of work.
+    # Everything is examined before anything is drawn: a refusal must not come after a minute of work.
     missing = [product for product in chosen if not _is_complete(folder / product, product, settings, tasks[product])]
     done, total = 0, sum(len(tasks[product]) for product in missing)
     for product in missing:
@@ -138,7 +138,7 @@ def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     ok, data = cv2.imencode(".png", pixels, options)
     if not ok:
         raise InputError(f"{path} could not be encoded as PNG; check the installation of OpenCV.")
-    # Encoding and writing apart: imwrite fails without a word on a full disk and on some names.
+    # Encoding and writing apart: imwrite fails silently on a full disk and on some names.
     path.write_bytes(data.tobytes())
 
 
@@ -147,7 +147,7 @@ def _marker(product: str, settings: SampleSettings) -> dict[str, Any]:
 
 
 def _difference(found: Any, expected: dict[str, Any]) -> str:
-    """Name what differs between two markers: `seed 0 where 1 was asked for`."""
+    """Name what differs between two markers: `seed 0 where 1 was requested`."""
     flat_found, flat_expected = (
         {**marker, **marker["settings"]}
         if isinstance(marker, dict) and isinstance(marker.get("settings"), dict)
@@ -155,7 +155,7 @@ def _difference(found: Any, expected: dict[str, Any]) -> str:
         for marker in (found, expected)
     )
     names = [name for name in flat_expected if name != "settings" and flat_found.get(name) != flat_expected[name]]
-    return " and ".join(f"{name} {flat_found.get(name)} where {flat_expected[name]} was asked for" for name in names)
+    return " and ".join(f"{name} {flat_found.get(name)} instead of {flat_expected[name]}" for name in names)
 
 
 def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: list[_Task]) -> bool:
@@ -166,19 +166,19 @@ def _is_complete(folder: Path, product: str, settings: SampleSettings, tasks: li
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(
-            f"{folder} is already there and is no sample set (no readable {MARKER}), expected a free name; "
+            f"{folder} already exists and is not a sample set (no readable {MARKER}), expected an unused name; "
             "choose another folder or move this one away."
         ) from None
     expected = _marker(product, settings)
     if found != expected:
         raise InputError(
-            f"{folder} holds a sample set drawn with {_difference(found, expected)}; choose another folder, or delete "
-            "this one to have it drawn anew."
+            f"{folder} contains a sample set drawn with {_difference(found, expected)}; choose another folder, or "
+            "delete this one to draw it again."
         )
     lost = [path for task in tasks for path in task.files if not (folder / path).is_file()]
     if lost:
         raise InputError(
-            f"{folder} lacks {len(lost)} of its files, {lost[0]} among them, expected a whole sample set; "
-            "delete the folder to have it drawn anew."
+            f"{folder} lacks {len(lost)} of its files, {lost[0]} among them, expected a complete sample set; delete "
+            "the folder to draw it again."
         )
     return True

@@ -39,16 +39,16 @@ Tensors = dict[str, NDArray[Any]]
 
 
 MOST_THREADS = 1024
-"""Of threads or requests; a runtime that is asked for a billion tries to start them."""
+"""Of threads or requests; a runtime that is told to start a billion tries to."""
 
 
 class Hint(str, Enum):
     """What a loaded model is optimized for."""
 
     LATENCY = "latency"
-    """The next verdict as soon as possible: the whole device works on one image."""
+    """Latency: the entire device works on one image."""
     THROUGHPUT = "throughput"
-    """Most verdicts in a second: several images at the same time, each on a part of the device."""
+    """Throughput: several images concurrently, each on a part of the device."""
 
     def __str__(self) -> str:
         return self.value
@@ -64,24 +64,21 @@ class RuntimeOptions:
     threads: int | None = None
     """Processor threads in use, by all inferences together; None: the backend decides."""
     requests: int | None = None
-    """Inferences at the same time with `Hint.THROUGHPUT`; None: as many as the device is fastest with."""
+    """Concurrent inferences with `Hint.THROUGHPUT`; None: the fastest number for the device."""
     spinning: bool = False
     """Whether a runtime's idle threads keep a processor core busy while they wait for work (ONNX Runtime only). It
     gains a little on a machine that does nothing else, and loses a lot where pictures are decoded on the same cores."""
     model_sha256: str | None = None
-    """Hash of the model's files, under which what is made of them on this device is kept for the next start; None:
-    nothing is kept, nothing is looked up."""
+    """Hash of the model's files, the key of the cache of compiled models; None: no cache."""
     rebuild: bool = True
-    """Whether a model file that does not fit this device may be built anew from the ONNX beside it (TensorRT)."""
+    """Whether a model file that does not fit this device may be rebuilt from the ONNX beside it (TensorRT)."""
     progress: StepProgress | None = field(default=None, compare=False)
-    """Told of a build's steps; they take minutes."""
+    """Called with the steps of a build, which take minutes."""
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("requests", self.requests)):
             if value is not None and not 1 <= value <= MOST_THREADS:
-                raise UsageError(
-                    f"{name} is {value}; expected 1 to {MOST_THREADS}, or nothing for the backend's own choice"
-                )
+                raise UsageError(f"{name} is {value}; expected 1 to {MOST_THREADS}, or None to let the backend choose")
         if not self.device.strip():
             raise UsageError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
 
@@ -99,9 +96,9 @@ class Layout:
     """How a loaded model uses its device."""
 
     requests: int
-    """Inferences that it works on at the same time; more callers than that wait for each other."""
+    """Concurrent inferences; further callers wait."""
     threads: int | None
-    """Processor threads in use by all of them together; None: unknown, or it is not the processor that works."""
+    """Processor threads in use by all of them together; None: unknown, or the processor does not compute."""
     batch: int | None
     """Images in one inference, where the model was loaded for one size only; larger batches are split. None: any."""
 
@@ -132,7 +129,7 @@ class _Calls:
                 return
             self.__exit__()
         if me in _ending:
-            raise SystemExit  # Which ends a thread without a word.
+            raise SystemExit  # It ends a thread silently.
         raise DeviceError("this model has been closed; open it again to run it")
 
     def __exit__(self, *_: object) -> None:
@@ -175,7 +172,7 @@ class Backend(ABC):
     """Whether the model has to be loaded once more, with `Hint.THROUGHPUT`, to use the device fully in a stream."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know of how it was loaded, such as that an engine was built anew."""
+    """What the user should know of how it was loaded, such as that an engine was rebuilt."""
 
     def __init__(
         self,
@@ -314,7 +311,7 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
             raise InputError(f"input {spec.name!r} is {array.dtype} {shape}; expected {spec.dtype} {expected_shape}")
         if array.shape[0] < 1 or (max_batch is not None and array.shape[0] > max_batch):
             limit = "1 or more" if max_batch is None else f"1 to {max_batch}"
-            raise InputError(f"the batch holds {array.shape[0]} images; this model takes {limit} at a time")
+            raise InputError(f"the batch has {array.shape[0]} images; this model accepts {limit} at a time")
         if not array.flags.c_contiguous:
             raise InputError(f"input {spec.name!r} is not C-contiguous; pass numpy.ascontiguousarray of it")
 
@@ -332,15 +329,15 @@ def check_outputs(outputs: Tensors, specs: tuple[TensorSpec, ...], batch: int) -
             came = f"{array.dtype} {_sizes(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
             raise DeviceError(
                 f"the model gave {came} as its output {spec.name!r}; expected {spec.dtype} {_sizes(expected)}: "
-                "it is not a model of vae-edge or is damaged; export the bundle again"
+                "it is not a vae-edge model or is damaged; export the bundle again"
             )
     for one, other in combinations(outputs, 2):
         if np.may_share_memory(outputs[one], outputs[other]):
-            raise DeviceError(f"the outputs {one!r} and {other!r} are one piece of memory; export the bundle again")
+            raise DeviceError(f"the outputs {one!r} and {other!r} share memory; export the bundle again")
 
 
 Signature = Mapping[str, tuple[str, tuple[int | None, ...]]]
-"""What a loaded model declares of its inputs or outputs: name to element type, such as `float32`, and shape; None for a
+"""The inputs or outputs that a loaded model declares: name to element type, such as `float32`, and shape; None for a
 size that is not fixed."""
 
 
@@ -366,7 +363,7 @@ def check_signature(
         if set(declared) != {spec.name for spec in specs}:
             raise BundleError(
                 f"{model} has the {kind}s {_quoted(declared)}; expected {_quoted(spec.name for spec in specs)}: "
-                "it is not a model of vae-edge; export the bundle again"
+                "it is not a vae-edge model; export the bundle again"
             )
         if kind == "input":
             batch = next((shape[0] for _, shape in declared.values() if shape), None)
@@ -379,7 +376,7 @@ def check_signature(
             if dtype != spec.dtype or not fits:
                 raise BundleError(
                     f"{model} has the {kind} {spec.name!r} as {dtype} {_sizes(shape)}; expected {spec.dtype} "
-                    f"{_sizes(expected)}: it is not a model of vae-edge; export the bundle again"
+                    f"{_sizes(expected)}: it is not a vae-edge model; export the bundle again"
                 )
 
 
@@ -424,7 +421,7 @@ def open_backend(
     except Exception as error:
         # The package is there and one of its libraries is not, is for another system or for another NumPy.
         raise DeviceError(
-            f"the package for target {target} is installed and does not load ({said_by(error)}); "
+            f"the package for target {target} is installed but does not load ({said_by(error)}); "
             f"run: pip install --force-reinstall 'vae-edge[{record.extra}]'"
         ) from error
     options = options or RuntimeOptions()
@@ -441,7 +438,7 @@ def open_backend(
     except BaseException as error:  # A panic in Rust is none of Exception.
         message = f"{model} cannot be loaded by the runtime of target {target}: {said_by(error)}"
         if isinstance(error, MemoryError):
-            raise DeviceError(f"{message}; end other programs, or use a device with more memory") from error
+            raise DeviceError(f"{message}; close other programs, or use a device with more memory") from error
         if options.device.strip().lower() not in ("auto", "cpu"):
             raise DeviceError(f"{message}; check the driver of {options.device}, or open with device='cpu'") from error
         raise BundleError(
@@ -457,7 +454,7 @@ def _check_is_text(model: Path) -> None:
         str(model).encode()
     except UnicodeEncodeError as error:
         raise BundleError(
-            f"{model} has a name that is no UTF-8, which this runtime cannot open; rename that file or folder"
+            f"{model} has a name that is not UTF-8, which this runtime cannot open; rename that file or folder"
         ) from error
 
 

@@ -139,10 +139,10 @@ def _choose_device(asked: str) -> DeviceChoice:
         return DeviceChoice("cpu", f"this ONNX Runtime {onnxruntime.__version__} was built without NVIDIA GPUs")
     kind, colon, index = name.partition(":")
     if kind not in _PROVIDERS or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
-        raise DeviceError(f"ONNX Runtime has no device {asked!r} here; expected auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"ONNX Runtime does not know the device {asked!r}; expected auto, cpu, cuda or cuda:N")
     if _PROVIDERS[kind] not in available:
         raise DeviceError(
             f"this ONNX Runtime {onnxruntime.__version__} has no {_PROVIDERS[kind]} (it has {', '.join(available)}); "
-            "install onnxruntime-gpu in its place, or open with device='cpu'"
+            "install onnxruntime-gpu instead, or open with device='cpu'"
         )
     return DeviceChoice(name, "asked for")

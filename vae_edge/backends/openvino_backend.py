@@ -50,8 +50,8 @@ _BASE_BYTES_OF_ALL, _BYTES_PER_VALUE_OF_ALL = 8 * _BASE_BYTES, 32 * _BYTES_PER_V
 
 _NOT_FROM_THE_IMAGE = {
     **dict.fromkeys(("If", "Loop", "TensorIterator"), "a loop or a branch"),
-    **dict.fromkeys(("ReadValue", "Assign"), "a state, with which a verdict depends on the images before"),
-    **dict.fromkeys(("RandomUniform", "Multinomial"), "a random operator, which gives another verdict every time"),
+    **dict.fromkeys(("ReadValue", "Assign"), "state, which makes a verdict depend on earlier images"),
+    **dict.fromkeys(("RandomUniform", "Multinomial"), "a random operator, which changes the verdict every time"),
 }
 """What no export holds, by the layer's type."""
 
@@ -175,7 +175,7 @@ class _Loaded:
 
     def __init__(self, model: Any, blob: NDArray[np.uint8] | None = None) -> None:
         self.model = model
-        self.blob = blob  # After the model: Python lets go of attributes in the order they were set.
+        self.blob = blob  # After the model: Python releases attributes in the order they were set.
 
 
 class _Request:
@@ -221,7 +221,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
             try:
                 return _import(core, kept, plugin, settings)
             except (RuntimeError, OSError, ValueError) as error:
-                _log.warning("the compiled model in the cache could not be used and is made again: %s", error)
+                _log.warning("the cached compiled model could not be used and is compiled again: %s", error)
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     _check_sizes(model, network, prod(size or 1 for spec in inputs for size in spec.shape))
@@ -230,7 +230,7 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
         try:
             exported = compiled_model.export_model()
         except RuntimeError as error:
-            _log.warning("the compiled model cannot be kept for the next start: %s", error)
+            _log.warning("the compiled model cannot be cached: %s", error)
         else:
             # OpenVINO 2024 gives bytes, later ones a stream.
             blob = exported if isinstance(exported, bytes) else exported.getbuffer()
@@ -251,7 +251,7 @@ def _check_sizes(model: Path, network: Any, n_values: int) -> None:
     n_bytes = 0
     for layer in network.get_ops():
         if found := _NOT_FROM_THE_IMAGE.get(layer.get_type_name()):
-            raise BundleError(f"{model} holds {found}, and no export does; export the bundle again")
+            raise BundleError(f"{model} contains {found}, which no export does; export the bundle again")
         for port in layer.outputs() if layer.get_type_name() != "Constant" else ():  # Those are in the file.
             shape = port.get_partial_shape()
             name = f"{layer.get_friendly_name()[:80]!a}"
@@ -264,7 +264,7 @@ def _check_sizes(model: Path, network: Any, n_values: int) -> None:
             n_bytes += size
             if size > most_bytes or n_bytes > most_bytes_of_all:
                 raise BundleError(
-                    f"{model} has the layer {name}, which makes a tensor of {_sizes(shape)} values; a model of this "
+                    f"{model} has the layer {name}, which creates a tensor of {_sizes(shape)} values; a model of this "
                     f"size needs at most {most_bytes:,} bytes for one, and {most_bytes_of_all:,} for all: "
                     "do not run it, export the bundle again"
                 )
@@ -356,10 +356,10 @@ def _choose_device(core: Any, asked: str) -> DeviceChoice:
     if name == "auto":
         others = [found.lower() for found in available if found != "CPU"]
         more = f"; {', '.join(others)} found too: measure with vae-bench --device" if others else ", the only one found"
-        return DeviceChoice("cpu", f"OpenVINO's CPU plugin computes as the model was trained{more}")
+        return DeviceChoice("cpu", f"OpenVINO's CPU plugin computes as in training{more}")
     kind = name.split(".")[0]
     if kind not in _DEVICES:
-        raise DeviceError(f"OpenVINO has no device {asked!r}; expected auto, {', '.join(_DEVICES)}")
+        raise DeviceError(f"OpenVINO does not know the device {asked!r}; expected auto, {', '.join(_DEVICES)}")
     if not any(found.lower() == name or found.lower().split(".")[0] == name for found in available):
         raise DeviceError(
             f"OpenVINO {version_of(openvino)} finds no {asked} here (it finds {', '.join(available) or 'nothing'}); "

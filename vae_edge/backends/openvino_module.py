@@ -46,7 +46,7 @@ def check_can_load() -> None:
     global _n_begun
     if _cannot_load:
         raise DeviceError(
-            "OpenVINO had loaded and freed a model before this process was forked, and cannot load one here; start "
+            "OpenVINO loaded and freed a model before this process was forked, and cannot load one in the child; start "
             "workers with the method spawn or forkserver, or load the first model in the worker"
         )
     _n_begun += 1

@@ -190,7 +190,7 @@ def parse_device(device: str) -> int:
     """
     match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)
     if match is None:
-        raise InputError(f"device {device!r} is none that TensorRT runs on; expected auto, cuda or cuda:N")
+        raise InputError(f"device {device!r} is not supported by TensorRT; expected auto, cuda or cuda:N")
     return int(match.group(1) or 0)
 
 

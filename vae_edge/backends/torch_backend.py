@@ -44,7 +44,7 @@ class TorchBackend(Backend):
         if was_loaded_before_fork("torch"):
             # Its threads stayed with the parent, and with more than one it would wait for them.
             torch.set_num_threads(1)
-            _log.warning("torch was loaded before this process was forked and has one thread in it")
+            _log.warning("torch was loaded before this process was forked, so it uses one thread")
         elif options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = torch.device(device.name)
@@ -57,7 +57,7 @@ class TorchBackend(Backend):
         if (program.n_inputs, program.n_outputs) != (len(inputs), len(outputs)):
             raise BundleError(
                 f"{model} has {program.n_inputs} inputs and {program.n_outputs} outputs; expected {len(inputs)} and "
-                f"{len(outputs)}: it is not a model of vae-edge; export the bundle again"
+                f"{len(outputs)}: it is not a vae-edge model; export the bundle again"
             )
         self._program: TorchProgram | None = program.to(self._device)
         super().__init__(
@@ -106,7 +106,7 @@ def _choose_device(asked: str) -> DeviceChoice:
         return DeviceChoice("cpu", "torch finds no CUDA GPU")
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
-        raise InputError(f"torch has no device {asked!r}; expected auto, cpu, cuda or cuda:N")
+        raise InputError(f"torch does not know the device {asked!r}; expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise DeviceError(f"torch {torch.__version__} finds no {asked} here; open with device='cpu'")
     return DeviceChoice(name, "asked for")

@@ -56,13 +56,13 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_MB = 2000
-"""Most that the entries may take together, in megabytes of 10^6 bytes; `$VAE_EDGE_CACHE_LIMIT_MB` sets another."""
+"""Maximum total size of the entries, in megabytes of 10^6 bytes; `$VAE_EDGE_CACHE_LIMIT_MB` sets another."""
 
 _MAX_LINKS = 40
 """On the way to the folder, as Linux allows."""
 
 _MAY_BE_OPENED_FOR_S = 60.0
-"""Content that was replaced stays for so long: whoever was told its path may still have to open it."""
+"""Content that was replaced stays for this long: a process that got its path may still have to open it."""
 
 
 def limit_bytes() -> int:
@@ -83,7 +83,7 @@ def find(key: CompiledKey) -> Path | None:
     this call and the next, so a file that no longer exists when it is opened is one more case of None.
     """
     record_path = _record_path(key)
-    # The common answer first, and cheaply: a single call of the system.
+    # The common case first, and cheaply: one system call.
     if record_path is None or stat_or_none(record_path) is None or not _is_private(record_path.parent):
         return None
     for _ in range(2):
@@ -94,7 +94,7 @@ def find(key: CompiledKey) -> Path | None:
         except (BundleError, OSError) as error:
             if _stamp(record_path) != before:
                 continue  # Another process has put a new entry in its place, or removed it.
-            _log.warning("an entry of the cache of compiled models is damaged and is not used: %s", error)
+            _log.warning("an entry in the cache of compiled models is damaged and ignored: %s", error)
             remove_files([record_path])
             return None
         if record.key != key:
@@ -137,9 +137,9 @@ def keep(key: CompiledKey, write: Callable[[Path], object]) -> Path | None:
     except (OSError, InputError) as error:
         reason = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(reason, OSError):
-            raise  # Not the disk's: `write` said no.
+            raise  # Not the disk's: it came from `write`.
         _warn_once(
-            f"what is compiled here cannot be kept for the next start: {record_path.parent} could not be written "
+            f"the compiled model cannot be cached: {record_path.parent} could not be written "
             f"({reason.strerror or reason}); make room there, or set VAE_EDGE_CACHE to another folder"
         )
         return None
@@ -170,7 +170,7 @@ def building(key: CompiledKey, on_wait: Callable[[], None] | None = None) -> Ite
         try:
             _make_folder(record_path.parent)
             if not _is_private(record_path.parent):
-                raise PermissionError(errno.EPERM, "others could put a link in the place of the lock")
+                raise PermissionError(errno.EPERM, "other users could replace the lock by a link")
             while not file.acquire():
                 if on_wait is not None:
                     on_wait()
@@ -197,7 +197,7 @@ def _folder() -> Path | None:
     try:
         return compiled_cache_folder()
     except (InputError, OSError) as error:  # A service's user may have no home, and the current folder may be gone.
-        _warn_once(f"what is compiled here cannot be kept for the next start: {error}")
+        _warn_once(f"the compiled model cannot be cached: {error}")
         return None
 
 
@@ -216,17 +216,17 @@ def _make_folder(folder: Path) -> None:
 def _is_private(folder: Path) -> bool:
     """Return whether only this user and root can write here: runtimes execute the content."""
     if os.name != "posix":
-        return True  # Below the user's own profile, whose rights are no mode bits.
+        return True  # Below the user's own profile, whose rights are not mode bits.
     try:
         untrusted = _untrusted_on_the_way_to(folder)
     except OSError as error:
-        _log.debug("%s is not used: %s", folder, error)
+        _log.debug("%s is ignored: %s", folder, error)
         return False
     if untrusted is None:
         return True
     _warn_once(
-        f"{folder} is not used, for {untrusted} is another user's or others can write to it, and what lies there is "
-        f"executed; run: chmod go-w {untrusted}, or set VAE_EDGE_CACHE to a folder of this user"
+        f"{folder} is not used because {untrusted} belongs to another user or others can write to it, and compiled "
+        f"models are executed; run: chmod go-w {untrusted}, or set VAE_EDGE_CACHE to a folder of this user"
     )
     return False
 

@@ -21,14 +21,14 @@ from vae_edge.records import FileRecord, JsonLimits, Record, read_record
 
 _log = logging.getLogger(__name__)
 
-ADVICE = "it is made again"
+ADVICE = "it is compiled again"
 """What a message about a damaged record says of it."""
 
 ENTRY_LIMITS = JsonLimits(100_000, 1000)
 """Of the JSON file of an entry."""
 
 _LEFT_OVER_AFTER_S = 3600.0
-"""A file without its JSON may still get it for so long; writing takes seconds, and a build is done before it begins."""
+"""A file without its JSON may still get it for this long; writing takes seconds, and starts after a build."""
 
 _HASH_LENGTH = 32
 _NAME = re.compile(rf"\.?(?P<hash>[0-9a-f]{{{_HASH_LENGTH}}})(?:-[0-9a-f]+\.bin|\.json)(?P<unfinished>\..*\.tmp)?")
@@ -51,7 +51,7 @@ class CompiledKey:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9\-]*", self.kind):
-            raise ValueError(f"the kind is {self.kind!r}; expected a plain name that a folder can have")
+            raise ValueError(f"the kind is {self.kind!r}; expected a plain folder name")
 
     @property
     def hash(self) -> str:

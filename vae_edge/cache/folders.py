@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     home = home_folder()
     if home is None:
         raise InputError(
-            "there is no place for a cache, for this user has no home folder; set VAE_EDGE_CACHE to a folder"
+            "there is no place for a cache because this user has no home folder; set VAE_EDGE_CACHE to a folder"
         )
     return home / ".cache" / "vae-edge"
 

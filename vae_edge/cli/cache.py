@@ -1,4 +1,4 @@
-"""`vae-edge cache`: what vae-edge keeps on this machine to start faster, and how to get rid of it."""
+"""`vae-edge cache`: what vae-edge caches on this machine, and how to clear it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _KINDS = ("openvino", "tensorrt", "tensorrt-timings", "sample")
 def cache(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help=f"Only what is of this kind: {', '.join(_KINDS)}.", show_default=False),
+        typer.Argument(metavar="KIND", help=f"Only entries of this kind: {', '.join(_KINDS)}.", show_default=False),
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove it instead of listing it.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the entries instead of listing them.")] = False,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="Only what was not used for so many days.", show_default=False)
+        float | None, typer.Option(metavar="DAYS", help="Only entries not used for this many days.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List what is kept for the next start: compiled models, rebuilt engines, kernel timings, and the sample images.
+    """List what is cached for faster starts: compiled models, rebuilt engines, kernel timings, and the sample images.
 
-    `--clear` removes it without asking: all of it can be made again, the next start only takes longer. What runs at the
-    moment goes on. $VAE_EDGE_CACHE moves the cache to another folder, $VAE_EDGE_CACHE_LIMIT_MB sets how much compiled
-    models may take (default 2000, 0 keeps none); the least recently used go first.
+    `--clear` removes it without asking: everything can be recreated, but the next start takes longer. Running programs
+    are not affected. $VAE_EDGE_CACHE moves the cache to another folder, $VAE_EDGE_CACHE_LIMIT_MB limits the size
+    of compiled models (default 2000, 0 keeps none); the least recently used are removed first.
     """
     if older_than is not None and not older_than >= 0:
         raise UsageError(f"--older-than is {older_than}; expected a number of days, 0 or more")
@@ -114,9 +114,9 @@ def _clear(chosen: list[_Item], as_json: bool) -> None:
     else:
         results_console().print(f"{_entries(len(removed))} removed, {size_text(size_bytes)}: {cache_folder()}")
     if left_alone:
-        print_warning(f"{_entries(len(left_alone))} left: a process may be writing there; try again in an hour")
+        print_warning(f"{_entries(len(left_alone))} kept because a process may be writing them; try again in an hour")
     if failed:
-        print_warning(f"{_entries(len(failed))} could not be removed; check the rights of {cache_folder()}")
+        print_warning(f"{_entries(len(failed))} could not be removed; check the permissions of {cache_folder()}")
         raise typer.Exit(1)
 
 
@@ -163,7 +163,7 @@ def _entries(number: int) -> str:
 
 
 def _age_text(age_s: float) -> str:
-    """Return a time ago as people say it."""
+    """Return how long ago something was, in words."""
     for seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if age_s >= seconds:
             return f"{age_s / seconds:.0f} {unit} ago"

@@ -1,6 +1,6 @@
-"""What the commands share on the terminal: results on stdout, everything else on stderr, and nothing foreign acted on.
+"""What the commands share on the terminal: results on stdout, everything else on stderr, untrusted text escaped.
 
-File names and the strings in a bundle are somebody else's. So no console takes text for markup, and control characters
+File names and the strings in a bundle are untrusted. So no console takes text for markup, and control characters
 are written as escapes, see `vae_edge.platform.outside.printable`; a caller has nothing to remember.
 """
 
@@ -40,7 +40,7 @@ class _PlainConsole(Console):
         return super().render_str(printable(text, keep_lines=True), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render; what was text already when it came is looked at here."""
+        """Render; what was text already when it came is examined here."""
         for segment in super().render(renderable, options):
             text = printable(segment.text, keep_lines=True)
             yield segment if segment.control or text == segment.text else segment._replace(text=text)
@@ -57,7 +57,7 @@ def notes_console() -> Console:
 
 
 class ReaderLeftError(BrokenPipeError):
-    """Whoever read stdout has seen enough, as `head` has, and more lines are of no use to anybody."""
+    """The reader of stdout has closed it, as `head` does."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def standard_streams() -> Iterator[Callable[[int], int]]:
     * A closed one is opened on the null device, for otherwise the next file that is opened, a result perhaps, would get
       its number and everything that some library prints. Writing to a closed stdout fails.
     * What stdout's encoding lacks is written as an escape, as Python does on stderr.
-    * A reader of stdout that has left is no error: what is printed goes nowhere; for lines see `lines_stdout`. Any
+    * A reader of stdout that has left is not an error: what is printed goes nowhere; for lines see `lines_stdout`. Any
       other failure to write there is an InputError.
     * Notes that stderr cannot take never stop a command.
 
@@ -163,7 +163,9 @@ class _Results(_Stream):
             self._drop()
             self.is_lost = True
             why = "is closed" if error.errno == errno.EBADF else f"could not be written ({error.strerror or error})"
-            raise InputError(f"stdout {why}; the output is lost: send it to a file or a pipe that takes it") from error
+            raise InputError(
+                f"stdout {why}, so the output is lost; redirect it to a file or a pipe that accepts it"
+            ) from error
 
 
 class _Notes(_Stream):
@@ -174,7 +176,7 @@ class _Notes(_Stream):
             return call()
         except BrokenPipeError:
             self._drop()
-        except (OSError, ValueError):  # ValueError: somebody has closed it.
+        except (OSError, ValueError):  # ValueError: it was closed.
             pass
         return otherwise
 

@@ -1,4 +1,4 @@
-"""`vae-edge doctor`: what works on this machine, what does not, and the exact step that mends it."""
+"""`vae-edge doctor`: what works on this machine, what does not, and how to fix it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _MARKS = {
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Try every runtime out on this machine and say how to mend what is missing.
+    """Test every runtime on this machine and show how to fix what is missing.
 
-    Exit code 0, or 1 where nothing here can run a bundle.
+    Exit code 0, or 1 if no runtime here can run a bundle.
     """
-    with progress_bar("trying runtimes out") as report:
+    with progress_bar("testing runtimes") as report:
         diagnosis = examine(progress=report)
     if as_json:
         content = {**asdict(diagnosis), "can_run_bundles": diagnosis.can_run_bundles, "fixes": diagnosis.fixes}
@@ -57,21 +57,21 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
         console.print(_probe_table(title, [probe for probe in diagnosis.probes if probe.purpose == purpose]))
     console.print()
     if not diagnosis.can_run_bundles:
-        console.print("Nothing here can run a bundle yet.", style="red")
+        console.print("No runtime on this machine can run a bundle yet.", style="red")
     if diagnosis.fixes:
-        console.print("To add or mend what you need", style="bold")
+        console.print("To install or fix what you need", style="bold")
         for fix in diagnosis.fixes:
             names = ", ".join(probe.name for probe in diagnosis.probes if probe.fix == fix)
             console.print(f"  {fix}", soft_wrap=True)
             console.print(f"    for {names}", style="dim", soft_wrap=True)
     else:
-        console.print("Everything is there.")
+        console.print("Everything is installed.")
 
 
 def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     environment = "a virtual environment" if machine.in_virtual_environment else "no virtual environment"
     if machine.in_virtual_environment and machine.sees_system_packages:
-        environment += " that sees the system's packages"
+        environment += " with the system's packages"
     rows = [
         ("system", f"{machine.system}, {machine.architecture}"),
         ("processor", f"{machine.processor or 'unknown'}, {machine.n_cores} cores"),

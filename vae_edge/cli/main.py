@@ -1,10 +1,10 @@
 """The entry points of every command, and what they share: errors in one line, exit codes, `--debug`.
 
-This is the composition root: the only module of the device's part that names training, export and benchmarks. It does
-so as text, and a command's module is imported when that command is asked for, so that `vae-run` never loads torch.
+This is the composition root: the only module of the device side that names training, export and benchmarks. It does
+so as text, and a command's module is imported only when that command runs, so `vae-run` never loads torch.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate said no, 130 interrupted, 143 terminated. A reader of the output
-that has seen enough, as in `vae-run ... | head -1`, is no failure.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate failed, 130 interrupted, 143 terminated. If the reader
+of the output closes it early, as in `vae-run ... | head -1`, that is not a failure.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SAME_SIGNAL_S = 0.2
 _LEAST, _MOST = 1e-9, 1e10
 """Sizes of the numbers that options take: from shares to seeds and bytes; each option has closer limits of its own."""
 
-_EPILOG = "Every command takes --debug: it shows where an error came from."
+_EPILOG = "Every command takes --debug: it shows the traceback of an error."
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -78,7 +78,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "vae_edge.benchmarks.demo_command:demo", "Sample images, training, export, benchmark: the whole road.", "all"
+        "vae_edge.benchmarks.demo_command:demo", "Train, export and benchmark on sample images, end to end.", "all"
     ),
     "sample": Command("vae_edge.train.sample.command:sample", "Draw a sample inspection set with defects and masks."),
     "train": Command(
@@ -88,7 +88,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command("vae_edge.cli.run:run", "Inspect images, videos or a camera with a bundle.", decodes_pictures=True),
     "bench": Command(
         "vae_edge.benchmarks.command:bench",
-        "Measure bundles on this device, and say which one to ship.",
+        "Measure bundles on this device and recommend one.",
         "bench",
         children=("compare", "render"),
         decodes_pictures=True,
@@ -97,8 +97,8 @@ COMMANDS: dict[str, Command] = {
         "vae_edge.cli.verify:verify", "Re-fit a bundle's thresholds on this device.", decodes_pictures=True
     ),
     "inspect": Command("vae_edge.cli.inspect:inspect", "Show what a bundle is and how far it can be trusted."),
-    "cache": Command("vae_edge.cli.cache:cache", "List or clear what is kept here to start faster."),
-    "doctor": Command("vae_edge.cli.doctor:doctor", "Show what works on this machine, and how to mend the rest."),
+    "cache": Command("vae_edge.cli.cache:cache", "List or clear what is cached for faster starts."),
+    "doctor": Command("vae_edge.cli.doctor:doctor", "Show what works on this machine, and how to fix the rest."),
 }
 
 
@@ -165,7 +165,7 @@ def _run(arguments: list[str], debug: bool, command: str | None) -> int:
     except ReaderLeftError:
         return 0
     except (KeyboardInterrupt, _InterruptedError, typer.Abort):
-        print_error("interrupted; nothing half-finished was left behind")
+        print_error("interrupted; no partial results were left behind")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - this is the end of the line
         if debug:
@@ -173,7 +173,7 @@ def _run(arguments: list[str], debug: bool, command: str | None) -> int:
         if not isinstance(error, VaeEdgeError) and hasattr(error, "format_message"):  # typer's, about the usage.
             if (context := getattr(error, "ctx", None)) is not None:
                 print(context.get_usage(), file=sys.stderr)
-            print_error(f"{error.format_message().rstrip('.')}; {program} --help shows what there is")
+            print_error(f"{error.format_message().rstrip('.')}; {program} --help shows what is available")
             return UsageError.exit_code
         print_error(_sentence(error))
         return error.exit_code if isinstance(error, VaeEdgeError) else EXIT_FAILED
@@ -181,7 +181,7 @@ def _run(arguments: list[str], debug: bool, command: str | None) -> int:
 
 def _sentence(error: Exception) -> str:
     """Return what to say about an error: its own message, or of what no command foresaw, what can be done about it."""
-    gone = "the current folder does not exist any more; cd into another one and run the command again"
+    gone = "the current folder no longer exists; cd into another one and run the command again"
     try:
         Path.cwd()
     except OSError:
@@ -189,25 +189,25 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, VaeEdgeError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "there is not enough memory; close other programs, or take smaller pictures or fewer at a time"
+        return "there is not enough memory; close other programs, or use smaller images or fewer at a time"
     if not isinstance(error, OSError):
         return (
-            f"unexpected {type(error).__name__}: {error}; this is a fault of vae-edge: run the command again with "
-            "--debug and report what it shows"
+            f"unexpected {type(error).__name__}: {error}; this is a bug in vae-edge: run the command again with "
+            "--debug and report the output"
         )
-    temporary = "set TMPDIR to a folder that has room and can be written"
+    temporary = "set TMPDIR to a writable folder with free space"
     if "No usable temporary directory" in str(error):
-        return f"there is no temporary folder ({error.strerror}); {temporary}"
+        return f"no temporary folder is available ({error.strerror}); {temporary}"
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"the folder of the results, or the temporary folder {tempfile.gettempdir()}"
         return f"{where}, is full ({error.strerror}); make room, or {temporary}"
     return (
-        f"{error.filename or 'a file or a connection'}: {error.strerror or error}; mend that and run the command again"
+        f"{error.filename or 'a file or a connection'}: {error.strerror or error}; fix that and run the command again"
     )
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse an argument that is nothing: a path of that name would be the current folder.
+    """Refuse an empty argument: as a path it would mean the current folder.
 
     Raises:
         UsageError: there is one.
@@ -215,9 +215,9 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     for position, argument in enumerate(arguments):
         if argument == "":
             after = f", after {arguments[position - 1]}," if position else ""
-            raise UsageError(f"argument {position + 1}{after} is empty; is a variable of the shell not set?")
+            raise UsageError(f"argument {position + 1}{after} is empty; is a shell variable unset?")
         if re.fullmatch(r"--[a-z][a-z\-]*=", argument):
-            raise UsageError(f"{argument} has no value; is a variable of the shell not set?")
+            raise UsageError(f"{argument} has no value; is a shell variable unset?")
 
 
 def _end_soon_after_a_signal() -> None:
@@ -271,7 +271,7 @@ def _ended_like_ctrl_c() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Not where somebody had other plans for it, such as nohup.
+    # Not if it is handled otherwise, as by nohup.
     ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, interrupt)
@@ -289,7 +289,7 @@ class _Apps:
     debug: bool
 
     def all_commands(self, arguments: list[str]) -> typer.Typer:
-        """Build `vae-edge`: the command that was asked for is real, the others are their lines in the list only."""
+        """Build `vae-edge`: the command that was requested is real, the others are their lines in the list only."""
         app = _new_app()
 
         @app.callback(epilog=_EPILOG)
@@ -315,7 +315,7 @@ class _Apps:
         return app
 
     def one_command(self, name: str, arguments: list[str]) -> typer.Typer:
-        """Build a program that is one command, or the command below it that was asked for."""
+        """Build a program that is one command, or the command below it that was requested."""
         entry = COMMANDS[name]
         if arguments and arguments[0] in entry.children:
             return self._group_of_one(entry, arguments[0])
@@ -332,9 +332,7 @@ class _Apps:
     def _add(self, app: typer.Typer, name: str, entry: Command) -> None:
         epilog = _EPILOG
         if entry.children:
-            epilog = (
-                f"Below this command: {', '.join(entry.children)} (see {name} {entry.children[0]} --help). {epilog}"
-            )
+            epilog = f"Subcommands: {', '.join(entry.children)} (see {name} {entry.children[0]} --help). {epilog}"
         function = _load(entry)
         # typer keeps a docstring's line ends, which are those of the source and not of the terminal.
         paragraphs = (inspect.getdoc(function) or "").split("\n\n")
@@ -363,7 +361,7 @@ class _Apps:
 
 
 def _as_meant(name: str, value: Any) -> Any:
-    """Return an option's value with the home folder in the place of `~` where it is a path, or several.
+    """Return an option's value with the home folder instead of `~` where it is a path, or several.
 
     Raises:
         UsageError: there is no such home folder, or a number is one that no option can mean.
@@ -401,7 +399,7 @@ def _load(entry: Command) -> Callable[..., Any]:
 
 
 def _explain_missing(error: ModuleNotFoundError, extra: str | None) -> None:
-    """Raise our error with the command that mends it; return where a module of our own is missing, which is a bug."""
+    """Raise our error with the command that fixes it; return where a module of our own is missing, which is a bug."""
     if extra is None or error.name is None or error.name.split(".")[0] == "vae_edge":
         return
     raise MissingDependencyError(

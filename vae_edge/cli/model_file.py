@@ -1,10 +1,10 @@
-"""What a lone model file says about itself, read without the runtime that it is for.
+"""Metadata of a single model file, read without its runtime.
 
 | file | where its words are |
 |---|---|
 | `.onnx` | `metadata_props` of the ONNX model |
 | `.xml` (OpenVINO IR) | `rt_info`, section `vae_edge` |
-| `.engine` (TensorRT) | an engine has room for none: the `manifest.json` beside it; its header tells the version |
+| `.engine` (TensorRT) | an engine cannot hold any: the `manifest.json` beside it; its header tells the version |
 | `program.json`, `.safetensors` | the manifest beside it, and the safetensors header's `__metadata__` |
 
 Files come from anywhere, so only what is needed is read, nothing is executed, and every length is checked.
@@ -47,15 +47,15 @@ def describe_model_file(path: str | Path) -> ModelFileDescription:
     """Tell what a model file is, from its own content and from the manifest beside it.
 
     Raises:
-        InputError: there is no such file, it is no model file, or it is damaged.
+        InputError: there is no such file, it is not a model file, or it is damaged.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise InputError(f"the file {path} does not exist")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"{path} is no model file that vae-edge knows; expected {', '.join(_READERS)}, or a bundle's folder"
+            f"{path} is not a model file that vae-edge recognizes; expected {', '.join(_READERS)}, or a bundle's folder"
         )
     try:
         kind, details, metadata = reader(path)
@@ -132,10 +132,10 @@ def _read_program(path: Path) -> _Content:
         with open_regular(path) as file:
             content = parse_json(read_bounded(file, PROGRAM_LIMITS.size_bytes), PROGRAM_LIMITS)
     except ValueError as error:
-        raise InputError(f"{path} is no JSON, or is damaged: {error}") from error
+        raise InputError(f"{path} is not JSON, or is damaged: {error}") from error
     if not isinstance(content, dict) or not {"format", "inputs", "outputs", "nodes"} <= set(content):
         advice = "; pass the bundle's folder to see a manifest" if path.name == MANIFEST_FILE else ""
-        raise InputError(f"{path} is no torch program of vae-edge{advice}")
+        raise InputError(f"{path} is not a torch program of vae-edge{advice}")
     lists = [content[key] for key in ("inputs", "outputs", "nodes")]
     if not all(isinstance(values, list) for values in lists):
         raise InputError(f"{path} is damaged: inputs, outputs and nodes should be lists")
@@ -158,7 +158,7 @@ def _read_safetensors(path: Path) -> _Content:
 
 
 def _manifest_beside(path: Path) -> Manifest | None:
-    """Return the manifest in the file's folder; a damaged one is no reason to say nothing about the file."""
+    """Return the manifest in the file's folder; a damaged one is not a reason to say nothing about the file."""
     try:
         return read_manifest(path.parent)
     except BundleError:

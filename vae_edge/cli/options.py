@@ -64,7 +64,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> i
 def with_option_groups(function: Callable[..., None]) -> Callable[..., None]:
     """Return a function for typer that has each option of the groups as a parameter, and gives `function` the groups.
 
-    Parameters of `function` that are no groups stay what they are.
+    Parameters of `function` that are not groups stay what they are.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type[OptionGroup]] = {}
@@ -129,7 +129,7 @@ class Condition:
     """Parameters of the command."""
     holds: bool
     reason: str
-    """What follows "--every is": "for videos, and no source is one: leave it out"."""
+    """What follows "--every is": "for videos, but no source is one: leave it out"."""
 
 
 def idle(context: typer.Context, conditions: Iterable[Condition]) -> list[str]:
@@ -165,7 +165,12 @@ def given_options(context: typer.Context) -> dict[str, str]:
 
 
 def in_words(parts: Sequence[str]) -> str:
-    """Return `a, b and c`."""
+    """Return `a, b and c`.
+
+    Examples:
+        >>> in_words(["--data", "--normal", "--masks"])
+        '--data, --normal and --masks'
+    """
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 

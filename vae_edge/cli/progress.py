@@ -1,4 +1,4 @@
-"""Bars on stderr for work that takes a while; where stderr is no terminal, lines or nothing."""
+"""Bars on stderr for work that takes a while; where stderr is not a terminal, lines or nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_edge.platform.work import StepProgress
 
 
 class MoveBar(Protocol):
-    """Moves a bar: the number done, the number of all (None where nobody knows it), and what is being done."""
+    """Moves a bar: the number done, the number of all (None if unknown), and what is being done."""
 
     def __call__(self, done: int, total: int | None, /, *, doing: str | None = None) -> None:
         """Move the bar; `doing` replaces its description."""

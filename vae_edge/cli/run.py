@@ -52,7 +52,7 @@ _LINES = {"jsonl": (JsonLines, PREDICTIONS_FILE), "csv": (CsvLines, TABLE_FILE)}
 @with_option_groups
 def run(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder that export made.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder made by vae-export.")],
     source: Annotated[
         list[str],
         typer.Argument(
@@ -66,9 +66,9 @@ def run(
     watching: WatchingOptions,
     runtime: RuntimeChoices,
 ) -> None:
-    """Inspect pictures and write one line for each, in order; what cannot be read gets a line with the error.
+    """Inspect images and write one line for each, in order; an unreadable image gets a line with the error.
 
-    Exit code 0: every picture got a verdict. 1: at least one did not.
+    Exit code 0: every image got a verdict. 1: at least one did not.
 
         vae-run BUNDLE today --out results                     the images of a folder
         vae-run BUNDLE incoming --watch --out results          those that arrive in it
@@ -84,7 +84,7 @@ def run(
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
     refuse_idle(context, needs_of_targets({opened.manifest.target}))
-    busy = f"another vae-run writes into {out}"
+    busy = f"another vae-run is writing to {out}"
     with nullcontext() if out is None else claim(out / LOCK_FILE, busy):
         if out is not None:
             check_no_earlier_run(out, overwrite=result.overwrite)  # Which may have ended meanwhile.
@@ -115,7 +115,7 @@ def run(
         if picture.max_pictures is not None:
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
-            notes_console().print("Reading paths from this terminal, one a line; Ctrl-D ends.")
+            notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
         with _open_detector(opened, runtime, is_live=pictures.is_live) as detector:
             n_errors = _inspect(detector, pictures, _open_sinks(result, formats), runtime.batch_size, out)
     if n_errors:
@@ -142,9 +142,9 @@ def _formats(text: str, out: Path | None) -> list[str]:
     formats = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [name for name in formats if name not in _LINES]
     if unknown or not formats:
-        raise UsageError(f"{', '.join(unknown) or 'nothing'!r} is no format of the lines; choose from jsonl, csv")
+        raise UsageError(f"{', '.join(unknown) or 'nothing'!r} is not a format for the lines; choose from jsonl, csv")
     if out is None and len(formats) > 1:
-        raise UsageError("stdout takes one format, there are two; choose one, or name a folder with --out")
+        raise UsageError("stdout can have only one format; choose one, or pass a folder with --out")
     return formats
 
 

@@ -49,16 +49,16 @@ class ResultOptions(OptionGroup):
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for the lines, the overlays and the videos. Without it the lines go to stdout.",
+            help="Folder for the lines, overlays and videos. Without it, the lines go to stdout.",
         ),
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False
     line_format: Annotated[
-        str, typer.Option("--format", metavar="LIST", help="jsonl, csv, or with --out both: jsonl,csv.")
+        str, typer.Option("--format", metavar="LIST", help="jsonl, csv, or both with --out: jsonl,csv.")
     ] = "jsonl"
     overlays: Annotated[
         Overlays | None,
-        typer.Option(help="Pictures to write with the anomaly drawn in.", show_default="anomalous"),
+        typer.Option(help="Which images to write as overlays, with the anomaly drawn in.", show_default="anomalous"),
     ] = None
     overlay_format: Annotated[OverlayFormat, typer.Option(help="jpg is small, png is exact.")] = OverlayFormat.JPG
     video: Annotated[
@@ -70,17 +70,17 @@ class ResultOptions(OptionGroup):
 class PictureOptions(OptionGroup, panel="Pictures"):
     """Which pictures are taken."""
 
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False
+    recursive: Annotated[bool, typer.Option("--recursive", help="Include sub-folders.")] = False
     null: Annotated[
-        bool, typer.Option("--null", "-0", help="A NUL ends each path from stdin, as find -print0 writes them.")
+        bool, typer.Option("--null", "-0", help="Paths from stdin end with NUL, as written by find -print0.")
     ] = False
-    max_pictures: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many pictures.")] = None
+    max_pictures: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many images.")] = None
     max_pixels: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="A picture file with more pixels gets an error and is not decoded.",
+            help="An image file with more pixels is an error and is not decoded.",
             show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
         ),
     ] = None
@@ -90,23 +90,23 @@ class PictureOptions(OptionGroup, panel="Pictures"):
 class FrameOptions(OptionGroup, panel="Videos, cameras and streams"):
     """Which of their frames are taken."""
 
-    every: Annotated[int, typer.Option(metavar="N", help="Take every N-th frame.")] = 1
-    max_frames: Annotated[int | None, typer.Option(metavar="N", help="Of each, take so many frames at most.")] = None
+    every: Annotated[int, typer.Option(metavar="N", help="Process every N-th frame.")] = 1
+    max_frames: Annotated[int | None, typer.Option(metavar="N", help="At most this many frames of each source.")] = None
     no_skip: Annotated[
         bool,
         typer.Option(
-            "--no-skip", help="Take every frame of a camera or a stream, however late, and not always the newest."
+            "--no-skip", help="Process every frame of a camera or stream, however late, instead of only the newest."
         ),
     ] = False
     reconnect: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="How long to try to reach a camera or a stream again that broke off; 0: not at all."
+            metavar="SECONDS", help="How long to keep reconnecting to a lost camera or stream; 0: not at all."
         ),
     ] = LiveOptions.reconnect_s
-    follow_redirects: Annotated[
-        bool, typer.Option("--follow-redirects", help="Follow a URL that leads to another host.")
-    ] = False
+    follow_redirects: Annotated[bool, typer.Option("--follow-redirects", help="Follow redirects to another host.")] = (
+        False
+    )
 
     @property
     def live(self) -> LiveOptions:
@@ -120,17 +120,17 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
 
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Go on with the images that arrive in the folder, until Ctrl-C."),
+        typer.Option("--watch", help="Also process images that arrive in the folder later, until Ctrl-C."),
     ] = False
     poll: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Time between two looks.", show_default=str(WatchOptions.poll_s)),
+        typer.Option(metavar="SECONDS", help="Time between polls.", show_default=str(WatchOptions.poll_s)),
     ] = None
     settle: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="How long a file must stay the same before it is read.",
+            help="How long a file must be unchanged before it is read.",
             show_default=str(WatchOptions.settle_s),
         ),
     ] = None
@@ -138,13 +138,13 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="How long it must stay the same before it counts as broken.",
+            help="How long an unreadable file must be unchanged before it counts as broken.",
             show_default=str(WatchOptions.patience_s),
         ),
     ] = None
     idle_timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="End when nothing has arrived for so long."),
+        typer.Option(metavar="SECONDS", help="Stop when no image has arrived for this long."),
     ] = None
 
     @property
@@ -156,8 +156,8 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
 
 
 @dataclass(frozen=True)
-class RuntimeChoices(OptionGroup, panel="How the model runs"):
-    """How the model runs."""
+class RuntimeChoices(OptionGroup, panel="Running the model"):
+    """Running the model."""
 
     device: Annotated[
         str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")
@@ -165,28 +165,28 @@ class RuntimeChoices(OptionGroup, panel="How the model runs"):
     hint: Annotated[
         Hint | None,
         typer.Option(
-            help="Lay the model out for the next verdict or for most verdicts in a second.",
+            help="Optimize for the latency of one verdict or for throughput.",
             show_default="latency for cameras and streams, else throughput",
         ),
     ] = None
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Processor threads in use.", show_default="all usable cores")
+        int | None, typer.Option(metavar="N", help="Processor threads to use.", show_default="all usable cores")
     ] = None
     requests: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Pictures that the model works on at the same time.", show_default="the device's best"
+            metavar="N", help="Images that the model processes concurrently.", show_default="the best for the device"
         ),
     ] = None
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Pictures for one run of the model.", show_default="1")
+        int | None, typer.Option(metavar="N", help="Images per run of the model.", show_default="1")
     ] = None
     spinning: Annotated[
-        bool, typer.Option("--spinning", help="ONNX Runtime: let idle threads wait for work at full load.")
+        bool, typer.Option("--spinning", help="ONNX Runtime: let idle threads spin while they wait for work.")
     ] = False
     no_cache: Annotated[
         bool,
-        typer.Option("--no-cache", help="OpenVINO, TensorRT: neither use nor keep what was compiled for this device."),
+        typer.Option("--no-cache", help="OpenVINO, TensorRT: do not use or write the cache of compiled models."),
     ] = False
     no_rebuild: Annotated[
         bool,
@@ -198,27 +198,27 @@ class RuntimeChoices(OptionGroup, panel="How the model runs"):
 
 
 def needs_of_options(result: ResultOptions, watching: WatchingOptions) -> Iterator[Condition]:
-    """Give what options need of others."""
+    """Yield what options need of others."""
     needs_folder = {"overwrite", "overlay_format", "video"}
     if result.overlays is not Overlays.NONE:
         needs_folder.add("overlays")
-    yield Condition(needs_folder, result.out is not None, "for the folder of the results: add --out DIR")
+    yield Condition(needs_folder, result.out is not None, "for a folder of results: add --out DIR")
     yield Condition(
-        {"overlay_format"}, result.overlays is not Overlays.NONE, "for overlays, and --overlays is none: leave it out"
+        {"overlay_format"}, result.overlays is not Overlays.NONE, "for overlays, but --overlays is none: leave it out"
     )
     yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
     yield Condition(
-        {"null"}, not watching.watch, "for paths from stdin, and --watch is for folders: leave out one of them"
+        {"null"}, not watching.watch, "for paths from stdin, but --watch is for folders: leave out one of them"
     )
     yield Condition(
         {"video"} | FrameOptions.names(),
         not watching.watch,
-        "for videos, cameras and streams, and --watch waits for images in folders: leave it out",
+        "for videos, cameras and streams, but --watch waits for images in folders: leave it out",
     )
 
 
 def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Condition]:
-    """Give what options need of the sources.
+    """Yield what options need of the sources.
 
     Args:
         texts: the words of the command line, all of which could be opened.
@@ -228,19 +228,19 @@ def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Conditi
     yield Condition(
         {"video", "every", "max_frames"},
         pictures.has_frames,
-        "for videos, cameras and streams, and no source is one: leave it out",
+        "for videos, cameras and streams, but no source is one: leave it out",
     )
     yield Condition(
-        {"no_skip", "reconnect"}, pictures.is_live, "for cameras and streams, and no source is one: leave it out"
+        {"no_skip", "reconnect"}, pictures.is_live, "for cameras and streams, but no source is one: leave it out"
     )
     has_url = any(text.partition("://")[0].lower() in ("http", "https") for text in texts)
-    yield Condition({"follow_redirects"}, has_url, "for http addresses, and no source is one: leave it out")
+    yield Condition({"follow_redirects"}, has_url, "for http addresses, but no source is one: leave it out")
 
 
 def need_of_recursion(texts: Sequence[str]) -> Condition:
     """Return what `--recursive` needs: a folder among the words, or a glob, which may match one."""
     has_folder = any(glob.has_magic(text) or user_path(file_of_url(text)).is_dir() for text in texts)
-    return Condition({"recursive"}, has_folder, "for folders, and no source is one: leave it out")
+    return Condition({"recursive"}, has_folder, "for folders, but no source is one: leave it out")
 
 
 def needs_of_targets(targets: Collection[Target]) -> Iterator[Condition]:
@@ -255,6 +255,6 @@ def needs_of_targets(targets: Collection[Target]) -> Iterator[Condition]:
         yield Condition(
             {option, f"no_{option}"},
             any(target in suited for target in targets),
-            f"for bundles for {in_words(list(map(str, suited)))}, and {which} for "
+            f"for bundles for {in_words(list(map(str, suited)))}, but {which} for "
             f"{in_words(sorted(map(str, targets)))}: leave it out",
         )

@@ -1,4 +1,4 @@
-"""What `vae-run` says at its end: counts, device, where the results are, and how far they can be trusted."""
+"""The summary of `vae-run`: counts, device, where the results are, and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
     if pictures.n_passed_over:
         table.add_row(
-            "left out", f"{pictures.n_passed_over} files in these folders that are no pictures by their names"
+            "left out", f"{pictures.n_passed_over} files in these folders whose names are not those of images"
         )
     if tally.not_made:
         table.add_row("not written", Text(", ".join(f"{n} {what}" for what, n in tally.not_made.items()), "red"))

@@ -29,7 +29,7 @@ from vae_edge.sources.opening import image_files
 
 _NAMED = 10
 _LOOKED_AT = 8
-"""Pictures that are looked at beforehand: enough to tell that a camera has 12 bits."""
+"""Pictures that are examined beforehand: enough to tell that a camera has 12 bits."""
 
 
 class RefitMethod(str, Enum):
@@ -41,10 +41,10 @@ class RefitMethod(str, Enum):
 
 def verify(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder that export made.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder made by vae-export.")],
     data: Annotated[
         list[str],
-        typer.Option(help="Normal images that the model was not trained on: a folder, files or a glob in quotes."),
+        typer.Option(help="Normal images that were not used in training: a folder, files or a glob in quotes."),
     ],
     false_alarm_rate: Annotated[
         float | None,
@@ -55,26 +55,26 @@ def verify(
     abnormal: Annotated[
         list[str] | None,
         typer.Option(
-            help="Images of defective parts, given like --data: to see how many are found, and for f1-optimal."
+            help="Images of defective parts, as for --data: shows how many are found; required for f1-optimal."
         ),
     ] = None,
     method: Annotated[
         RefitMethod,
         typer.Option(
-            help="How the image threshold is chosen. split-conformal: it keeps the false-alarm rate. f1-optimal: where "
-            "F1 is largest on the images of --data and --abnormal; it promises no rate."
+            help="How the image threshold is chosen. split-conformal: it keeps the false-alarm rate. f1-optimal: it "
+            "maximizes F1 on the images of --data and --abnormal and guarantees no rate."
         ),
     ] = RefitMethod.SPLIT_CONFORMAL,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")] = "auto",
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look into sub-folders too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Include sub-folders.")] = False,
     no_rebuild: Annotated[
         bool, typer.Option("--no-rebuild", help="TensorRT: fail if the engine does not fit this device.")
     ] = False,
 ) -> None:
     """Re-fit a bundle's thresholds on this device and record them in the bundle.
 
-    Every image of --data must show a good part: a defective one among them raises the threshold. Images that are named
-    after defects or masks below the folder of --data are refused.
+    Every image of --data must show a good part: a defective one would raise the threshold. Images in the folder of
+    --data that are named after defects or masks are refused.
     """
     if false_alarm_rate is not None:
         check_askable_rate(false_alarm_rate, "false-alarm rate")
@@ -115,8 +115,8 @@ def _good_files(data: Sequence[str], *, recursive: bool) -> list[Path]:
             if doubtful:
                 raise InputError(
                     f"{len(doubtful)} of the {len(found)} images of {text} are not named like good parts "
-                    f"({doubtful[0].as_posix()}, for example), and a defect among them would let others pass; expected "
-                    "good parts only: name the folders or the files that hold them"
+                    f"({doubtful[0].as_posix()}, for example), and a defect among them would let others pass; pass "
+                    "only folders or files of good parts"
                 )
         files += found
     return files
@@ -130,7 +130,7 @@ def _check_method(method: RefitMethod, abnormal: list[str] | None, false_alarm_r
         raise UsageError("--method f1-optimal needs labelled images; add --abnormal, a folder of defective parts")
     if false_alarm_rate is not None:
         raise UsageError(
-            f"--method f1-optimal promises no false-alarm rate, and --false-alarm-rate is {false_alarm_rate}; "
+            f"--method f1-optimal guarantees no false-alarm rate, but --false-alarm-rate is {false_alarm_rate}; "
             "leave out one of them"
         )
 
@@ -151,7 +151,7 @@ def _check_apart(normal: Sequence[Path], abnormal: Sequence[Path]) -> None:
     if both:
         raise InputError(
             f"{len(both)} images are in both --data and --abnormal ({sorted(both)[0]}, for example); expected good "
-            "parts in the one and defective ones in the other"
+            "parts in the first and defective ones in the second"
         )
 
 
@@ -172,23 +172,23 @@ def _print_refit(refit: Refit) -> None:
     console = results_console()
     console.print(table)
     console.print(f"False alarms: {describe_promise(new)}.")
-    console.print(f"The smallest rate that can be supported is {describe_support(new)}.")
+    console.print(f"The smallest possible rate is {describe_support(new)}.")
     found = refit.labelled
     if found is not None:
         console.print(
-            f"Of these images it finds {found.n_hits} of {found.n_anomalous} anomalous ones and calls "
-            f"{found.n_false_alarms} of {found.n_normal} normals anomalous: F1 {found.f1:.3f}. New images will mostly "
-            "do worse than those that set the threshold."
+            f"On these images it finds {found.n_hits} of {found.n_anomalous} anomalous ones and calls "
+            f"{found.n_false_alarms} of {found.n_normal} normals anomalous: F1 {found.f1:.3f}. Expect worse results "
+            "on new images than on those that set the threshold."
         )
     above = sum(score > old.image_threshold for score in new.calibration_scores)
-    console.print(f"With the thresholds before, {above} of these {new.n_normals} normals would be called anomalous.")
+    console.print(f"With the previous thresholds, {above} of these {new.n_normals} normals would be called anomalous.")
     manifest = refit.bundle.manifest
     trust = "is verified now." if manifest.verified else f"is not verified: {manifest.not_verified_because}."
     console.print(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which {trust}")
     if old.method is ThresholdMethod.CROSS_CONFORMAL:
         print_warning(
             "this model was trained on all good parts that its run had; the thresholds hold for new parts only if "
-            "these pictures are none of them"
+            "these images were not among them"
         )
     for error in refit.unreadable[:_NAMED]:
         print_warning(str(error))

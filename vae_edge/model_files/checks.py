@@ -98,7 +98,7 @@ def read_ir(path: Path) -> IrListener:
         with open_regular(path) as file:
             parser.Parse(read_bounded(file, _MAX_IR_BYTES), True)
     except (expat.ExpatError, ValueError) as error:
-        raise InputError(f"{path} is no OpenVINO IR, or is damaged: {error}") from error
+        raise InputError(f"{path} is not an OpenVINO IR, or is damaged: {error}") from error
     return listener
 
 
@@ -122,12 +122,12 @@ class IrListener:
         """Enter an element."""
         self._n_elements += 1
         if self._n_elements > _MAX_ELEMENTS or len(self._open) > _MAX_DEPTH:
-            raise ValueError(f"it has more than {_MAX_ELEMENTS} elements, or more than {_MAX_DEPTH} in one another")
+            raise ValueError(f"it has more than {_MAX_ELEMENTS} elements, or more than {_MAX_DEPTH} nested")
         if not self._open and tag != "net":
             raise ValueError(f"its first element is <{tag}>, expected <net>")
         if not self._open:
             self.version = attributes.get("version", "unknown")
-        # A key that is no XML name is written as <info name="..."/>.
+        # A key that is not an XML name is written as <info name="..."/>.
         self._open.append(attributes.get("name", tag) if tag == "info" else tag)
         if self._open[:2] == ["net", "layers"] and len(self._open) == 3:
             self.n_layers += 1
@@ -139,7 +139,7 @@ class IrListener:
         if tag == "data" and self._is_constant:
             offset, size = int(attributes.get("offset", 0)), int(attributes.get("size", 0))
             if offset < 0 or size < 0:
-                raise ValueError(f"a constant is said to have {size} bytes at {offset}")
+                raise ValueError(f"a constant is declared with {size} bytes at {offset}")
             self.weights_end = max(self.weights_end, offset + size)
 
     def end(self, tag: str) -> None:
@@ -171,7 +171,9 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(size_bytes - 8, SAFETENSORS_LIMITS.size_bytes):
-            raise InputError(f"{path} is no safetensors file, or is damaged: its header cannot be {length} bytes long")
+            raise InputError(
+                f"{path} is not a safetensors file, or is damaged: its header cannot be {length} bytes long"
+            )
         raw = file.read(length)
     try:
         header = parse_json(raw, SAFETENSORS_LIMITS)
@@ -181,9 +183,9 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         words = {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise InputError(
-            f"{path} is no safetensors file, or is damaged: its header cannot be read ({error})"
+            f"{path} is not a safetensors file, or is damaged: its header cannot be read ({error})"
         ) from error
     missing = 8 + length + max(ends, default=0) - size_bytes
     if missing > 0:
-        raise InputError(f"{path} is damaged: {missing} bytes are missing at its end")
+        raise InputError(f"{path} is damaged: {missing} bytes are missing at the end")
     return SafetensorsHeader(dtypes, words)

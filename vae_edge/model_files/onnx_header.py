@@ -22,7 +22,7 @@ from vae_edge.errors import InputError
 _IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSET, _METADATA = 1, 2, 3, 7, 8, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VALUE_BYTES = 1_000_000
-"""Longest text that is read; nothing that belongs into metadata comes near it."""
+"""Longest text that is read; nothing that belongs in metadata comes near it."""
 
 # Which fields of a message hold which messages, on all ways that lead to a tensor (onnx/onnx.proto3).
 _PARTS: dict[str, dict[int, str]] = {
@@ -89,9 +89,9 @@ def read_onnx_header(path: Path) -> OnnxHeader:
                     entry = dict(_message(value))
                     metadata[_text(entry.get(1, b""))] = _text(entry.get(2, b""))
     except ValueError as error:
-        raise InputError(f"{path} is no ONNX model, or is damaged: {error}") from error
+        raise InputError(f"{path} is not an ONNX model, or is damaged: {error}") from error
     if not (ir_version and has_graph and opsets):
-        raise InputError(f"{path} is no ONNX model: it has no version, no operator set or no graph")
+        raise InputError(f"{path} is not an ONNX model: it has no version, no operator set or no graph")
     return OnnxHeader(ir_version, opsets, " ".join(filter(None, producer)), metadata)
 
 
@@ -108,7 +108,7 @@ def read_external_data(path: Path) -> set[str]:
         try:
             return _locations(file, path.stat().st_size)
         except ValueError as error:
-            raise InputError(f"{path} is no ONNX model, or is damaged: {error}") from error
+            raise InputError(f"{path} is not an ONNX model, or is damaged: {error}") from error
 
 
 def check_straight(path: Path) -> None:
@@ -139,18 +139,18 @@ def check_straight(path: Path) -> None:
                         if isinstance(value, _Skipped):
                             parts.append((str(part), value.begin, value.end))
                     elif part in ("graph", "training", "function"):
-                        raise ValueError("it holds a loop, a branch or a function, which no export does")
+                        raise ValueError("it contains a loop, a branch or a function, which no export does")
         except ValueError as error:
-            raise InputError(f"{path} is no ONNX model of vae-edge, or is damaged: {error}") from error
+            raise InputError(f"{path} is not an ONNX model of vae-edge, or is damaged: {error}") from error
 
 
 def _check_word(number: int, word: bytes) -> None:
     if number == _OPERATOR and word in _RANDOM | _GROWING:
-        what = "gives another result every time" if word in _RANDOM else "may make values without end"
+        what = "gives a different result every time" if word in _RANDOM else "may generate values endlessly"
         raise ValueError(f"the operator {word.decode()} {what}, and no export uses it")
     if number == _DOMAIN and word not in (b"", b"ai.onnx"):
         raise ValueError(
-            f"an operator is of the domain {ascii(word.decode(errors='replace'))[:80]}, which no export uses"
+            f"an operator belongs to the domain {ascii(word.decode(errors='replace'))[:80]}, which no export uses"
         )
 
 
@@ -218,14 +218,14 @@ def _fields(file: BinaryIO, size: int, wanted: set[int] | None) -> Iterator[tupl
             raise ValueError(f"field {number} should have {length} bytes, {size - file.tell()} are left")
         if kind == _BYTES and (wanted is None or number in wanted):
             if length > _MAX_VALUE_BYTES:
-                raise ValueError(f"field {number} has {length} bytes; expected a short text")
+                raise ValueError(f"field {number} has {length} bytes; expected a short string")
             yield number, file.read(length)
         else:
             begin = file.tell()
             yield number, _Skipped(begin, begin + length) if kind == _BYTES else None
             file.seek(begin + length)
     if file.tell() > size:
-        raise ValueError("a number goes on after the end of its message")
+        raise ValueError("a number extends beyond the end of its message")
 
 
 def _varint(file: BinaryIO) -> int:
@@ -243,11 +243,11 @@ def _varint(file: BinaryIO) -> int:
 
 def _text(value: _Value) -> str:
     if not isinstance(value, bytes):
-        raise ValueError("a number stands where a text should")
+        raise ValueError("there is a number instead of a string")
     return value.decode()
 
 
 def _number(value: _Value) -> int:
     if not isinstance(value, int):
-        raise ValueError("a text stands where a number should")
+        raise ValueError("there is a string instead of a number")
     return value

@@ -25,7 +25,7 @@ HEAD_BYTES = 32
 FORMATS = "PNG, JPEG, BMP, TIFF or WebP"
 
 _MOST_PARTS = 10_000
-"""Chunks, segments or pages that are looked at: a file of nothing but headers must not take minutes."""
+"""Chunks, segments or pages that are examined: a file of nothing but headers must not take minutes."""
 
 _MOST_STRIPS = 1_000_000
 _MOST_CHUNKS = 1_000_000
@@ -34,7 +34,7 @@ _MOST_CHUNKS = 1_000_000
 _BREAKS_OFF = (struct.error, IndexError, OverflowError)
 """What reading at a place outside the file raises."""
 
-_DAMAGED = "copy it again or take the picture again"
+_DAMAGED = "copy it again or capture the image again"
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def read_header(data: NDArray[np.uint8], name: str) -> ImageHeader:
     """
     kind = format_of(data[:HEAD_BYTES].tobytes())
     if kind is None:
-        raise InputError(f"{name} could not be decoded; expected {FORMATS}: remove it or take the picture again")
+        raise InputError(f"{name} could not be decoded; expected {FORMATS}: remove it or capture the image again")
     content = memoryview(data)  # type: ignore[arg-type]  # an array is a buffer; numpy says so from 3.12 on
     try:
         header = _READERS[kind](content, name)
     except _BREAKS_OFF as error:
-        raise InputError(f"{name} could not be decoded, its {kind} header breaks off; {_DAMAGED}") from error
+        raise InputError(f"{name} could not be decoded, its {kind} header is incomplete; {_DAMAGED}") from error
     if header.width < 1 or header.height < 1:
         raise InputError(f"{name} is a {kind} of {header.width}x{header.height} pixels; {_DAMAGED}")
     return header
@@ -109,7 +109,7 @@ def _read_png(content: memoryview, name: str) -> ImageHeader:
         # To its end: OpenCV allocates what a chunk claims, wherever it stands.
         position += 12 + length
         if position > len(content):
-            raise InputError(f"{name} is a PNG that breaks off before its end; {_DAMAGED}")
+            raise InputError(f"{name} is a PNG that ends too early; {_DAMAGED}")
         if kind == b"IEND":
             return ImageHeader("PNG", width, height, n_pages=n_frames)
     _too_many_parts(name, _MOST_CHUNKS)
@@ -127,7 +127,7 @@ def _read_jpeg(content: memoryview, name: str) -> ImageHeader:
                 raise InputError(f"{name} is a JPEG with two sizes; {_DAMAGED}")
             header = ImageHeader("JPEG", width, height, is_progressive=kind in (0xC2, 0xC6, 0xCA, 0xCE))
     if header is None:
-        raise InputError(f"{name} is a JPEG that breaks off before its end; {_DAMAGED}")
+        raise InputError(f"{name} is a JPEG that ends too early; {_DAMAGED}")
     return header
 
 
@@ -169,13 +169,13 @@ def check_jpeg_is_whole(data: NDArray[np.uint8], name: str) -> None:
             # Where a scan holds all components, the number of its restarts is known.
             is_known = interval > 0 and n_mcus > 0 and content[position + 2] == n_components
             if is_known and not _restarts_are_there(data, position, -(-n_mcus // interval) - 1):
-                raise InputError(f"{name} is a JPEG with a part missing (its restart markers say so); {_DAMAGED}")
+                raise InputError(f"{name} is a JPEG with a missing part, according to its restart markers; {_DAMAGED}")
             # Behind the first start of scan no thumbnail comes any more: an end there is the picture's.
             if ends_with_end and position < len(content) - 2:
                 return
         elif kind == 0xD9:
             return
-    raise InputError(f"{name} is a JPEG that breaks off before its end; {_DAMAGED}")
+    raise InputError(f"{name} is a JPEG that ends too early; {_DAMAGED}")
 
 
 def _count_mcus(content: memoryview, position: int, n_components: int) -> int:
@@ -246,7 +246,7 @@ def _read_webp(content: memoryview, name: str) -> ImageHeader:
     else:
         _too_many_parts(name)
     if not sizes:
-        raise InputError(f"{name} is a WebP file without a picture; {_DAMAGED}")
+        raise InputError(f"{name} is a WebP file without an image; {_DAMAGED}")
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     # An animation of one frame, too: not every OpenCV reads one, and colours may be multiplied by alpha.
     return ImageHeader("WebP", width, height, n_pages=max(2, n_frames) if is_animated else 1, orientation=orientation)
@@ -342,7 +342,7 @@ def _read_tiff(content: memoryview, name: str) -> ImageHeader:
     if first is None:
         raise IndexError
     if n_before and n_pages:
-        raise InputError(f"{name} is a TIFF that begins with a preview of its picture; convert it, for example to PNG")
+        raise InputError(f"{name} is a TIFF whose first page is a preview; convert it, for example to PNG")
     tags = first.tags
     _check_tiff_samples(tags, name)
     (width, *_), (height, *_) = tags.get(256, (0,)), tags.get(257, (0,))
@@ -375,9 +375,9 @@ def _check_tiff_samples(tags: dict[int, tuple[int, ...]], name: str) -> None:
         colours = _TIFF_COLOURS.get(photometric, f"kind {photometric}")
         raise InputError(f"{name} is a TIFF whose values are {colours} of {max(bits)} bits; {advice}")
     if (compression := tags.get(259, (1,))[0]) not in (1, 2, 3, 4, 7, *_TIFF_LENGTHS):
-        raise InputError(f"{name} is a TIFF of compression {compression}, which is not read; {advice}")
+        raise InputError(f"{name} is a TIFF of compression {compression}, which is not supported; {advice}")
     if max(bits) > 8 and n_samples > 1 and tags.get(284, (1,))[0] == 2:
-        raise InputError(f"{name} is a 16-bit TIFF with each channel by itself (planar); {advice}")
+        raise InputError(f"{name} is a 16-bit TIFF with separate channels (planar); {advice}")
 
 
 def check_tiff_is_whole(data: NDArray[np.uint8], name: str, image: NDArray[Any]) -> None:
@@ -406,7 +406,7 @@ def check_tiff_is_whole(data: NDArray[np.uint8], name: str, image: NDArray[Any])
     n_in_plane = -(-height // max(part_height, 1)) * -(-width // max(part_width, 1))
     n_parts = n_in_plane * (n_samples if is_planar else 1)
     if min(len(offsets), len(sizes)) < n_parts:
-        raise InputError(f"{name} is a TIFF in {n_parts} parts that does not say where they are; {_DAMAGED}")
+        raise InputError(f"{name} is a TIFF in {n_parts} parts without their positions; {_DAMAGED}")
     row_bytes = (part_width * max(tags.get(258, (1,))) * (1 if is_planar else n_samples) + 7) // 8
     is_upright = tags.get(274, (1,))[0] == 1 and image.shape[:2] == (height, width)
     has_checksum = _TIFF_LENGTHS[compression] is _deflated_length
@@ -419,7 +419,7 @@ def check_tiff_is_whole(data: NDArray[np.uint8], name: str, image: NDArray[Any])
         packed = content[offsets[part] : offsets[part] + sizes[part]]
         n_bytes = n_rows * row_bytes
         if tags.get(266, (1,))[0] == 1 and _TIFF_LENGTHS[compression](packed, n_bytes) < n_bytes:
-            raise InputError(f"{name} is a damaged TIFF, its part {part + 1} of {n_parts} breaks off; {_DAMAGED}")
+            raise InputError(f"{name} is a damaged TIFF, its part {part + 1} of {n_parts} is incomplete; {_DAMAGED}")
 
 
 def _may_be_missing(pixels: NDArray[Any], photometric: int) -> bool:
@@ -477,7 +477,7 @@ def _packbits_length(packed: memoryview, wanted: int) -> int:
 
 
 def _too_many_parts(name: str, most: int = _MOST_PARTS) -> NoReturn:
-    raise InputError(f"{name} consists of more than {most} parts; {_DAMAGED}")
+    raise InputError(f"{name} has more than {most} parts; {_DAMAGED}")
 
 
 _READERS: dict[str, Callable[[memoryview, str], ImageHeader]] = {

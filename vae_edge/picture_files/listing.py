@@ -91,9 +91,9 @@ class Listing:
     leftovers: list[Path] = field(default_factory=list)
     """Folders that were not looked into, sorted."""
     dangling: list[Path] = field(default_factory=list)
-    """Links that lead nowhere, sorted."""
+    """Broken links, sorted."""
     special: list[Path] = field(default_factory=list)
-    """What ends like an image and is no file: pipes, devices, sockets; sorted."""
+    """What ends like an image and is not a file: pipes, devices, sockets; sorted."""
 
     @property
     def n_other(self) -> int:
@@ -108,8 +108,8 @@ class Listing:
         """Return what was left out, a sentence for each kind that there is."""
         hidden = sum(folder.n_hidden for folder in self.folders if not folder.again)
         found = (
-            (self.dangling, "links that lead nowhere, left out"),
-            (self.leftovers, "folders left by a program or hidden, not looked into"),
+            (self.dangling, "broken links, skipped"),
+            (self.leftovers, "left-over or hidden folders, skipped"),
         )
         sentences = [
             f"{what}: {len(paths)} ({', '.join(self._below(path) for path in paths[:_MOST_NAMED])}"
@@ -117,7 +117,7 @@ class Listing:
             for paths, what in found
             if paths
         ]
-        return [*sentences, *([f"hidden image files, left out: {hidden}"] if hidden else [])]
+        return [*sentences, *([f"hidden image files, skipped: {hidden}"] if hidden else [])]
 
     def _below(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -201,8 +201,8 @@ def is_left_out(name: str) -> bool:
 def cannot_read(path: Path, error: OSError) -> InputError:
     """Return the error for a folder, or what a link leads to, that cannot be read."""
     return InputError(
-        f"{path} could not be read ({error.strerror or error}), so nobody knows which pictures it holds; "
-        "change its permissions, or move it away"
+        f"{path} could not be read ({error.strerror or error}), so its images are unknown; change its permissions, "
+        "or move it away"
     )
 
 

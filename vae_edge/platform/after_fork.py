@@ -44,7 +44,7 @@ class Process:
         """
         if not self.is_this:
             raise DeviceError(
-                f"{self._what} was opened before the fork, and its threads were not forked with it; open it in the "
+                f"{self._what} was opened before the fork, and its threads did not survive the fork; open it in the "
                 "worker: call Detector.open there, or start workers with the method spawn"
             )
 

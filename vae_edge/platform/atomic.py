@@ -174,7 +174,7 @@ def claim(lock_path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         while not file.acquire():
             if not wait:
-                raise InputError(f"{work} ({file.holder()}); wait until that has ended, or choose another place")
+                raise InputError(f"{work} ({file.holder()}); wait until it ends, or choose another place")
             time.sleep(0.1)
     except OSError as error:
         raise _cannot_write(lock_path.parent, error) from error
@@ -237,9 +237,9 @@ def check_place(folder: Path) -> None:
     """
     above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not above.is_dir():
-        raise InputError(f"{folder} could not be written, {above} is a file; expected a folder: choose another place")
+        raise InputError(f"{folder} could not be written because {above} is a file, not a folder; choose another place")
     if not os.access(above, os.W_OK):
-        raise InputError(f"{folder} could not be written, {above} is read-only; choose another place")
+        raise InputError(f"{folder} could not be written because {above} is read-only; choose another place")
 
 
 def check_replaceable(final: Path, marker: str | None, own: Callable[[Path], set[str]] | None = None) -> None:
@@ -258,16 +258,14 @@ def check_replaceable(final: Path, marker: str | None, own: Callable[[Path], set
     if not final.exists() and not final.is_symlink():
         return
     if not final.is_dir() or (any(final.iterdir()) and (marker is None or not (final / marker).is_file())):
-        raise InputError(
-            f"{final} is already there and is not something to replace; choose another name or move it away"
-        )
+        raise InputError(f"{final} already exists and cannot be replaced; choose another name or move it away")
     if own is not None and any(final.iterdir()):
         foreign = files_except(final, own(final))
         if foreign:
             more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
             raise InputError(
-                f"{final} would be replaced, and {foreign[0]}{more} in it belongs to somebody else; move it away, "
-                "or choose another name"
+                f"{final} would be replaced, but it contains {foreign[0]}{more}, which vae-edge did not write; move "
+                "it away, or choose another name"
             )
 
 
@@ -302,7 +300,7 @@ def _publish(temporary: Path, final: Path) -> None:
             old.rename(final)
         except OSError as second:
             raise InputError(
-                f"{final} could not be replaced ({error}) nor put back ({second}); what it was is in {old}"
+                f"{final} could not be replaced ({error}) nor restored ({second}); its previous content is in {old}"
             ) from error
         raise
     # A name that `restore` does not put back: from here on it is being deleted.
@@ -314,7 +312,7 @@ def _sync_name(final: Path) -> None:
         sync_folder(final.parent)
     except OSError as error:
         raise InputError(
-            f"{final} was written, but the disk could not confirm it ({error.strerror or error}): it may be lost in a "
+            f"{final} was written, but the disk did not confirm it ({error.strerror or error}): it may be lost in a "
             "power cut; check the disk and write it again"
         ) from error
 
@@ -393,7 +391,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         scratch = tempfile.TemporaryDirectory(prefix=f"vae-edge-{purpose}-", ignore_cleanup_errors=True)
     except OSError as error:
         if tempfile.tempdir is None:  # Python tried several; its own sentence names them.
-            raise InputError(f"there is no temporary folder: {error.strerror}; {advice}") from error
+            raise InputError(f"no temporary folder is available: {error.strerror}; {advice}") from error
         raise InputError(
             f"the temporary folder {tempfile.gettempdir()} cannot be used ({error.strerror}); {advice}"
         ) from error

@@ -249,7 +249,7 @@ class LockFile:
         who = "another process" if found is None else f"process {found['pid']}"
         if is_alive(name) is None and found is not None:
             who += " on another machine or in another container"
-        return f"{who}; if none runs any more, delete {self._owner_path}" if by_name else who
+        return f"{who}; if it no longer runs, delete {self._owner_path}" if by_name else who
 
     def release(self) -> None:
         """Remove the file and let others have it."""

@@ -118,7 +118,7 @@ def check_current_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109 - nothing is made of it
     except OSError as error:
-        raise InputError("torch cannot run where the current folder was deleted; change to another folder") from error
+        raise InputError("torch cannot run because the current folder was deleted; change to another folder") from error
 
 
 def _home_of(name: str | None) -> Path | None:

@@ -164,7 +164,7 @@ class InOrder(Generic[_Item, _Result]):
         for worker in self._workers:
             worker.join(_PATIENCE_S)
         if any(worker.is_alive() for worker in self._workers):
-            _log.warning("a thread still waits for the next image of its source and ends when that comes")
+            _log.warning("a thread is still waiting for the next image of its source and will end when it arrives")
 
 
 _running: WeakSet[InOrder[Any, Any]] = WeakSet()

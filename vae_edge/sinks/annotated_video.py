@@ -121,8 +121,8 @@ class _Writer:
         if not self._video.isOpened():
             width, height = size
             raise InputError(
-                f"{path} could not be begun with frames of {width}x{height} pixels; "
-                "check that the place can be written, or leave out --video"
+                f"{path} could not be started with frames of {width}x{height} pixels; "
+                "check that the folder is writable, or leave out --video"
             )
 
     def write(self, frame: NDArray[np.uint8]) -> None:
@@ -140,7 +140,7 @@ class _Writer:
         if n_there < self.n_written:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
-            raise InputError(f"{self.path} could not be written as a whole; make room or choose another place")
+            raise InputError(f"{self.path} could not be written completely; make room or choose another place")
         try:
             self._temporary.replace(self.path)
         except OSError as error:
@@ -157,7 +157,7 @@ def _usable_codec() -> tuple[str, str]:
             if usable:
                 return suffix, codec
     tried = " and ".join(f"{codec} in {suffix}" for suffix, codec in _CODECS)
-    raise InputError(f"this OpenCV can write no video ({tried} failed); leave out --video, or install its FFmpeg")
+    raise InputError(f"this OpenCV cannot write videos ({tried} failed); leave out --video, or install its FFmpeg")
 
 
 def _open_writer(path: Path, codec: str, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:

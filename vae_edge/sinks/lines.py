@@ -51,7 +51,7 @@ class _TextLines(Sink):
             self._shown = file
             return
         if file.is_file() and not overwrite:
-            raise InputError(f"{file} is there from an earlier run; choose another --out, or pass --overwrite")
+            raise InputError(f"{file} exists from an earlier run; choose another --out, or pass --overwrite")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._file = file.open("wb", buffering=0)
@@ -74,7 +74,7 @@ class _TextLines(Sink):
                 self._shown.write(line + "\n")
                 self._shown.flush()
             else:
-                # A file name that is no UTF-8 is escaped.
+                # A file name that is not UTF-8 is escaped.
                 self._write_whole((line + "\n").encode("utf-8", "backslashreplace"))
         except BrokenPipeError:
             raise  # The reader of a pipe has seen enough: no failure.

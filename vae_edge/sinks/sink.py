@@ -53,7 +53,7 @@ class Sink(ABC):
     what = "results"
     """What it writes, for people."""
     is_by_product = False
-    """Whether a run goes on without it: an overlay that cannot be written must not cost the verdicts behind it."""
+    """Whether a run continues without it: an overlay that cannot be written must not cost the verdicts behind it."""
 
     @abstractmethod
     def write(self, inspected: Inspected) -> None:
@@ -116,10 +116,12 @@ def check_no_earlier_run(folder: Path, *, overwrite: bool) -> None:
         InputError: it does, and `overwrite` is not set; or it is not a folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; expected the name of a folder for the results")
+        raise InputError(f"{folder} is a file; expected a folder for the results")
     for name in () if overwrite else _RESULT_FILES:
         if (folder / name).exists():
-            raise InputError(f"{folder} holds the {name} of an earlier run; choose another --out, or pass --overwrite")
+            raise InputError(
+                f"{folder} contains the {name} of an earlier run; choose another --out, or pass --overwrite"
+            )
 
 
 def clear_earlier_run(folder: Path) -> None:

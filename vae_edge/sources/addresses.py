@@ -112,7 +112,7 @@ def file_of_url(address: str) -> str:
         return address
     parts = urlsplit(address)
     if parts.netloc not in ("", "localhost"):
-        raise InputError(f"{address} names a file of another machine, {parts.netloc}; expected file:///PATH")
+        raise InputError(f"{address} refers to a file on another machine, {parts.netloc}; expected file:///PATH")
     return urllib.request.url2pathname(parts.path)
 
 
@@ -170,16 +170,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme not in ("http", "https"):
             raise RedirectError(
-                f"{without_password(req.full_url)} leads to {without_password(newurl)}, which is not http or https; "
-                "give the final address"
+                f"{without_password(req.full_url)} redirects to {without_password(newurl)}, which is not http or "
+                "https; pass the final address"
             )
         same_host = old.hostname == new.hostname
         downgraded = (old.scheme, new.scheme) == ("https", "http")
         if not self._other_hosts and (not same_host or downgraded):
             where = "the same host without encryption" if same_host else f"another host, {new.hostname}"
             raise RedirectError(
-                f"{without_password(req.full_url)} leads from {old.hostname} to {where}, which is not "
-                f"followed; pass {REDIRECT_OPTION} to allow it, or give the final address"
+                f"{without_password(req.full_url)} redirects from {old.hostname} to {where}, which is not followed; "
+                f"add {REDIRECT_OPTION} to allow it, or pass the final address"
             )
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         login = req.unredirected_hdrs.get("Authorization")

@@ -43,9 +43,9 @@ class LiveOptions:
     """
 
     skip: bool = True
-    """Give the newest frame each time and leave out those that came meanwhile; else give every one, ever later."""
+    """Return the newest frame each time and drop those before it; otherwise return every one, with growing delay."""
     reconnect_s: float = 60.0
-    """How long to try to find a camera or a stream again that has broken off; 0: it is over then."""
+    """How long to keep reconnecting to a camera or a stream that was lost; 0: not at all."""
     timeout_s: float = DEFAULT_TIMEOUT_S
     """How long a stream may take to answer, and to send its next frame."""
     other_hosts: bool = False
@@ -174,7 +174,7 @@ class _Reader(threading.Thread):
         self.n_read = 0
         self.n_reconnections = 0
         self.failure: InputError | None = None
-        """Why there are no more frames, where nobody asked for an end."""
+        """Why there are no more frames, although no end was requested."""
         self._address = address
         self._shown = without_password(address)
         self._every = every
@@ -229,8 +229,8 @@ class _Reader(threading.Thread):
                     n_stills = n_stills + 1 if n_here == 1 else 0
                     if n_stills == _STILLS and self._address.lower().startswith("http"):
                         self.failure = InputError(
-                            f"{self._shown} gave one picture and ended, {_STILLS} times; expected a stream; for a "
-                            "still picture run vae-run again whenever a new one is wanted"
+                            f"{self._shown} returned one image and ended, {_STILLS} times; expected a stream: for a "
+                            "still image, run vae-run for each new one"
                         )
                         return
                     n_here = 0
@@ -256,13 +256,13 @@ class _Reader(threading.Thread):
 
     def _reconnect(self) -> cv2.VideoCapture | None:
         """Retry, less and less often, until a frame has been grabbed again; None: given up, or no longer wanted."""
-        lost = f"{self._shown} gives no more frames after {self.n_read}"
+        lost = f"{self._shown} returns no more frames after {self.n_read}"
         advice = "check the camera or the network"
         patience_s = self._options.reconnect_s
         if patience_s == 0:
             self.failure = InputError(f"{lost}; {advice}")
             return None
-        _log.warning("%s; trying to reach it again for up to %g s", lost, patience_s)
+        _log.warning("%s; reconnecting for up to %g s", lost, patience_s)
         begin_s, pause_s = time.monotonic(), _FIRST_PAUSE_S
         while (left_s := begin_s + patience_s - time.monotonic()) > 0:
             with self._changed:
@@ -276,7 +276,7 @@ class _Reader(threading.Thread):
                 return video
             if video is not None:
                 video.release()
-        self.failure = InputError(f"{lost}, and could not be reached again within {patience_s:g} s; {advice}")
+        self.failure = InputError(f"{lost}, and could not be reconnected within {patience_s:g} s; {advice}")
         return None
 
     def _try_to_open(self) -> cv2.VideoCapture | None:

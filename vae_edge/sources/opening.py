@@ -60,9 +60,9 @@ def open_sources(
     if not texts:
         raise InputError("no source was given; expected images, folders, globs, videos, a camera's index or a URL")
     if list(texts).count(STANDARD_INPUT) > 1:
-        raise UsageError("- was given twice; standard input can be read only once")
+        raise UsageError("- was given twice, but standard input can be read only once")
     if null_separated and STANDARD_INPUT not in texts:
-        raise UsageError("--null is about the paths of standard input; add - as a source, or leave it out")
+        raise UsageError("--null applies to paths from standard input; add - as a source, or leave it out")
     sources: list[Source] = []
     images: list[tuple[Path, str]] = []
     passed_over: list[int] = []
@@ -119,9 +119,9 @@ def open_watch(
     folders = [user_path(text) for text in texts]
     for text, folder in zip(texts, folders, strict=True):
         if not folder.is_dir() and (folder.exists() or text == STANDARD_INPUT or _is_live(text)):
-            raise UsageError(f"{text} is no folder; --watch waits for the images that arrive in folders")
+            raise UsageError(f"{text} is not a folder; --watch waits for images that arrive in folders")
         if not folder.exists():
-            raise InputError(f"{text} does not exist; --watch needs a folder, which may be empty: make it first")
+            raise InputError(f"{text} does not exist; --watch needs a folder, which may be empty: create it first")
     return WatchedFolders(
         folders,
         recursive=recursive,
@@ -175,7 +175,7 @@ def _files_of(
         elif (is_image_file(match) or match.suffix.lower() in VIDEO_SUFFIXES) and not _lies_in(match, except_in):
             found.append((match, f"{match.parent.name}-{match.stem}".lstrip("-")))
     if not found:
-        raise InputError(f"the glob {text!r} matches no image and no video; check it, and keep it in quotes")
+        raise InputError(f"the glob {text!r} matches no image or video; check it, and put it in quotes")
     return found
 
 
@@ -183,13 +183,13 @@ def _files_in(
     folder: Path, *, recursive: bool, except_in: Path | None, passed_over: list[int] | None, or_raise: bool = True
 ) -> list[tuple[Path, str]]:
     listing = list_images(folder, recursive=recursive, except_in=except_in)
-    # What is no file gets a line with the error.
+    # What is not a file gets a line with the error.
     found = sorted([*listing.images(), *listing.special])
     remarks = listing.remarks()
     if not found and or_raise:
-        advice = "name a folder of images" if recursive else "add --recursive to look into its sub-folders"
+        advice = "pass a folder of images" if recursive else "add --recursive to include its sub-folders"
         more = f" ({'; '.join(remarks)})" if remarks else f" ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        raise InputError(f"{folder} holds no image{more}; {advice}")
+        raise InputError(f"{folder} has no image{more}; {advice}")
     if passed_over is not None:
         n_hidden = sum(files.n_hidden for files in listing.folders if not files.again)
         passed_over.append(listing.n_other + n_hidden + len(listing.dangling))
@@ -216,7 +216,7 @@ def _listable(pattern: Path, except_in: Path | None) -> Callable[[Path], bool]:
 
     def is_listable(match: Path) -> bool:
         if match.is_symlink() and not match.exists():
-            _log.warning("%s is a link that leads nowhere and was left out", match)
+            _log.warning("%s is a broken link and was skipped", match)
             return False
         folder = match if match.is_dir() else match.parent
         if listed is not None:

@@ -13,7 +13,7 @@ from vae_edge.sources.pictures import FileDecoder, Picture, Source
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_PATH = 1 << 16
-"""Bytes; no system allows so many. More without an end of line is no list of paths."""
+"""Bytes; no system allows so many. More without an end of line is not a list of paths."""
 _PATIENCE_S = 0.1
 
 
@@ -48,7 +48,9 @@ class PathLines(Source):
     ) -> None:
         super().__init__()
         if file is None:
-            raise InputError("standard input is closed; expected paths from a file or a pipe: give it one, or no -")
+            raise InputError(
+                "standard input is closed; expected paths from a file or a pipe: connect one, or leave out -"
+            )
         self._file = file
         self._null_separated = null_separated
         self._white_level = white_level
@@ -83,14 +85,14 @@ class PathLines(Source):
                 # PowerShell marks the beginning of its UTF-8.
                 lines[0], begun = lines[0].removeprefix(b"\xef\xbb\xbf"), True
             if len(rest) > _LONGEST_PATH:
-                raise InputError("standard input is no list of paths; expected one path for each line")
+                raise InputError("standard input is not a list of paths; expected one path per line")
             yield self._decoded(lines)
         yield self._decoded([rest])
 
     def _decoded(self, lines: list[bytes]) -> list[Path]:
         if not self._null_separated:
             lines = [line.removesuffix(b"\r") for line in lines]
-        # A name that is no UTF-8 stays what it is: the system calls undo the escape.
+        # A name that is not UTF-8 stays what it is: the system calls undo the escape.
         return [Path(line.decode("utf-8", "surrogateescape")) for line in lines if line.strip()]
 
     def _chunks(self) -> Iterator[bytes]:

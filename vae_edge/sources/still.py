@@ -17,7 +17,7 @@ from vae_edge.sources.pictures import Picture, Source
 from vae_edge.sources.video import video_name
 
 _TIME_LIMIT_S = 30.0
-"""For the whole picture: a server that sends a byte a second never takes too long for one of them."""
+"""For the complete picture: a server that sends one byte per second never exceeds a limit per read."""
 
 _CHUNK_BYTES = 1 << 16
 
@@ -87,13 +87,15 @@ class StillPicture(Source):
         options = self._options
         try:
             with open_address(self._address, timeout_s=options.timeout_s, other_hosts=options.other_hosts) as answer:
-                # `read1` gives what is there: the limits hold for a server that sends ever so slowly, too.
+                # `read1` gives what is there: the limits hold for a server that sends very slowly, too.
                 while chunk := answer.read1(_CHUNK_BYTES):
                     content += chunk
                     if len(content) > most:
-                        raise InputError(f"{self.address} sent more than {most / 1e6:.0f} MB; expected one picture")
+                        raise InputError(f"{self.address} sent more than {most / 1e6:.0f} MB; expected one image")
                     if time.monotonic() > end_s or self._stopped.is_set():
-                        raise InputError(f"{self.address} was not there within {_TIME_LIMIT_S:g} s; check the network")
+                        raise InputError(
+                            f"{self.address} was not received within {_TIME_LIMIT_S:g} s; check the network"
+                        )
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise InputError(f"{self.address} could not be read ({reason}); check the network") from error

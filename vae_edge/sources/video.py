@@ -98,9 +98,9 @@ def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, other_ho
     video.release()
     kind = "camera" if address.isdecimal() else "video"
     advice = (
-        "check that it answers and that nothing else uses it"
+        "check that it responds and that no other program uses it"
         if address.isdecimal() or "://" in address
-        else "expected MP4, AVI, MKV or MOV with a codec that OpenCV knows, such as H.264"
+        else "expected MP4, AVI, MKV or MOV with a codec that OpenCV supports, such as H.264"
     )
     raise InputError(f"{kind} {without_password(address)} could not be opened; {advice}")
 
@@ -203,9 +203,9 @@ class Video(Source):
 
     def _end(self, n_read: int) -> Iterator[Picture]:
         if n_read == 0:
-            reason = f"{self.address} holds no frame that can be decoded; record it again, as H.264 in MP4 for example"
+            reason = f"{self.address} has no frame that can be decoded; record it again, for example as H.264 in MP4"
         elif self._n_frames is not None and n_read < self._n_frames * (1 - _FRAMES_LOST) - 1:
-            reason = f"{self.address} breaks off after {n_read} of {self._n_frames} frames; copy or record it again"
+            reason = f"{self.address} ends after {n_read} of {self._n_frames} frames; copy or record it again"
         else:
             return
         yield Picture(self.address, frame_name(self.address, n_read), InputError(reason), n_read)

@@ -17,7 +17,7 @@ from vae_edge.sources.pictures import FileDecoder, Picture, Source
 _log = logging.getLogger(__name__)
 
 _REMEMBERED = 10_000
-"""Pictures that have been judged and are gone, whose names are kept: a network share comes back with old ones."""
+"""Names kept of pictures that were judged and no longer exist: a network share may return with old ones."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class WatchOptions:
     """
 
     poll_s: float = 0.5
-    """Time between two looks."""
+    """Time between polls."""
     settle_s: float = 1.0
     """How long a file's size and time must stay the same before it is read."""
     patience_s: float = 10.0
     """How long they must stay the same before a file that cannot be decoded is given up."""
     idle_timeout_s: float | None = None
-    """The watch ends when nothing has come and nothing is half-written for so long; None: never."""
+    """Watching ends when no image has arrived and none is half-written for this long; None: never."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -49,8 +49,8 @@ class WatchOptions:
                 raise UsageError(f"{name} is {value} s; expected {least:g} or more seconds")
         if self.patience_s < self.settle_s:
             raise UsageError(
-                f"patience is {self.patience_s:g} s and settle {self.settle_s:g} s; expected at least as much patience "
-                "as a file has time to settle"
+                f"patience is {self.patience_s:g} s and settle {self.settle_s:g} s; expected patience of at least "
+                "settle"
             )
 
 
@@ -73,14 +73,14 @@ class _Arrival:
 class _Folder:
     root: Path
     seen: dict[Path, _Stamp] = field(default_factory=dict)
-    """Judged, and there at the last look."""
+    """Judged, and present at the last poll."""
     gone: dict[Path, _Stamp] = field(default_factory=dict)
-    """Judged, and no longer there; what went first comes first."""
+    """Judged, and no longer present; the first to disappear comes first."""
     arriving: dict[Path, _Arrival] = field(default_factory=dict)
     lost: bool = False
-    """The folder could not be read at the last look."""
+    """The folder could not be read at the last poll."""
     closed: set[Path] = field(default_factory=set)
-    """Sub-folders that could not be read, and that this was said of."""
+    """Sub-folders that could not be read, for which this was logged."""
 
 
 class WatchedFolders(Source):
@@ -122,9 +122,9 @@ class WatchedFolders(Source):
         self._folders = [_Folder(folder) for folder in dict.fromkeys(folders)]
         for folder in self._folders:
             if not folder.root.is_dir():
-                raise InputError(f"{folder.root} is no folder; only folders can be watched")
+                raise InputError(f"{folder.root} is not a folder; only folders can be watched")
             if self._except_in is not None and folder.root.resolve().is_relative_to(self._except_in):
-                raise UsageError(f"{folder.root} cannot be watched, the results go there; choose another --out")
+                raise UsageError(f"{folder.root} cannot be watched because the results go there; choose another --out")
 
     @property
     def n_pictures(self) -> None:
@@ -158,15 +158,16 @@ class WatchedFolders(Source):
                     return
                 stamp = _stamp(path)
                 if stamp is not None and stamp != arrival.stamp:
-                    continue  # It has changed after all: the next look begins to wait anew.
+                    continue  # It has changed after all: the waiting starts again.
                 if isinstance(picture.image, InputError):
                     if stamp is None:
                         del folder.arriving[path]  # If only the folder is away for a while, it will arrive again.
                         continue
                     waited_s = now_s - arrival.since_s
-                    # A named pipe or a device is no file that is still being written.
+                    # A named pipe or a device is not a file that is still being written.
                     if waited_s < self._options.patience_s and path.is_file():
-                        # Ever more rarely: a disk may take the content long after it gave the file its size and time.
+                        # Less and less often: a disk may take the content long after it gave the file its size and
+                        # time.
                         pause_s = max(waited_s, self._options.poll_s)
                         arrival.next_try_s = min(now_s + pause_s, arrival.since_s + self._options.patience_s)
                         continue
@@ -182,12 +183,12 @@ class WatchedFolders(Source):
             # Nothing is forgotten meanwhile: all of it may come back.
             if not folder.lost:
                 reason = getattr(error.__cause__ or error, "strerror", None) or error
-                _log.warning("%s cannot be read (%s); waiting for it to come back", folder.root, reason)
+                _log.warning("%s cannot be read (%s); waiting until it is available again", folder.root, reason)
             folder.lost = True
             folder.arriving.clear()
             return
         if folder.lost:
-            _log.warning("%s is back", folder.root)
+            _log.warning("%s is available again", folder.root)
             folder.lost = False
         for path in [path for path in folder.arriving if path not in found]:
             del folder.arriving[path]
@@ -217,7 +218,7 @@ class WatchedFolders(Source):
             if isinstance(error, FileNotFoundError):
                 return  # It went between two calls.
             if inside not in folder.closed:
-                _log.warning("%s cannot be read (%s) and is left out", inside, error.strerror or error)
+                _log.warning("%s cannot be read (%s) and is skipped", inside, error.strerror or error)
             folder.closed.add(inside)
 
         listing = list_images(folder.root, recursive=self._recursive, except_in=self._except_in, on_unreadable=closed)
@@ -228,7 +229,7 @@ class WatchedFolders(Source):
             if not files.again
             for name in files.images
         }
-        # What is no file gets its line with the error, too.
+        # What is not a file gets its line with the error, too.
         return images | {path: f"{prefix}-{path.stem}" for path in listing.special}
 
 

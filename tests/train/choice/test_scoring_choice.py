@@ -276,7 +276,7 @@ class TestRecords:
     def test_a_default_that_stays_behind_says_why(self) -> None:
         ranking = self.ranking([3, 9, 1])
         assert ranking.sentence() == (
-            "the default scoring stays: AUROC 0.035, and of 3 compositions none is clearly better (the first reaches "
+            "the default scoring stays: AUROC 0.035, and none of 3 compositions is clearly better (the first reaches "
             "0.095)"
         )
         assert replace(ranking, chosen=ranking.candidates[1]).sentence() == (

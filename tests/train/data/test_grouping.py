@@ -50,8 +50,8 @@ def test_pictures_of_one_part_have_one_role(exposures: list[ImageFile], group_by
 def test_what_was_found_by_content_is_said_and_what_was_asked_for_is_not(exposures: list[ImageFile]) -> None:
     sentence = group_normals(exposures, SplitSettings()).sentence
     assert sentence == (
-        "48 good parts look like 16 different ones: pictures of the same part are kept together; --group-by none does "
-        "not"
+        "48 good parts look like 16 different ones: pictures of the same part are kept together; --group-by none "
+        "turns this off"
     )
     assert group_normals(exposures, SplitSettings(group_by=r"(part\d+)_")).sentence is None
     nothing = group_normals(exposures, SplitSettings(group_by="none"))

@@ -124,15 +124,15 @@ def test_a_link_to_nowhere_is_left_out_and_named(root: Path, target: str) -> Non
     images, report = checked(root)
     assert len(images.train) == 4
     assert report.counts == {"link_to_nowhere": 1}
-    assert "train/good: 1 image, passed over: links that lead nowhere (link.png)" in images.describe()
-    with pytest.raises(InputError, match=r"1 things are wrong .*link\.png"):
+    assert "train/good: 1 image, skipped: broken links (link.png)" in images.describe()
+    with pytest.raises(InputError, match=r"1 problems .*link\.png"):
         check_inspection_set(open_inspection_set(root), strict=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are any bytes on Linux only")
 def test_a_name_that_is_no_utf_8_is_refused_before_any_record_is_written(root: Path) -> None:
     (root / "train" / "good" / os.fsdecode(b"St\xfcck.png")).write_bytes(b"")
-    with pytest.raises(InputError, match=r"St\\udcfcck\.png' is no UTF-8; rename the file"):
+    with pytest.raises(InputError, match=r"St\\udcfcck\.png' is not UTF-8; rename the file"):
         open_inspection_set(root)
 
 
@@ -153,12 +153,12 @@ def test_progress_is_told_while_opening_and_checking(root: Path) -> None:
     ("make", "says"),
     [
         ([], "does not exist"),
-        (["set/"], "holds no image"),
+        (["set/"], "has no image"),
         (["set/notes.txt"], "1 other files"),
         (["set"], "is a file"),
-        (["set/train/a.png"], "cannot be told whether these hold good parts: train .*--normal .*set/train"),
+        (["set/train/a.png"], "is unclear whether these contain good parts: train .*--normal .*set/train"),
         (["set/test/good/a.png"], "no train/good"),
-        (["set/train/good/", "set/test/good/a.png"], "holds no image"),
+        (["set/train/good/", "set/test/good/a.png"], "has no image"),
         (["set/dial/train/good/a.png", "set/fabric/train/good/a.png"], "dial, fabric"),
     ],
 )
@@ -181,7 +181,7 @@ def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
         open_inspection_set()
     with pytest.raises(InputError, match="expected one of the two"):
         open_inspection_set(ok, normal=ok)
-    with pytest.raises(InputError, match="go with normal"):
+    with pytest.raises(InputError, match="belong to normal"):
         open_inspection_set(ok, abnormal=ok)
     with pytest.raises(InputError, match="without abnormal"):
         open_inspection_set(normal=ok, masks=ok)
@@ -217,7 +217,7 @@ def test_what_cannot_be_decoded_is_left_out_and_named(root: Path) -> None:
     assert report.counts == {"undecodable": 3}
     assert [Path(problem.path).name for problem in report.problems] == ["empty.png", "half.png", "text.png"]
     assert "empty.png is empty" in report.sentences()[1]
-    with pytest.raises(InputError, match="3 things are wrong"):
+    with pytest.raises(InputError, match="3 problems"):
         check_inspection_set(open_inspection_set(root), strict=True)
 
 

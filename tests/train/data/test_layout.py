@@ -269,7 +269,7 @@ def test_a_layout_is_recognised(
 REFUSED = {
     "an unknown folder beside OK and NG": (
         "OK/0.png NG/1.png other/2.png",
-        r"whether these hold good parts: other \(1 images\).*--normal .*OK --abnormal .*NG",
+        r"whether these contain good parts: other \(1 images\).*--normal .*OK --abnormal .*NG",
     ),
     "images beside NG": ("0.png NG/1.png", r"good parts: \. \(1 images\).*Move the images .* called good"),
     "images beside masks of none": ("0.png masks/7.png", r"good parts: \. .*masks: 1 image, masks"),
@@ -286,13 +286,13 @@ REFUSED = {
     "a doubtful good name in test": ("train/good/0.png test/good_light/1.png", r"good parts: test/good_light"),
     "a defect below train/good": ("train/good/0.png train/good/NG/1.png", r"good parts: train/good/NG"),
     "images directly in train": ("train/0.png test/{good,bad}/1.png", r"good parts: train .*--normal \S*train"),
-    "products with OK and NG": ("{nut,ring}/{OK,NG}/0.png", r"one folder for each product \(nut, ring\)"),
-    "products of VisA": ("{candle,pcb1}/Data/Images/{Normal,Anomaly}/0.JPG", r"each product \(candle, pcb1\)"),
-    "one product with a word": ("screw_bad_light/{OK,NG}/0.png", r"each product \(screw_bad_light\); .*give \S*light,"),
+    "products with OK and NG": ("{nut,ring}/{OK,NG}/0.png", r"one folder per product \(nut, ring\)"),
+    "products of VisA": ("{candle,pcb1}/Data/Images/{Normal,Anomaly}/0.JPG", r"per product \(candle, pcb1\)"),
+    "one product with a word": ("screw_bad_light/{OK,NG}/0.png", r"per product \(screw_bad_light\); .* \S*light$"),
     "files named NG": ("{OK,NG}_{1,2}.png", r"2 of the 4 images .* named like defective parts .*NG_1\.png.*--normal"),
     "files named like masks": ("{a,b}_mask.png", r"2 of the 2 images .* or masks \(a_mask\.png"),
     "all label pictures marked": ("p{1,2}/P.jpg p{1,2}/P_label.bmp=m", r"no label picture in .* is empty.*--normal"),
-    "labels of defects only": ("images/{0,1}.png masks/0.png=m", r"they have no label picture, others do"),
+    "labels of defects only": ("images/{0,1}.png masks/0.png=m", r"they have no label picture, but others do"),
     "kinds of defects": ("{crack,hole}/0.png", r"good parts: crack \(1 images\), hole .*all of them do.*--normal"),
     "one kind of defects": ("scratches/0.png", r"good parts: scratches"),
     "kinds of defects beside others": ("PCB/0.png images/{Missing_hole,Mouse_bite}/1.png", r"Missing_hole"),
@@ -426,7 +426,7 @@ def test_folders_by_name_are_searched_for_what_is_not_theirs(tmp_path: Path) -> 
     (root / "NG").mkdir()
     (root / "e").rename(root / "OK")
     (root / "d" / "0.png").rename(root / "NG" / "0.png")
-    with pytest.raises(InputError, match="exchange the two"):
+    with pytest.raises(InputError, match="swap the two"):
         open_inspection_set(normal=root / "NG", abnormal=root / "OK")
 
 
@@ -445,12 +445,12 @@ def test_each_folder_is_named_with_its_use_and_its_number_of_images(tmp_path: Pa
         "test/good: 1 image, good parts to test on",
         "test/hole: 1 image, defective parts to test on, class hole",
         "ground_truth/hole: 1 image, masks",
-        "docs: 1 image, passed over: nothing says whether they are good",
-        "test: 1 image, passed over: nothing says which of them are good; put them into test/good and test/DEFECT to "
+        "docs: 1 image, skipped: it is unknown whether they are good",
+        "test: 1 image, skipped: it is unknown which of them are good; put them into test/good and test/DEFECT to "
         "test on them",
-        "train/scratch: 1 image, passed over: nothing says whether they are good",
-        "results: 2 images, passed over: left by a program, or hidden",
-        "train/good: 1 image, passed over: hidden files",
+        "train/scratch: 1 image, skipped: it is unknown whether they are good",
+        "results: 2 images, skipped: left-over or hidden",
+        "train/good: 1 image, skipped: hidden files",
     ]
 
 
@@ -463,8 +463,8 @@ def test_many_folders_with_the_same_use_share_a_line(tmp_path: Path) -> None:
 def test_a_mask_of_a_good_part_that_marks_something_keeps_the_image_out_of_train(tmp_path: Path) -> None:
     images = open_inspection_set(make(tmp_path / "set", "OK/{0,1,2}.png OK/0_mask.png=m OK/1_mask.png=0"))
     assert [image.name for image in images.train] == ["OK/1.png", "OK/2.png"]
-    why = "good by the folder's name, but a mask marks something or cannot be decoded (0.png)"
-    assert f"OK: 1 image, passed over: {why}" in images.describe()
+    why = "good according to the folder name, but a mask marks something or cannot be decoded (0.png)"
+    assert f"OK: 1 image, skipped: {why}" in images.describe()
 
 
 def test_file_names_in_a_folder_called_good_are_only_remarked_on(tmp_path: Path) -> None:
@@ -500,7 +500,7 @@ def test_a_link_from_good_parts_to_defects_is_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "train/good/0.png test/hole/1.png")
     link = root / "train" / "good" / "more"
     link.symlink_to(root / "test" / "hole", target_is_directory=True)
-    with pytest.raises(InputError, match=r"leads to .*1\.png, which is no good part"):
+    with pytest.raises(InputError, match=r"is a link to .*1\.png, which is not among good parts"):
         open_inspection_set(root)
     link.unlink()
     make(tmp_path, "NG/monday/5.png pool/6.png")

@@ -91,7 +91,7 @@ def test_a_run_finds_its_images_where_they_were_moved_to(data: Path, tmp_path: P
     )
     run = fit(datamodule, tmp_path / "run", **TINY)
     moved = place.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="not where they were"):
+    with pytest.raises(InputError, match="no longer where they were"):
         run.find_images(["test"])
     assert [image.path.parent for image in run.find_images(["test"], moved)] == [moved / "bad"] * 2
     assert [image.defect for image in run.find_images(["test"], moved)] == ["dent"] * 2
@@ -155,8 +155,8 @@ def test_abnormal_training_images_and_such_without_a_label_are_left_out_with_a_s
     run = fit(datamodule, tmp_path / "run", watcher=listener, **TINY)
     assert (run.record.data.n_train, run.record.data.n_test_anomalous) == (24, 0)
     said = " ".join(listener.said)
-    assert f"{len(abnormal)} abnormal images among those that FakeDataModule trains on are left out" in said
-    assert "3 images that FakeDataModule has no label for are left out" in said
+    assert f"{len(abnormal)} abnormal images in the training data of FakeDataModule are left out" in said
+    assert "3 images without a label in FakeDataModule are left out" in said
 
 
 def test_a_class_without_a_name_is_called_after_the_images_folder(data: Path) -> None:
@@ -183,7 +183,7 @@ def test_masks_are_taken_where_there_are_any(data: Path) -> None:
 
 def test_a_data_module_without_normal_images_is_refused_in_a_sentence(data: Path, tmp_path: Path) -> None:
     abnormal = [each for each in rows_of(data)["test"] if each["label_index"]]
-    with pytest.raises(InputError, match=r"FakeDataModule names no normal image to train on \(\d+ abnormal"):
+    with pytest.raises(InputError, match=r"FakeDataModule has no normal image to train on \(\d+ abnormal"):
         fit(FakeDataModule(train=abnormal, test=abnormal), tmp_path / "run", **TINY)
     assert not (tmp_path / "run").exists()
 

@@ -114,7 +114,8 @@ def test_too_few_images_or_groups_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expression", "says"), [("part(", "no regular expression"), (r"part\d+", "no parentheses"), ("x(a)", "not found")]
+    ("expression", "says"),
+    [("part(", "not a regular expression"), (r"part\d+", "no parentheses"), ("x(a)", "does not match the name")],
 )
 def test_a_group_that_cannot_be_used_is_refused(expression: str, says: str) -> None:
     with pytest.raises(InputError, match=says):

@@ -85,12 +85,14 @@ def test_the_taps_have_the_sizes_that_are_told(size: tuple[int, int]) -> None:
     [
         (
             (16, 256),
-            "a picture of 16x256 pixels (height x width) is too small for the backbone, which sees it in steps of 16; "
+            "a picture of 16x256 pixels (height x width) is too small for the backbone, which processes it in steps "
+            "of 16; "
             "expected 32 or more on each side",
         ),
         (
             (250, 256),
-            "a picture of 250x256 pixels (height x width) does not fit the backbone, which sees it in steps of 16; "
+            "a picture of 250x256 pixels (height x width) does not fit the backbone, which processes it in steps of "
+            "16; "
             "expected multiples of 16 on both sides, such as 256x256",
         ),
     ],

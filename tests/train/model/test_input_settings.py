@@ -35,7 +35,7 @@ def test_a_tile_as_large_as_the_image_is_the_image() -> None:
     assert starts(64, 64, 0.5) == (0,)
     whole = Tiling.whole(64, 96)
     assert whole.n_tiles == 1
-    assert whole.describe() == "images of 64x96, not cut"
+    assert whole.describe() == "images of 64x96, without tiles"
 
 
 def test_a_tiling_counts_its_tiles_and_says_so() -> None:
@@ -48,7 +48,7 @@ def test_a_tiling_counts_its_tiles_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("image", "tile", "said"),
     [
-        ((64, 64), (64, 96), "the tiles are 64x96 and the image is 64x64; expected tiles that are no larger"),
+        ((64, 64), (64, 96), "the tiles are 64x96 and the image is 64x64; expected tiles that are not larger"),
         ((96, 128), (60, 64), "the image size is 60x64, the network halves it"),
         ((2048, 2048), (32, 32), f"expected at most {MOST_TILES}: choose larger tiles"),
         ((96, 96), (16, 16), "tile_height is 16"),

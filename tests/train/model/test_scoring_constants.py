@@ -135,7 +135,7 @@ def test_a_scoring_without_normals_needs_none(vae: Vae, scoring: ScoringSettings
 
 @pytest.mark.parametrize("text", ["normalized", "l1/0/none/mean,l2/0/none/mean", "l1/0/none/mean,latent"])
 def test_one_normal_is_too_few(vae: Vae, text: str) -> None:
-    with pytest.raises(InputError, match="1 held-out normals; expected at least 2"):
+    with pytest.raises(InputError, match="1 held-out normals to normalize the residual; expected at least 2"):
         fit_scoring_constants(vae, scoring_of(text), noise(1, H, W))
 
 

@@ -176,7 +176,7 @@ def test_a_share_to_hold_out_and_folds_are_refused(data: Path) -> None:
 
 def test_that_several_trainings_follow_is_said_in_a_sentence_with_the_reason(data: Path) -> None:
     asked = announce(settings(data, calibration=Calibration.CROSS), N, 5)
-    assert asked.startswith("6 trainings follow, because cross-conformal calibration was asked for: ")
+    assert asked.startswith("6 trainings follow because cross-conformal calibration was requested: ")
     assert "--calibration split" not in asked
     assert "a false-alarm rate of 0.05 needs 19 scores" in announce(settings(data), N, 5)
 
@@ -226,7 +226,7 @@ def test_an_interrupted_calibration_that_goes_on_ends_with_the_same_bytes(
     run: RunFolder, data: Path, tmp_path: Path, stop: Listener, says: str
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(TrainingInterruptedError, match=rf"{says}; to go on: vae-train --resume {out}$"):
+    with pytest.raises(TrainingInterruptedError, match=rf"{says}; to continue: vae-train --resume {out}$"):
         fit_run(settings(data), out=out, watcher=stop)
     listener = Listener()
     resumed = resume_run(out, watcher=listener)
@@ -249,7 +249,7 @@ def test_a_cross_conformal_calibration_without_the_deployed_networks_scores_is_d
     content = json.loads((run.folder / CALIBRATION_FILE).read_text())
     assert CalibrationRecord.model_validate(content) == run.calibration
     content["scores"][3]["final_score"] = None
-    with pytest.raises(ValueError, match="lacks scores of the deployed network"):
+    with pytest.raises(ValueError, match="lacks the scores of the deployed network"):
         CalibrationRecord.model_validate(content)
 
 
@@ -257,5 +257,5 @@ def test_calibration_scores_of_other_images_are_refused(run: RunFolder) -> None:
     scores = run.calibration.scores
     other = (scores[0].model_copy(update={"sha256": "0" * 64}), *scores[1:])
     changed = run.calibration.model_copy(update={"scores": other})
-    with pytest.raises(BundleError, match=r"calibration\.json and split\.json do not belong together"):
+    with pytest.raises(BundleError, match=r"calibration\.json and split\.json do not match"):
         RunFolder(run.folder, run.record, run.split, changed, run.metrics).find_calibration_images()

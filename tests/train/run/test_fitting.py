@@ -84,11 +84,11 @@ def test_an_interrupted_run_that_goes_on_ends_with_the_same_bytes(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(
-        TrainingInterruptedError, match=r"interrupted, \d epochs? .* kept; to go on: vae-train --resume"
+        TrainingInterruptedError, match=r"interrupted, \d epochs? .* kept; to continue: vae-train --resume"
     ) as caught:
         fit_run(settings(data), out=out, watcher=Interrupt(step, number))
     assert caught.value.exit_code == 130
-    with pytest.raises(BundleError, match="not finished; go on with: vae-train --resume"):
+    with pytest.raises(BundleError, match="not finished; continue with: vae-train --resume"):
         RunFolder.open(out)
     resumed = resume_run(out)
     assert weights_of(resumed) == weights_of(run)
@@ -254,10 +254,10 @@ def test_the_logs_hold_every_epoch(run: RunFolder) -> None:
 def test_a_checkpoint_that_holds_more_than_plain_values_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {}, "surprise": os.system}, path)
-    with pytest.raises(BundleError, match="no checkpoint of this program"):
+    with pytest.raises(BundleError, match="not a checkpoint of this program"):
         load_checkpoint(path)
     path.write_bytes(b"half a file")
-    with pytest.raises(BundleError, match="no checkpoint of this program"):
+    with pytest.raises(BundleError, match="not a checkpoint of this program"):
         load_checkpoint(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(BundleError, match="another program"):

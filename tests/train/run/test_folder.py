@@ -73,7 +73,7 @@ def test_the_loaded_graph_gives_the_recorded_scores(trained: Path) -> None:
 
 
 def test_something_else_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is not a run: there is no model\.json"):
+    with pytest.raises(BundleError, match=r"is not a run: it has no model\.json"):
         RunFolder.open(tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_data_that_is_gone_leads_to_the_option(trained: Path, tmp_path: Path) ->
 
 
 def test_a_complete_run_is_replaced_only_on_request_and_only_by_a_complete_one(run: Path) -> None:
-    with pytest.raises(InputError, match=r"holds a complete run.*--overwrite"):
+    with pytest.raises(InputError, match=r"contains a complete run.*--overwrite"):
         claim_folder(run, overwrite=False)
     claim_folder(run, overwrite=True)
     aside = run.with_name(".run.replaced")
@@ -155,7 +155,7 @@ def test_a_complete_run_is_replaced_only_on_request_and_only_by_a_complete_one(r
     (run / SETTINGS_FILE).write_text("{}")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_text("")
-    with pytest.raises(InputError, match="unfinished run; go on with"):
+    with pytest.raises(InputError, match="unfinished run; continue with"):
         claim_folder(run, overwrite=False)
     claim_folder(run, overwrite=True)
     assert RunFolder.open(aside)
@@ -203,12 +203,12 @@ def test_an_unfinished_run_that_is_replaced_leaves_what_no_training_wrote(run: P
 def test_two_trainings_cannot_share_a_folder(run: Path, tmp_path: Path) -> None:
     settings = RunFolder.open(run).record.settings
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with only_training(run), pytest.raises(InputError, match="another training writes into"):
+    with only_training(run), pytest.raises(InputError, match="another training is writing to"):
         fit_run(settings, out=run, overwrite=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / SETTINGS_FILE).write_text(settings.model_dump_json())
-    with only_training(tmp_path / "begun"), pytest.raises(InputError, match="another training writes into"):
+    with only_training(tmp_path / "begun"), pytest.raises(InputError, match="another training is writing to"):
         resume_run(tmp_path / "begun")
 
 
@@ -220,7 +220,7 @@ def test_a_run_without_a_checkpoint_is_taken_over(tmp_path: Path) -> None:
 def test_a_taken_name_is_refused_before_the_data_is_looked_at(run: Path) -> None:
     settings = RunFolder.open(run).record.settings
     nowhere = settings.model_copy(update={"source": DataSource(root="nowhere")})
-    with pytest.raises(InputError, match="holds a complete run"):
+    with pytest.raises(InputError, match="contains a complete run"):
         fit_run(nowhere, out=run)
 
 

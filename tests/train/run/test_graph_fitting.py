@@ -139,7 +139,7 @@ def test_the_run_loads_again_and_gives_the_recorded_scores(run: RunFolder) -> No
 def test_an_interrupted_choice_goes_on_and_ends_with_the_same_bytes(
     stage: str, run: RunFolder, data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingInterruptedError, match="to go on: vae-train --resume"):
+    with pytest.raises(TrainingInterruptedError, match="to continue: vae-train --resume"):
         fit_run(settings(data), out=tmp_path / "run", watcher=Listener(stage))
     resumed = resume_run(tmp_path / "run")
     assert weights_of(resumed) == weights_of(run)
@@ -177,7 +177,7 @@ def test_too_few_held_out_normals_choose_nothing_and_it_is_said(tmp_path: Path) 
     assert choice is not None
     assert choice.judged_on == "nothing"
     assert (choice.photometric, choice.scoring, choice.n_compositions) == ((), (), 0)
-    assert all("held-out normals are too few to choose by; expected 8 or more" in why for why in choice.because)
+    assert all("held-out normals are too few to choose with; expected 8 or more" in why for why in choice.because)
     assert (run.record.photometric, run.record.scoring) == (Photometric.NONE, DEFAULT_SCORING)
 
 

@@ -79,28 +79,28 @@ def test_a_product_named_twice_is_written_once(written: Path) -> None:
 def test_a_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / PRODUCT).mkdir()
     (tmp_path / PRODUCT / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(InputError, match="no sample set"):
+    with pytest.raises(InputError, match="not a sample set"):
         write_sample_set(tmp_path, ("dial", PRODUCT), TINY)
     assert contents(tmp_path) == {f"{PRODUCT}/thesis.txt": b"irreplaceable"}
 
 
 def test_a_file_in_the_way_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / PRODUCT).write_text("a file")
-    with pytest.raises(InputError, match="no sample set"):
+    with pytest.raises(InputError, match="not a sample set"):
         write_sample_set(tmp_path, (PRODUCT,), TINY)
     assert (tmp_path / PRODUCT).read_text() == "a file"
 
 
 def test_a_set_of_other_settings_or_another_version_is_refused_and_kept(written: Path, tmp_path: Path) -> None:
     before = contents(written)
-    with pytest.raises(InputError, match="drawn with seed 0 where 1 was asked for and n_train"):
+    with pytest.raises(InputError, match="drawn with seed 0 instead of 1 and n_train"):
         write_sample_set(written.parent, (PRODUCT,), SampleSettings(seed=1, image_size=64))
     assert contents(written) == before
 
     older = write_sample_set(tmp_path, (PRODUCT,), TINY)[0] / "sample.json"
     marker = json.loads(older.read_text())
     older.write_text(json.dumps({**marker, "sample_version": 0}))
-    with pytest.raises(InputError, match="sample_version 0 where 1 was asked for"):
+    with pytest.raises(InputError, match="sample_version 0 instead of 1"):
         write_sample_set(tmp_path, (PRODUCT,), TINY)
 
 

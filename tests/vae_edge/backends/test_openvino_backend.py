@@ -128,7 +128,7 @@ def test_a_blob_that_openvino_refuses_is_compiled_again(
     monkeypatch.setattr("vae_edge.cache.compiled.find", lambda key: tmp_path / "blob")
     with open_it(bundle) as backend:
         assert not backend.is_from_cache
-    assert "is made again" in caplog.text
+    assert "is compiled again" in caplog.text
 
 
 def test_without_a_hash_nothing_is_kept(bundle: Bundle) -> None:

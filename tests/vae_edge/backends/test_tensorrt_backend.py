@@ -217,7 +217,9 @@ def test_a_context_that_cannot_be_made_is_told(backend: TensorRtBackend, double:
 
 def test_an_engine_that_does_not_load_is_told_and_leaves_nothing(plan: Path, double: TensorRtDouble) -> None:
     double.faults.add("deserialize_cuda_engine")
-    with pytest.raises(DeviceError, match=r"does not load with TensorRT 10\.3\.0: .*told to fail; .*no model\.onnx"):
+    with pytest.raises(
+        DeviceError, match=r"does not load with TensorRT 10\.3\.0: .*told to fail; .*model\.onnx, .*is missing"
+    ):
         open_model(plan, double)
     assert double.cuda.live() == 0
     assert double.cuda.closed == 1
@@ -252,13 +254,15 @@ def test_a_device_that_fails_at_the_end_does_not_hide_the_first_error(
 def test_an_engine_of_the_other_flavour_is_refused(tmp_path: Path, double: TensorRtDouble) -> None:
     other = TensorRtDouble(CudaDouble(), version="1.7.1.116", flavour="tensorrt_rtx")
     other.write_plan(tmp_path / "model.engine", ONNX)
-    with pytest.raises(DeviceError, match=r"is for TensorRT-RTX 1\.7\.1\.116 and here is TensorRT 10\.3\.0"):
+    with pytest.raises(DeviceError, match=r"is for TensorRT-RTX 1\.7\.1\.116, but TensorRT 10\.3\.0 is installed"):
         open_model(tmp_path / "model.engine", double)
 
 
 def test_an_engine_of_another_version_is_refused(tmp_path: Path, double: TensorRtDouble) -> None:
     double.write_plan(tmp_path / "model.engine", ONNX, version="10.13.0.35")
-    with pytest.raises(DeviceError, match=r"is for TensorRT 10\.13\.0\.35 and here is TensorRT 10\.3\.0; this GPU"):
+    with pytest.raises(
+        DeviceError, match=r"is for TensorRT 10\.13\.0\.35, but TensorRT 10\.3\.0 is installed; this GPU"
+    ):
         open_model(tmp_path / "model.engine", double)
 
 
@@ -272,7 +276,7 @@ def test_an_engine_that_differs_in_the_build_number_alone_is_left_to_tensorrt(
 @pytest.mark.parametrize("content", [b"", b"ftrt", b"PK\x03\x04" + bytes(100)])
 def test_a_file_that_is_no_engine_is_refused(tmp_path: Path, double: TensorRtDouble, content: bytes) -> None:
     (tmp_path / "model.engine").write_bytes(content)
-    with pytest.raises(DeviceError, match="is no TensorRT engine, or is damaged"):
+    with pytest.raises(DeviceError, match="is not a TensorRT engine, or is damaged"):
         open_model(tmp_path / "model.engine", double)
 
 
@@ -306,12 +310,12 @@ def test_an_engine_of_another_element_type_is_refused(plan: Path, double: Tensor
 
 def test_an_input_in_the_place_of_an_output_is_refused(plan: Path, double: TensorRtDouble) -> None:
     image, (anomaly_map, score) = graph_inputs(32, 32), graph_outputs(32, 32)
-    with pytest.raises(DeviceError, match="'score' is OUTPUT; expected the other way"):
+    with pytest.raises(DeviceError, match="'score' is OUTPUT; expected the opposite"):
         open_model(plan, double, inputs=(*image, score), outputs=(anomaly_map,))
 
 
 def test_a_batch_beyond_the_engines_is_refused(plan: Path, double: TensorRtDouble) -> None:
-    with pytest.raises(DeviceError, match="takes batches up to 8, and 9 were asked for"):
+    with pytest.raises(DeviceError, match="supports batches up to 8, but 9 is required"):
         open_model(plan, double, max_batch=9)
 
 

@@ -100,7 +100,7 @@ class TestFinding:
         record_path.write_text(json.dumps(content))
         assert find(KEY) is None
 
-    @pytest.mark.parametrize("damage", ["truncated", "altered", "gone", "no JSON", "JSON of something else"])
+    @pytest.mark.parametrize("damage", ["truncated", "altered", "gone", "not JSON", "JSON of something else"])
     def test_a_damaged_entry_is_not_found_and_is_removed(self, damage: str, caplog: pytest.LogCaptureFixture) -> None:
         kept = keep_bytes()
         record_path = kept.parent / f"{KEY.hash}.json"
@@ -111,9 +111,9 @@ class TestFinding:
         elif damage == "gone":
             kept.unlink()
         else:
-            record_path.write_text("{" if damage == "no JSON" else '{"name": "x"}')
+            record_path.write_text("{" if damage == "not JSON" else '{"name": "x"}')
         assert find(KEY) is None
-        assert "is damaged and is not used" in caplog.text
+        assert "is damaged and ignored" in caplog.text
         assert not record_path.exists()
         assert find(KEY) is None
         assert keep_bytes() == find(KEY)
@@ -267,7 +267,7 @@ class TestKeeping:
                 pass
         finally:
             kept.parent.chmod(0o700)
-        assert caplog.text.count("cannot be kept for the next start") == 1
+        assert caplog.text.count("cannot be cached") == 1
 
     def test_a_place_that_is_no_folder_is_no_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -279,7 +279,7 @@ class TestKeeping:
         with building(KEY):
             pass
         assert entries() == []
-        assert "cannot be kept" in caplog.text
+        assert "cannot be cached" in caplog.text
 
     def test_a_full_disk_is_no_error_and_leaves_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
         def fill(path: Path) -> None:
@@ -306,7 +306,7 @@ class TestKeeping:
 
     @pytest.mark.parametrize("kind", ["", "../up", "Open", "a/b", "."])
     def test_a_kind_that_is_no_plain_name_is_refused(self, kind: str) -> None:
-        with pytest.raises(ValueError, match="expected a plain name"):
+        with pytest.raises(ValueError, match="expected a plain folder name"):
             CompiledKey(kind, "", "", "")
 
 

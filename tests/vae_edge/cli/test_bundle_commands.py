@@ -108,7 +108,11 @@ def test_inspect_warns_of_a_file_that_was_exchanged(command: Run, onnx_bundle: B
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("part.png", "no model file that vae-edge knows"), ("model.onnx", "no ONNX model"), ("manifest.json", "folder")],
+    [
+        ("part.png", "not a model file that vae-edge recognizes"),
+        ("model.onnx", "not an ONNX model"),
+        ("manifest.json", "folder"),
+    ],
 )
 def test_inspect_refuses_a_file_that_is_no_model(command: Run, tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / name).write_bytes(b"{}")
@@ -193,7 +197,7 @@ def test_verify_writes_thresholds_that_fit_this_device(command: Run, tmp_path: P
     assert manifest.thresholds.false_alarm_rate == 0.01
     text = " ".join(out.split())
     assert "False alarms: at most 0.01 of normal parts." in text
-    assert "The smallest rate that can be supported is 0.00826 with 120 normals, 1 / (120 + 1)." in text
+    assert "The smallest possible rate is 0.00826 with 120 normals, 1 / (120 + 1)." in text
 
 
 @pytest.mark.parametrize("arguments", [["set", "--recursive"], ["set/test", "--recursive"], ["set/*/*/*.png"]])
@@ -228,15 +232,15 @@ def test_a_threshold_by_f1_is_said_to_promise_no_rate(command: Run, onnx_bundle:
     code, out, err = command("verify", onnx_bundle.folder, *both, "--method", "f1-optimal")
     assert (code, err) == (0, "")
     text = " ".join(out.split())
-    assert "no rate is promised, F1-optimal on labelled images; among its own normals it amounts to 0.0476" in text
+    assert "no rate is guaranteed (F1-optimal on labelled images); among its own normals it is 0.0476" in text
     assert "finds 20 of 20 anomalous ones and calls 0 of 20 normals anomalous: F1 1.000" in text
     assert "0.0476 with 20 normals" in text
     code, out, err = command("inspect", onnx_bundle.folder)
     assert (code, err) == (0, "")
-    assert "no rate is promised, F1-optimal" in " ".join(out.split())
+    assert "no rate is guaranteed (F1-optimal" in " ".join(out.split())
     code, _, err = command("run", onnx_bundle.folder, tmp_path / "bad", "--out", tmp_path / "results")
     assert code == 0
-    assert "no rate is promised, F1-optimal" in " ".join(err.split())
+    assert "no rate is guaranteed (F1-optimal" in " ".join(err.split())
 
 
 def test_verify_counts_the_defects_that_are_found_by_a_conformal_threshold(
@@ -258,7 +262,7 @@ def test_verify_warns_that_a_cross_conformal_model_has_seen_the_runs_parts(
     manifest = onnx_bundle.manifest
     thresholds = manifest.thresholds.model_copy(update={"method": ThresholdMethod.CROSS_CONFORMAL})
     onnx_bundle.with_manifest(manifest.model_copy(update={"thresholds": thresholds}))
-    assert "not proven" in command("inspect", onnx_bundle.folder)[1]
+    assert "without a proof" in command("inspect", onnx_bundle.folder)[1]
     write_image(tmp_path / "normals" / "0.png", dark_image(0))
     code, _, err = command("verify", onnx_bundle.folder, "--data", tmp_path / "normals")
     assert code == 0
@@ -269,7 +273,7 @@ def test_verify_warns_that_a_cross_conformal_model_has_seen_the_runs_parts(
     ("arguments", "says", "expected_code"),
     [
         ([], "add --abnormal", 2),
-        (["--abnormal", "good", "--false-alarm-rate", "0.1"], "promises no false-alarm rate", 2),
+        (["--abnormal", "good", "--false-alarm-rate", "0.1"], "guarantees no false-alarm rate", 2),
         (["--abnormal", "good"], "1 images are in both --data and --abnormal", 1),
         (["--abnormal", "nowhere"], "nowhere does not exist", 1),
         (["--abnormal", "bad"], "none of 1 anomalous images could be read: ", 1),

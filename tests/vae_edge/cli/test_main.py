@@ -227,7 +227,7 @@ def test_a_termination_signal_leaves_nothing_half_finished_behind(tmp_path: Path
             time.sleep(0.02)
         process.terminate()
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, "error: interrupted; nothing half-finished was left behind\n")
+    assert (process.returncode, err) == (143, "error: interrupted; no partial results were left behind\n")
     assert list((tmp_path / "set").iterdir()) == []
 
 

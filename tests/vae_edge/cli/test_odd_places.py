@@ -83,7 +83,7 @@ CASES = [
     Case("home-nowhere", "vae run $B $P", 0, surroundings={"HOME": "/dev/null/x", "VAE_EDGE_CACHE": None}, lines=1),
     Case("cache-is-a-file", "vae cache", 1, "is not a folder", surroundings={"VAE_EDGE_CACHE": "/dev/null"}),
     Case("folder-gone", "mkdir $OUT; cd $OUT; rmdir $OUT; vae run $B $P", 0, lines=1),
-    Case("folder-gone-out", "mkdir $OUT; cd $OUT; rmdir $OUT; vae sample here", 1, "the current folder does not exist"),
+    Case("folder-gone-out", "mkdir $OUT; cd $OUT; rmdir $OUT; vae sample here", 1, "current folder no longer exists"),
     Case("folder-gone-torch", "mkdir $OUT; cd $OUT; rmdir $OUT; vae run $TORCH $P", 1, "torch cannot run"),
     Case("folder-gone-train", "mkdir $OUT; cd $OUT; rmdir $OUT; vae train --data $B --out /x", 1, "torch cannot"),
     Case("empty-argument", "vae run $B $P --out ''", 2, "argument 5, after --out, is empty"),

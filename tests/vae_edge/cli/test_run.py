@@ -235,6 +235,6 @@ def test_two_runs_cannot_share_an_output(
     with claim(out / LOCK_FILE, "the first run"):
         code, _, error = command(onnx_bundle.folder, picture, "--out", out, program="run")
         assert (code, [path.name for path in out.iterdir()]) == (1, [LOCK_FILE])
-        assert f"another vae-run writes into {out} (process {os.getpid()})" in " ".join(error.split())
+        assert f"another vae-run is writing to {out} (process {os.getpid()})" in " ".join(error.split())
     assert command(onnx_bundle.folder, picture, "--out", out, program="run")[0] == 0
     assert [path.name for path in out.iterdir()] == ["predictions.jsonl"]

@@ -227,7 +227,7 @@ def deep(content: bytes, n: int) -> bytes:
         pytest.param(field(7, HIDDEN_GRAPH)[:-1], "damaged", id="cut off"),
         pytest.param(field(7, deep(HIDDEN_GRAPH, 2000)), "more than 100 deep", id="deep"),
         pytest.param(
-            field(7, HIDDEN_GRAPH + b"\x08\xff") + field(2, b"x"), "after the end", id="number beyond the end"
+            field(7, HIDDEN_GRAPH + b"\x08\xff") + field(2, b"x"), "beyond the end", id="number beyond the end"
         ),
         pytest.param(field(7, field(5, field(13, field(1, b"location") + field(2, b"\xff")))), "damaged", id="no text"),
         pytest.param(
@@ -299,7 +299,7 @@ def xml_bytes(change: Callable[[str], str]) -> Callable[[bytes], bytes]:
         pytest.param(xml_bytes(lambda text: text.replace('offset="0"', 'offset="-8"')), "at -8", id="before"),
         pytest.param(xml_bytes(lambda text: text.replace('offset="0"', 'offset="x"')), "damaged", id="no number"),
         pytest.param(lambda data: b"<net>" + b"<a/>" * 1_100_000 + b"</net>", "more than 1000000", id="many"),
-        pytest.param(lambda data: b"<net>" * 200_000, "more than 100 in one another", id="deep"),
+        pytest.param(lambda data: b"<net>" * 200_000, "more than 100 nested", id="deep"),
         pytest.param(lambda data: data + b" " * 50_000_000, "more than 50000000 bytes", id="large"),
         pytest.param(lambda data: b"", "damaged", id="empty"),
     ],
@@ -339,7 +339,7 @@ def header_of(tensors: dict[str, Any], rest: bytes = b"") -> bytes:
             id="outside",
         ),
         pytest.param(b"\x14" + bytes(7) + b'{"a":[1,2],"a":[1,2]}'[:20], "damaged", id="broken"),
-        pytest.param(struct.pack("<Q", 13) + b'{"a":1,"a":1}', "'a' is there twice", id="twice"),
+        pytest.param(struct.pack("<Q", 13) + b'{"a":1,"a":1}', "'a' occurs twice", id="twice"),
         pytest.param(header_of({}, b"")[:9], "header cannot be", id="cut off"),
         pytest.param(struct.pack("<Q", 100_000) + b"[" * 100_000, "nested too deeply", id="deep"),
     ],
@@ -443,5 +443,5 @@ def test_a_folder_of_very_many_files_is_refused(bundles: dict[Target, Bundle], t
     out = hostile_bundle(bundles[Target.ONNX], tmp_path / "out")
     for number in range(1001):
         (out / f"{number}").touch()
-    with pytest.raises(BundleError, match="holds more than 1000 files"):
+    with pytest.raises(BundleError, match="contains more than 1000 files"):
         Bundle.open(out)

@@ -36,7 +36,7 @@ def test_images_are_listed_folder_by_folder_and_the_rest_is_counted(tmp_path: Pa
     assert found(tmp_path) == ["a.tif", "b/1.PNG", "b/c/2.webp"]
     assert found(tmp_path, recursive=False) == ["a.tif"]
     assert listing.n_other == 1
-    assert listing.remarks() == ["hidden image files, left out: 2"]
+    assert listing.remarks() == ["hidden image files, skipped: 2"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_links_are_followed_once_and_never_round(tmp_path: Path) -> None:
     listing = list_images(root)
     assert listing.dangling == [root / "a" / "self"]
     assert [folder.parts for folder in listing.folders if folder.again] == [("again",)]
-    assert listing.remarks() == ["links that lead nowhere, left out: 1 (a/self)"]
+    assert listing.remarks() == ["broken links, skipped: 1 (a/self)"]
 
 
 def test_many_links_across_do_not_multiply_the_folders(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_that_cannot_be_read_is_an_error_everywhere_but_in_a_watch(
     closed_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    says = r"closed could not be read \(Permission denied\), so nobody knows which pictures it holds; change"
+    says = r"closed could not be read \(Permission denied\), so its images are unknown; change"
     with pytest.raises(InputError, match=says):
         open_inspection_set(closed_folder)
     with pytest.raises(InputError, match=says):
@@ -151,14 +151,14 @@ def test_a_folder_that_cannot_be_read_is_an_error_everywhere_but_in_a_watch(
     options = WatchOptions(poll_s=0.01, settle_s=0, idle_timeout_s=0.05)
     watched = list(WatchedFolders([closed_folder], recursive=True, options=options))
     assert [Path(picture.source).name for picture in watched] == ["0.png"]
-    assert caplog.text.count("closed cannot be read (Permission denied) and is left out") == 1
+    assert caplog.text.count("closed cannot be read (Permission denied) and is skipped") == 1
 
 
 def test_a_leftover_that_cannot_be_read_is_no_error(closed_folder: Path) -> None:
     (closed_folder / "closed").rename(closed_folder / "open")
     images = open_inspection_set(closed_folder)
     assert len(images.train) == 2
-    assert "results: cannot be read, passed over: left by a program, or hidden" in images.describe()
+    assert "results: cannot be read, skipped: left-over or hidden" in images.describe()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root, to become somebody else")

@@ -86,14 +86,14 @@ def test_an_older_folder_with_the_marker_is_replaced_whole(tmp_path: Path) -> No
 def test_a_folder_of_someone_else_is_refused_and_kept(tmp_path: Path, marker: str | None) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "photo.jpg").write_bytes(b"beach")
-    with pytest.raises(InputError, match="already there"), new_folder(tmp_path / "holiday", replaces=marker):
+    with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "holiday", replaces=marker):
         pytest.fail("the block must not run")
     assert (tmp_path / "holiday" / "photo.jpg").read_bytes() == b"beach"
 
 
 def test_a_dangling_link_is_no_free_name(tmp_path: Path) -> None:
     (tmp_path / "bundle").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="already there"), new_folder(tmp_path / "bundle"):
+    with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "bundle"):
         pytest.fail("the block must not run")
 
 
@@ -211,7 +211,7 @@ def test_what_is_there_is_not_said_to_be_unchanged_when_its_flush_fails(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(InputError, match="was written, but the disk could not confirm it") as told:
+    with pytest.raises(InputError, match="was written, but the disk did not confirm it") as told:
         write_text(tmp_path / "text", "new")
     assert "nothing was changed" not in str(told.value)
     assert (tmp_path / "text").read_text() == "new"
@@ -240,7 +240,7 @@ def test_what_somebody_put_into_a_folder_is_not_replaced_with_it(tmp_path: Path)
     (tmp_path / "bundle" / "deep").mkdir()
     (tmp_path / "bundle" / "deep" / "notes.txt").write_text("mine")
     with (
-        pytest.raises(InputError, match=r"deep/notes\.txt in it"),
+        pytest.raises(InputError, match=r"deep/notes\.txt, which vae-edge did not write"),
         new_folder(tmp_path / "bundle", replaces="marker", own=own),
     ):
         pytest.fail("the block must not run")
@@ -253,7 +253,7 @@ def test_a_folder_that_fills_while_it_is_written_is_kept(tmp_path: Path) -> None
             (tmp_path / "bundle").mkdir()
             (tmp_path / "bundle" / "photo.jpg").write_bytes(b"beach")
 
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         write()
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["photo.jpg"]
 
@@ -424,7 +424,7 @@ if {no_locks}:
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
     fcntl.flock = flock
-with claim(Path(sys.argv[1]), "another training writes into it"):
+with claim(Path(sys.argv[1]), "another training is writing to it"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -455,12 +455,12 @@ def test_a_place_is_one_processs_at_a_time_and_free_when_that_is_killed(
             assert holder.stdout.readline() == "held\n"
             with (
                 pytest.raises(InputError, match=rf"another training .*process {holder.pid}"),
-                claim(path, "another training writes into it"),
+                claim(path, "another training is writing to it"),
             ):
                 pytest.fail("the block must not run")
             holder.kill() if end == "kill" else holder.stdin.close()
             holder.wait()
-        with claim(path, "another training writes into it"):
+        with claim(path, "another training is writing to it"):
             assert path.exists()
     assert list(path.parent.iterdir()) == []
 

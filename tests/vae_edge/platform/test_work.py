@@ -142,7 +142,7 @@ def test_a_source_that_cannot_be_woken_does_not_hold_the_consumer_up_for_ever(
     results: Any = iter(InOrder(source(), squares, n_workers=2))
     assert next(results) == 1
     results.close()
-    assert "ends when that comes" in caplog.text
+    assert "will end when it arrives" in caplog.text
     go_on.set()
     wait_until(lambda: our_threads() == [])
 

@@ -20,7 +20,7 @@ def videos(tmp_path: Path) -> AnnotatedVideos:
     try:
         return AnnotatedVideos(tmp_path / "annotated")
     except InputError:
-        pytest.skip("this OpenCV can write no video")
+        pytest.skip("this OpenCV cannot write videos")
 
 
 def frame(number: int, *, source: str = "belt.mp4", size: int = 64, rate: float | None = 12.5) -> Inspected:
@@ -105,7 +105,7 @@ def test_a_rate_that_is_not_known_is_the_usual_one(
 def test_a_video_that_did_not_get_onto_the_disk_is_an_error(videos: AnnotatedVideos, tmp_path: Path) -> None:
     videos.write(frame(0))
     written(tmp_path)[0].unlink()
-    with pytest.raises(InputError, match="could not be written as a whole"):
+    with pytest.raises(InputError, match="could not be written completely"):
         videos.close()
     videos.close()
 
@@ -120,5 +120,5 @@ def test_an_opencv_that_can_write_no_video_is_said_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vae_edge.sinks.annotated_video._CODECS", ((".mp4", "????"), (".nothing", "????")))
-    with pytest.raises(InputError, match="can write no video"):
+    with pytest.raises(InputError, match="cannot write videos"):
         AnnotatedVideos(tmp_path)

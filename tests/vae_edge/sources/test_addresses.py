@@ -93,7 +93,7 @@ def test_a_redirect_to_another_host_is_refused_unless_it_is_allowed(server: Redi
         with pytest.raises(RedirectError) as refused:
             ask(address, timeout_s=5)
         message = str(refused.value)
-        assert "leads from 127.0.0.1 to another host, localhost" in message
+        assert "redirects from 127.0.0.1 to another host, localhost" in message
         assert "--follow-redirects" in message
         assert "secret" not in message
     assert {path for path, _ in server.asked} == {f"/to?{server.elsewhere}/picture"}
@@ -131,7 +131,7 @@ def test_a_loop_of_redirects_ends(server: RedirectingServer) -> None:
 def test_a_camera_behind_a_redirect_follows_the_same_rule(server: RedirectingServer) -> None:
     with MjpegServer() as camera:
         elsewhere = camera.url.replace("127.0.0.1", "localhost")
-        with pytest.raises(RedirectError, match=r"leads from 127\.0\.0\.1 to another host, localhost"):
+        with pytest.raises(RedirectError, match=r"redirects from 127\.0\.0\.1 to another host, localhost"):
             open_video(f"{server.here}/to?{elsewhere}")
         assert camera.n_connections == 0
         for address, options in ((camera.url, LiveOptions()), (elsewhere, LiveOptions(other_hosts=True))):

@@ -75,7 +75,7 @@ def test_a_stream_that_breaks_off_is_taken_up_again_and_the_numbers_go_on(
     with caplog.at_level(logging.WARNING), Taking(source) as taking:
         taking.wait_for(3)
         camera.up.clear()
-        wait_until(lambda: "trying to reach it again for up to 20 s" in caplog.text)
+        wait_until(lambda: "reconnecting for up to 20 s" in caplog.text)
         n_before = len(taking.pictures)
         camera.up.set()
         taking.wait_for(n_before + 3)
@@ -94,12 +94,12 @@ def test_a_stream_that_falls_silent_is_taken_up_again(camera: MjpegServer, caplo
     ):
         taking.wait_for(1)
         camera.silent.set()
-        wait_until(lambda: "gives no more frames" in caplog.text)
+        wait_until(lambda: "returns no more frames" in caplog.text)
         camera.silent.clear()
         taking.wait_for(len(taking.pictures) + 2)
 
 
-@pytest.mark.parametrize(("reconnect_s", "reason"), [(0, "gives no more frames after"), (0.2, "within 0.2 s")])
+@pytest.mark.parametrize(("reconnect_s", "reason"), [(0, "returns no more frames after"), (0.2, "within 0.2 s")])
 def test_a_stream_that_does_not_come_back_ends_with_an_error(
     camera: MjpegServer, reconnect_s: float, reason: str
 ) -> None:
@@ -121,7 +121,7 @@ def test_what_gives_one_picture_each_time_is_not_judged_for_ever(camera: MjpegSe
     pictures = list(LiveVideo(camera.url, options=PATIENT))
     assert 1 <= len(pictures) <= 4
     assert isinstance(pictures[-1].image, InputError)
-    assert "gave one picture and ended, 3 times" in str(pictures[-1].image)
+    assert "returned one image and ended, 3 times" in str(pictures[-1].image)
     no_thread_is_left()
 
 
@@ -162,7 +162,7 @@ def test_a_consumer_that_stops_early_leaves_no_thread(camera: MjpegServer) -> No
 def test_an_address_that_does_not_answer_is_refused_at_once(camera: MjpegServer) -> None:
     camera.up.clear()
     begin_s = time.monotonic()
-    with pytest.raises(InputError, match="could not be opened; check that it answers"):
+    with pytest.raises(InputError, match="could not be opened; check that it responds"):
         open_video(camera.url)
     assert time.monotonic() - begin_s < 3
 

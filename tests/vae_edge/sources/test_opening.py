@@ -83,9 +83,9 @@ def test_sources_come_in_the_order_given_and_twice_if_named_twice(folder: Path) 
 def test_a_link_to_nowhere_is_left_out_and_named(folder: Path, target: str, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "b-link.png").symlink_to(target)
     assert names(list(open_sources([str(folder)], except_in=folder / "out"))) == ["a.jpg", "b.png"]
-    assert "links that lead nowhere, left out: 1 (b-link.png)" in caplog.text
+    assert "broken links, skipped: 1 (b-link.png)" in caplog.text
     assert names(list(open_sources([f"{folder}/?*.*"]))) == ["a.jpg", "b.png"]
-    assert "b-link.png is a link that leads nowhere and was left out" in caplog.text
+    assert "b-link.png is a broken link and was skipped" in caplog.text
 
 
 def test_a_damaged_image_is_an_error_in_its_place(folder: Path) -> None:
@@ -117,7 +117,7 @@ def test_pictures_of_an_earlier_run_are_left_out(folder: Path) -> None:
     [
         ("nowhere", "nowhere does not exist"),
         ("nowhere/*.png", "matches no image"),
-        ("", "does not exist|holds no image"),
+        ("", "does not exist|has no image"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_anything_is_decoded(
@@ -254,7 +254,7 @@ def test_a_named_pipe_is_an_error_in_its_place(
     first, second, third = open_sources([str(word) for word in words[named_by]])
     assert time.perf_counter() - begin_s < 2
     assert isinstance(second.image, InputError)
-    assert "is a named pipe; expected a file" in str(second.image)
+    assert "is a named pipe; expected an image file" in str(second.image)
     assert pixels(first).size == pixels(third).size
 
 

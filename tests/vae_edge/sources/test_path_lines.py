@@ -70,5 +70,5 @@ def test_stopping_ends_a_source_that_waits_for_a_line(pipe: Pipe) -> None:
 
 def test_input_that_is_no_list_of_paths_is_refused(tmp_path: Path) -> None:
     (tmp_path / "picture.raw").write_bytes(bytes(200_000))
-    with (tmp_path / "picture.raw").open("rb") as file, pytest.raises(InputError, match="no list of paths"):
+    with (tmp_path / "picture.raw").open("rb") as file, pytest.raises(InputError, match="not a list of paths"):
         list(PathLines(file))

@@ -91,7 +91,7 @@ def test_a_still_picture_is_judged_once(server: str, path: str) -> None:
     ("path", "says"),
     [
         ("/broken", "could not be decoded"),
-        ("/half", "breaks off"),
+        ("/half", "ends too early"),
         ("/animated", "2 frames"),
         ("/bomb", "12000x12000 pixels"),
     ],
@@ -108,7 +108,7 @@ def test_a_server_that_sends_without_end_or_a_byte_at_a_time_is_left(
 ) -> None:
     monkeypatch.setattr(still, "_TIME_LIMIT_S", 0.3)
     monkeypatch.setattr(still, "most_bytes", lambda _: 1 << 20)
-    for path, says in (("/slow", "was not there within 0.3 s"), ("/endless", "sent more than 1 MB")):
+    for path, says in (("/slow", "was not received within 0.3 s"), ("/endless", "sent more than 1 MB")):
         image = only(server + path).image
         assert isinstance(image, InputError)
         assert says in str(image)
@@ -121,7 +121,7 @@ def test_a_name_and_a_password_stay_out_of_names_and_errors(server: str) -> None
 
 
 def test_a_redirect_to_another_host_is_refused_unless_it_is_allowed(server: str) -> None:
-    with pytest.raises(InputError, match=r"leads from 127\.0\.0\.1 to another host, localhost"):
+    with pytest.raises(InputError, match=r"redirects from 127\.0\.0\.1 to another host, localhost"):
         open_sources([f"{server}/moved"])
     (picture,) = open_sources([f"{server}/moved"], live=LiveOptions(other_hosts=True))
     assert isinstance(picture.image, np.ndarray)

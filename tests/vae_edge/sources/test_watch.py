@@ -121,10 +121,10 @@ def test_a_folder_that_vanishes_and_comes_back_is_said_once_and_nothing_is_given
     with caplog.at_level(logging.WARNING), Taking(WatchedFolders([folder], options=QUICK)) as taking:
         taking.wait_for(1)
         folder.rename(folder.with_name("away"))
-        wait_until(lambda: "waiting for it to come back" in caplog.text)
+        wait_until(lambda: "waiting until it is available again" in caplog.text)
         time.sleep(0.1)
         folder.with_name("away").rename(folder)
-        wait_until(lambda: "is back" in caplog.text)
+        wait_until(lambda: "is available again" in caplog.text)
         write_image(folder / "b.png", dark_image(2))
         taking.wait_for(2)
     assert names(taking.pictures) == ["a.png", "b.png"]
@@ -188,7 +188,7 @@ def test_after_enough_pictures_the_watch_is_over(folder: Path) -> None:
 
 
 def test_what_cannot_be_watched_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         WatchedFolders([folder / "nowhere"])
     with pytest.raises(InputError, match="choose another --out"):
         WatchedFolders([folder], except_in=folder.parent)
@@ -198,7 +198,7 @@ def test_what_cannot_be_watched_is_refused(folder: Path) -> None:
     "times", [{"poll_s": 0}, {"settle_s": -1}, {"settle_s": float("nan")}, {"patience_s": 0.5}, {"idle_timeout_s": -1}]
 )
 def test_times_that_make_no_sense_are_refused(times: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=r"or more seconds|at least as much patience"):
+    with pytest.raises(InputError, match=r"or more seconds|patience of at least settle"):
         WatchOptions(**times)
 
 

@@ -53,7 +53,7 @@ def find_gpus() -> list[Gpu]:
     count = ctypes.c_int()
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))
     if count.value < 1:
-        raise no_gpu("the driver shows no device")
+        raise no_gpu("the driver reports no device")
     return [_describe(driver, index) for index in range(count.value)]
 
 
@@ -109,6 +109,6 @@ def open_cuda_memory(index: int, extra: str) -> CudaMemory:
             raise DeviceError(f"{adapter.__name__} sees {count} GPUs, so there is no cuda:{index} for it")
         return adapter(index)
     raise MissingDependencyError(
-        f"TensorRT needs pycuda or cuda-bindings to reach the GPU, and neither loads ({'; '.join(reasons)}); "
+        f"TensorRT needs pycuda or cuda-bindings to access the GPU, but neither loads ({'; '.join(reasons)}); "
         f"run: pip install 'vae-edge[{extra}]'"
     )

@@ -162,4 +162,4 @@ def _freed(free: Callable[..., None], thing: object) -> None:
         free(thing)
     except DeviceError as error:
         # After a failed kernel every later CUDA call fails too; the process ends soon and nothing more can be done.
-        _log.warning("could not free memory of the device: %s", error)
+        _log.warning("could not free device memory: %s", error)

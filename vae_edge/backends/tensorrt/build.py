@@ -46,11 +46,11 @@ class Timings:
         try:
             stored = path.read_bytes() if path is not None and path.is_file() else b""
         except OSError as error:
-            _log.warning("the timings in %s cannot be read (%s) and are measured afresh", path, error)
+            _log.warning("the timings in %s cannot be read (%s) and are measured again", path, error)
             stored = b""
         cache = config.create_timing_cache(stored)
         if cache is None or not config.set_timing_cache(cache, False):
-            _log.warning("%s does not fit this device or TensorRT version; its timings are measured afresh", path)
+            _log.warning("%s does not fit this device or TensorRT version; its timings are measured again", path)
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def keep(self, config: Any) -> None:
@@ -79,7 +79,7 @@ class EngineSettings:
     opt_batch: int = 1
     """The batch it is fastest at."""
     workspace_bytes: int = 512 * 2**20
-    """Most scratch memory a layer may use. TensorRT's own default is the whole GPU, which on a Jetson is the host's
+    """Most scratch memory a layer may use. TensorRT's own default is the entire GPU, which on a Jetson is the host's
     memory as well; 512 MiB is far more than the layers of these models ask for (8.6 MB for a small one)."""
     optimization_level: int | None = None
     """0 (quick to build) to 5 (thorough); None: TensorRT's own choice, 3."""
@@ -103,7 +103,7 @@ class EngineSettings:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise UsageError(f"optimization_level is {self.optimization_level}; expected 0 to 5")
         if len(set(self.compute_capabilities)) != len(self.compute_capabilities):
-            raise InputError(f"compute_capabilities {self.compute_capabilities} name one twice")
+            raise InputError(f"compute_capabilities {self.compute_capabilities} name one of them twice")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def build_engine(
         MissingDependencyError: TensorRT is not installed.
     """
     if not onnx_path.is_file():
-        raise InputError(f"there is no ONNX file {onnx_path}")
+        raise InputError(f"the ONNX file {onnx_path} does not exist")
     module = find_module()
     gpu = None if module.flavour.module == "tensorrt_rtx" else find_gpus()[0]
     built = build_plan(onnx_path, settings, module, gpu, progress)
@@ -231,7 +231,7 @@ def _created(create: Callable[[], Any], module: TensorRtModule, mark: int) -> An
         return create()
     except TypeError as error:
         # The bindings raise TypeError where the C++ library returns nothing, as it does when CUDA does not start.
-        raise DeviceError(f"{module} does not start: {module.errors.since(mark)}") from error
+        raise DeviceError(f"{module} could not be started: {module.errors.since(mark)}") from error
 
 
 def _parse(module: TensorRtModule, network: Any, onnx_path: Path) -> None:
@@ -244,8 +244,8 @@ def _parse(module: TensorRtModule, network: Any, onnx_path: Path) -> None:
             problems.append(f"{parser_error.desc()} ({where})")
         raise DeviceError(f"{module} cannot read {onnx_path}: {'; '.join(problems) or 'no reason was given'}")
     if network.num_inputs < 1 or network.num_outputs < 1:
-        # Bytes that are no ONNX at all often pass as a protocol buffer without any field, and parse.
-        raise DeviceError(f"{onnx_path} holds no model: {network.num_inputs} inputs, {network.num_outputs} outputs")
+        # Bytes that are not ONNX at all often pass as a protocol buffer without any field, and parse.
+        raise DeviceError(f"{onnx_path} contains no model: {network.num_inputs} inputs, {network.num_outputs} outputs")
 
 
 def _set_batch(
@@ -265,7 +265,7 @@ def _set_batch(
                     f"{settings.max_batch}; set both max_batch and opt_batch to {batch}"
                 )
             continue
-        # TensorRT takes a wrong order without a word and fails later; EngineSettings has checked 1 <= opt <= max.
+        # TensorRT takes a wrong order silently and fails later; EngineSettings has checked 1 <= opt <= max.
         profile.set_shape(tensor.name, (1, *rest), (settings.opt_batch, *rest), (settings.max_batch, *rest))
         dynamic = True
     mark = module.errors.mark()
@@ -282,7 +282,7 @@ def _set_compute_capabilities(module: TensorRtModule, config: Any, settings: Eng
         name = f"SM{capability.replace('.', '')}"
         if name not in known:
             choices = ", ".join(f"{each[2:-1]}.{each[-1]}" for each in known if each.startswith("SM"))
-            raise InputError(f"{module} does not build for compute capability {capability!r}; choose from {choices}")
+            raise InputError(f"{module} cannot build for compute capability {capability!r}; choose from {choices}")
         mark = module.errors.mark()
         if not config.set_compute_capability(known[name], index):
             raise DeviceError(f"{module} refused compute capability {capability}: {module.errors.since(mark)}")

@@ -118,7 +118,7 @@ class Rebuild:
         with compiled.building(key, on_wait):
             if waited:
                 tell(waiting, 1, 1)
-            # Between the first look and the lock somebody may have built it.
+            # Another process may have built it between the first check and the lock.
             found = _from_cache(key, accept)
             return self._build(accept, key, options) if found is None else (found, None)
 
@@ -153,7 +153,7 @@ def _from_cache(key: CompiledKey, accept: Callable[[bytes], _Accepted]) -> _Acce
     except OSError as error:  # The cache was cleared in this moment.
         _log.debug("%s is gone: %s", path, error)
     except MisfitError as error:
-        _log.warning("the engine that was built here before %s; it is built anew", error)
+        _log.warning("the engine that was built here before %s; rebuilding it", error)
     return None
 
 
@@ -211,8 +211,8 @@ def load_engine(
     onnx_path = plan.with_name(_ONNX_FILE)
     if not onnx_path.is_file():
         raise DeviceError(
-            f"the engine {plan} {misfit}; this GPU is {gpu}, and there is no {_ONNX_FILE} beside the engine "
-            "to build one that fits from: copy or export the bundle again"
+            f"the engine {plan} {misfit}; this GPU is {gpu}, and {_ONNX_FILE}, from which to build one that fits, is "
+            "missing: copy or export the bundle again"
         )
     rebuild = Rebuild(onnx_path, place.module, gpu, max_batch, place.activate)
     try:
@@ -222,13 +222,13 @@ def load_engine(
         raise DeviceError(f"the engine {plan} {misfit}; building one for {gpu} failed: {what}") from error
     if result is None:
         raise DeviceError(
-            f"the engine {plan} {misfit}; this GPU is {gpu}, and building was ruled out: vae-run builds one that fits "
-            "when it first opens the bundle; to make a bundle of it, run: "
+            f"the engine {plan} {misfit}; this GPU is {gpu}, and rebuilding is disabled: vae-run builds one that "
+            "fits when it first opens the bundle; to make a bundle with it, run: "
             f"vae-export {plan.parent} --target tensorrt --out DIR"
         )
     loaded, seconds = result
     if seconds is None:
-        loaded.note = f"the engine of this bundle {misfit}: runs with the one that was built here from {_ONNX_FILE}"
+        loaded.note = f"the engine of this bundle {misfit}: using the one that was built here from {_ONNX_FILE}"
         _log.info("%s", loaded.note)
     else:
         loaded.note = (
@@ -254,7 +254,7 @@ def deserialize(module: TensorRtModule, content: bytes, max_batch: int | None) -
         raise MisfitError(f"does not load with {module}: {module.errors.since(mark)}")
     largest = largest_batch(module, engine)
     if max_batch is not None and largest < max_batch:
-        raise MisfitError(f"takes batches up to {largest}, and {max_batch} were asked for")
+        raise MisfitError(f"supports batches up to {largest}, but {max_batch} is required")
     return LoadedEngine(runtime, engine, largest)
 
 
@@ -268,7 +268,7 @@ def _check_validity(module: TensorRtModule, runtime: Any, content: bytes) -> Non
         return
     members = api.EngineInvalidityDiagnostics.__members__
     reasons = [name for name, member in members.items() if int(found) & int(member)]
-    said = f"is not valid here, says {module}: {', '.join(reasons) or 'no reason was given'}"
+    said = f"is not valid here according to {module}: {', '.join(reasons) or 'no reason was given'}"
     if set(reasons) & {"OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR"}:
         raise DeviceError(f"the engine {said}; update the GPU's driver or make room on the GPU, then try again")
     raise MisfitError(said)
@@ -302,7 +302,7 @@ def check_tensors(
     for spec in (*inputs, *outputs):
         mode = engine.get_tensor_mode(spec.name)
         if mode != (api.TensorIOMode.INPUT if spec in inputs else api.TensorIOMode.OUTPUT):
-            raise DeviceError(f"{plan}: tensor {spec.name!r} is {mode.name}; expected the other way; {REBUILD}")
+            raise DeviceError(f"{plan}: tensor {spec.name!r} is {mode.name}; expected the opposite; {REBUILD}")
         dtype, shape = engine.get_tensor_dtype(spec.name), tuple(engine.get_tensor_shape(spec.name))
         fits = len(shape) == len(spec.shape) and all(
             size in (-1, expected) or expected is None for size, expected in zip(shape, spec.shape, strict=True)

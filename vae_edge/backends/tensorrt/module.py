@@ -133,7 +133,7 @@ def find_tensorrt(flavour: str | None = None) -> TensorRtModule:
     titles = " or ".join(FLAVOURS[name].title for name in names)
     raise MissingDependencyError(
         f"{titles} is not installed ({'; '.join(reasons)}); run: {extras}; "
-        "on a Jetson it comes with JetPack, and a virtual environment needs --system-site-packages to see it"
+        "on a Jetson it comes with JetPack, and a virtual environment needs --system-site-packages to use it"
     )
 
 
@@ -199,7 +199,7 @@ def judge_plan(
     try:
         header = read_plan_header(plan)
     except DeviceError:
-        return find_module(None), "is no TensorRT engine, or is damaged"
+        return find_module(None), "is not a TensorRT engine, or is damaged"
     try:
         module = find_module(header.flavour.module)
     except MissingDependencyError as missing:
@@ -208,9 +208,9 @@ def judge_plan(
             module = find_module(other)
         except MissingDependencyError:
             raise missing from None
-        return module, f"is for {header} and here is {module}"
+        return module, f"is for {header}, but {module} is installed"
     if header.version is not None and header.version[:3] != version_numbers(module.version)[:3]:
-        return module, f"is for {header} and here is {module}"
+        return module, f"is for {header}, but {module} is installed"
     return module, None
 
 
@@ -220,7 +220,7 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in match.group().split(".")) if match else ()
 
 
-REBUILD = "rebuild it on this device from the ONNX beside it: vae-export BUNDLE --target tensorrt --out DIR"
+REBUILD = "rebuild it on this device from its ONNX file: vae-export BUNDLE --target tensorrt --out DIR"
 """The way out of every unfit engine."""
 
 

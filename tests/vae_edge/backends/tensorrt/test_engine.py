@@ -90,10 +90,10 @@ def too_small(plan: Path, double: TensorRtDouble) -> None:
 
 
 SPOILT: tuple[tuple[Spoil, str], ...] = (
-    (other_version, "is for TensorRT 10.13.0.35 and here is TensorRT 10.3.0"),
-    (other_flavour, "is for TensorRT-RTX 1.7.1.116 and here is TensorRT 10.3.0"),
-    (damaged_header, "is no TensorRT engine, or is damaged"),
-    (too_small, "takes batches up to 2, and 4 were asked for"),
+    (other_version, "is for TensorRT 10.13.0.35, but TensorRT 10.3.0 is installed"),
+    (other_flavour, "is for TensorRT-RTX 1.7.1.116, but TensorRT 10.3.0 is installed"),
+    (damaged_header, "is not a TensorRT engine, or is damaged"),
+    (too_small, "supports batches up to 2, but 4 is required"),
 )
 
 
@@ -117,7 +117,7 @@ class TestRebuilding:
         second = open_model(plan, double)
         assert len(double.built) == 1
         assert second.notes == (
-            f"the engine of this bundle {reason}: runs with the one that was built here from model.onnx",
+            f"the engine of this bundle {reason}: using the one that was built here from model.onnx",
         )
         assert score(second) == expected
         assert double.cuda.live() == 0
@@ -232,7 +232,10 @@ class TestRefusing:
 
     def test_without_the_onnx_nothing_can_be_built(self, plan: Path, double: TensorRtDouble) -> None:
         (plan.parent / "model.onnx").unlink()
-        with pytest.raises(DeviceError, match=r"no model\.onnx beside the engine .* copy or export the bundle again"):
+        with pytest.raises(
+            DeviceError,
+            match=r"model\.onnx, from which to build one that fits, is missing: copy or export the bundle again",
+        ):
             open_model(plan, double)
 
     @pytest.mark.parametrize("call", ["Builder", "parse_from_file", "build_serialized_network"])
@@ -240,7 +243,9 @@ class TestRefusing:
         self, plan: Path, double: TensorRtDouble, call: str
     ) -> None:
         double.faults.add(call)
-        with pytest.raises(DeviceError, match=r"is for TensorRT 10\.13\.0\.35 .*; building one for cuda:0 .* failed: "):
+        with pytest.raises(
+            DeviceError, match=r"is for TensorRT 10\.13\.0\.35, .*; building one for cuda:0 .* failed: "
+        ):
             open_model(plan, double)
         assert entries() == []
         assert double.cuda.live() == 0
@@ -296,7 +301,9 @@ class TestRtxValidity:
 
     def test_one_for_another_gpu_is_rebuilt_without_being_loaded(self, plan: Path, double: TensorRtDouble) -> None:
         double.validity = (2, 2)
-        with pytest.raises(DeviceError, match=r"is not valid here, says TensorRT-RTX .*: UNSUPPORTED_CC; building one"):
+        with pytest.raises(
+            DeviceError, match=r"is not valid here according to TensorRT-RTX .*: UNSUPPORTED_CC; building one"
+        ):
             # The double says the same of the new one.
             open_model(plan, double)
         assert len(double.built) == 1
@@ -375,7 +382,7 @@ from vae_edge.backends.tensorrt.module import find_tensorrt, judge_plan
 from vae_edge.backends.tensorrt.engine import Rebuild
 plan = Path(sys.argv[1])
 module, misfit = judge_plan(plan)
-assert misfit is not None and misfit.startswith("is for TensorRT-RTX 1.2.0.0 and here is"), misfit
+assert misfit is not None and misfit.startswith("is for TensorRT-RTX 1.2.0.0, but"), misfit
 rebuild = Rebuild(plan.with_name("model.onnx"), module, Gpu(0, "a GPU", "8.6"), 4, nullcontext)
 print("ready", flush=True)
 sys.stdin.readline()
