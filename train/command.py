@@ -88,12 +88,12 @@ def train(
         network.tile_overlap,
     )
     refuse_idle(context, needs_of_options(common, data, threshold, scoring, network, size))
+    settings = _settings(common, data, threshold, scoring, network, training, lightning, size=size)
     if common.preset != asked:
         print_warning(
             f"{in_words(flags)}: for networks on pixels only, so one of those is trained, {PIXEL_PRESET}; name it with "
             "--preset"
         )
-    settings = _settings(common, data, threshold, scoring, network, training, lightning, size=size)
     from vae_edge.train.run.fitting import fit_run
 
     with TerminalWatcher() as watcher:

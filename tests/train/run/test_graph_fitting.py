@@ -89,7 +89,7 @@ def weights_of(run: RunFolder) -> tuple[str, str]:
 def test_the_record_holds_what_was_chosen_from_what_and_why(run: RunFolder) -> None:
     record, choice = run.record, run.record.choice
     assert choice is not None
-    assert choice.judged_on == f"{record.counts['statistics']} held-out normals and 240 synthetic defects on them"
+    assert choice.judged_on == f"{record.counts['statistics']} held-out normals and 264 synthetic defects on them"
     assert {each.name for each in choice.photometric} == {"none", "image"}, (
         "by the surroundings only where labels judge"
     )
