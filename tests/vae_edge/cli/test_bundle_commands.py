@@ -167,11 +167,10 @@ def test_every_command_says_once_that_a_bundle_of_the_first_schema_is_not_verifi
 def test_what_would_have_no_effect_is_refused(
     command: Run, onnx_bundle: Bundle, tmp_path: Path, words: list[str], reason: str
 ) -> None:
-    places = {
-        "bundle": onnx_bundle.folder,
-        "torch": make_bundle(tmp_path / "toy-torch-fp32", Target.TORCH).folder,
-        "picture": write_image(tmp_path / "0.png", dark_image(0)),
-    }
+    places = {"bundle": onnx_bundle.folder, "picture": write_image(tmp_path / "0.png", dark_image(0))}
+    if "{torch}" in words:
+        pytest.importorskip("safetensors")
+        places["torch"] = make_bundle(tmp_path / "toy-torch-fp32", Target.TORCH).folder
     before = (onnx_bundle.folder / "manifest.json").read_bytes()
     code, out, err = command(*(word.format(**places) for word in words))
     assert (code, out, err.count("\n")) == (2, "", 1)
