@@ -319,7 +319,7 @@ def test_sample_draws_once_and_keeps_what_is_there(command: Run, tmp_path: Path)
     assert len(list((tmp_path / "dial" / "train" / "good").iterdir())) == 3
     code, out, _ = command(*arguments, "--per-defect", 1)
     assert code == 0
-    assert "there already" in out
+    assert "already existed" in out
     code, _, err = command(*arguments, "--per-defect", 2)
     assert code == 1
     assert "choose another folder" in err
