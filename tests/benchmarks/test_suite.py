@@ -217,7 +217,7 @@ def test_data_of_one_class_gives_absent_metrics_and_a_corrupt_bundle_says_so(
     report = run_suite([folder], data, short_settings)
     changed, good, torn = report.bundles
     assert changed.not_run_because is not None
-    assert "bytes, the manifest says" in changed.not_run_because
+    assert "bytes, but the manifest lists" in changed.not_run_because
     assert torn.not_run_because is not None
     assert "manifest.json cannot be read" in torn.not_run_because
     assert torn.target is None
