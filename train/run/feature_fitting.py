@@ -100,11 +100,11 @@ def fit_with_features(
         MissingDependencyError, InputError: see `load_backbone`.
         InputError, TrainingInterruptedError: see `fit_vae`.
     """
-    fitting = _Fitting(settings, division, files, images, out, watcher)
-    network, choice = settings.network, None
-    if network is None:
-        network, choice = fitting.choose()
     try:
+        fitting = _Fitting(settings, division, files, images, out, watcher)
+        network, choice = settings.network, None
+        if network is None:
+            network, choice = fitting.choose()
         if network is Network.PIXEL:
             return None
         if network is Network.FEATURE:
@@ -307,7 +307,7 @@ class _Fitting:
         folds, watcher = self.division.folds, self.watcher
         settings = settings.model_copy(update={"trainer": deciding(settings.trainer)})
         place = {file: i for i, file in enumerate(self.files)}
-        scores, final_scores = np.empty(self.n_used, np.float32), np.empty(self.n_used, np.float32)
+        scores = np.empty(self.n_used, np.float32)
         n_pixels = self.images[: self.n_used, :, :, 0].size
         tail, final_tail = (PixelTail(n_pixels, settings.pixel_false_positive_rate) for _ in range(2))
         for number, fold in enumerate(folds, 1):
