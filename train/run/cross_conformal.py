@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,13 @@ from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupte
 from vae_edge.train.loop.settings import Calibration, TrainSettings
 from vae_edge.train.loop.trainer_arguments import deciding
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
-from vae_edge.train.run.graph_fitting import FittedGraph, fit_graph
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, run_graph
+from vae_edge.train.run.graph_fitting import fit_graph
 from vae_edge.train.run.records import CalibrationRecord, CalibrationScore
 
-FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], AnomalyGraph | None]
-"""Makes the model of a fold, counted from 1, from images to fit on and images for the statistics; None in a process
-that only helps."""
+FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], DeployedGraph | None]
+"""Makes the model of a fold, counted from 1, from images to fit on and images for the statistics, uint8 [n, H, W, 3]
+each; None in a process that only helps."""
 
 
 def divide(
@@ -97,16 +98,16 @@ def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:
 
 def cross_calibrate(
     settings: TrainSettings,
-    deployed: FittedGraph | None,
+    deployed: DeployedGraph | None,
     folds: Sequence[Fold],
     files: Sequence[ImageFile],
     images: NDArray[np.uint8],
-    out: Path,
+    fit_fold: FitFold,
     watcher: Watcher,
     *,
     part: Callable[[ImageFile], str] = lambda image: image.sha256,
 ) -> CalibrationRecord | None:
-    """Train the folds' networks, or continue with them, and fit the thresholds on their scores.
+    """Fit the folds' models and score what they have not seen, and fit the thresholds on those scores.
 
     Args:
         settings: what to do.
@@ -114,7 +115,7 @@ def cross_calibrate(
         folds: from `split_into_folds`.
         files: the good parts.
         images: uint8 [n, H, W, 3], the same, prepared.
-        out: the run folder; `checkpoints/fold-1` and so on are made in it.
+        fit_fold: makes the folds' models, such as `PixelFolds`.
         watcher: receives progress.
         part: gives equal keys to pictures of the same part, of which one sets the image threshold.
 
@@ -122,20 +123,15 @@ def cross_calibrate(
         The calibration; None in a process that only helped.
 
     Raises:
-        InputError, BundleError, TrainingInterruptedError: see `fit_vae`. What is done is not done again.
+        Exception: whatever `fit_fold` raises.
     """
-    settings = settings.model_copy(update={"trainer": deciding(settings.trainer)})
-
-    def fit_fold(number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> AnomalyGraph | None:
-        return fit_fold_graph(settings, number, len(folds), fit, statistics, out, watcher)
-
-    n_pixels = len(images) * settings.preparation.height * settings.preparation.width
+    n_pixels = images[..., 0].size
     tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
     scores = score_out_of_fold(files, images, folds, fit_fold, tail, watcher)
     if deployed is None or scores is None:
         return None
     maps, final_scores = run_graph(
-        deployed.graph, images, progress=watcher.progress_of("scoring normals with the deployed network")
+        deployed, images, progress=watcher.progress_of("scoring normals with the deployed network")
     )
     final_tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
     counted = one_of_each_part(files, part)
@@ -143,39 +139,36 @@ def cross_calibrate(
     return cross_record(settings, folds, files, counted, scores, tail, final_scores, final_tail)
 
 
-def fit_fold_graph(
-    settings: TrainSettings,
-    number: int,
-    n_folds: int,
-    fit: NDArray[np.uint8],
-    statistics: NDArray[np.uint8],
-    out: Path,
-    watcher: Watcher,
-) -> AnomalyGraph | None:
-    """Train a fold's network on pixels, or go on with it; None in a process that only helped.
+@dataclass(frozen=True)
+class PixelFolds:
+    """Trains the folds' networks on pixels, or continues with them: a `FitFold`."""
 
-    Args:
-        settings: of the deployed network, with what was chosen for it.
-        number: of the fold, counted from 1.
-        n_folds: in all.
-        fit: uint8 [n, H, W, 3].
-        statistics: uint8 [m, H, W, 3].
-        out: the run folder.
-        watcher: receives progress.
+    settings: TrainSettings
+    """Of the deployed network, with what was chosen for it."""
+    n_folds: int
+    out: Path
+    """The run folder; `checkpoints/fold-1` and so on are made in it."""
+    watcher: Watcher
+    """Receives progress."""
 
-    Raises:
-        InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
-    """
-    folder = _fold_folder(out, number)
-    try:
-        fitted = fit_graph(settings, fit, statistics, folder, watcher, stage=f"training fold {number} of {n_folds}")
-    except TrainingInterruptedError:
-        what = f"the training of fold {number} of {n_folds}"
-        raise TrainingInterruptedError(interrupted(out, training=folder, what=what)) from None
-    if fitted is None:
-        return None
-    assert isinstance(fitted.graph, AnomalyGraph)
-    return fitted.graph
+    def __call__(self, number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> AnomalyGraph | None:
+        """Return the model of a fold; None in a process that only helped.
+
+        Raises:
+            InputError, BundleError, TrainingInterruptedError: see `fit_vae`. What is done is not done again.
+        """
+        settings = self.settings.model_copy(update={"trainer": deciding(self.settings.trainer)})
+        folder = _fold_folder(self.out, number)
+        stage = f"training fold {number} of {self.n_folds}"
+        try:
+            fitted = fit_graph(settings, fit, statistics, folder, self.watcher, stage=stage)
+        except TrainingInterruptedError:
+            what = f"the training of fold {number} of {self.n_folds}"
+            raise TrainingInterruptedError(interrupted(self.out, training=folder, what=what)) from None
+        if fitted is None:
+            return None
+        assert isinstance(fitted.graph, AnomalyGraph)
+        return fitted.graph
 
 
 def cross_record(

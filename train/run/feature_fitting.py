@@ -39,16 +39,16 @@ from vae_edge.train.features.graph import (
 from vae_edge.train.features.table import TABLE_FILE, make_table
 from vae_edge.train.features.training import fit_constants, residuals_of, train_on_features
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
-from vae_edge.train.loop.trainer_arguments import Attached, deciding
+from vae_edge.train.loop.trainer_arguments import Attached
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, run_graph
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.network import count_parameters
 from vae_edge.train.model.presets import Network
 from vae_edge.train.model.scoring import DEFAULT_SCORING
 from vae_edge.train.model.scoring_constants import center_and_unit
 from vae_edge.train.run.calibration import Division, calibrate
-from vae_edge.train.run.cross_conformal import cross_record, fit_fold_graph
+from vae_edge.train.run.cross_conformal import PixelFolds, cross_calibrate, cross_record
 from vae_edge.train.run.graph_fitting import FittedGraph, fit_graph
 from vae_edge.train.run.records import CalibrationRecord, FeatureRecord
 
@@ -256,7 +256,8 @@ class _Fitting:
     def with_pixels(self, choice: ChoiceRecord | None, attached: Attached) -> tuple[FittedGraph, CalibrationRecord]:
         """Return the model on features and pixels and its calibration."""
         tiling = self.settings.tiling_in_force
-        small = resize_all(self.images[: self.n_used], (tiling.image_height, tiling.image_width))
+        size = tiling.image_height, tiling.image_width
+        fit, statistics = self.images[: self.n_fit], self.images[self.n_fit : self.n_used]
         asked = self.settings.model_copy(
             update={
                 "network": Network.BOTH,
@@ -264,28 +265,35 @@ class _Fitting:
                 "scoring": self.settings.scoring or DEFAULT_SCORING,
             }
         )
-        pixel = fit_graph(asked, small[: self.n_fit], small[self.n_fit :], self.out, self.watcher, attached=attached)
+        pixel = fit_graph(
+            asked, resize_all(fit, size), resize_all(statistics, size), self.out, self.watcher, attached=attached
+        )
         if pixel is None:
+            if self.division.folds:
+                self._cross_calibrate(asked, None, size)
             raise SystemExit(0)  # One of several processes that train together; the first one finishes the run.
-        graph, fusion = self._fuse(self.models.graph, pixel.graph, np.arange(self.n_fit, self.n_used))
+        graph, fusion = self._fuse(self.models.graph, pixel.graph, statistics)
         outcome = self._outcome(pixel.outcome)
         fitted = FittedGraph(
             pixel.vae, graph, pixel.constants, outcome, pixel.settings, choice, feature=self.record, fusion=fusion
         )
         if not self.division.folds:
             return fitted, self._calibrate(graph)
-        return fitted, self._cross_calibrate_both(pixel.settings, graph, small)
+        calibration = self._cross_calibrate(pixel.settings, graph, size)
+        if calibration is None:
+            raise SystemExit(0)
+        return fitted, calibration
 
     def _fuse(
-        self, feature: FeatureGraph, pixel: DeployedGraph, statistics: NDArray[np.int64]
+        self, feature: FeatureGraph, pixel: DeployedGraph, statistics: NDArray[np.uint8]
     ) -> tuple[FusedGraph, FusionConstants]:
         """Put two networks into one graph, in units of good parts that neither was trained on.
 
         Args:
             feature: on features.
             pixel: on pixels.
-            statistics: rows of good parts that the network on pixels was not trained on. Their scores by features are
-                those of the folds' networks.
+            statistics: uint8 [n, H, W, 3], good parts that the network on pixels was not trained on. Their scores by
+                features are those of the folds' networks.
         """
         assert isinstance(pixel, AnomalyGraph)
         neutral = FusionConstants(0.0, 1.0, 0.0, 1.0)
@@ -294,38 +302,26 @@ class _Fitting:
         scores: list[NDArray[np.float32]] = []
         with torch.inference_mode():
             for start in range(0, len(statistics), step):
-                batch = torch.from_numpy(self.images[statistics[start : start + step]])
+                batch = torch.from_numpy(statistics[start : start + step])
                 scores.append(seen.pixel_outputs(batch)[1].numpy())
         pixel_center, pixel_unit = center_and_unit(np.concatenate(scores))
         feature_center, feature_unit = center_and_unit(self.models.scores)
         constants = FusionConstants(pixel_center, pixel_unit, feature_center, feature_unit)
         return FusedGraph(feature, pixel, constants), constants
 
-    def _cross_calibrate_both(
-        self, settings: TrainSettings, graph: FusedGraph, small: NDArray[np.uint8]
-    ) -> CalibrationRecord:
-        folds, watcher = self.division.folds, self.watcher
-        settings = settings.model_copy(update={"trainer": deciding(settings.trainer)})
-        place = {file: i for i, file in enumerate(self.files)}
-        scores = np.empty(self.n_used, np.float32)
-        n_pixels = self.images[: self.n_used, :, :, 0].size
-        tail, final_tail = (PixelTail(n_pixels, settings.pixel_false_positive_rate) for _ in range(2))
-        for number, fold in enumerate(folds, 1):
-            fit, statistics, held_out = (
-                np.array([place[file] for file in part]) for part in (fold.fit, fold.statistics, fold.held_out)
-            )
-            pixel = fit_fold_graph(settings, number, len(folds), small[fit], small[statistics], self.out, watcher)
-            if pixel is None:
-                raise SystemExit(0)
-            fused, _ = self._fuse(self.models.folds[self.fold_of[held_out[0]]], pixel, statistics)
-            progress = watcher.progress_of(f"scoring fold {number} of {len(folds)}")
-            maps, scores[held_out] = run_graph(fused, self.images[held_out], progress=progress)
-            tail.add(maps)
-        counted = one_of_each_part(self.files, self.division.grouping.part)
-        progress = watcher.progress_of("scoring normals with the deployed network")
-        maps, final_scores = run_graph(graph, self.images[: self.n_used], progress=progress)
-        final_tail.add(maps[list(counted)])
-        return cross_record(settings, folds, self.files, counted, scores, tail, final_scores, final_tail)
+    def _cross_calibrate(
+        self, settings: TrainSettings, deployed: FusedGraph | None, pixel_size: tuple[int, int]
+    ) -> CalibrationRecord | None:
+        """Calibrate a model on features and pixels across the folds; None in a process that only helped to train."""
+        folds = self.division.folds
+        fit_pixels = PixelFolds(settings, len(folds), self.out, self.watcher)
+
+        def fit_fold(number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> FusedGraph | None:
+            pixel = fit_pixels(number, resize_all(fit, pixel_size), resize_all(statistics, pixel_size))
+            return None if pixel is None else self._fuse(self.models.folds[number - 1], pixel, statistics)[0]
+
+        part = self.division.grouping.part
+        return cross_calibrate(settings, deployed, folds, self.files, self.images, fit_fold, self.watcher, part=part)
 
     def _calibrate(self, graph: DeployedGraph) -> CalibrationRecord:
         return calibrate(

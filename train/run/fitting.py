@@ -41,7 +41,7 @@ from vae_edge.train.model.input_settings import Tiling
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
 from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.run.calibration import Division, calibrate, group_images
-from vae_edge.train.run.cross_conformal import announce, cross_calibrate, divide, forget_folds
+from vae_edge.train.run.cross_conformal import PixelFolds, announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.run.feature_fitting import fit_with_features
 from vae_edge.train.run.finishing import finish_run, measure
 from vae_edge.train.run.folder import (
@@ -237,8 +237,16 @@ def _fit_on_pixels(
     if division.folds:
         # After the deployed network, whose checkpoint is what tells that a run has something to lose.
         chosen = settings if fitted is None else fitted.settings
-        part = division.grouping.part
-        calibration = cross_calibrate(chosen, fitted, division.folds, files, images, out, watcher, part=part)
+        calibration = cross_calibrate(
+            chosen,
+            None if fitted is None else fitted.graph,
+            division.folds,
+            files,
+            images,
+            PixelFolds(chosen, len(division.folds), out, watcher),
+            watcher,
+            part=division.grouping.part,
+        )
     elif fitted is not None:
         calibration = calibrate(
             fitted.graph,

@@ -24,7 +24,7 @@ from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
-from vae_edge.train.run import fitting
+from vae_edge.train.run import cross_conformal, feature_fitting, fitting
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import MODEL_FILE, RECORD_FILE, RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set
@@ -145,6 +145,23 @@ def test_both_networks_can_be_calibrated_across_folds(data: Path, weights: Path,
     run = fit_run(asked, out=tmp_path / "run")
     assert isinstance(run.load_graph(), FusedGraph)
     assert {score.fold for score in run.calibration.scores} == {1, 2}
+
+
+def test_a_process_that_only_helps_to_train_helps_with_the_folds_too(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def help_only(
+        _settings: TrainSettings, _fit: object, _statistics: object, folder: Path, *_: object, **__: object
+    ) -> None:
+        trained.append(folder.name)
+
+    monkeypatch.setattr(feature_fitting, "fit_graph", help_only)
+    monkeypatch.setattr(cross_conformal, "fit_graph", help_only)
+    with pytest.raises(SystemExit):
+        fit_run(settings(data, weights, Network.BOTH, calibration="cross", folds=2), out=tmp_path / "run")
+    assert trained == ["run", "fold-1", "fold-2"]
 
 
 def test_a_run_on_features_has_no_network_on_pixels(run: RunFolder) -> None:
