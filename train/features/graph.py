@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from vae_edge.train.features.backbone import TAPS, Backbone, check_size
 from vae_edge.train.features.settings import FeatureMap, FeatureSettings
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, n_pooled
+from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, n_pooled, pool_largest
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.residuals import Smoothing, enlarging_matrix
@@ -212,11 +212,6 @@ class FeatureScorer(nn.Module):
             scores.append(pool_largest(values, self.counts[i]))
         anomaly_map = self.down @ (_mean(maps) @ self.across)
         return anomaly_map.flatten(1, 2), _mean(scores)
-
-
-def pool_largest(values: Tensor, n: int) -> Tensor:
-    """Return the mean of the n largest of each picture, float32 [N], for float32 [N, 1, h, w]."""
-    return torch.topk(values.flatten(1), n, dim=1, sorted=False).values.mean(dim=1)
 
 
 def _mean(parts: list[Tensor]) -> Tensor:

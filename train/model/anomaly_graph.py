@@ -329,7 +329,11 @@ def pool(values: Tensor, settings: MapSettings) -> Tensor:
         return values.mean(dim=2).mean(dim=1)
     if settings.pooling is Pooling.MAX:
         return values.amax(dim=(1, 2))
-    n = n_pooled(settings.top_fraction, values.shape[1], values.shape[2])
+    return pool_largest(values, n_pooled(settings.top_fraction, values.shape[1], values.shape[2]))
+
+
+def pool_largest(values: Tensor, n: int) -> Tensor:
+    """Return the mean of the n largest values of each map, float32 [N], for float32 [N, ...]."""
     return torch.topk(values.flatten(1), n, dim=1, sorted=False).values.mean(dim=1)
 
 
