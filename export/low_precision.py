@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vae_edge.agreement import Outputs
 from vae_edge.errors import ParityError
 from vae_edge.export.calibration.calibration_set import CalibrationSet, draw_calibration_set
@@ -30,6 +28,7 @@ from vae_edge.export.targets.base import Quantizer, TargetExporter
 from vae_edge.manifest import QuantizationRecord, SaturationRecord
 from vae_edge.platform.work import StepProgress
 from vae_edge.targets import Precision
+from vae_edge.train.data.inspection_set import spread_places
 
 N_SATURATION_IMAGES = 64
 """Of the judging images, on which saturated values are counted: of each there are millions."""
@@ -120,7 +119,7 @@ class LowPrecision:
     def _saturation(self, quantizer: Quantizer, keep_float: frozenset[str], what: str) -> SaturationRecord:
         """Find the layer that reads the most values beyond its range, over some of the judging images."""
         images = self.judging.images
-        some = images[np.linspace(0, len(images) - 1, min(len(images), N_SATURATION_IMAGES)).astype(int)]
+        some = images[spread_places(len(images), N_SATURATION_IMAGES)]
         self.report(f"{what}: counting values beyond their ranges", 0, 1)
         shares = quantizer.saturation(some, keep_float)
         self.report(f"{what}: counting values beyond their ranges", 1, 1)

@@ -25,7 +25,7 @@ from torch import Tensor
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.candidates import CANDIDATES, Ranked
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES, paste_defects
-from vae_edge.train.data.inspection_set import resize_all
+from vae_edge.train.data.inspection_set import resize_all, spread_places
 from vae_edge.train.model.anomaly_graph import MapMaker, Reconstruction, images_at_a_time, map_step, n_pooled
 from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae
@@ -252,8 +252,8 @@ def paste_on(normals: NDArray[np.uint8], *, seed: int) -> ChoiceSet:
         normals: uint8 [n, H, W, 3], 1 or more; at most 40 are used, spread evenly.
         seed: of the defects.
     """
-    n = min(len(normals), MOST_NORMALS)
-    normals = normals[[i * len(normals) // n for i in range(n)]]
+    normals = normals[spread_places(len(normals), MOST_NORMALS)]
+    n = len(normals)
     pasted = paste_defects(normals, max(-(-_DEFECTIVE_WANTED // n), 2), seed=seed)
     own = np.arange(n) % N_FOLDS
     return ChoiceSet(

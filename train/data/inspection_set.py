@@ -168,8 +168,13 @@ def fingerprint(images: Iterable[ImageFile]) -> str:
 
 def spread(images: Sequence[_In], most: int) -> tuple[_In, ...]:
     """Return at most this many of the images, evenly spread over all of them, in order, the first one among them."""
-    n = min(most, len(images))
-    return tuple(images[position * len(images) // n] for position in range(n))
+    return tuple(images[place] for place in spread_places(len(images), most))
+
+
+def spread_places(n: int, most: int) -> list[int]:
+    """Return at most this many of 0 to n - 1, evenly spread over all of them, in order, 0 among them."""
+    kept = min(n, most)
+    return [i * n // kept for i in range(kept)]
 
 
 def hash_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vae_edge.errors import InputError
 from vae_edge.platform.work import Progress
+from vae_edge.train.data.inspection_set import spread_places
 from vae_edge.train.model.anomaly_graph import (
     MapMaker,
     Reconstructed,
@@ -155,8 +156,7 @@ def fit_scoring_constants(
 
 def some_fitted(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return at most 300 of the images, uint8 [n, H, W, 3], spread evenly over them."""
-    n = min(len(images), MOST_FITTED)
-    return images[[i * len(images) // n for i in range(n)]] if n else images
+    return images[spread_places(len(images), MOST_FITTED)]
 
 
 def center_and_unit(scores: NDArray[Any]) -> tuple[float, float]:

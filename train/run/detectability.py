@@ -23,6 +23,7 @@ from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.synthetic_defects import CONTRASTS as CHANGES
 from vae_edge.train.choice.synthetic_defects import paste_defect
+from vae_edge.train.data.inspection_set import spread_places
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From images, uint8 [n, H, W, 3], to their scores, float32 [n]."""
@@ -58,8 +59,7 @@ def measure_detectability(
         seed: of the defects.
         progress: called with pictures scored and in all.
     """
-    n = min(len(normals), MOST_NORMALS)
-    normals = normals[[i * len(normals) // n for i in range(n)]]
+    normals = normals[spread_places(len(normals), MOST_NORMALS)]
     plan = [
         (KINDS[(row + column) % len(KINDS)], size, change, contrast)
         for row in range(_EACH)

@@ -25,7 +25,7 @@ from vae_edge.decision import PixelTail
 from vae_edge.train.choice.candidates import ChoiceRecord
 from vae_edge.train.choice.network_choice import choose_network
 from vae_edge.train.choice.scoring_choice import FEWEST_NORMALS, paste_on
-from vae_edge.train.data.inspection_set import ImageFile, resize_all
+from vae_edge.train.data.inspection_set import ImageFile, resize_all, spread_places
 from vae_edge.train.data.split import one_of_each_part, rank_of
 from vae_edge.train.features.backbone_weights import load_backbone
 from vae_edge.train.features.graph import (
@@ -51,6 +51,9 @@ from vae_edge.train.run.calibration import Division, calibrate
 from vae_edge.train.run.cross_conformal import PixelFolds, cross_calibrate, cross_record
 from vae_edge.train.run.graph_fitting import FittedGraph, fit_graph
 from vae_edge.train.run.records import CalibrationRecord, FeatureRecord
+
+_MOST_FOR_LOSS = 64
+"""Good parts that the deployed network's own loss is measured on, at most."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class _Fitting:
             for fold, each in enumerate(folds):
                 held_out = np.flatnonzero(self.fold_of == fold)
                 scores[held_out] = each.score(residuals[held_out])[1].numpy()
-        fit_loss = float(residuals_of(deployed, table, _some(len(table))).mean())
+        fit_loss = float(residuals_of(deployed, table, spread_places(len(table), _MOST_FOR_LOSS)).mean())
         watcher.say(
             f"networks on features: mean squared residual {float(residuals.mean()):.3f} on good parts that they were "
             f"not trained on, {fit_loss:.3f} on others"
@@ -384,9 +387,3 @@ def _folds(settings: TrainSettings, division: Division, files: Sequence[ImageFil
     n_folds = min(settings.feature.n_folds - 1, len(ordered))
     fold_of = {key: 1 + i % n_folds for i, key in enumerate(ordered)}
     return np.array([fold_of[part(file)] for file in files[:n_fit]] + [0] * (len(files) - n_fit))
-
-
-def _some(n: int, most: int = 64) -> list[int]:
-    """Return at most so many of n rows, spread evenly."""
-    kept = min(n, most)
-    return [i * n // kept for i in range(kept)]

@@ -13,7 +13,15 @@ from tests.picture_bytes import animated_png, part, png, tiff
 from vae_edge.cache.folders import cache_folder, sample_cache_folder
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation, load_prepared
-from vae_edge.train.data.inspection_set import InspectionSet, fingerprint, load_images, load_masks, open_inspection_set
+from vae_edge.train.data.inspection_set import (
+    InspectionSet,
+    fingerprint,
+    load_images,
+    load_masks,
+    open_inspection_set,
+    spread,
+    spread_places,
+)
 from vae_edge.train.data.masks import read_mask, resize_mask
 from vae_edge.train.data.report import DataReport, check_inspection_set
 from vae_edge.train.data.sources import resolve_data
@@ -437,3 +445,11 @@ def test_a_picture_of_several_pages_or_too_large_is_left_out_and_named(root: Pat
     for says in ("TIFF of 2 pages", "PNG of 2 frames", "65536x65536 pixels", "a file of 300000 MB"):
         assert says in told
     assert not {"pages.tif", "frames.png", "bomb.png", "sparse.png"} & {file.path.name for file in images.train}
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "places"), [(0, 3, []), (2, 3, [0, 1]), (3, 3, [0, 1, 2]), (7, 3, [0, 2, 4]), (5, 0, [])]
+)
+def test_the_places_of_some_are_spread_over_all(n: int, most: int, places: list[int]) -> None:
+    assert spread_places(n, most) == places
+    assert spread([str(i) for i in range(n)], most) == tuple(str(place) for place in places)
