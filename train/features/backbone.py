@@ -19,18 +19,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fusion
 
 from vae_edge.errors import UsageError
-from vae_edge.train.model.input_settings import InputRange
 
 NAME = "efficientnet-lite0"
-
-INPUT_RANGE = InputRange(mean=(127 / 255,) * 3, deviation=(128 / 255,) * 3)
-"""(x - 127) / 128 for x of 0 to 255: what the network was trained on."""
 
 NORM_EPSILON = 1e-3
 """Of every batch norm; TensorFlow's, torch's own default is 1e-5."""
@@ -183,7 +178,7 @@ class Backbone(nn.Module):
         """Return the features at each of `TAPS`.
 
         Args:
-            pixels: float32 [N, 3, H, W] RGB, as `INPUT_RANGE` says: about -0.99 to 1.
+            pixels: float32 [N, 3, H, W] RGB, about -1 to 1; it was trained on (x - 127) / 128 for x of 0 to 255.
 
         Returns:
             float32 [N, 24, H/4, W/4], [N, 40, H/8, W/8], [N, 80, H/16, W/16] and [N, 112, H/16, W/16], without bounds.
@@ -200,18 +195,6 @@ class Backbone(nn.Module):
             if i in at:
                 found.append(x)
         return tuple(found)
-
-
-def normalized(images: Tensor) -> Tensor:
-    """Turn images into the backbone's input.
-
-    Args:
-        images: uint8 or float32 [N, H, W, 3] RGB, 0 to 255.
-
-    Returns:
-        float32 [N, 3, H, W].
-    """
-    return ((images.to(torch.float32) - 127.0) / 128.0).permute(0, 3, 1, 2)
 
 
 class Norm(NamedTuple):

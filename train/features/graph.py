@@ -373,6 +373,8 @@ def count_feature_flops(graph: FeatureGraph) -> int:
 class Resampling(nn.Module):
     """Resizes float32 [N, C, H, W] linearly; where it shrinks, over all the pixels that become one.
 
+    For maps as well as pictures, so that it does not round as `vae_edge.train.model.input_layers.AreaResizing` does.
+
     Args:
         before: height and width.
         after: height and width.
