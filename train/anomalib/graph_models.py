@@ -6,6 +6,7 @@ One for each kind of network: `VaeModel` reconstructs pictures, `FeatureModel` w
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,7 +36,7 @@ from vae_edge.train.model.scoring_constants import fit_scoring_constants
 C = TypeVar("C", ScoringConstants, FeatureConstants)
 
 
-class GraphModel(nn.Module, Generic[C]):
+class GraphModel(nn.Module, ABC, Generic[C]):
     """A network, and the graph that is made of it and of what held-out normals say.
 
     Args:
@@ -66,10 +67,11 @@ class GraphModel(nn.Module, Generic[C]):
         anomaly_map, score = self.outputs(self.ready_graph(), image)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map[:, None])
 
+    @abstractmethod
     def outputs(self, graph: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the graph from where the pre-processor ends; return maps, [N, H, W], and scores, [N]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> C:
         """Measure what the scoring divides by, with the present weights.
 
@@ -77,11 +79,10 @@ class GraphModel(nn.Module, Generic[C]):
             fit: uint8 [n, H, W, 3], normals that train the network.
             statistics: uint8 [m, H, W, 3], normals that do not.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def graph_on_cpu(self, constants: C) -> DeployedGraph:
         """Return the graph of the present weights, on the CPU."""
-        raise NotImplementedError
 
     def ready_graph(self) -> DeployedGraph:
         """Return the graph of the present weights, where the network is.

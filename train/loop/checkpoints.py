@@ -18,6 +18,7 @@ import threading
 import time
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,14 +185,14 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-class Stopper:
+class Stopper(ABC):
     """A callback of this package that may end a training; mixed into one of Lightning's."""
 
     ends_by: ClassVar[EndedBy]
 
+    @abstractmethod
     def has_ended(self) -> bool:
         """Return whether it has."""
-        raise NotImplementedError
 
 
 class RunCheckpoint(Checkpoint):

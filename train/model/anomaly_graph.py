@@ -9,6 +9,7 @@ no data-dependent control flow and a dynamic batch only, and uses nothing that O
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -271,7 +272,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return total
 
 
-class DeployedGraph(nn.Module):
+class DeployedGraph(nn.Module, ABC):
     """What every kind of network comes to: a module from `image` to `anomaly_map` and `score`, which is exported."""
 
     image_size: tuple[int, int]
@@ -279,9 +280,9 @@ class DeployedGraph(nn.Module):
     input_settings: InputSettings
     """How the image becomes what the network sees."""
 
+    @abstractmethod
     def describe(self) -> str:
         """Return what the graph does, in words."""
-        raise NotImplementedError
 
 
 class AnomalyGraph(DeployedGraph):

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, TypeVar, cast
@@ -109,7 +110,7 @@ def lines_stdout() -> TextIO:
     return cast(TextIO, _Results(stream.stream, for_lines=True)) if isinstance(stream, _Results) else stream
 
 
-class _Stream:
+class _Stream(ABC):
     """Stands for a text stream; everything but writing is the stream's own."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -128,8 +129,8 @@ class _Stream:
         """Write what waits."""
         self._attempt(self.stream.flush, None)
 
-    def _attempt(self, call: Callable[[], _Result], otherwise: _Result) -> _Result:
-        raise NotImplementedError
+    @abstractmethod
+    def _attempt(self, call: Callable[[], _Result], otherwise: _Result) -> _Result: ...
 
     def _drop(self) -> None:
         """Let what still waits go nowhere: it would fail once more when Python ends, with an exit code of its own."""
