@@ -58,10 +58,10 @@ _log = logging.getLogger(__name__)
 
 _OWN_FILE = re.compile(
     r"(training|split|calibration|metrics|model)\.json|(model|scoring)\.safetensors|\.lock"
-    r"|(.+/)?checkpoints/last\.ckpt"
-    r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv)"
+    r"|(.+/)?checkpoints/(last\.ckpt|features\.f16)"
+    r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv|[^/]+\.pt\.trace\.json)"
 )
-"""What a training writes, relative to its folder; all other files are the user's."""
+"""What a training writes, relative to its folder, Lightning's profiler included; all other files are the user's."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +279,9 @@ def only_training(out: Path) -> AbstractContextManager[None]:
 def claim_folder(out: Path, *, overwrite: bool) -> bool:
     """Make the folder of a new run.
 
-    A run that ended before its first checkpoint is taken over. With `overwrite` an earlier run of that name is moved
-    aside and is deleted only when the new one is complete; an unfinished one that stands where a complete one was moved
-    aside already goes at once. What no training wrote is kept.
+    A run that ended before its first checkpoint is deleted, asked or not. With `overwrite` an earlier run of that name
+    is moved aside and is deleted only when the new one is complete; an unfinished one that stands where a complete one
+    was moved aside already goes at once. What no training wrote is kept.
 
     Returns:
         Whether an earlier run was moved aside, with the claim of `only_training`, which has to be made again in that
@@ -377,7 +377,10 @@ def fingerprint_of(files: Sequence[FileRecord]) -> str:
 
 def _make_room(out: Path) -> bool:
     if not ((out / RECORD_FILE).is_file() or (out / CHECKPOINT).is_file()):
-        return False  # It never got through an epoch, so there is nothing to lose.
+        # It never got through an epoch, so there is nothing to lose; and networks that were only tried must not be
+        # continued with other settings or images.
+        _remove_own_files(out, but=LOCK_FILE)
+        return False
     aside = _aside(out)
     if aside.exists():
         if not (out / RECORD_FILE).is_file():

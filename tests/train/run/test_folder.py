@@ -10,18 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from tests.train.random_backbones import random_weights
 from vae_edge.errors import BundleError, InputError
+from vae_edge.platform.atomic import LOCK_FILE
 from vae_edge.platform.file_system import owner
+from vae_edge.records import make_record
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
+from vae_edge.train.features.table import TABLE_FILE
 from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, DecidedSettings, TrainSettings
+from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.presets import Architecture, make_architecture
 from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import (
+    CHECKPOINT,
     RECORD_FILE,
     SETTINGS_FILE,
     RunFolder,
@@ -198,6 +205,80 @@ def test_an_unfinished_run_that_is_replaced_leaves_what_no_training_wrote(run: P
         (run / name).touch()
     assert not claim_folder(run, overwrite=True)
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+class Looker(Watcher):
+    """Remembers every file that is in a folder at some time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: set[str] = set()
+
+    def look(self) -> None:
+        files = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
+        self.seen |= {name for name in files if not name.endswith(".tmp")}
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self.look()
+
+
+@pytest.fixture(scope="module")
+def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """All files that trainings had in their folders at some time: networks on features, both, pilots, folds."""
+    folder = tmp_path_factory.mktemp("written")
+    weights = folder / "backbone.safetensors"
+    save_file(random_weights("timm", 0), weights)
+    given = {
+        "source": {"root": str(trained / "data")},
+        "feature": {"n_hidden": 16, "latent_vec_size": 4, "n_steps": 20, "batch_size": 64},
+        "backbone_weights": str(weights),
+        "size": {"image": (64, 64), "tiles": "none"},
+        "architecture": Architecture(n_features=4, latent_vec_size=8, height=32, width=32),
+        "epochs": 1,
+        "accelerator": "cpu",
+        "scoring": NORMALIZED_SCORING,
+    }
+    kinds: list[dict[str, object]] = [
+        {"network": None, "calibration": "split"},
+        {"network": "both", "calibration": "cross", "folds": 2, "trainer": {"profiler": "pytorch"}},
+    ]
+    seen: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vae_edge.train.features.table.MOST_BYTES_IN_MEMORY", 0)
+        patch.setattr("vae_edge.train.run.feature_fitting.FEWEST_NORMALS", 2)
+        for number, kind in enumerate(kinds):
+            looker = Looker(folder / f"run-{number}")
+            fit_run(make_record(TrainSettings, given | kind), out=looker.folder, watcher=looker)
+            looker.look()
+            seen |= looker.seen
+    return seen - {LOCK_FILE}
+
+
+def leave(folder: Path, names: set[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_every_file_that_a_training_may_leave_is_known(written: set[str], tmp_path: Path) -> None:
+    for part in (TABLE_FILE, "pilots/", "fold-2/", ".pt.trace.json", "tfevents", "metrics.csv", CHECKPOINT):
+        assert any(part in name for name in written), part
+    leave(tmp_path / "run", written)
+    assert claim_folder(tmp_path / "run", overwrite=True)
+    # A second one is killed, too, and its place is taken.
+    leave(tmp_path / "run", written - {RECORD_FILE})
+    assert not claim_folder(tmp_path / "run", overwrite=True)
+    forget_replaced(tmp_path / "run")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_nothing_to_the_next(
+    written: set[str], tmp_path: Path
+) -> None:
+    leave(tmp_path, written - {RECORD_FILE, CHECKPOINT})
+    (tmp_path / "notes.txt").touch()
+    claim_folder(tmp_path, overwrite=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["notes.txt"]
 
 
 def test_two_trainings_cannot_share_a_folder(run: Path, tmp_path: Path) -> None:
