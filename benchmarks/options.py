@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vae_edge.benchmarks.report.figures import figure_help
-from vae_edge.cli.options import Condition, OptionGroup
+from vae_edge.cli.options import Condition, DeviceOption, OptionGroup
 
 _REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
 
@@ -58,7 +58,7 @@ class CommonOptions(OptionGroup):
 class MeasuringOptions(OptionGroup, panel="What is measured, and how long"):
     """What is measured, and how long."""
 
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N.")] = "auto"
+    device: DeviceOption = "auto"
     threads: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processor threads for one inference.", show_default=False),

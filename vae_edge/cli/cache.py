@@ -15,6 +15,7 @@ from vae_edge.cache import compiled
 from vae_edge.cache.compiled import CompiledEntry
 from vae_edge.cache.folders import SampleSet, cache_folder, sample_sets
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.cli.options import JsonOption
 from vae_edge.errors import InputError, UsageError
 
 _KINDS = ("openvino", "tensorrt", "tensorrt-timings", "sample")
@@ -29,7 +30,7 @@ def cache(
     older_than: Annotated[
         float | None, typer.Option(metavar="DAYS", help="Only entries not used for this many days.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List what is cached for faster starts: compiled models, rebuilt engines, kernel timings, and the sample images.
 

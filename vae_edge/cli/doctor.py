@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from vae_edge.cli.console import plain_table, results_console
+from vae_edge.cli.options import JsonOption
 from vae_edge.cli.progress import progress_bar
 from vae_edge.doctor import Diagnosis, Probe, examine
 from vae_edge.platform.machine import Machine
@@ -24,7 +24,7 @@ _MARKS = {
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Test every runtime on this machine and show how to fix what is missing.
 

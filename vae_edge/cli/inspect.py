@@ -12,7 +12,7 @@ import typer
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
-from vae_edge.cli.options import SourceKind, refuse_idle, refuse_others
+from vae_edge.cli.options import JsonOption, SourceKind, refuse_idle, refuse_others
 from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detectability import CONTRASTS, found_text
@@ -54,7 +54,7 @@ def inspect(
     requests: Annotated[
         int | None, typer.Option(help="Pictures of a stream at the same time.", show_default="the device's best")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a bundle's files, show its manifest, and say which runtime and device would run it here.
 

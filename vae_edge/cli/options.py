@@ -8,6 +8,8 @@ A group is a frozen dataclass whose fields carry typer's declarations. To add an
 
     @with_option_groups
     def train(context: typer.Context, threshold: ThresholdOptions) -> None: ...
+
+An option that means the same in several commands, such as `--device`, is declared here, once.
 """
 
 from __future__ import annotations
@@ -23,6 +25,18 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 import typer
 
 from vae_edge.errors import UsageError
+
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")
+]
+RecursiveOption = Annotated[bool, typer.Option("--recursive", help="Include sub-folders.")]
+NoRebuildOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-rebuild", help="TensorRT: fail if the engine does not fit this device, instead of building another."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
 class OptionGroup:

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from vae_edge.backends.base import Hint
-from vae_edge.cli.options import Condition, OptionGroup, in_words
+from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, OptionGroup, RecursiveOption, in_words
 from vae_edge.image import MAX_PIXELS
 from vae_edge.platform.outside import user_path
 from vae_edge.sources.addresses import file_of_url
@@ -70,7 +70,7 @@ class ResultOptions(OptionGroup):
 class PictureOptions(OptionGroup, panel="Pictures"):
     """Which pictures are taken."""
 
-    recursive: Annotated[bool, typer.Option("--recursive", help="Include sub-folders.")] = False
+    recursive: RecursiveOption = False
     null: Annotated[
         bool, typer.Option("--null", "-0", help="Paths from stdin end with NUL, as written by find -print0.")
     ] = False
@@ -159,9 +159,7 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
 class RuntimeChoices(OptionGroup, panel="Running the model"):
     """Running the model."""
 
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")
-    ] = "auto"
+    device: DeviceOption = "auto"
     hint: Annotated[
         Hint | None,
         typer.Option(
@@ -188,13 +186,7 @@ class RuntimeChoices(OptionGroup, panel="Running the model"):
         bool,
         typer.Option("--no-cache", help="OpenVINO, TensorRT: do not use or write the cache of compiled models."),
     ] = False
-    no_rebuild: Annotated[
-        bool,
-        typer.Option(
-            "--no-rebuild",
-            help="TensorRT: fail if the engine does not fit this device, instead of building another.",
-        ),
-    ] = False
+    no_rebuild: NoRebuildOption = False
 
 
 def needs_of_options(result: ResultOptions, watching: WatchingOptions) -> Iterator[Condition]:

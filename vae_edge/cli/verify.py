@@ -15,7 +15,7 @@ import typer
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.cli.options import refuse_idle
+from vae_edge.cli.options import DeviceOption, NoRebuildOption, RecursiveOption, refuse_idle
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import need_of_recursion, needs_of_targets
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
@@ -65,11 +65,9 @@ def verify(
             "maximizes F1 on the images of --data and --abnormal and guarantees no rate."
         ),
     ] = RefitMethod.SPLIT_CONFORMAL,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")] = "auto",
-    recursive: Annotated[bool, typer.Option("--recursive", help="Include sub-folders.")] = False,
-    no_rebuild: Annotated[
-        bool, typer.Option("--no-rebuild", help="TensorRT: fail if the engine does not fit this device.")
-    ] = False,
+    device: DeviceOption = "auto",
+    recursive: RecursiveOption = False,
+    no_rebuild: NoRebuildOption = False,
 ) -> None:
     """Re-fit a bundle's thresholds on this device and record them in the bundle.
 
