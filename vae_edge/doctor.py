@@ -47,8 +47,9 @@ _RELU_ONNX = (
 )
 """An ONNX file: `y = Relu(x)`, float32 [1, 4], opset 13. As bytes, for a device has no package to write ONNX with."""
 
-_NO_GPU = "there is no NVIDIA GPU here, or no driver"
+_NO_GPU = "no NVIDIA GPU can be used here"
 GPU_FIX = "only for NVIDIA GPUs: install the driver, then pip install 'vae-edge[tensorrt-rtx]'"
+_GPU_ACCESS = "sudo usermod -aG video $USER, then log in again; a container needs --runtime nvidia"
 
 _X = np.array([[-1.0, 2.0, -3.0, 4.0]], dtype=np.float32)
 _Y = np.maximum(_X, 0)
@@ -113,9 +114,9 @@ def probe_tensorrt() -> Probe:
 
     module = find_tensorrt()
     title = module.flavour.title
-    gpus = _gpus()
+    gpus, why_none = _gpus()
     if not gpus and module.flavour.module == "tensorrt":
-        return Probe(title, "runs bundles", "broken", module.version, (), _NO_GPU, GPU_FIX)
+        return Probe(title, "runs bundles", "broken", module.version, (), why_none, GPU_FIX)
     plan = _build_relu(module.api, module.logger)
     if plan is None:
         reason = f"cannot build a layer: {module.errors.since(0)}"
@@ -128,17 +129,17 @@ def probe_tensorrt() -> Probe:
 
 
 def probe_cuda() -> Probe:
-    """Reach the GPU's memory through pycuda or cuda-bindings."""
-    from vae_edge.backends.cuda.gpus import open_cuda_memory
+    """Reach the GPU's memory through the driver, or through pycuda or cuda-bindings where one is chosen or needed."""
+    from vae_edge.backends.cuda.adapters import open_cuda_memory
 
-    versions = {name: installed_version(name) for name in ("pycuda", "cuda-bindings")}
-    found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    gpus = _gpus()
+    gpus, why_none = _gpus()
     if not gpus:
-        status: Status = "partly" if found else "missing"
-        return Probe("CUDA from Python", "reaches the GPU", status, found or None, (), _NO_GPU, GPU_FIX)
-    open_cuda_memory(0, "tensorrt").close()
-    return Probe("CUDA from Python", "reaches the GPU", "works", found, gpus, "opened the first GPU")
+        return Probe("CUDA from Python", "reaches the GPU", "missing", None, (), why_none, GPU_FIX)
+    memory = open_cuda_memory(0)
+    memory.close()
+    how = ", which uses the host's memory in place" if memory.maps_host_memory else ""
+    notes = "; ".join([f"opened the first GPU{how}", *memory.refused])
+    return Probe("CUDA from Python", "reaches the GPU", "works", memory.library, gpus, notes)
 
 
 def probe_package(name: str, module: str, extra: str) -> Probe:
@@ -198,13 +199,14 @@ def read_probe(path: Path) -> Probe:
     return Probe(**{**content, "devices": tuple(content["devices"])})
 
 
-def _gpus() -> tuple[str, ...]:
+def _gpus() -> tuple[tuple[str, ...], str]:
+    """Return the GPUs, and why there is none."""
     from vae_edge.backends.cuda.gpus import find_gpus
 
     try:
-        return tuple(map(str, find_gpus()))
-    except DeviceError:
-        return ()
+        return tuple(map(str, find_gpus())), ""
+    except DeviceError as error:
+        return (), f"{_NO_GPU}: {error.__cause__ or 'the driver reports no device'}"
 
 
 def _build_relu(api: Any, logger: Any) -> Any:
@@ -297,10 +299,13 @@ def _jetson_fix(jetson: Jetson, machine: Machine) -> str:
         return f"this is JetPack {jetson.jetpack} with TensorRT 8, which vae-edge does not support: flash JetPack 6.1+"
     if not machine.sees_system_packages:
         return "create the environment again with access to JetPack's TensorRT: python3 -m venv --system-site-packages"
-    return "sudo apt-get install python3-libnvinfer && pip install pycuda"
+    return "sudo apt-get install python3-libnvinfer"
 
 
 def _advise(key: str, probe: Probe, machine: Machine) -> Probe:
+    if key == "cuda" and machine.jetson is not None and not machine.jetson.is_too_old and probe.status != "works":
+        # The driver is a part of the system there: what is missing is the access to it.
+        return replace(probe, fix=_GPU_ACCESS)
     if key in ("tensorrt", "cuda"):
         advised = tensorrt_advice(machine, probe)
         if advised is probe and probe.status == "missing" and machine.jetson is None:

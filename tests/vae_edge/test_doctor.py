@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.vae_edge.backends.cuda.driver_fake import NO_DEVICE, OUT_OF_MEMORY, DriverFake, use
+from tests.vae_edge.backends.tensorrt_double import CudaDouble
 from vae_edge import doctor
+from vae_edge.backends.cuda import adapters
+from vae_edge.backends.cuda.driver_memory import DriverMemory
 from vae_edge.cli.console import results_console
 from vae_edge.cli.doctor import _print
 from vae_edge.doctor import (
@@ -125,6 +129,45 @@ def test_on_a_jetson_the_fix_is_jetpacks_own_tensorrt() -> None:
     assert "flash JetPack 6.1" in (tensorrt_advice(machine, MISSING).fix or "")
     works = replace(MISSING, status="works")
     assert tensorrt_advice(machine, works) == works
+
+
+def test_on_a_jetson_whose_gpu_cannot_be_used_the_fix_is_the_access_to_it() -> None:
+    machine = replace(look_at_machine(), jetson=Jetson("36.4.0"), sees_system_packages=True)
+    missing = Probe("CUDA from Python", "reaches the GPU", "missing")
+    assert "usermod -aG video" in (doctor._advise("cuda", missing, machine).fix or "")
+    assert "flash JetPack" in (doctor._advise("cuda", missing, replace(machine, jetson=Jetson("35.4.1"))).fix or "")
+    works = replace(missing, status="works")
+    assert doctor._advise("cuda", works, machine) == works
+
+
+def test_without_a_gpu_the_drivers_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = use(DriverFake(), monkeypatch)
+    fake.fault = ("cuInit", 1, NO_DEVICE)
+    found = probe("cuda")
+    assert (found.status, found.devices) == ("missing", ())
+    assert found.notes.startswith("no NVIDIA GPU can be used here: cuInit failed: no CUDA-capable device is detected")
+
+
+def test_how_the_gpu_is_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = use(DriverFake(integrated=True), monkeypatch)
+    assert probe("cuda") == Probe(
+        "CUDA from Python",
+        "reaches the GPU",
+        "works",
+        "the CUDA driver (12.6)",
+        ("cuda:0 (Orin, compute capability 8.7, 16 SMs)",),
+        "opened the first GPU, which uses the host's memory in place",
+    )
+    assert (fake.live(), fake.misuses) == (0, [])
+
+
+def test_why_the_gpu_is_not_reached_through_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = use(DriverFake(), monkeypatch)
+    fake.fault = ("cuDevicePrimaryCtxRetain", 1, OUT_OF_MEMORY)
+    monkeypatch.setattr(adapters, "_IN_ORDER", {"driver": DriverMemory, "cuda-bindings": lambda index: CudaDouble()})
+    found = probe("cuda")
+    assert (found.status, found.version) == ("works", "a double")
+    assert found.notes.startswith("opened the first GPU; driver: cuDevicePrimaryCtxRetain failed: out of memory")
 
 
 def test_without_a_runtime_nothing_can_run_and_the_report_says_what_to_install(

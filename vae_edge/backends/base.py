@@ -152,6 +152,11 @@ class _Calls:
     def may_free(self) -> bool:
         """Return True once, when all calls have ended and the model must be freed."""
         with self._changed:
+    def are_in_progress(self) -> bool:
+        """Return whether any thread is in a call."""
+        with self._changed:
+            return bool(self._threads)
+
             may = self._is_closed and not self._threads and not self._is_freed
             self._is_freed = self._is_freed or may
             return may
@@ -295,6 +300,28 @@ def _end_daemon_threads() -> None:
 
 def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...], max_batch: int | None) -> None:
     """Check host arrays against input specs.
+
+_closed_at_exit: WeakSet[Backend] = WeakSet()
+
+
+def close_at_exit(backend: Backend) -> None:
+    """Close a backend at the interpreter's end, before every exit handler that has been registered until now.
+
+    A backend frees what it holds through another library, whose own exit handler would leave nothing to free it with.
+    """
+    _closed_at_exit.add(backend)
+    # Python runs the handlers in reverse order: this one moves to the front.
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    _end_daemon_threads()
+    for backend in list(_closed_at_exit):
+        # One whose call has not ended in time stays open: freeing what that call uses would crash.
+        if backend._process.is_this and not backend._calls.are_in_progress():
+            backend.close()
+
 
     Raises:
         InputError: with the actual and the expected value.

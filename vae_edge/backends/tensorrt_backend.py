@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
-from vae_edge.backends.cuda.gpus import Gpu, find_gpus, open_cuda_memory
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors, close_at_exit
+from vae_edge.backends.cuda.adapters import open_cuda_memory
+from vae_edge.backends.cuda.gpus import Gpu, find_gpus
 from vae_edge.backends.cuda.memory import CudaMemory, Lane
 from vae_edge.backends.tensorrt.engine import EnginePlace, check_tensors, load_engine
 from vae_edge.backends.tensorrt.module import TensorRtModule, find_tensorrt, judge_plan
@@ -49,14 +50,14 @@ class TensorRtBackend(Backend):
         max_batch: largest batch that will come; None: the largest that the engine takes.
         options: `device` is `auto` (the first GPU), `cuda` (the same) or `cuda:N`.
         find_module: finds TensorRT by flavour.
-        open_memory: opens a device by its number; the second argument is the extra to name if a package is missing.
+        open_memory: opens a device by its number.
         find_gpus: lists the GPUs, by their numbers.
 
     Raises:
         InputError: `options.device` is not an NVIDIA device.
         DeviceError: there is no GPU; the engine does not fit this device or TensorRT, and another may not
             (`options.rebuild`) or cannot be built from the ONNX beside it; or it has other tensors.
-        MissingDependencyError: TensorRT or the package for CUDA is not installed.
+        MissingDependencyError: TensorRT or the chosen package for CUDA is not installed.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TensorRtBackend(Backend):
         max_batch: int | None,
         options: RuntimeOptions,
         find_module: Callable[[str | None], TensorRtModule] = find_tensorrt,
-        open_memory: Callable[[int, str], CudaMemory] = open_cuda_memory,
+        open_memory: Callable[[int], CudaMemory] = open_cuda_memory,
         find_gpus: Callable[[], list[Gpu]] = find_gpus,
     ) -> None:
         index = parse_device(options.device)
@@ -78,9 +79,9 @@ class TensorRtBackend(Backend):
         self._own = threading.local()
         self._runtime: Any = None
         self._engine: Any = None
-        self._memory = open_memory(index, self._module.flavour.extra)
+        self._memory = open_memory(index)
         reason = f"the first GPU ({options.device})" if ":" not in options.device else f"asked for {options.device}"
-        device = DeviceChoice(f"cuda:{index}", f"{reason}, through {self._memory.library}")
+        device = DeviceChoice(f"cuda:{index}", f"{reason}, through {_described(self._memory)}")
         super().__init__(
             inputs,
             outputs,
@@ -90,6 +91,8 @@ class TensorRtBackend(Backend):
             layout=Layout(options.requests or 2, None, None),
             version=str(self._module),
         )
+        # After the adapter, so before any exit handler that it has registered.
+        close_at_exit(self)
         try:
             place = EnginePlace(self._module, lambda: _gpu(find_gpus(), index), self._memory.activate)
             with self._memory.activate():
@@ -192,6 +195,11 @@ def parse_device(device: str) -> int:
     if match is None:
         raise InputError(f"device {device!r} is not supported by TensorRT; expected auto, cuda or cuda:N")
     return int(match.group(1) or 0)
+
+
+def _described(memory: CudaMemory) -> str:
+    in_place = ", with host memory in place" if memory.maps_host_memory else ""
+    return f"{memory.library}{in_place}" + (f" ({'; '.join(memory.refused)})" if memory.refused else "")
 
 
 def _gpu(gpus: list[Gpu], index: int) -> Gpu:

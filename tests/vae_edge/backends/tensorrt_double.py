@@ -38,11 +38,16 @@ def must(condition: bool, message: str) -> None:
 
 
 class CudaDouble(CudaMemory):
-    """Host memory behind the interface of a device's memory."""
+    """Host memory behind the interface of a device's memory.
+
+    Args:
+        maps_host_memory: be an integrated GPU, which uses pinned memory in place.
+    """
 
     library = "a double"
 
-    def __init__(self) -> None:
+    def __init__(self, *, maps_host_memory: bool = False) -> None:
+        self.maps_host_memory = maps_host_memory
         self.streams: dict[int, list[tuple[str, Callable[[], None]]]] = {}
         self.pinned: dict[int, PinnedBuffer] = {}
         self.device: dict[int, DeviceBuffer] = {}
@@ -51,10 +56,6 @@ class CudaDouble(CudaMemory):
         self._depth = threading.local()
         self._last_handle = 0
         self._lock = threading.RLock()
-
-    @classmethod
-    def device_count(cls) -> int:
-        return 1
 
     def is_active(self) -> bool:
         return getattr(self._depth, "value", 0) > 0
@@ -98,6 +99,15 @@ class CudaDouble(CudaMemory):
     def free_pinned(self, buffer: PinnedBuffer) -> None:
         self.note("free_pinned")
         must(self.pinned.pop(id(buffer), None) is buffer, "pinned memory was freed twice")
+        if self.maps_host_memory:
+            self.device.pop(buffer.owner, None)
+
+    def map_pinned(self, buffer: PinnedBuffer) -> DeviceBuffer:
+        self.note("map_pinned")
+        must(self.maps_host_memory and id(buffer) in self.pinned, "memory was mapped that cannot be")
+        mapped = DeviceBuffer(buffer.owner, buffer.array.size, buffer.owner)
+        self.device[mapped.address] = mapped
+        return mapped
 
     def allocate_device(self, size_bytes: int) -> DeviceBuffer:
         self.note("allocate_device")
@@ -121,6 +131,7 @@ class CudaDouble(CudaMemory):
     def _queue_copy(
         self, name: str, device: DeviceBuffer, host: PinnedBuffer, size_bytes: int, stream: Stream, *, to_device: bool
     ) -> None:
+        must(not self.maps_host_memory, "memory that the device uses in place was copied")
         must(size_bytes <= min(device.size_bytes, host.array.size), "a copy is larger than its buffer")
 
         def copy() -> None:
@@ -181,8 +192,8 @@ class TensorRtDouble:
             raise MissingDependencyError(f"{flavour} is not installed")
         return self.module
 
-    def open_memory(self, index: int, extra: str) -> CudaDouble:
-        must(index == 0 and extra == self.flavour.extra, "another device or extra was asked for")
+    def open_memory(self, index: int) -> CudaDouble:
+        must(index == 0, "another device was asked for")
         return self.cuda
 
     def write_plan(self, path: Path, onnx: bytes, max_batch: int = 8, version: str | None = None) -> None:

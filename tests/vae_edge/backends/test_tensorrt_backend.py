@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from vae_edge.backends.tensorrt_backend import TensorRtBackend, parse_device
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
 from vae_edge.manifest import TensorSpec, graph_inputs, graph_outputs
 
+ROOT = Path(__file__).parents[3]
 ONNX = make_onnx()
 
 
@@ -36,9 +39,10 @@ def open_model(plan: Path, double: TensorRtDouble, **changes: Any) -> TensorRtBa
     return TensorRtBackend(plan, find_module=double.find_module, **arguments)
 
 
-@pytest.fixture
-def double() -> TensorRtDouble:
-    return TensorRtDouble(CudaDouble())
+@pytest.fixture(params=[False, True], ids=["copied", "mapped"])
+def double(request: pytest.FixtureRequest) -> TensorRtDouble:
+    """With a GPU that has memory of its own, and with one that uses the host's in place."""
+    return TensorRtDouble(CudaDouble(maps_host_memory=request.param))
 
 
 @pytest.fixture
@@ -84,17 +88,10 @@ def test_the_calls_come_in_tensorrts_order(backend: TensorRtBackend, double: Ten
     backend.run({"image": images(1)})
     double.cuda.events.clear()
     backend.run({"image": images(2)})
-    assert double.cuda.events == [
-        "copy_in",
-        "set_input_shape",
-        "set_tensor_address",
-        "set_tensor_address",
-        "set_tensor_address",
-        "execute_async_v3",
-        "copy_out",
-        "copy_out",
-        "synchronize",
-    ]
+    calls = ["set_input_shape", *["set_tensor_address"] * 3, "execute_async_v3"]
+    if not double.cuda.maps_host_memory:
+        calls = ["copy_in", *calls, "copy_out", "copy_out"]
+    assert double.cuda.events == [*calls, "synchronize"]
 
 
 def test_many_threads_get_their_own_results(
@@ -191,10 +188,72 @@ def test_a_fixed_batch_is_the_largest(tmp_path: Path, double: TensorRtDouble) ->
         assert backend.run({"image": images(2)})["score"].shape == (2,)
 
 
-def test_version_and_device_are_told(backend: TensorRtBackend) -> None:
+def test_version_and_device_are_told(backend: TensorRtBackend, double: TensorRtDouble) -> None:
     assert backend.version == "TensorRT 10.3.0"
     assert backend.device.name == "cuda:0"
-    assert backend.device.reason == "the first GPU (auto), through a double"
+    in_place = ", with host memory in place" if double.cuda.maps_host_memory else ""
+    assert backend.device.reason == f"the first GPU (auto), through a double{in_place}"
+
+
+def test_why_another_adapter_was_not_used_is_told(plan: Path, double: TensorRtDouble) -> None:
+    double.cuda.refused = ("driver: cuInit failed", "pycuda: No module named 'pycuda'")
+    with open_model(plan, double) as backend:
+        assert backend.device.reason.endswith(" (driver: cuInit failed; pycuda: No module named 'pycuda')")
+
+
+AT_EXIT = """
+import atexit, sys, threading
+from pathlib import Path
+import numpy as np
+from tests.vae_edge.backends.tensorrt_double import CudaDouble, TensorRtDouble
+from vae_edge.backends import base
+from vae_edge.backends.base import RuntimeOptions
+from vae_edge.backends.tensorrt_backend import TensorRtBackend
+from vae_edge.manifest import graph_inputs, graph_outputs
+
+double = TensorRtDouble(CudaDouble())
+cuda = double.cuda
+atexit.register(lambda: print("registered first:", cuda.live(), cuda.closed))
+
+def open_memory(index):
+    # As pycuda does when it is imported, which is here.
+    atexit.register(lambda: print("the adapter's own:", cuda.live(), cuda.closed))
+    return cuda
+
+backend = TensorRtBackend(
+    Path(sys.argv[1]), graph_inputs(32, 32), graph_outputs(32, 32), max_batch=4, options=RuntimeOptions(),
+    find_module=double.find_module, open_memory=open_memory,
+)
+image = {"image": np.zeros((1, 32, 32, 3), np.uint8)}
+backend.run(image)
+print("before the end:", cuda.live() > 0, cuda.closed)
+if sys.argv[2] == "in a call":
+    base._LAST_CALL_S = 0.2
+    is_in, never = threading.Event(), threading.Event()
+    cuda.synchronize = lambda stream: (is_in.set(), never.wait())
+    threading.Thread(target=backend.run, args=(image,), daemon=True).start()
+    is_in.wait(30)
+"""
+
+
+@pytest.mark.parametrize(("what", "left"), [("idle", "0 1"), ("in a call", "14 0")])
+def test_at_the_end_it_is_closed_before_the_adapters_exit_handler(tmp_path: Path, what: str, left: str) -> None:
+    TensorRtDouble(CudaDouble()).write_plan(tmp_path / "model.engine", ONNX)
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tmp_path / "model.engine"), what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    # A call that never ends uses what would be freed: that stays, and goes with the process.
+    assert done.stdout.splitlines() == [
+        "before the end: True 0",
+        f"the adapter's own: {left}",
+        f"registered first: {left}",
+    ]
 
 
 @pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
@@ -231,7 +290,7 @@ def test_a_device_without_room_leaves_nothing_behind(
     def refuse(size_bytes: int) -> Any:
         raise DeviceError("cuMemAlloc failed: out of memory")
 
-    monkeypatch.setattr(double.cuda, "allocate_device", refuse)
+    monkeypatch.setattr(double.cuda, "map_pinned" if double.cuda.maps_host_memory else "allocate_device", refuse)
     with pytest.raises(DeviceError, match="out of memory"):
         backend.run({"image": images(1)})
     assert double.cuda.live() == 0
@@ -351,6 +410,13 @@ class TestDouble:
             cuda.free_device(device)
             with pytest.raises(MisuseError, match="freed memory"):
                 cuda.synchronize(stream)
+
+    def test_a_copy_of_memory_that_is_used_in_place_is_caught(self) -> None:
+        cuda = CudaDouble(maps_host_memory=True)
+        with cuda.activate():
+            stream, pinned = cuda.create_stream(), cuda.allocate_pinned(4)
+            with pytest.raises(MisuseError, match="in place was copied"):
+                cuda.copy_in(cuda.map_pinned(pinned), pinned, 4, stream)
 
     def test_a_device_that_is_not_current_is_caught(self) -> None:
         with pytest.raises(MisuseError, match="without the device being current"):

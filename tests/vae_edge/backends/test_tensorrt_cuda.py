@@ -1,4 +1,4 @@
-"""The two CUDA adapters: their choice and errors anywhere, themselves on an NVIDIA GPU."""
+"""The adapters on Python packages, and every adapter under a real engine on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,11 +14,9 @@ import pytest
 from tests.vae_edge.backends.tensorrt_double import run_onnx
 from tests.vae_edge.backends.tensorrt_models import make_onnx
 from vae_edge.backends.base import RuntimeOptions
-from vae_edge.backends.cuda import gpus
-from vae_edge.backends.cuda.cuda_bindings_memory import CudaBindingsMemory, call
-from vae_edge.backends.cuda.gpus import Gpu, find_gpus, open_cuda_memory
-from vae_edge.backends.cuda.memory import CudaMemory, Lane
-from vae_edge.backends.cuda.pycuda_memory import PycudaMemory
+from vae_edge.backends.cuda.adapters import CHOICES, VARIABLE, open_cuda_memory
+from vae_edge.backends.cuda.cuda_bindings_memory import call
+from vae_edge.backends.cuda.gpus import Gpu, find_gpus
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import graph_inputs, graph_outputs
@@ -31,37 +28,6 @@ def gpu() -> Gpu:
         return find_gpus()[0]
     except DeviceError as error:
         pytest.skip(str(error))
-
-
-def opened(adapter: type[PycudaMemory] | type[CudaBindingsMemory]) -> CudaMemory:
-    try:
-        assert adapter.device_count() > 0
-        return adapter(0)
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
-def missing(reason: str) -> Any:
-    def refuse(cls: type) -> int:
-        raise MissingDependencyError(reason)
-
-    return classmethod(refuse)
-
-
-def test_without_pycuda_and_cuda_bindings_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
-    monkeypatch.setattr(PycudaMemory, "device_count", missing("pycuda: libcurand.so not found"))
-    monkeypatch.setattr(CudaBindingsMemory, "device_count", missing("cuda-bindings: not there"))
-    with pytest.raises(MissingDependencyError) as caught:
-        open_cuda_memory(0, "tensorrt-rtx")
-    assert "libcurand.so not found; cuda-bindings: not there" in str(caught.value)
-    assert str(caught.value).endswith("run: pip install 'vae-edge[tensorrt-rtx]'")
-
-
-def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
-    with pytest.raises(DeviceError, match=r"there is no cuda:1 here; choose from cuda:0 \(Orin, compute capability"):
-        open_cuda_memory(1, "tensorrt")
 
 
 def test_an_error_code_of_the_cuda_runtime_is_told_with_its_function() -> None:
@@ -91,39 +57,15 @@ def test_cuda_bindings_has_every_name_in_use() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("adapter", [PycudaMemory, CudaBindingsMemory])
-def test_bytes_go_to_the_gpu_and_back_from_several_threads(
-    gpu: Gpu, adapter: type[PycudaMemory] | type[CudaBindingsMemory]
-) -> None:
-    memory = opened(adapter)
-
-    def round_trip(seed: int) -> None:
-        content = np.random.default_rng(seed).integers(0, 256, 4096, dtype=np.uint8)
-        with memory.activate():
-            lane = Lane(memory, {"tensor": 4096})
-            assert lane.stream.handle != 0
-            lane.pinned["tensor"].array[:] = content
-            lane.send("tensor", 4096)
-            lane.synchronize()
-            lane.pinned["tensor"].array[:] = 0
-            lane.fetch("tensor", 4000)
-            lane.synchronize()
-            np.testing.assert_array_equal(lane.pinned["tensor"].array[:4000], content[:4000])
-            assert not lane.pinned["tensor"].array[4000:].any()
-            lane.free()
-
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(round_trip, seed) for seed in range(8)]:
-            done.result()
-    memory.close()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("adapter", [PycudaMemory, CudaBindingsMemory])
+@pytest.mark.parametrize("adapter", CHOICES)
 def test_a_real_engine_gives_onnx_runtimes_results(
-    gpu: Gpu, adapter: type[PycudaMemory] | type[CudaBindingsMemory], tmp_path: Path
+    gpu: Gpu, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = opened(adapter)
+    monkeypatch.setenv(VARIABLE, adapter)
+    try:
+        open_cuda_memory(0).close()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
     from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
 
     (tmp_path / "model.onnx").write_bytes(make_onnx())
@@ -138,7 +80,6 @@ def test_a_real_engine_gives_onnx_runtimes_results(
         graph_outputs(32, 32),
         max_batch=4,
         options=RuntimeOptions(),
-        open_memory=lambda index, extra: memory,
     ) as backend:
 
         def compare(seed: int) -> None:

@@ -1,1 +1,1 @@
-"""CUDA memory, copies and streams from Python, behind one small interface (`CudaMemory`) with two implementations."""
+"""CUDA memory, copies and streams from Python, behind one small interface (`CudaMemory`) with three implementations."""

@@ -20,12 +20,9 @@ class CudaBindingsMemory(CudaMemory):
         self._runtime, version = _load_runtime()
         self._index = index
         self.library = f"cuda-bindings {version}"
-
-    @classmethod
-    def device_count(cls) -> int:
-        """Return how many GPUs the CUDA runtime sees."""
-        runtime, _ = _load_runtime()
-        return int(call(runtime, "cudaGetDeviceCount"))
+        # The device is not touched before it is made current: one that does not start is to be found out here.
+        with self.activate():
+            pass
 
     @contextmanager
     def activate(self) -> Iterator[None]:

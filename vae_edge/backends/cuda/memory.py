@@ -1,7 +1,7 @@
 """What the TensorRT backend needs of CUDA, and nothing more.
 
-The two implementations, `pycuda_memory` and `cuda_bindings_memory`, both work in the device's primary context, the one
-that torch and the CUDA runtime use too, so that all of them can live in one process.
+The implementations, `driver_memory`, `pycuda_memory` and `cuda_bindings_memory`, work in the device's primary context,
+the one that torch and the CUDA runtime use too, so that all of them can live in one process.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class DeviceBuffer:
 class CudaMemory(ABC):
     """Memory, copies and streams of one device.
 
-    Every method but `device_count` and `close` must be called inside `activate`, by any thread. Every method raises
+    Every method but `close` must be called inside `activate`, by any thread. Every method raises
     DeviceError, naming the CUDA call and its error, when the device or the driver fails.
     """
 
     library: str
-    """The Python package behind it and its version."""
-
-    @classmethod
-    @abstractmethod
-    def device_count(cls) -> int:
-        """Return how many GPUs the package sees."""
+    """What is behind it, with its version."""
+    refused: tuple[str, ...] = ()
+    """The adapters that were tried before this one, each with the reason why it did not start."""
+    maps_host_memory: bool = False
+    """Whether the device uses pinned memory where it lies (`map_pinned`), so that nothing has to be copied: on
+    integrated GPUs, whose memory is the host's."""
 
     @abstractmethod
     def activate(self) -> AbstractContextManager[None]:
@@ -80,6 +80,10 @@ class CudaMemory(ABC):
     @abstractmethod
     def free_pinned(self, buffer: PinnedBuffer) -> None:
         """Free page-locked host memory."""
+
+    def map_pinned(self, buffer: PinnedBuffer) -> DeviceBuffer:
+        """Return where the device sees pinned memory; it is freed with it. Only where `maps_host_memory` is true."""
+        raise NotImplementedError(f"{self.library} does not map host memory")
 
     @abstractmethod
     def allocate_device(self, size_bytes: int) -> DeviceBuffer:
@@ -110,7 +114,11 @@ _log = logging.getLogger(__name__)
 
 
 class Lane:
-    """A stream and buffers of fixed sizes, allocated once and reused. Only one thread may use it at a time."""
+    """A stream and buffers of fixed sizes, allocated once and reused. Only one thread may use it at a time.
+
+    Where the device uses host memory in place, a tensor's two buffers are the same memory and nothing is copied: what
+    the host writes before work is queued is seen by that work, and what the work writes is seen after `synchronize`.
+    """
 
     def __init__(self, memory: CudaMemory, sizes_bytes: Mapping[str, int]) -> None:
         """Allocate everything, inside `memory.activate()`.
@@ -128,18 +136,25 @@ class Lane:
         self.stream = memory.create_stream()
         try:
             for name, size_bytes in sizes_bytes.items():
-                self.pinned[name] = memory.allocate_pinned(size_bytes)
-                self.device[name] = memory.allocate_device(size_bytes)
+                pinned = self.pinned[name] = memory.allocate_pinned(size_bytes)
+                if memory.maps_host_memory:
+                    self.device[name] = memory.map_pinned(pinned)
+                else:
+                    self.device[name] = memory.allocate_device(size_bytes)
         except DeviceError:
             self.free()
             raise
 
     def send(self, name: str, size_bytes: int) -> None:
-        """Queue the copy of one tensor's first bytes to the device."""
+        """Queue the copy of one tensor's first bytes to the device, where it needs one."""
+        if self._memory.maps_host_memory:
+            return
         self._memory.copy_in(self.device[name], self.pinned[name], size_bytes, self.stream)
 
     def fetch(self, name: str, size_bytes: int) -> None:
-        """Queue the copy of one tensor's first bytes from the device."""
+        """Queue the copy of one tensor's first bytes from the device, where it needs one."""
+        if self._memory.maps_host_memory:
+            return
         self._memory.copy_out(self.pinned[name], self.device[name], size_bytes, self.stream)
 
     def synchronize(self) -> None:
@@ -148,8 +163,9 @@ class Lane:
 
     def free(self) -> None:
         """Free everything, inside `memory.activate()`. One failure does not keep the rest from being freed."""
-        for device in self.device.values():
-            _freed(self._memory.free_device, device)
+        if not self._memory.maps_host_memory:
+            for device in self.device.values():
+                _freed(self._memory.free_device, device)
         for pinned in self.pinned.values():
             _freed(self._memory.free_pinned, pinned)
         _freed(self._memory.destroy_stream, self.stream)

@@ -48,13 +48,6 @@ class PycudaMemory(CudaMemory):
                 _contexts[index] = self._driver.Device(index).retain_primary_context()
             self._context = _contexts[index]
 
-    @classmethod
-    def device_count(cls) -> int:
-        """Return how many GPUs pycuda sees."""
-        driver = _load_driver()
-        with _named("cuDeviceGetCount", driver):
-            return int(driver.Device.count())
-
     @contextmanager
     def activate(self) -> Iterator[None]:
         """Push the primary context on this thread's stack and pop it again."""
