@@ -152,6 +152,7 @@ def _engine_settings(engine: EngineOptions) -> EngineSettings:
         workspace_bytes=engine.workspace_mib * 2**20,
         optimization_level=engine.optimization_level,
         timing_cache=engine.timing_cache,
+        weak_typing=engine.weak_typing,
     )
 
 

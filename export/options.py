@@ -111,6 +111,13 @@ class EngineOptions(OptionGroup, panel="TensorRT, of a run, a checkpoint or a bu
             metavar="FILE", help="File with the timings of earlier builds, read and written; default: the cache's."
         ),
     ] = None
+    weak_typing: Annotated[
+        bool,
+        typer.Option(
+            "--weak-typing",
+            help="TensorRT 10: let it choose each layer's type, where it cannot build FP16 or INT8 as they are.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

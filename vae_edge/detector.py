@@ -20,7 +20,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared, max_pixels_in_force
-from vae_edge.manifest import ThresholdMethod, Thresholds
+from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
 from vae_edge.platform.after_fork import Process
 from vae_edge.platform.machine import usable_cores
 from vae_edge.platform.work import InOrder, Progress, StepProgress
@@ -132,6 +132,7 @@ class Detector:
             spinning=spinning,
             model_sha256=opened.model_sha256 if cache else None,
             rebuild=rebuild,
+            built_for=manifest.runtime.details.get(GPU_KIND),
             progress=progress,
         )
 

@@ -219,6 +219,11 @@ class CalibrationSetRecord(Record):
     """How many of them are normals with defects pasted on."""
 
 
+GPU_KIND = "gpu_kind"
+"""In the details of a TensorRT engine's `RuntimeRecord`: the kind of GPU that it was built for, such as
+`Orin (8.7, 16 SMs)`. Records of earlier versions have none."""
+
+
 class RuntimeRecord(Record):
     """The runtime that made the model file."""
 

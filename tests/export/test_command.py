@@ -186,6 +186,7 @@ OPTIONS = {
     "workspace_mib": ("--workspace-mib", "512"),
     "optimization_level": ("--optimization-level", "3"),
     "timing_cache": ("--timing-cache", "timings"),
+    "weak_typing": ("--weak-typing",),
 }
 """An option of each parameter that some kind of source does not take, half of them with its default as value."""
 

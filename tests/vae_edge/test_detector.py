@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.hostile_bundles import change_manifest
 from tests.picture_bytes import animated_png, part
 from tests.tiny_bundles import SIZE, dark_image, make_bundle, spotted_image, toy_outputs, write_image
 from vae_edge import Detector, DeviceError, InputError, MissingDependencyError, Prediction, VaeEdgeError
-from vae_edge.backends.base import Backend, DeviceChoice, Layout, Tensors
+from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.bundle import Bundle
 from vae_edge.detector import n_stream_workers
 from vae_edge.image import prepare
@@ -236,6 +237,23 @@ def test_a_missing_runtime_is_named_with_the_command_that_installs_it(
     assert f"needs the package '{package}'" in done.stdout
     assert f"pip install 'vae-edge[{extra}]'" in done.stdout
     assert issubclass(MissingDependencyError, ImportError)
+
+
+@pytest.mark.parametrize("kind", [None, "Orin (8.7, 16 SMs)"])
+def test_the_kind_of_gpu_that_an_engine_is_for_reaches_the_backend(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str | None
+) -> None:
+    seen: list[str | None] = []
+
+    def look(*arguments: Any, options: RuntimeOptions, **more: Any) -> Backend:
+        seen.append(options.built_for)
+        return ScriptedBackend(onnx_bundle, [])
+
+    monkeypatch.setattr("vae_edge.detector.open_backend", look)
+    details = {} if kind is None else {"gpu_kind": kind}
+    change_manifest(onnx_bundle.folder, lambda content: content["runtime"]["details"].update(details))
+    Detector.open(onnx_bundle.folder).close()
+    assert seen == [kind]
 
 
 @pytest.mark.parametrize("failure", ["ImportError('libcudart.so.12: cannot open')", "OSError('wrong ELF class')"])

@@ -72,6 +72,9 @@ class RuntimeOptions:
     """Hash of the model's files, the key of the cache of compiled models; None: no cache."""
     rebuild: bool = True
     """Whether a model file that does not fit this device may be rebuilt from the ONNX beside it (TensorRT)."""
+    built_for: str | None = None
+    """The kind of GPU that the model file was built for, from its manifest (TensorRT); None: unknown, and the runtime
+    finds out whether it fits."""
     progress: StepProgress | None = field(default=None, compare=False)
     """Called with the steps of a build, which take minutes."""
 
@@ -149,14 +152,14 @@ class _Calls:
         with self._changed:
             self._changed.wait_for(lambda: all(thread == me for thread in self._threads), timeout_s)
 
-    def may_free(self) -> bool:
-        """Return True once, when all calls have ended and the model must be freed."""
-        with self._changed:
     def are_in_progress(self) -> bool:
         """Return whether any thread is in a call."""
         with self._changed:
             return bool(self._threads)
 
+    def may_free(self) -> bool:
+        """Return True once, when all calls have ended and the model must be freed."""
+        with self._changed:
             may = self._is_closed and not self._threads and not self._is_freed
             self._is_freed = self._is_freed or may
             return may
@@ -298,9 +301,6 @@ def _end_daemon_threads() -> None:
         time.sleep(0.01)
 
 
-def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...], max_batch: int | None) -> None:
-    """Check host arrays against input specs.
-
 _closed_at_exit: WeakSet[Backend] = WeakSet()
 
 
@@ -322,6 +322,9 @@ def _close_all() -> None:
         if backend._process.is_this and not backend._calls.are_in_progress():
             backend.close()
 
+
+def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...], max_batch: int | None) -> None:
+    """Check host arrays against input specs.
 
     Raises:
         InputError: with the actual and the expected value.

@@ -165,7 +165,7 @@ class TensorRtDouble:
         version: what the module says its version is; it loads plans of this version alone.
         flavour: `tensorrt` or `tensorrt_rtx`.
         faults: calls that shall fail: `set_input_shape`, `set_tensor_address`, `execute_async_v3`,
-            `deserialize_cuda_engine`, `create_execution_context`, `build_serialized_network`, `parse_from_file`,
+            `deserialize_cuda_engine`, `create_execution_context`, `build_serialized_network`, `parse`,
             `add_optimization_profile`, `set_timing_cache`.
     """
 
@@ -184,6 +184,7 @@ class TensorRtDouble:
         """Plans that shall not load."""
         self.built_differ = False
         """Whether no two builds give the same bytes, as is TensorRT's way."""
+        self.major = version_numbers(version)[0]
         self.api = self._make_api(version)
         self.module: TensorRtModule = wrap_tensorrt(self.api, self.flavour)
 

@@ -6,7 +6,6 @@ import ctypes
 import enum
 import json
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +43,8 @@ class IProgressMonitor:
 
 class DataType(enum.Enum):
     FLOAT = 0
+    HALF = 1
+    INT8 = 2
     UINT8 = 7
 
 
@@ -59,6 +60,15 @@ class MemoryPoolType(enum.Enum):
 
 class BuilderFlag(enum.IntEnum):
     TF32 = 7
+
+
+class BuilderFlag10(enum.IntEnum):
+    """With the flags that TensorRT 11 has no more."""
+
+    FP16 = 0
+    INT8 = 1
+    TF32 = 7
+    PREFER_PRECISION_CONSTRAINTS = 11
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -88,6 +98,8 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
     from tests.vae_edge.backends.tensorrt_double import must, run_onnx
 
     cuda = double.cuda
+    has_weak_typing = double.flavour.module == "tensorrt" and double.major < 11
+    flags: Any = BuilderFlag10 if has_weak_typing else BuilderFlag
 
     class IExecutionContext:
         _thread: threading.Thread
@@ -208,32 +220,48 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
             return EngineValidity(double.validity[0]), double.validity[1]
 
     class ITensor:
-        def __init__(self, value: Any) -> None:
-            self.name, self.dtype = value.name, DataType[_ONNX_TYPES[value.type][0]]
-            self.shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        def __init__(self, name: str, dtype: DataType, shape: Any) -> None:
+            self.name, self.dtype = name, dtype
+            self.shape = tuple(size if isinstance(size, int) else -1 for size in shape)
+
+    def tensor_of(value: Any) -> ITensor:
+        return ITensor(value.name, DataType[_ONNX_TYPES[value.type][0]], value.shape)
+
+    def inner_tensors(model: bytes) -> list[ITensor]:
+        """One tensor of each low precision that a model names."""
+        names = {"HALF": b"half", "INT8": b"QuantizeLinear"}
+        return [ITensor(name, DataType[name], ()) for name, mark in names.items() if mark in model]
 
     class ILayer:
         num_outputs = 1
 
         def __init__(self, output: ITensor) -> None:
             self._output = output
+            self.name = f"layer_{output.name}"
+            self.precision: DataType | None = None
 
         def get_output(self, index: int) -> ITensor:
             return self._output
 
+        def set_output_type(self, index: int, dtype: DataType) -> None:
+            must(index == 0, "the layer has one output")
+            must(self.precision is dtype, "a layer computes in another type than it gives")
+
     class INetworkDefinition:
         def __init__(self) -> None:
             self._onnx, self._in, self._out = b"", [], []  # type: ignore[var-annotated]  # filled by the parser
+            self._layers: list[ILayer] = []
+            self._is_weak = False
 
         num_inputs = property(lambda self: len(self._in))
         num_outputs = property(lambda self: len(self._out))
-        num_layers = property(lambda self: len(self._out))
+        num_layers = property(lambda self: len(self._layers))
 
         def get_input(self, index: int) -> ITensor:
             return self._in[index]  # type: ignore[no-any-return]  # the lists hold ITensor only
 
         def get_layer(self, index: int) -> ILayer:
-            return ILayer(self._out[index])
+            return self._layers[index]
 
     class ParserError:
         def desc(self) -> str:
@@ -250,14 +278,15 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
             self._network = network
             self.num_errors = 0
 
-        def parse_from_file(self, model: str) -> bool:
-            if double.fails("parse_from_file"):
+        def parse(self, model: bytes) -> bool:
+            if double.fails("parse"):
                 self.num_errors = 2
                 return False
-            self._network._onnx = Path(model).read_bytes()
+            self._network._onnx = model
             session = _session(self._network._onnx)
-            self._network._in = [ITensor(value) for value in session.get_inputs()]
-            self._network._out = [ITensor(value) for value in session.get_outputs()]
+            self._network._in = [tensor_of(value) for value in session.get_inputs()]
+            self._network._out = [tensor_of(value) for value in session.get_outputs()]
+            self._network._layers = [ILayer(value) for value in (*inner_tensors(model), *self._network._out)]
             return True
 
         def get_error(self, index: int) -> ParserError:
@@ -285,14 +314,18 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
             self._profiles: list[IOptimizationProfile] = []
             self._limits: dict[MemoryPoolType, int] = {}
             # TF32 is on until it is taken back.
-            self._flags = {BuilderFlag.TF32}
+            self._flags = {flags.TF32}
             self._cache: ITimingCache | None = None
             self.given = b""
             self.builder_optimization_level = 3
             self.progress_monitor: IProgressMonitor | None = None
+            self._network: INetworkDefinition | None = None
 
-        def clear_flag(self, flag: BuilderFlag) -> None:
+        def clear_flag(self, flag: Any) -> None:
             self._flags.discard(flag)
+
+        def set_flag(self, flag: Any) -> None:
+            self._flags.add(flag)
 
         def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
             self._limits[pool] = pool_size
@@ -319,8 +352,11 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_network(self, flags: int = 0) -> INetworkDefinition:
-            must(flags == 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED), "the network is not strongly typed")
-            return INetworkDefinition()
+            strong = 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            must(flags == strong or (flags == 0 and has_weak_typing), "the network is not strongly typed")
+            network = INetworkDefinition()
+            network._is_weak = flags == 0
+            return network
 
         def create_builder_config(self) -> IBuilderConfig:
             return IBuilderConfig()
@@ -331,7 +367,9 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
         def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
             must(MemoryPoolType.WORKSPACE in config._limits, "the workspace has no limit")
             must(BuilderFlag.TF32 not in config._flags, "an FP32 network would be computed in TF32")
+            must(network._is_weak or not config._flags, "precisions were allowed to a strongly typed network")
             double.built.append(config)
+            config._network = network
             if double.fails("build_serialized_network"):
                 return None
             monitor = config.progress_monitor
@@ -350,8 +388,8 @@ def make_classes(double: TensorRtDouble) -> dict[str, Any]:
 
     classes = [IExecutionContext, ICudaEngine, Runtime, ITensor, ILayer, INetworkDefinition, ParserError, OnnxParser]
     classes += [IOptimizationProfile, IHostMemory, ITimingCache, IBuilderConfig, Builder, ILogger, IProgressMonitor]
-    classes += [DataType, TensorIOMode, MemoryPoolType, BuilderFlag, NetworkDefinitionCreationFlag]
-    found: dict[str, Any] = {each.__name__: each for each in classes}
+    classes += [DataType, TensorIOMode, MemoryPoolType, NetworkDefinitionCreationFlag]
+    found: dict[str, Any] = {each.__name__: each for each in classes} | {"BuilderFlag": flags}
     if double.flavour.module == "tensorrt_rtx":
         found |= {"Runtime": RtxRuntime, "EngineValidity": EngineValidity}
         found["EngineInvalidityDiagnostics"] = EngineInvalidityDiagnostics

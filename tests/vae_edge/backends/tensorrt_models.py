@@ -13,6 +13,7 @@ def make_onnx(
     height: int | str | None = None,
     score: str = "score",
     unknown: bool = False,
+    doc: str = "",
 ) -> bytes:
     """Return a graph that scales, transposes, convolves twice and takes the maximum.
 
@@ -22,6 +23,7 @@ def make_onnx(
         height: height of the image, to make it dynamic; then the map is declared of that height too.
         score: name of the second output.
         unknown: use an operator that TensorRT does not know.
+        doc: a text in the file, by which the TensorRT double takes the model for one in low precision.
     """
     rng = np.random.default_rng(0)
     constants = {
@@ -56,7 +58,7 @@ def make_onnx(
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10, doc_string=doc)
     if not unknown:
         checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())

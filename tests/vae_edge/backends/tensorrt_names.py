@@ -12,7 +12,7 @@ SOURCES = (
     "vae_edge/backends/tensorrt/engine.py",
     "vae_edge/backends/tensorrt/progress.py",
     "vae_edge/backends/tensorrt/build.py",
-    "vae_edge/backends/tensorrt/build.py",
+    "vae_edge/backends/tensorrt/network.py",
 )
 TABLE = Path(__file__).with_name("tensorrt_api.json")
 
@@ -44,6 +44,11 @@ PATHS = {"plan"}
 """Names of `CLASSES` that hold a file's path in some module: only the builder's count."""
 
 GUARDS = {
+    "BuilderFlag.FP16": "BuilderFlag.FP16",
+    "BuilderFlag.INT8": "BuilderFlag.FP16",
+    "BuilderFlag.PREFER_PRECISION_CONSTRAINTS": "BuilderFlag.FP16",
+    "ILayer.precision": "BuilderFlag.FP16",
+    "ILayer.set_output_type": "BuilderFlag.FP16",
     "ComputeCapability": "IBuilderConfig.num_compute_capabilities",
     "EngineInvalidityDiagnostics": "Runtime.get_engine_validity",
     "EngineValidity": "Runtime.get_engine_validity",

@@ -1,8 +1,9 @@
 """ONNX to a TensorRT engine, on the device itself. Needs neither torch nor anything of training.
 
 There is one path for TensorRT 10.3 and newer, 11, and TensorRT-RTX: a strongly typed network, in which every layer
-computes in the types that the ONNX graph names. So precision is decided where the ONNX is written, and no flag here
-can change it. Options that would run code from the plan file (`engine_host_code_allowed`) are never set.
+computes in the types that the ONNX graph names. So precision is decided where the ONNX is written, and nothing here
+changes it but `EngineSettings.weak_typing`. Options that would run code from the plan file (`engine_host_code_allowed`)
+are never set.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 
 from vae_edge.backends.cuda.gpus import Gpu, find_gpus
 from vae_edge.backends.tensorrt.module import TensorRtModule, find_tensorrt
+from vae_edge.backends.tensorrt.network import read_onnx, strong_network, tensor_types, way_out, weak_network
 from vae_edge.backends.tensorrt.progress import Activate, BuildMonitor, build_apart
 from vae_edge.cache import compiled
 from vae_edge.cache.compiled import CompiledKey
 from vae_edge.errors import DeviceError, InputError, UsageError
-from vae_edge.manifest import RuntimeRecord
+from vae_edge.manifest import GPU_KIND, RuntimeRecord
 from vae_edge.platform.atomic import write_bytes
 from vae_edge.platform.work import StepProgress
 
@@ -92,6 +94,9 @@ class EngineSettings:
     it runs on."""
     describe_layers: bool = False
     """Keep the layers' names and types in the engine and log them; for `vae_edge.export.quantization.engine_layers`."""
+    weak_typing: bool = False
+    """TensorRT 10 only: let it choose each layer's type among those of the ONNX file, a way round where it cannot build
+    the file as it is. The engine's record says so."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -183,10 +188,9 @@ def _build(
 ) -> BuiltPlan:
     api, mark = module.api, module.errors.mark()
     details = {"platform": f"{platform.system()} {platform.machine()}", "gpu": _target(module, settings, gpu)}
+    if gpu is not None and module.flavour.module == "tensorrt":
+        details[GPU_KIND] = gpu.kind
     builder = _created(lambda: api.Builder(module.logger), module, mark)
-    # The flag's number differs between versions. Versions in which it is the only mode accept it all the same.
-    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(module, network, onnx_path)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     # TF32 has 10 bits of mantissa and is on by default: an FP32 bundle is to give the trained model's scores.
@@ -195,6 +199,11 @@ def _build(
         config.builder_optimization_level = settings.optimization_level
     if settings.describe_layers:
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+    onnx = read_onnx(onnx_path)
+    if settings.weak_typing:
+        network = weak_network(module, builder, config, onnx, onnx_path)
+    else:
+        network = strong_network(module, builder, onnx, onnx_path)
     _set_batch(module, builder, network, config, settings, onnx_path)
     _set_compute_capabilities(module, config, settings)
     # TensorRT-RTX measures nothing, and asks for a GPU when it is given timings.
@@ -207,10 +216,14 @@ def _build(
     del listener
     monitor.raise_kept()
     if plan is None:
-        raise DeviceError(f"{module} could not build an engine from {onnx_path}: {module.errors.since(mark)}")
+        advice = way_out(module, onnx, weakly_typed=settings.weak_typing)
+        raise DeviceError(f"{module} could not build an engine from {onnx_path}: {module.errors.since(mark)}{advice}")
     if timings is not None:
         timings.keep(config)
-    details["tensor_types"] = ", ".join(_tensor_types(network))
+    details["tensor_types"] = ", ".join(tensor_types(network))
+    if settings.weak_typing:
+        _log.warning("the engine is weakly typed: its scores can differ from those of %s in FP16 or INT8", onnx_path)
+    details["typing"] = "weak: TensorRT chose the layers' types" if settings.weak_typing else "strong"
     details["max_batch"], details["opt_batch"] = str(settings.max_batch), str(settings.opt_batch)
     details["workspace_bytes"] = str(settings.workspace_bytes)
     record = RuntimeRecord(flavour=module.flavour.module, version=module.version, details=details)
@@ -232,20 +245,6 @@ def _created(create: Callable[[], Any], module: TensorRtModule, mark: int) -> An
     except TypeError as error:
         # The bindings raise TypeError where the C++ library returns nothing, as it does when CUDA does not start.
         raise DeviceError(f"{module} could not be started: {module.errors.since(mark)}") from error
-
-
-def _parse(module: TensorRtModule, network: Any, onnx_path: Path) -> None:
-    parser = module.api.OnnxParser(network, module.logger)
-    if not parser.parse_from_file(str(onnx_path)):
-        problems = []
-        for index in range(parser.num_errors):
-            parser_error = parser.get_error(index)
-            where = f"node {parser_error.node_name()!r}, operator {parser_error.node_operator()!r}"
-            problems.append(f"{parser_error.desc()} ({where})")
-        raise DeviceError(f"{module} cannot read {onnx_path}: {'; '.join(problems) or 'no reason was given'}")
-    if network.num_inputs < 1 or network.num_outputs < 1:
-        # Bytes that are not ONNX at all often pass as a protocol buffer without any field, and parse.
-        raise DeviceError(f"{onnx_path} contains no model: {network.num_inputs} inputs, {network.num_outputs} outputs")
 
 
 def _set_batch(
@@ -286,14 +285,3 @@ def _set_compute_capabilities(module: TensorRtModule, config: Any, settings: Eng
         mark = module.errors.mark()
         if not config.set_compute_capability(known[name], index):
             raise DeviceError(f"{module} refused compute capability {capability}: {module.errors.since(mark)}")
-
-
-def _tensor_types(network: Any) -> list[str]:
-    """List the element types of the layers' outputs: what the engine computes in."""
-    types = set()
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        for output in range(layer.num_outputs):
-            tensor = layer.get_output(output)
-            types.add(tensor.dtype.name)
-    return sorted(types)

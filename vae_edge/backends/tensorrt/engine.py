@@ -197,11 +197,13 @@ def load_engine(
         misfit: why its header says that it cannot fit, to be read after `the engine`; None: it may fit.
         place: where it is to run.
         max_batch: the largest batch that has to go in; None: whatever the engine takes.
-        options: `rebuild`, `model_sha256` and `progress` count.
+        options: `rebuild`, `model_sha256`, `built_for` and `progress` count.
 
     Raises:
         DeviceError: the engine does not fit and no other may or can be built.
     """
+    if misfit is None:
+        misfit = _other_kind(place, options.built_for)
     if misfit is None:
         try:
             return deserialize(place.module, plan.read_bytes(), max_batch)
@@ -237,6 +239,18 @@ def load_engine(
         )
         _log.warning("%s", loaded.note)
     return loaded
+
+
+def _other_kind(place: EnginePlace, built_for: str | None) -> str | None:
+    """Return why an engine is for another kind of GPU, to be read after `the engine`; None: it is not, or is unknown.
+
+    TensorRT loads an engine for another GPU of the same compute capability with only a warning. Its kernels were chosen
+    for the other's number of multiprocessors, so it runs slower than it could, or fails.
+    """
+    if built_for is None or place.module.flavour.module != "tensorrt":
+        return None
+    kind = place.gpu().kind
+    return None if kind == built_for else f"is for {built_for}, but this GPU is {kind}"
 
 
 def deserialize(module: TensorRtModule, content: bytes, max_batch: int | None) -> LoadedEngine:

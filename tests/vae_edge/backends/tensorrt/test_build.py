@@ -20,7 +20,7 @@ from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
 from vae_edge.backends.tensorrt.module import TensorRtModule, find_tensorrt, read_plan_header
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
 from vae_edge.errors import DeviceError, InputError
-from vae_edge.manifest import graph_inputs, graph_outputs
+from vae_edge.manifest import RuntimeRecord, graph_inputs, graph_outputs
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def rtx() -> Any:
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> TensorRtDouble:
-    monkeypatch.setattr(build, "find_gpus", lambda: [Gpu(0, "Orin", "8.7")])
+    monkeypatch.setattr(build, "find_gpus", lambda: [Gpu(0, "Orin", "8.7", 16)])
     return TensorRtDouble(CudaDouble())
 
 
@@ -56,6 +56,7 @@ class TestRealEngines:
         assert record.flavour == "tensorrt_rtx"
         assert record.details["max_batch"] == "8"
         assert record.details["gpu"] == "RTX GPUs of compute capability 8.0 and newer"
+        assert "gpu_kind" not in record.details, "it is for many"
         assert "FLOAT" in record.details["tensor_types"]
         assert engine_path.read_bytes()[:4] == b"vtrt"
         assert [path.name for path in engine_path.parent.iterdir()] == ["model.engine"]
@@ -130,6 +131,12 @@ class TestRealEngines:
         with pytest.raises(DeviceError, match=r"cannot read .*model\.onnx: .*'strange', operator 'Det'"):
             build_engine(onnx_path, engine_path, EngineSettings(), find_module=rtx)
 
+    def test_a_path_that_is_not_ascii_is_no_matter(self, tmp_path: Path, engine_path: Path, rtx: Any) -> None:
+        path = tmp_path / "Prüfstück 零件.onnx"
+        path.write_bytes(make_onnx())
+        build_engine(path, engine_path, EngineSettings(), find_module=rtx)
+        assert engine_path.is_file()
+
     def test_bytes_that_are_no_model_are_told(self, onnx_path: Path, engine_path: Path, rtx: Any) -> None:
         onnx_path.write_bytes(b"xx")
         with pytest.raises(DeviceError, match=r"contains no model|cannot read"):
@@ -167,7 +174,9 @@ class TestFullTensorRt:
     def test_what_is_built_also_runs(self, onnx_path: Path, engine_path: Path, double: TensorRtDouble) -> None:
         record = build_engine(onnx_path, engine_path, EngineSettings(max_batch=3), find_module=double.find_module)
         assert record.flavour == "tensorrt"
-        assert record.details["gpu"] == "cuda:0 (Orin, compute capability 8.7)"
+        assert record.details["gpu"] == "cuda:0 (Orin, compute capability 8.7, 16 SMs)"
+        assert record.details["gpu_kind"] == "Orin (8.7, 16 SMs)"
+        assert record.details["typing"] == "strong"
         with TensorRtBackend(
             engine_path,
             graph_inputs(32, 32),
@@ -207,7 +216,7 @@ class TestFullTensorRt:
         ("call", "message"),
         [
             ("Builder", "could not be started: Builder was told to fail"),
-            ("parse_from_file", r"an operator is not known \(node 'node_7', operator 'Frobnicate'\); an operator"),
+            ("parse", r"an operator is not known \(node 'node_7', operator 'Frobnicate'\); an operator"),
             ("add_optimization_profile", "refused batches of 1 to 8: add_optimization_profile was told to fail"),
             ("build_serialized_network", "could not build an engine .*: build_serialized_network was told to fail"),
         ],
@@ -224,6 +233,77 @@ class TestFullTensorRt:
         settings = EngineSettings(compute_capabilities=("8.7",))
         with pytest.raises(InputError, match="compute_capabilities is for TensorRT-RTX only"):
             build_engine(onnx_path, engine_path, settings, find_module=double.find_module)
+
+
+HALF, INT8 = "half", "QuantizeLinear"
+
+
+class TestLowPrecision:
+    """A device that cannot build INT8, and the way round with a weakly typed network."""
+
+    def build(self, onnx_path: Path, double: TensorRtDouble, doc: str, **settings: Any) -> RuntimeRecord:
+        onnx_path.write_bytes(make_onnx(doc=doc))
+        engine_path = onnx_path.with_name("model.engine")
+        return build_engine(onnx_path, engine_path, EngineSettings(**settings), find_module=double.find_module)
+
+    def test_an_int8_model_that_cannot_be_built_names_the_fp16_bundle(
+        self, onnx_path: Path, double: TensorRtDouble
+    ) -> None:
+        double.faults.add("build_serialized_network")
+        with pytest.raises(DeviceError) as caught:
+            self.build(onnx_path, double, HALF + INT8)
+        assert str(caught.value).endswith(
+            "build_serialized_network was told to fail; if this device cannot run this INT8 model, use the FP16 bundle "
+            "(vae-export RUN --precision fp16), or try vae-export BUNDLE --target tensorrt --weak-typing, whose scores "
+            "can differ"
+        )
+        with pytest.raises(DeviceError, match=r"use the FP16 bundle \(vae-export RUN --precision fp16\)$"):
+            self.build(onnx_path, double, HALF + INT8, weak_typing=True)
+
+    def test_where_there_is_no_weak_typing_it_is_not_named(
+        self, onnx_path: Path, monkeypatch: pytest.MonkeyPatch, double: TensorRtDouble
+    ) -> None:
+        newer = TensorRtDouble(CudaDouble(), version="11.4.0.106", faults=("build_serialized_network",))
+        with pytest.raises(DeviceError, match=r"use the FP16 bundle \(vae-export RUN --precision fp16\)$"):
+            self.build(onnx_path, newer, HALF + INT8)
+
+    def test_another_model_that_cannot_be_built_names_neither(self, onnx_path: Path, double: TensorRtDouble) -> None:
+        double.faults.add("build_serialized_network")
+        with pytest.raises(DeviceError, match=r"was told to fail$"):
+            self.build(onnx_path, double, HALF)
+
+    @pytest.mark.parametrize(("doc", "allowed"), [(HALF, {"FP16"}), (INT8, {"INT8"}), (HALF + INT8, {"FP16", "INT8"})])
+    def test_a_weakly_typed_network_may_use_the_files_types_and_the_record_says_so(
+        self, onnx_path: Path, double: TensorRtDouble, caplog: pytest.LogCaptureFixture, doc: str, allowed: set[str]
+    ) -> None:
+        record = self.build(onnx_path, double, doc, weak_typing=True)
+        config = double.built[-1]
+        assert {flag.name for flag in config._flags} == allowed | {"PREFER_PRECISION_CONSTRAINTS"}
+        assert config._network._is_weak
+        assert record.details["typing"] == "weak: TensorRT chose the layers' types"
+        assert "the engine is weakly typed: its scores can differ" in caplog.text
+        # What gives the map and the score stays in FP32; the rest is TensorRT's choice.
+        chosen = {layer.name: layer.precision for layer in config._network._layers}
+        assert {name for name, precision in chosen.items() if precision is not None} == {
+            "layer_anomaly_map",
+            "layer_score",
+        }
+
+    def test_by_default_networks_are_strongly_typed(self, onnx_path: Path, double: TensorRtDouble) -> None:
+        assert self.build(onnx_path, double, HALF + INT8).details["typing"] == "strong"
+        assert not double.built[-1]._network._is_weak
+
+    def test_weak_typing_of_an_fp32_model_is_refused(self, onnx_path: Path, double: TensorRtDouble) -> None:
+        with pytest.raises(InputError, match="is in FP32, for which weak typing has no effect; leave it out"):
+            self.build(onnx_path, double, "", weak_typing=True)
+
+    @pytest.mark.parametrize(("version", "flavour"), [("11.4.0.106", "tensorrt"), ("1.7.1.116", "tensorrt_rtx")])
+    def test_a_tensorrt_without_weak_typing_refuses_it(
+        self, onnx_path: Path, double: TensorRtDouble, version: str, flavour: str
+    ) -> None:
+        newer = TensorRtDouble(CudaDouble(), version=version, flavour=flavour)
+        with pytest.raises(InputError, match=rf"weak typing is for TensorRT 10, and this is .* {version}"):
+            self.build(onnx_path, newer, HALF, weak_typing=True)
 
 
 def test_a_missing_onnx_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,54 @@ class TestRebuilding:
         assert [config.given for config in double.built] == [b"", b"timings"]
 
 
+class TestKindsOfGpus:
+    """An engine that loads may still be for another GPU: every Orin names itself so, and has other multiprocessors."""
+
+    BIG, SMALL = Gpu(0, "Orin", "8.7", 16), Gpu(0, "Orin", "8.7", 8)
+
+    @pytest.fixture
+    def plan(self, plan: Path, double: TensorRtDouble) -> Path:
+        double.write_plan(plan, ONNX)
+        return plan
+
+    def test_an_engine_for_this_kind_of_gpu_runs(self, plan: Path, double: TensorRtDouble) -> None:
+        with open_model(plan, double, replace(OPTIONS, built_for=self.BIG.kind), self.BIG) as backend:
+            assert backend.notes == ()
+        assert not double.built
+
+    def test_one_for_an_orin_with_other_multiprocessors_is_rebuilt_for_this_one(
+        self, plan: Path, double: TensorRtDouble
+    ) -> None:
+        options = replace(OPTIONS, built_for=self.BIG.kind)
+        backend = open_model(plan, double, options, self.SMALL)
+        assert backend.notes == (
+            "the engine of this bundle is for Orin (8.7, 16 SMs), but this GPU is Orin (8.7, 8 SMs): rebuilt from "
+            "model.onnx in 0 s; run vae-edge verify to re-fit the thresholds",
+        )
+        score(backend)
+        score(open_model(plan, double, options, self.SMALL))
+        assert len(double.built) == 1, "it is found again"
+
+    def test_where_building_is_ruled_out_both_kinds_are_told(self, plan: Path, double: TensorRtDouble) -> None:
+        options = RuntimeOptions(rebuild=False, built_for=self.BIG.kind)
+        with pytest.raises(
+            DeviceError, match=r"16 SMs\), but this GPU is Orin \(8\.7, 8 SMs\); .*rebuilding is disabled"
+        ):
+            open_model(plan, double, options, self.SMALL)
+
+    def test_an_engine_whose_record_does_not_say_it_is_left_to_tensorrt(
+        self, plan: Path, double: TensorRtDouble
+    ) -> None:
+        with open_model(plan, double, OPTIONS, self.SMALL) as backend:
+            assert backend.notes == ()
+
+    def test_an_engine_of_tensorrt_rtx_is_for_many_kinds(self, plan: Path) -> None:
+        double = TensorRtDouble(CudaDouble(), version="1.7.1.116", flavour="tensorrt_rtx")
+        double.write_plan(plan, ONNX)
+        with open_model(plan, double, replace(OPTIONS, built_for=self.BIG.kind), self.SMALL) as backend:
+            assert backend.notes == ()
+
+
 class TestRefusing:
     @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
     def test_where_building_is_ruled_out_the_error_says_what_differs_and_what_to_do(
@@ -238,7 +287,7 @@ class TestRefusing:
         ):
             open_model(plan, double)
 
-    @pytest.mark.parametrize("call", ["Builder", "parse_from_file", "build_serialized_network"])
+    @pytest.mark.parametrize("call", ["Builder", "parse", "build_serialized_network"])
     def test_a_build_that_fails_says_why_and_leaves_nothing(
         self, plan: Path, double: TensorRtDouble, call: str
     ) -> None:
