@@ -1,6 +1,6 @@
 """The compositions that `--scoring auto` chooses from, and the record of a choice. Loads no torch.
 
-Nine maps, each good at something, and every fusion of up to three of them. Fusions are what keeps a choice safe: over
+Maps, each good at something, and every fusion of up to three of them. Fusions are what keeps a choice safe: over
 the image sets available no single map was near the best everywhere, and a fusion of a fine, a middle and a small one
 was (`benchmarks/DETECTION.md`).
 """

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,30 @@ _SMALLEST = 1e-6
 """Added to what is divided by: a perfect reconstruction has no residual."""
 
 
+def _absolute(difference: Tensor) -> Tensor:
+    return difference.abs().mean(dim=1, keepdim=True)
+
+
+def _squared(difference: Tensor) -> Tensor:
+    return (difference * difference).mean(dim=1, keepdim=True)
+
+
+def _gradient(difference: Tensor) -> Tensor:
+    grey = difference.mean(dim=1, keepdim=True)
+    # Forward differences; the last row and column have none.
+    across = functional.pad(grey[..., 1:] - grey[..., :-1], (0, 1, 0, 0))
+    down = functional.pad(grey[..., 1:, :] - grey[..., :-1, :], (0, 0, 0, 1))
+    return torch.sqrt(across * across + down * down)
+
+
+OF_DIFFERENCE: dict[Residual, Callable[[Tensor], Tensor]] = {
+    Residual.L1: _absolute,
+    Residual.L2: _squared,
+    Residual.GRADIENT: _gradient,
+}
+"""Formulas of the residuals that follow from the difference alone: float32 [N, C, H, W] to [N, 1, H, W], 0 or more."""
+
+
 class ResidualMap(nn.Module):
     """Compares images and reconstructions.
 
@@ -119,23 +144,15 @@ class ResidualMap(nn.Module):
 
     def __init__(self, kind: Residual, height: int, width: int) -> None:
         super().__init__()
-        self.kind = kind
         self.window = Smoothing(SSIM_SIGMA * min(height, width), height, width) if kind is Residual.SSIM else None
+        self.of_difference = None if self.window is not None else OF_DIFFERENCE[kind]
 
     def forward(self, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         """Return float32 [N, 1, H, W], 0 or more, for two float32 [N, C, H, W] of -1 to 1."""
-        if self.window is not None:
-            return self._dissimilarity(self.window, pixels, reconstruction)
-        difference = pixels - reconstruction
-        if self.kind is Residual.L1:
-            return difference.abs().mean(dim=1, keepdim=True)
-        if self.kind is Residual.L2:
-            return (difference * difference).mean(dim=1, keepdim=True)
-        grey = difference.mean(dim=1, keepdim=True)
-        # Forward differences; the last row and column have none.
-        across = functional.pad(grey[..., 1:] - grey[..., :-1], (0, 1, 0, 0))
-        down = functional.pad(grey[..., 1:, :] - grey[..., :-1, :], (0, 0, 0, 1))
-        return torch.sqrt(across * across + down * down)
+        if self.of_difference is not None:
+            return self.of_difference(pixels - reconstruction)
+        assert self.window is not None
+        return self._dissimilarity(self.window, pixels, reconstruction)
 
     def _dissimilarity(self, window: Smoothing, pixels: Tensor, reconstruction: Tensor) -> Tensor:
         x, y = pixels.mean(dim=1, keepdim=True), reconstruction.mean(dim=1, keepdim=True)

@@ -66,6 +66,7 @@ def expected(kind: Residual, pixels: Tensor, reconstruction: Tensor) -> Array:
         return np.asarray(((x - y) ** 2).mean(axis=1))
     if kind is Residual.SSIM:
         return structural_dissimilarity(x.mean(axis=1), y.mean(axis=1))
+    assert kind is Residual.GRADIENT
     grey = (x - y).mean(axis=1)
     down, across = np.zeros_like(grey), np.zeros_like(grey)
     down[:, :-1], across[:, :, :-1] = np.diff(grey, axis=1), np.diff(grey, axis=2)

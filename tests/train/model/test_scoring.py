@@ -68,7 +68,7 @@ def test_spaces_and_capitals_do_not_matter() -> None:
         ("auto,mse", "'auto' of the scoring"),
         ("latent", "the scoring 'latent' has no map"),
         ("fusion=max", "the scoring 'fusion=max' has no map"),
-        ("l3/0/none/mean", "the residual 'l3' .* is not known; expected one of l1, l2, ssim, gradient"),
+        ("l3/0/none/mean", f"the residual 'l3' .* is not known; expected one of {', '.join(map(str, Residual))}"),
         ("l1/wide/none/mean", "the smoothing 'wide' .* is not a number"),
         ("l1//none/mean", "the smoothing '' .* is not a number"),
         ("l1/0.5/none/mean", "smoothing_sigma is 0.5: input should be less than or equal to 0.1"),
