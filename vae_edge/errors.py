@@ -60,7 +60,7 @@ _OF_A_SOURCE_FILE = re.compile(r"Exception from \S+|Check '.*' failed at \S+")
 def said_by(error: BaseException) -> str:
     """Return what an error of another library says in one line of at most 300 printable characters.
 
-    That is its first line that says something. Messages repeat what stands in a file, so control characters, which
+    That is its first line with any content. Messages repeat the contents of a file, so control characters, which
     could act on a terminal, are written as escapes. The full message is in the exception's `__cause__`.
     """
     if isinstance(error, MemoryError):

@@ -20,8 +20,8 @@ from vae_edge.targets import SUPPORTED, Precision, Target
 SCHEMA_VERSION: Final = 2
 """Version of the manifest's layout. History: 1 (first), 2 (`digest`; vae-edge 0.2)."""
 
-NO_DIGEST = "its manifest has schema 1, which has no digest of itself: export it again with this version of vae-edge"
-"""Why a bundle of the first schema is never verified."""
+NO_DIGEST = "its manifest has schema 1, which has no digest: export it again with this version of vae-edge"
+"""Why a bundle of the first schema never counts as verified."""
 
 MANIFEST_FILE = "manifest.json"
 
@@ -30,15 +30,15 @@ MAX_CALIBRATION_SCORES = 250_000
 """Scores of normals in a manifest. An export holds the maps of as many images in memory: 65 GB at 256 x 256."""
 
 MIN_RATE, MAX_RATE = 1e-6, 0.5
-"""Rates that may be asked for: one normal in a million, and every other one. Smaller ones need more normals than a
-manifest holds, and larger ones call most normal parts anomalous. Nobody asks for the rate that an F1-optimal threshold
-amounts to, which may be any."""
+"""Smallest and largest rate that may be requested: one normal in a million, and every other one. Smaller rates need
+more normals than a manifest holds, and larger ones call most normal parts anomalous. The rate of an F1-optimal
+threshold is not requested and may have any value."""
 
 MAX_FILES, MAX_FILE_BYTES = 16, 2**31
 """Files of a bundle, and the size of each: an ONNX file ends at 2 GiB. Together they have at most twice as much."""
 
 MAX_OTHER_VALUES = 50_000
-"""Values in a manifest beside the scores: a few hundred, and the names of images that get another verdict."""
+"""Values in a manifest besides the scores: a few hundred, and the names of images that get a different verdict."""
 
 MANIFEST_LIMITS = JsonLimits(16_000_000, MAX_CALIBRATION_SCORES + MAX_OTHER_VALUES)
 """A score takes about 30 bytes of a manifest."""
@@ -64,15 +64,15 @@ class TensorSpec(Record):
 
 
 class ThresholdMethod(str, Enum):
-    """How an image threshold was chosen, and so what its false-alarm rate means."""
+    """How an image threshold was chosen, which decides what its false-alarm rate means."""
 
     SPLIT_CONFORMAL = "split-conformal"
-    """On scores of normals that the model was not fitted on: the rate holds for new normals like them, proven."""
+    """On scores of normals that the model was not fitted on: the rate provably holds for new normals like them."""
     CROSS_CONFORMAL = "cross-conformal"
-    """On scores that each normal got from a model trained without it: more normals, and no proof for the one model that
+    """On scores that each normal got from a model trained without it: more normals, but no proof for the one model that
     is deployed. See `vae_edge.train.run.cross_conformal`."""
     F1_OPTIMAL = "f1-optimal"
-    """Where F1 is largest on labelled images: no rate is promised."""
+    """The threshold with the largest F1 on labelled images: no rate is promised."""
 
     def __str__(self) -> str:
         return self.value
@@ -87,20 +87,20 @@ class Thresholds(Record):
 
     method: ThresholdMethod = ThresholdMethod.SPLIT_CONFORMAL
     false_alarm_rate_requested: float = Field(gt=0, lt=1)
-    """Of an F1-optimal threshold, for which nobody asks for a rate, the one in force."""
+    """For an F1-optimal threshold, for which no rate is requested, it is the rate in force."""
     false_alarm_rate: float = Field(gt=0, lt=1)
-    """The rate in force: the one requested, or 1 / (n + 1) where n normals cannot support it. Of an F1-optimal
-    threshold what it amounts to among the calibration scores."""
+    """The rate in force: the one requested, or 1 / (n + 1) if n normals cannot support it. For an F1-optimal threshold,
+    its rate among the calibration scores."""
     image_threshold: float
     pixel_threshold: float
     pixel_false_positive_rate: float = Field(gt=0, lt=1)
-    """Share of the held-out normals' pixels above `pixel_threshold`, at most."""
+    """Largest share of the held-out normals' pixels above `pixel_threshold`."""
     n_normals: int = Field(ge=1)
     calibration_scores: Annotated[tuple[float, ...], BeforeValidator(_plain_numbers)]
-    """Scores of the held-out normals, ascending. Cross-conformal: those of the models that had not seen them, moved by
-    as much as this runtime moves the deployed model's scores."""
+    """Scores of the held-out normals, ascending. Cross-conformal: the scores of the models that had not seen them,
+    moved by as much as this runtime moves the deployed model's scores."""
     scored_by: str
-    """What computed the scores: the bundle itself, or the torch reference where the bundle could not run."""
+    """What computed the scores: the bundle itself, or the torch reference if the bundle could not run."""
 
     @model_validator(mode="after")
     def _check_scores(self) -> Thresholds:
@@ -144,12 +144,12 @@ class AccuracyRecord(Record):
     image_auroc: float
     reference_pixel_auroc: float | None
     pixel_auroc: float | None
-    """None where no defect's place is known."""
+    """None if it is not known where the defects are."""
     label_flips: int = Field(ge=0)
-    """Images that one calls anomalous and the other does not, each by its own threshold."""
+    """Images that one model calls anomalous and the other does not, each by its own threshold."""
     flipped_images: tuple[str, ...] = ()
     label_flips_at_reference_threshold: int = Field(ge=0)
-    """The same, both by the reference's threshold: what would happen without fitting the threshold anew."""
+    """The same, both by the reference's threshold: what would happen without fitting the threshold again."""
     flipped_images_at_reference_threshold: tuple[str, ...] = ()
     max_score_difference: float = Field(ge=0)
     max_map_difference: float = Field(ge=0)
@@ -170,12 +170,12 @@ class AccuracyRecord(Record):
 
     @property
     def image_auroc_drop(self) -> float:
-        """How much of the image AUROC is lost; negative where it grew."""
+        """How much of the image AUROC is lost; negative if it increased."""
         return self.reference_image_auroc - self.image_auroc
 
     @property
     def pixel_auroc_drop(self) -> float | None:
-        """How much of the pixel AUROC is lost; None where there is none."""
+        """How much of the pixel AUROC is lost; None if there is none."""
         if self.reference_pixel_auroc is None or self.pixel_auroc is None:
             return None
         return self.reference_pixel_auroc - self.pixel_auroc
@@ -199,7 +199,7 @@ class QuantizationRecord(Record):
     """How an INT8 model was made."""
 
     estimator: str
-    """How the activations' ranges were taken from the calibration set."""
+    """How the activations' ranges were computed from the calibration set."""
     layers: tuple[str, ...]
     """All layers that could be in INT8, in the order of the graph."""
     given_back: tuple[str, ...] = ()
@@ -242,11 +242,11 @@ class BackboneOrigin(Record):
     source: str
     """The package with its version, or the name of the file."""
     licence: str
-    """An SPDX identifier, or what is known instead."""
+    """An SPDX identifier, or other information if there is none."""
     sha256: Sha256
     """Of the file with the weights."""
     size_bytes: int = Field(ge=0)
-    """Of that file, which holds the rest of the network too."""
+    """Size of that file, which also holds the rest of the network."""
 
 
 class Provenance(Record):
@@ -261,16 +261,16 @@ class Provenance(Record):
     data_fingerprint: Sha256
     """Hash over the training images."""
     backbone: BackboneOrigin | None = None
-    """Of a network on features: whose pretrained weights are in the model."""
+    """For a network on features: the pretrained weights in the model."""
     library_versions: dict[str, str]
 
 
 class Manifest(Record):
-    """Everything about a bundle but the model file itself."""
+    """Everything about a bundle except the model file itself."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     digest: Sha256 | None = None
-    """`manifest_digest` of the file; given to a manifest that is made or changed when it is written."""
+    """`manifest_digest` of the file; set when a new or changed manifest is written."""
     name: str
     target: Target
     precision: Precision
@@ -287,14 +287,14 @@ class Manifest(Record):
     calibration_set: CalibrationSetRecord | None = None
     quantization: QuantizationRecord | None = None
     accuracy: AccuracyRecord | None = None
-    """What FP16 or INT8 costs; None for FP32, which has to give the trained model's verdicts."""
+    """How much accuracy FP16 or INT8 costs; None for FP32, which must give the trained model's verdicts."""
     parity: ParityRecord | None = None
     detectability: Detectability | None = None
-    """Which sizes of pasted defects the trained model finds at the thresholds of its run; None where it was not
-    measured, or the export changed scoring or rate. FP16 and INT8 have the trained model's too: what they change is in
-    `accuracy`."""
+    """The sizes of pasted defects that the trained model finds at the thresholds of its run; None if this was not
+    measured, or the export changed scoring or rate. FP16 and INT8 bundles also have the trained model's values: what
+    they change is in `accuracy`."""
     verified: bool
-    """Whether this very bundle was run and its thresholds come from its own outputs."""
+    """Whether this bundle itself was run and its thresholds come from its own outputs."""
     not_verified_because: str | None = None
     files: tuple[FileRecord, ...]
     provenance: Provenance
@@ -344,8 +344,8 @@ def _describe(specs: tuple[TensorSpec, ...]) -> str:
 def manifest_digest(content: Mapping[str, Any]) -> str:
     """Return the digest of a manifest: the SHA-256, in hexadecimal, of its JSON without the key `digest`.
 
-    The JSON is written with sorted keys, the separators `,` and `:`, in UTF-8, with no character escaped that need not
-    be. Numbers are written as Python does. So neither line ends nor the order of keys in the file matter.
+    The JSON is written with sorted keys, the separators `,` and `:`, in UTF-8, without unnecessary escapes. Numbers are
+    written as Python writes them. So neither line ends nor the order of keys in the file matter.
 
     Args:
         content: the manifest as parsed from JSON.

@@ -257,7 +257,7 @@ def _check_sizes(model: Path, network: Any, n_values: int) -> None:
             name = f"{layer.get_friendly_name()[:80]!a}"
             if not shape.is_static:
                 raise BundleError(
-                    f"{model} has the layer {name}, the size of whose result is not told by that of the image, which "
+                    f"{model} has the layer {name}, whose result's size does not follow from the image's, which "
                     "no export does; export the bundle again"
                 )
             size = prod(each.get_length() for each in shape) * 4

@@ -189,7 +189,7 @@ def parse_device(device: str) -> int:
     """Return the GPU's number in `auto` (0), `cuda` (0) or `cuda:N`.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is not one of them.
     """
     match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)
     if match is None:

@@ -2,17 +2,17 @@
 
 Why not `torch.export.save`: loading its archive can run code. `torch.export.load` (2.13) unpickles every tensor that
 the archive marks as pickled, falls back from `weights_only=True` to `False` for the sample inputs, and hands the
-archive's symbolic expressions to `sympy.sympify`, which evaluates them. A bundle comes from elsewhere, so it must not
-be able to.
+archive's symbolic expressions to `sympy.sympify`, which evaluates them. A bundle may come from anywhere, so loading it
+must not run code.
 
     program.json    {"format": 1, "inputs": ["image"], "outputs": ["sub_2", "mean_1"], "nodes": [
                         {"name": "weight", "tensor": "reconstruct.0.weight"},
                         {"name": "conv2d", "op": "aten.conv2d.default", "args": [{"node": "permute"}, ...]}, ...]}
 
-A program is interpreted: its steps are called one after the other, and no Python source is made of it. A step may only
-name an operator of `OPERATORS`, and its arguments have to be of the kinds that stand there. What a step may allocate
-and compute is worked out before it is called, the first time that a program runs with a batch of that size, and held
-against limits far above what an export needs. See `TorchProgram`.
+A program is interpreted: its steps are called one after the other, and no Python source is generated. A step may only
+name an operator of `OPERATORS`, and its arguments must be of the kinds listed there. What a step would allocate and
+compute is calculated before it is called, the first time that a program runs with a batch of that size, and compared
+with limits far above what an export needs. See `TorchProgram`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ from vae_edge.records import open_regular, parse_json, read_bounded
 PROGRAM_FORMAT = 1
 
 MAX_NODES = 10_000
-"""Of a program, its tensors among them; exports have 100 to 300, and a few more for each tile."""
+"""Largest number of nodes of a program, including its tensors; exports have 100 to 300, and a few more for each
+tile."""
 _MAX_SIZES = 8
 """Dimensions of a tensor, and so sizes in a list."""
 _MAX_NAME = 200
 
 _BASE_BYTES, _BYTES_PER_PIXEL, _MAX_BYTES = 256 << 20, 8192, 8 << 30
-"""What the tensors between the steps may take at a time: so much, and for each pixel of the images; at most for each
-image. The reference network takes 330 bytes a pixel, and 16 times that in tiles that overlap as far as they may."""
+"""Memory that the tensors between the steps may take at a time: a constant, plus an amount for each pixel of the
+images, up to a limit for each image. The reference network takes 330 bytes a pixel, and 16 times that in tiles that
+overlap as far as they may."""
 _BASE_ELEMENTS, _ELEMENTS_PER_PIXEL = 500_000_000, 60_000
-"""Elements that all steps together may read and write; the reference network's 2,000 a pixel, and 16 times that."""
+"""Elements that all steps together may read and write; the reference network needs 2,000 a pixel, in overlapping tiles
+up to 16 times that."""
 _BASE_PRODUCTS, _PRODUCTS_PER_PIXEL = 5_000_000_000, 3_000_000
-"""Multiplications in convolutions and products of matrices; 90,000 a pixel, and 16 times that."""
+"""Multiplications in convolutions and matrix products; the reference network needs 90,000 a pixel, in overlapping tiles
+up to 16 times that."""
 
 _DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
@@ -61,7 +65,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class _RefusedError(Exception):
-    """A program is not to be run; the message is to be read after its name."""
+    """A program must not be run; the message is appended to its name."""
 
 
 _Bound = Mapping[str, Any]
@@ -75,7 +79,7 @@ class _Operator:
     arguments: str
     """`name:kind` of every argument; `=` after the kind: it may be left out, `?` before that: it may be null."""
     cost: Callable[[_Bound], tuple[int, int]]
-    """From the arguments to a bound of the elements that the call allocates, and its multiplications."""
+    """From the arguments, an upper bound of the elements that the call allocates, and its multiplications."""
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -88,7 +92,7 @@ def _numel(shape: Sequence[int]) -> int:
 
 
 def _same(bound: _Bound) -> tuple[int, int]:
-    """Cost of what gives no more elements than it gets."""
+    """Cost of an operator whose output has no more elements than its inputs."""
     return sum(value.numel() for value in bound.values() if isinstance(value, Tensor)), 0
 
 
@@ -234,10 +238,10 @@ OPERATORS = {
     "aten.view.default": _Operator("self:tensor size:ints", _same),
     "getitem": _Operator("pair:pair index:position", lambda bound: (0, 0)),
 }
-"""What the graphs of this package are made of. None of them reads a file or runs code."""
+"""The operators in the graphs of this package. None of them reads a file or runs code."""
 
 _PAIRS = "aten.topk.default"
-"""The one operator that gives two tensors, values and positions, of which `getitem` takes one."""
+"""The one operator that returns two tensors, values and positions, of which `getitem` takes one."""
 
 _JOINS = "aten.cat.default"
 """The one operator that takes a list of tensors."""
@@ -245,7 +249,7 @@ _JOINS = "aten.cat.default"
 
 @dataclass(frozen=True)
 class _Step:
-    """A call, ready to be made: which values go in and which comes out, by their places in the list of all."""
+    """A prepared call: which values go in and which comes out, by their positions in the list of all values."""
 
     name: str
     operator: str
@@ -268,8 +272,8 @@ class TorchProgram:
     """A loaded program; called with the inputs in the program's order it returns a tuple of its outputs.
 
     The first call with a batch of some size is checked step by step: a step that would exceed the limits of memory or
-    work is not made, and a tensor of no element or of too many dimensions ends it. Sizes follow from the batch alone,
-    so the calls after it, which are not checked, allocate the same.
+    work is not made, and a tensor without elements or with too many dimensions stops the run. Sizes depend only on the
+    batch, so later calls, which are not checked, allocate the same.
     """
 
     def __init__(self, n_inputs: int, steps: Sequence[_Step], constants: Sequence[Any], outputs: Sequence[int]) -> None:
@@ -290,9 +294,9 @@ class TorchProgram:
         """Run the program.
 
         Raises:
-            BundleError: it asks for more memory or work than any export, or a step of it cannot be made; at the first
-                call with a batch of this size.
-            Exception: whatever torch throws.
+            BundleError: it needs more memory or work than any export, or one of its steps fails; at the first call with
+                a batch of this size.
+            Exception: whatever torch raises.
         """
         if inputs[0].shape[0] not in self._checked:
             return self._run_checked(inputs)
@@ -342,12 +346,14 @@ class _Meter:
         self._elements -= numel + _same(bound)[0]
         self._products -= products
         if 4 * numel + sum(self._held.values()) > self._max_bytes:
-            raise _RefusedError(f"needs more memory than the {self._max_bytes:,} bytes that a model of this size may")
+            raise _RefusedError(
+                f"needs more memory than the {self._max_bytes:,} bytes allowed for a model of this size"
+            )
         if self._elements < 0 or self._products < 0:
-            raise _RefusedError("computes more than a model of this size may")
+            raise _RefusedError("computes more than is allowed for a model of this size")
 
     def take(self, place: int, result: Any) -> None:
-        """Count a result for as long as it is kept."""
+        """Count a result while it is kept."""
         tensors = result if isinstance(result, tuple) else (result,)
         for tensor in tensors:
             if tensor.dim() > _MAX_SIZES or not tensor.numel():
@@ -355,12 +361,12 @@ class _Meter:
         self._held[place] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def free(self, place: int) -> None:
-        """Count a result no longer."""
+        """Stop counting a result."""
         self._held.pop(place, None)
 
 
 def load_program(program: Path) -> TorchProgram:
-    """Load `program.json` and the tensors beside it (`program.safetensors`).
+    """Load `program.json` and the tensors next to it (`program.safetensors`).
 
     Steps that no output needs are left out, with their tensors.
 
@@ -400,11 +406,11 @@ class _Reference(int):
 
 
 class _Reader:
-    """Turns a program's content into steps, checking every word of it."""
+    """Turns a program's content into steps and checks all of it."""
 
     def __init__(self, content: Any) -> None:
         if not isinstance(content, dict):
-            raise _RefusedError("is damaged: it holds no record")
+            raise _RefusedError("is damaged: it contains no record")
         if type(content.get("format")) is not int or content["format"] != PROGRAM_FORMAT:
             raise _RefusedError(f"has format {_shown(content.get('format'))}; this vae-edge reads {PROGRAM_FORMAT}")
         self._nodes: list[_Node] = []
@@ -416,7 +422,7 @@ class _Reader:
             self._add(self._read(node))
         self._outputs = [self._reference(name) for name in _list(content, "outputs", _MAX_SIZES)]
         if len(set(self._outputs)) != len(self._outputs):
-            raise _RefusedError("gives one value as two outputs")
+            raise _RefusedError("returns one value as two outputs")
 
     def _add(self, node: _Node) -> None:
         if node.name in self._numbers:
@@ -428,7 +434,7 @@ class _Reader:
         try:
             return self._numbers[_name(name)]
         except KeyError:
-            raise _RefusedError(f"names {_shown(name)}, which no node before makes") from None
+            raise _RefusedError(f"names {_shown(name)}, which no earlier node makes") from None
 
     def _read(self, node: Any) -> _Node:
         if not isinstance(node, dict):
@@ -501,7 +507,7 @@ class _Reader:
         constants: list[Any] = []
 
         def place(value: Any) -> int:
-            """Return where a value stands; a constant gets a place."""
+            """Return the position of a value; a constant gets a new one."""
             if isinstance(value, _Reference) and value in places:
                 return places[value]
             tensor = self._nodes[value].tensor if isinstance(value, _Reference) else None
@@ -554,7 +560,7 @@ _LITERALS: dict[str, Callable[[Any], bool]] = {
     "mode": lambda value: value in ("constant", "reflect", "replicate"),
     "padding": lambda value: value in ("same", "valid"),
 }
-"""What an argument that is not the result of another node may be, by its kind."""
+"""Allowed values of an argument that is not the result of another node, by its kind."""
 
 
 def _list(content: dict[str, Any], key: str, most: int) -> list[Any]:
@@ -587,7 +593,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read tensors by their names, after the file's header, which the library reads whatever its size."""
+    """Read tensors by their names, after checking the size of the file's header, which the library does not limit."""
     read_safetensors_header(path)
     with safe_open(path, framework="pt") as tensors:
         loaded = {name: tensors.get_tensor(name) for name in names}

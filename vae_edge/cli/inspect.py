@@ -1,4 +1,4 @@
-"""`vae-edge inspect`: what a bundle or a lone model file is, how it decides and how far it can be trusted."""
+"""`vae-edge inspect`: what a bundle or a single model file is, how it decides and how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def inspect(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE|FILE", help="A bundle (a folder that export made), or a model file that lost its bundle."
+            metavar="BUNDLE|FILE", help="A bundle (a folder made by vae-export), or a model file without its bundle."
         ),
     ],
     device: Annotated[str, typer.Option(help="Device to open the bundle on.")] = "auto",
@@ -58,7 +58,7 @@ def inspect(
 ) -> None:
     """Check a bundle's files, show its manifest, and say which runtime and device would run it here.
 
-    Of a model file (.onnx, .xml, .engine, .json, .safetensors): what it says about itself, without its runtime.
+    For a model file (.onnx, .xml, .engine, .json, .safetensors): show its metadata, without its runtime.
     """
     if source.is_file():
         refuse_others(context, source, _FILE, (_FILE, _BUNDLE))
@@ -96,7 +96,7 @@ def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
     if found.bundle is not None:
         same = "unchanged" if found.bundle_match else "NOT the file that its manifest lists"
         facts.append(("of the bundle", f"{found.bundle}, {same}"))
-    said = list(found.metadata.items()) or [("nothing", "no metadata of vae-edge, and no manifest beside it")]
+    said = list(found.metadata.items()) or [("nothing", "no metadata of vae-edge, and no manifest next to it")]
     _print_sections(
         {
             f"{printable(Path(found.path).name)}  {size_text(found.size_bytes)}": facts,

@@ -223,9 +223,9 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 def _end_soon_after_a_signal() -> None:
     """Let Ctrl-C or SIGTERM end this process within two seconds, whatever a decoder, a driver or a network share does.
 
-    Python hears a signal only between two steps of its main thread, and waits for its other threads at its end. So a
-    thread of its own is told of the signal by the system. A second signal ends at once. What is written by then is
-    whole: a line is written in one piece, and other files get their names when they are.
+    Python hears a signal only between two steps of its main thread, and waits for its other threads at its end. So the
+    system notifies a separate thread of the signal. A second signal ends at once. What is written by then is whole: a
+    line is written in one piece, and other files get their names when they are.
     """
     import socket
 

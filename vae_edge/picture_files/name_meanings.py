@@ -51,7 +51,7 @@ _STRONG = _words(
     "ng ngs nok noks nio defect defects def defective defectives anomaly anomalies anomalous abnormal abnormals reject "
     "rejects rejected ausschuss 不良 不良品 不合格 不合格品 缺陷 欠陥 불량 결함"
 )
-"""Words that no product is named after: whatever stands beside them (`NG_scratch`), it is not good."""
+"""Words that no product is named after: whatever other words the name has (`NG_scratch`), it is not good."""
 _MASK = _words(
     "truth truths mask masks maske masken gt gts groundtruth groundtruths label labels annotation annotations "
     "segmentation segmentations segmask segmasks"

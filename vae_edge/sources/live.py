@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STILLS = 3
-"""Connections in a row with one picture each, by which a still picture is told that nothing else has told."""
+"""Connections in a row with one picture each, from which a source counts as a still picture if nothing else shows
+it."""
 
 
 @dataclass(frozen=True)
