@@ -85,7 +85,7 @@ def fit(
               one.
             - Objects (`plugins`, a `strategy` or a `profiler` of your own) are for the deployed network, like loggers
               and callbacks, and not for those of cross-conformal folds and short comparisons. To stop all of them
-              early give `patience`, not a callback. After an interruption `resume_run` wants them again. A
+              early give `patience`, not a callback. After an interruption `resume_run` needs them again. A
               `CheckpointIO` among the plugins writes all checkpoints but the run's own.
             - Refused, with the reason, is what leaves no network to deploy or makes a run that cannot be repeated or
               continue: `fast_dev_run`, `barebones`, `max_steps`, `overfit_batches`, `max_epochs=-1`,

@@ -61,18 +61,18 @@ def train(
 ) -> None:
     """Train a detector on pictures of good parts.
 
-    --data and --out are all it needs. Defective parts are for measuring it only.
+    --data and --out are all it needs. Defective parts are used only to measure it.
 
         vae-train --data pictures --out runs/part   your own pictures
         vae-train --data sample --out runs/first    drawn ones, to try it out
-        vae-train --resume runs/part                goes on after Ctrl-C
+        vae-train --resume runs/part                continue after Ctrl-C
     """
     if common.resume is not None:
         refuse_others(context, common.resume, RESUMED, (NEW, RESUMED))
         print_result(_resume(common.resume, common.data))
         return
     if common.out is None:
-        raise UsageError("there is no place for the run; expected --out RUN, such as --out runs/first")
+        raise UsageError("no folder was given for the run; expected --out RUN, such as --out runs/first")
     if (common.data is None) == (common.normal is None):
         raise UsageError("expected either --data or --normal; for a first try: --data sample")
     out, asked = common.out, common.preset
@@ -114,10 +114,10 @@ def _settings(
     *,
     size: SizeRequest,
 ) -> TrainSettings:
-    """Return what the options stand for.
+    """Return the settings that the options describe.
 
     Raises:
-        UsageError: a value makes no sense.
+        UsageError: a value is invalid.
     """
     preset = preset_named(common.preset)
     return make_record(

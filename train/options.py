@@ -1,7 +1,7 @@
-"""The options of `vae-train` in groups, and the kinds of sources that they are for.
+"""The options of `vae-train` in groups, and the kinds of sources that they apply to.
 
-A new option is a field of a group. It is for every new training, unless `FOLDER`, `SAMPLE` or `BY_NAME` leaves it out,
-or `needs_of_options` says what it needs. Loads no torch.
+A new option is a field of a group. It applies to every new training, unless `FOLDER`, `SAMPLE` or `BY_NAME` leaves it
+out, or `needs_of_options` says what it needs. Does not load torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CommonOptions(OptionGroup):
-    """What most trainings need, from several subjects."""
+    """What most trainings need."""
 
     data: Annotated[
         str | None,
@@ -58,26 +58,26 @@ class CommonOptions(OptionGroup):
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Pictures are resized to it: a side such as 256, height x width such as 256x320, or auto: by the "
+            help="Pictures are resized to this: a side such as 256, height x width such as 256x320, or auto: by the "
             "data's resolution and aspect.",
             show_default="auto; reference: 256",
         ),
     ] = None
     max_time: Annotated[
         float | None,
-        typer.Option(metavar="MINUTES", help="Stop each training with the first epoch after so many minutes."),
+        typer.Option(metavar="MINUTES", help="Stop each training with the first epoch after this many minutes."),
     ] = None
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with an interrupted run (exit code 130), with its own settings; --data says where its pictures "
+            help="Continue an interrupted run (exit code 130), with its own settings; --data says where its pictures "
             "are, if they were moved.",
         ),
     ] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run, once this one is whole.")] = (
-        False
-    )
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run once this one is complete.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DataOptions(OptionGroup, panel="Data"):
     normal_test: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="With --normal: good parts to test on, beside the defective ones of --abnormal."
+            metavar="DIR", help="With --normal: good parts to test on, in addition to the defective ones of --abnormal."
         ),
     ] = None
     masks: Annotated[
@@ -98,13 +98,13 @@ class DataOptions(OptionGroup, panel="Data"):
         typer.Option(
             metavar="auto|none|REGEX",
             help="Keep pictures of the same part together: auto finds them by content; an expression such as "
-            "'part(\\d+)_' names the part by its first group in the file name; none does not.",
+            "'part(\\d+)_' names the part by its first group in the file name; none keeps nothing together.",
         ),
     ] = "auto"
     white_level: Annotated[
         int, typer.Option(metavar="VALUE", help="16-bit value that means white; 4095 for a 12-bit camera.")
     ] = 65535
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with anything wrong in it.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any problem.")] = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ThresholdOptions(OptionGroup, panel="Threshold"):
         Calibration,
         typer.Option(
             help="split: good parts held out from the one training. cross: all good parts, each scored by a network "
-            "trained without it; for few good parts, at the price of --folds more trainings. auto: split if enough can "
+            "trained without it; for few good parts, at the cost of --folds more trainings. auto: split if enough can "
             "be held out for the false-alarm rate, or if --held-out is given; else cross."
         ),
     ] = Calibration.AUTO
@@ -123,7 +123,9 @@ class ThresholdOptions(OptionGroup, panel="Threshold"):
         float | None,
         typer.Option(metavar="SHARE", help="With split: share of the good parts held out.", show_default="20-30 %"),
     ] = None
-    folds: Annotated[int, typer.Option(metavar="N", help="With cross: into how many parts the good parts are cut.")] = 5
+    folds: Annotated[
+        int, typer.Option(metavar="N", help="With cross: number of groups that the good parts are divided into.")
+    ] = 5
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class ScoringOptions(OptionGroup, panel="Light and scoring"):
         bool,
         typer.Option(
             "--choose-on-labels",
-            help="Choose light and scoring by half of the labelled test images, which are then not tested on.",
+            help="Choose light and scoring by half of the labelled test images; testing then uses only the other half.",
         ),
     ] = False
 
@@ -177,7 +179,7 @@ class NetworkOptions(OptionGroup, panel="Network"):
         ),
     ] = None
     tile_overlap: Annotated[
-        float, typer.Option(metavar="SHARE", help="Least share of a tile that its neighbour sees as well.")
+        float, typer.Option(metavar="SHARE", help="Smallest share of a tile that overlaps its neighbour.")
     ] = DEFAULT_OVERLAP
     n_features: Annotated[
         int | None,
@@ -198,20 +200,20 @@ class NetworkOptions(OptionGroup, panel="Network"):
 
 @dataclass(frozen=True)
 class TrainingOptions(OptionGroup, panel="Training"):
-    """How long and in which steps."""
+    """Length and steps of the training."""
 
     epochs: Annotated[
         int | None,
         typer.Option(metavar="N", help="Times that each image is seen.", show_default="for about 2000 steps"),
     ] = None
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Most images in a step.")] = 32
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Largest number of images in a step.")] = 32
     learning_rate: Annotated[
         float | None,
         typer.Option(metavar="RATE", help="Adam's learning rate.", show_default="0.001; reference: 0.0002"),
     ] = None
     schedule: Annotated[
         Schedule | None,
-        typer.Option(help="How the learning rate moves.", show_default="one-cycle; reference: constant"),
+        typer.Option(help="How the learning rate changes.", show_default="one-cycle; reference: constant"),
     ] = None
     kl_warmup: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of the training over which the KL term grows from nothing.")
@@ -225,7 +227,7 @@ class TrainingOptions(OptionGroup, panel="Training"):
     ] = None
     patience: Annotated[
         int,
-        typer.Option(metavar="EPOCHS", help="Stop after so many without a better held-out loss; 0: do not."),
+        typer.Option(metavar="EPOCHS", help="Stop after this many epochs without a better held-out loss; 0: do not."),
     ] = 0
     seed: Annotated[
         int, typer.Option(metavar="N", help="The same seed gives the same weights on the same machine.")
@@ -234,7 +236,7 @@ class TrainingOptions(OptionGroup, panel="Training"):
 
 @dataclass(frozen=True)
 class LightningOptions(OptionGroup, panel="Device (Lightning)"):
-    """Where the training is computed."""
+    """Where the training runs."""
 
     accelerator: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, gpu, mps.")] = "auto"
     devices: Annotated[str, typer.Option(metavar="LIST", help="auto, a number, or a list as in 0,1.")] = "auto"
@@ -243,13 +245,13 @@ class LightningOptions(OptionGroup, panel="Device (Lightning)"):
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Such as 32-true or bf16-mixed; auto: bf16-mixed where the device has it.",
+            help="Such as 32-true or bf16-mixed; auto: bf16-mixed if the device has it.",
             show_default="auto; reference: 32-true",
         ),
     ] = None
 
 
-_NOT_CUT = "for pictures that are cut into tiles, and these are not"
+_NOT_CUT = "for pictures that are cut into tiles, but these are not"
 
 GROUPS: tuple[type[OptionGroup], ...] = (
     CommonOptions,
@@ -265,7 +267,7 @@ _EVERY = frozenset[str]().union(*(group.names() for group in GROUPS))
 
 NEW = SourceKind("a new training", "new trainings", _EVERY - {"resume"})
 RESUMED = SourceKind(
-    "an interrupted run, which goes on with its own settings", "interrupted runs", frozenset({"resume", "data"})
+    "an interrupted run, which continues with its own settings", "interrupted runs", frozenset({"resume", "data"})
 )
 
 ON_PIXELS = frozenset[str]().union(
@@ -274,7 +276,7 @@ ON_PIXELS = frozenset[str]().union(
     TrainingOptions.names() - {"seed"},
     LightningOptions.names(),
 )
-"""Options that only networks on pixels have. Along with `--preset auto` they choose one."""
+"""Options that only networks on pixels have. With `--preset auto`, using one chooses such a network."""
 
 _ONLY_BY_NAME = frozenset({"normal", "normal_test", "abnormal", "masks"})
 FOLDER = SourceKind("a folder (--data)", "folders (--data)", NEW.options - _ONLY_BY_NAME)
@@ -300,7 +302,7 @@ def needs_of_options(
     network: NetworkOptions,
     size: SizeRequest,
 ) -> Iterator[Condition]:
-    """Give what options need of others to have an effect."""
+    """Yield which options need others to have an effect."""
     calibration, by_name = threshold.calibration, common.normal is not None
     splits = "--calibration split" if calibration is Calibration.SPLIT else "--held-out"
     has_labels = not by_name or (common.abnormal is not None and data.normal_test is not None)
@@ -308,34 +310,36 @@ def needs_of_options(
     yield Condition(
         ON_PIXELS,
         kind is not Network.FEATURE,
-        f"for a network on pixels, and --preset {common.preset} has none: leave it out, or take --preset both or nano",
+        f"for a network on pixels, but --preset {common.preset} has none: leave it out, or use --preset both or nano",
     )
     yield Condition(
         {"backbone_weights"},
         kind is not Network.PIXEL,
-        f"for a network on features, and --preset {common.preset} has none: leave it out, or take --preset feature",
+        f"for a network on features, but --preset {common.preset} has none: leave it out, or use --preset feature",
     )
-    yield Condition({"masks"}, not by_name or common.abnormal is not None, "for the pictures of --abnormal: add that")
+    yield Condition(
+        {"masks"}, not by_name or common.abnormal is not None, "for the pictures of --abnormal: add that option"
+    )
     yield Condition(
         {"held_out"},
         calibration is not Calibration.CROSS,
-        f"{threshold.held_out}, and --calibration cross holds no good parts out: leave out one of them",
+        f"{threshold.held_out}, but --calibration cross holds no good parts out: leave out one of them",
     )
     yield Condition(
         {"folds"},
         calibration is not Calibration.SPLIT and (calibration is Calibration.CROSS or threshold.held_out is None),
-        f"for --calibration cross, and {splits} was given: leave out one of them",
+        f"for --calibration cross, but {splits} was given: leave out one of them",
     )
     yield Condition({"tile_overlap"}, not is_never_cut(size), _NOT_CUT)
     yield Condition(
         {"kl_warmup"},
         network.kl_weight != 0,
-        "for the Kullback-Leibler term, and --kl-weight is 0: leave out one of them",
+        "for the Kullback-Leibler term, but --kl-weight is 0: leave out one of them",
     )
     yield Condition(
         {"choose_on_labels"},
         None in (parse_photometric(scoring.photometric), parse_scoring(scoring.scoring)),
-        "for choosing light or scoring, and both were given: leave out one of the three",
+        "for choosing light or scoring, but both were given: leave out one of the three",
     )
     yield Condition(
         {"choose_on_labels"}, has_labels, "for labelled test images, which are --normal-test and --abnormal: add both"
@@ -343,7 +347,7 @@ def needs_of_options(
 
 
 def needs_of_data(run: RunFolder) -> Iterator[Condition]:
-    """Give what options need of the data to have an effect; known when the run is complete."""
+    """Yield what options need from the data to have an effect; known when the run is complete."""
     is_split = run.thresholds.method is ThresholdMethod.SPLIT_CONFORMAL
-    yield Condition({"folds"}, not is_split, "for cross-conformal calibration, and enough good parts could be held out")
+    yield Condition({"folds"}, not is_split, "for cross-conformal calibration, but enough good parts could be held out")
     yield Condition({"tile_overlap"}, run.record.tiling.n_tiles > 1, _NOT_CUT)

@@ -1,4 +1,4 @@
-"""What `vae-train` prints at its end: what a run came to, what was chosen and how each kind of defect is found."""
+"""What `vae-train` prints at its end: results, what was chosen and how well each kind of defect is found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RANKED = 5
 
 
 def print_result(run: RunFolder) -> None:
-    """Print what a run came to."""
+    """Print the results of a run."""
     record, metrics, thresholds = run.record, run.metrics, run.thresholds
     if metrics.detectability is not None and (blindness := metrics.detectability.blindness()):
         print_warning(f"{blindness}; try {what_to_try(record)}")
@@ -33,7 +33,7 @@ def print_result(run: RunFolder) -> None:
     outcome = record.training
     ended = {
         "epochs": "as planned",
-        "patience": "no better for a while",
+        "patience": "no improvement for a while",
         "time": "out of time",
         "callback": "stopped by a callback",
     }[outcome.ended_by]
@@ -89,9 +89,10 @@ def _recall_title(thresholds: Thresholds) -> str:
 
 
 def cost_of_rate(metrics: Metrics, thresholds: Thresholds) -> str | None:
-    """Say what the false-alarm rate asked for would cost in recall, where the normals are too few to support it.
+    """Return what the requested false-alarm rate would cost in recall if there are too few normals to support it.
 
-    Of the labelled defective images, or of pasted defects where there are none. None where it cannot be estimated.
+    It is the recall on the labelled defective images, or on pasted defects if there are none. None if it cannot be
+    estimated.
     """
     now, then, what = metrics.recall, metrics.recall_at_requested_rate, "defective test images"
     pasted = metrics.detectability
@@ -106,7 +107,7 @@ def cost_of_rate(metrics: Metrics, thresholds: Thresholds) -> str | None:
 
 
 def what_to_try(record: RunRecord) -> str:
-    """Name what may let a model see more, with what the run has now, the most promising first."""
+    """Name changes that may let a model see more, with the run's current settings, the most promising first."""
     height, width = record.preparation.height, record.preparation.width
     large = record.data.typical_size
     advice = []
@@ -149,7 +150,7 @@ def _print_detectability(console: Console, found: Detectability) -> None:
 
 
 def _print_ranking(console: Console, run: RunFolder) -> None:
-    """Print what was compared and what it reached on the images to choose by."""
+    """Print what was compared and its results on the images used for choosing."""
     choice = run.record.choice
     if choice is None or not (choice.network or choice.photometric or choice.scoring):
         return

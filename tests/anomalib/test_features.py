@@ -160,7 +160,7 @@ def test_how_long_it_trains_where_nobody_says_it_and_how_the_learning_rate_goes(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"tile_size": 32}, "tile_size is 32, and network='feature' has none"),
+        ({"tile_size": 32}, "tile_size is 32, but does not apply to network='feature'"),
         ({"scoring": "mse"}, "scoring is 'mse'"),
         ({"size": (72, 64)}, "72x64.*nearest that fit are 64x64 and 80x64"),
     ],

@@ -276,7 +276,7 @@ class TestBadInput:
         trainer.save_checkpoint(tmp_path / "other.ckpt")
         assert invoke([str(tmp_path / "other.ckpt"), "--data", str(data)], command="export") == 1
         assert re.search(r"other.ckpt is a\s+checkpoint\s+of\s+another\s+model", capsys.readouterr().err)
-        with pytest.raises(InputError, match="no checkpoint of"):
+        with pytest.raises(InputError, match="not a checkpoint of"):
             Vae.load_from_checkpoint(tmp_path / "other.ckpt")
 
 

@@ -147,7 +147,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
 
 FOLDER, DRAWN = ("--data", "x", "--out", "run"), ("--data", "sample", "--out", "run")
 BY_NAME = ("--normal", "x", "--out", "run")
-NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, and these are not"
+NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, but these are not"
 
 
 @pytest.mark.parametrize(
@@ -164,24 +164,24 @@ NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, and these are
             "--white-level is for folders (--data) and folders by name (--normal)",
         ),
         (("--data", "sample:board", *DRAWN[2:], "--white-level", "65535"), "but sample:board is the drawn set"),
-        ((*BY_NAME, "--masks", "z"), "--masks is for the pictures of --abnormal: add that"),
+        ((*BY_NAME, "--masks", "z"), "--masks is for the pictures of --abnormal: add that option"),
         ((*BY_NAME, "--choose-on-labels"), "labelled test images, which are --normal-test and --abnormal: add both"),
         ((*BY_NAME, "--abnormal", "y", "--choose-on-labels"), "--normal-test and --abnormal: add both"),
         (
             (*FOLDER, "--choose-on-labels", "--photometric", "none", "--scoring", "mse"),
-            "--choose-on-labels is for choosing light or scoring, and both were given",
+            "--choose-on-labels is for choosing light or scoring, but both were given",
         ),
         (
             (*FOLDER, "--calibration", "cross", "--held-out", "0.3"),
-            "--held-out is 0.3, and --calibration cross holds no good parts out",
+            "--held-out is 0.3, but --calibration cross holds no good parts out",
         ),
         (
             (*FOLDER, "--calibration", "split", "--folds", "5"),
-            "--folds is for --calibration cross, and --calibration split was given",
+            "--folds is for --calibration cross, but --calibration split was given",
         ),
         (
             (*FOLDER, "--held-out", "0.3", "--folds", "4"),
-            "is for --calibration cross, and --held-out was given",
+            "is for --calibration cross, but --held-out was given",
         ),
         ((*FOLDER, "--tile-size", "none", "--tile-overlap", "0.5"), NOT_CUT),
         ((*FOLDER, "--preset", "reference", "--tile-overlap", "0.5"), NOT_CUT),
@@ -189,7 +189,7 @@ NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, and these are
         ((*FOLDER, "--image-size", "64", "--tile-size", "64", "--tile-overlap", "0.25"), NOT_CUT),
         (
             (*FOLDER, "--kl-weight", "0", "--kl-warmup", "0.1"),
-            "--kl-warmup is for the Kullback-Leibler term, and --kl-weight is 0",
+            "--kl-warmup is for the Kullback-Leibler term, but --kl-weight is 0",
         ),
         ((*FOLDER, "--preset", "feature", "--epochs", "3"), "--epochs is for a network on pixels"),
         ((*FOLDER, "--preset", "nano", "--backbone-weights", "x"), "--backbone-weights is for a network on features"),
@@ -222,7 +222,7 @@ def test_an_interrupted_run_goes_on_with_its_own_settings_and_takes_no_others(
     flag = f"--{name.replace('_', '-')}"
     assert vae_train("--resume", "run", flag, *value) == 2
     assert capsys.readouterr().err == (
-        f"error: {flag} is for new trainings; but run is an interrupted run, which goes on with its own settings: "
+        f"error: {flag} is for new trainings; but run is an interrupted run, which continues with its own settings: "
         "leave it out\n"
     )
 
@@ -233,7 +233,7 @@ def test_what_the_data_leave_without_effect_is_said(
     words = ("--false-alarm-rate", "0.2", "--folds", "3", "--epochs", "1", "--accelerator", "cpu", *SMALL)
     assert vae_train("--data", data, "--out", tmp_path / "run", *words) == 0
     said = capsys.readouterr().err
-    assert "--folds is for cross-conformal calibration, and enough good parts could be held out: no effect" in said
+    assert "--folds is for cross-conformal calibration, but enough good parts could be held out: no effect" in said
     assert "--tile-overlap" not in said
 
 

@@ -1,1 +1,1 @@
-"""anomalib: the network as its model, its checkpoints as runs."""
+"""anomalib: the network as a model of anomalib, and anomalib's checkpoints as runs."""

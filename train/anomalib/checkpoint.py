@@ -1,11 +1,11 @@
-"""Reading the checkpoint of a network that was trained in anomalib, without running any code that is in the file.
+"""Read the checkpoint of a network that was trained in anomalib, without executing code in the file.
 
-Two kinds of files are read: a checkpoint of `vae_edge.anomalib.Vae`, which says all that is needed beside the weights;
+Two kinds of files are read: a checkpoint of `vae_edge.anomalib.Vae`, which has everything needed besides the weights;
 and weights of the VAE that circulates for anomalib, as a checkpoint of Lightning or as a bare state dict (see
 `vae_edge.train.anomalib.ganomaly_layout`).
 
-A file that torch's safe loader refuses, since anomalib used to save whole objects along, is read by an unpickler that
-knows tensors and dictionaries only and puts something inert where another class or function would be.
+If torch's safe loader refuses a file, because anomalib used to save whole objects too, it is read by an unpickler that
+knows only tensors and dictionaries and replaces every other class or function with something inert.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from vae_edge.train.model.scoring import ScoringSettings
 from vae_edge.train.run.records import Role
 
 CHECKPOINT_KEY = "vae_edge"
-"""What `vae_edge.anomalib.Vae` says about itself is under this name in its checkpoints."""
+"""Key in a checkpoint of `vae_edge.anomalib.Vae` for its notes: its record of itself."""
 
 MODEL_PREFIX = "model."
-"""Before the names of all its tensors in the state dict."""
+"""Prefix of the names of all its tensors in the state dict."""
 
 WEIGHTS_PREFIX = f"{MODEL_PREFIX}vae."
-"""Before those of its network."""
+"""Prefix of the tensors of its network."""
 
 BACKBONE_PREFIX = f"{MODEL_PREFIX}backbone."
-"""Before those of the backbone, where it has one."""
+"""Prefix of the tensors of the backbone, if it has one."""
 
 _FORMATS = (1, 2)
-"""Of the notes. History: 1 (first), 2 (networks on features; others are still written as 1)."""
+"""Versions of the notes. History: 1 (first), 2 (networks on features; others are still written as 1)."""
 
 
 class FeatureNotes(Record):
@@ -63,7 +63,7 @@ class FeatureNotes(Record):
 
 
 class CheckpointNotes(Record):
-    """What `vae_edge.anomalib.Vae` writes into a checkpoint beside its weights, but for the tensors."""
+    """What `vae_edge.anomalib.Vae` writes into a checkpoint besides tensors."""
 
     format: int = 1
     """Of these notes."""
@@ -78,17 +78,17 @@ class CheckpointNotes(Record):
     batch_size: int
     learning_rate: float
     prepares_as_device: bool
-    """Whether the images were resized as the device does it."""
+    """Whether the images were resized as on the device."""
     roles: dict[str, Role] = Field(default_factory=dict)
     """What each training image was used for, by the SHA-256 of its file."""
     groups: dict[str, str] = Field(default_factory=dict)
     """Which of them belong together, as in a run."""
     feature: FeatureNotes | None = None
-    """Of a network on features; then architecture and scoring say nothing."""
+    """Settings of a network on features; then architecture and scoring do not apply."""
 
     @property
     def input_settings(self) -> InputSettings:
-        """How an image becomes what the network sees."""
+        """How an image becomes the network's input."""
         return InputSettings(self.tiling, self.photometric, self.input_range)
 
 
@@ -115,19 +115,19 @@ class TrainedElsewhere:
     architecture: Architecture
     input_settings: InputSettings
     description: str
-    """What kind of file it was, in words."""
+    """The kind of file, in words."""
     epochs: int = 1
     notes: CheckpointNotes | None = None
-    """None: the file is not of `vae_edge.anomalib.Vae`."""
+    """None: the file is not from `vae_edge.anomalib.Vae`."""
     constants: ScoringConstants | None = None
-    """Of a network on pixels; None: they are still to be measured on normals."""
+    """Constants of a network on pixels; None: they must still be measured on normals."""
     feature: TrainedFeatures | None = None
     """A network on features."""
     remarks: tuple[str, ...] = field(default=())
     """Sentences for the user."""
 
     def scores_as_device(self, scoring: ScoringSettings) -> bool:
-        """Return whether an image gets the score on a device that it got in training, if it is scored like this."""
+        """Return whether this scoring gives an image the same score on a device as in training."""
         notes = self.notes
         if self.feature is not None:
             return notes is not None and notes.prepares_as_device and self.feature.constants is not None
@@ -140,12 +140,12 @@ def read_checkpoint(path: str | Path, *, input_range: InputRange | None = None) 
 
     Args:
         path: the checkpoint, or a bare state dict.
-        input_range: what the network got for a pixel; None: what the file says, or else the mean and deviation of
-            ImageNet's images, which is what anomalib's models get.
+        input_range: the range of values that the network got for a pixel; None: what the file says, or otherwise the
+            mean and deviation of ImageNet's images, as anomalib's models get them.
 
     Raises:
-        InputError: there is no such file, it is not a checkpoint, it is another model's or of a version that is not
-            known, its tensors do not fit, or its images are not in colour: the message says which.
+        InputError: the file does not exist, is not a checkpoint, is from another model or an unknown version, its
+            tensors do not fit, or its images are not in colour: the message says which.
     """
     path = Path(path)
     content = load_inert(path)
@@ -164,7 +164,7 @@ def read_checkpoint(path: str | Path, *, input_range: InputRange | None = None) 
 
 def _own(path: Path, content: Mapping[str, Any], input_range: InputRange | None) -> TrainedElsewhere:
     if input_range is not None:
-        raise UsageError(f"{path} says itself what its network gets for a pixel; leave out --input-range")
+        raise UsageError(f"{path} already records the range of its network's input values; leave out --input-range")
     said = content[CHECKPOINT_KEY]
     notes = read_notes(said, str(path))
     _check_channels(path, notes.architecture)
@@ -204,7 +204,7 @@ def _features(
     constants: Mapping[str, Tensor],
 ) -> TrainedFeatures:
     if notes.backbone is None:
-        raise InputError(f"{path} was saved before its network was trained; expected one that Engine.fit has left")
+        raise InputError(f"{path} was saved before its network was trained; expected one from after Engine.fit")
     backbone, network = Backbone(), FeatureVae(N_CHANNELS, notes.settings)
     backbone.load_state_dict(_below(state, BACKBONE_PREFIX))
     network.load_state_dict(_below(state, WEIGHTS_PREFIX))
@@ -217,7 +217,7 @@ def _features(
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin so, in float32, whatever the precision of the training."""
+    """Return the tensors whose names have this prefix, in float32, whatever the precision of the training."""
     return {
         name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
@@ -226,14 +226,14 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def read_notes(said: Any, name: str) -> CheckpointNotes:
-    """Read what `vae_edge.anomalib.Vae` wrote beside its weights.
+    """Read what `vae_edge.anomalib.Vae` wrote besides its weights.
 
     Args:
-        said: what stands under `CHECKPOINT_KEY`.
+        said: the value of `CHECKPOINT_KEY`.
         name: of the checkpoint, for an error.
 
     Raises:
-        InputError: it is damaged, or of a format that is not known.
+        InputError: it is damaged, or has an unknown format.
     """
     try:
         raw = json.loads(said["notes"])
@@ -248,7 +248,7 @@ def read_notes(said: Any, name: str) -> CheckpointNotes:
     try:
         return make_record(CheckpointNotes, raw)
     except InputError as error:
-        raise InputError(f"{name} is damaged: of its notes, {error}; save the checkpoint again") from error
+        raise InputError(f"{name} is damaged: in its notes, {error}; save the checkpoint again") from error
 
 
 def _circulated(
@@ -262,8 +262,9 @@ def _circulated(
         if input_range is None:
             input_range = IMAGENET
             remarks.append(
-                f"{path.name} does not say what its network gets for a pixel; it is taken to be the mean and deviation "
-                "of ImageNet's images, as anomalib's models get them: if it was -1 to 1, say --input-range symmetric"
+                f"{path.name} does not record the range of its network's input values; it is assumed to be the mean "
+                "and deviation of ImageNet's images, as anomalib's models get them: if it was -1 to 1, pass "
+                "--input-range symmetric"
             )
     return TrainedElsewhere(
         path=path,
@@ -291,7 +292,7 @@ def _epochs(content: Mapping[str, Any]) -> int:
 
 
 def _saved_range(content: Mapping[str, Any]) -> InputRange | None:
-    """Return what the pre-processor that anomalib 2.7 describes in a checkpoint makes of a pixel."""
+    """Return the range of input values set by the pre-processor that anomalib 2.7 describes in a checkpoint."""
     config = content.get("anomalib_pre_processor_config")
     for each in _specs(config.get("transform") if isinstance(config, Mapping) else None):
         if str(each.get("class_path", "")).endswith(".Normalize"):
@@ -304,7 +305,7 @@ def _saved_range(content: Mapping[str, Any]) -> InputRange | None:
 
 
 def _specs(spec: Any) -> list[Mapping[str, Any]]:
-    """Return a described transform and those that it is composed of."""
+    """Return a described transform and its parts."""
     if not isinstance(spec, Mapping):
         return []
     found = [spec]
@@ -328,10 +329,10 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def load_inert(path: Path) -> dict[str, Any]:
-    """Load what torch saved, as dictionaries and tensors on the CPU; nothing in the file is called.
+    """Load what torch saved, as dictionaries and tensors on the CPU; no code in the file is executed.
 
     Raises:
-        InputError: there is no such file, or it is not one that torch saved.
+        InputError: the file does not exist, or torch did not save it.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}; expected a checkpoint or a state dict: check the name")
@@ -360,11 +361,11 @@ def _load_with_placeholders(path: Path) -> Any:
 
 def _no_checkpoint(path: Path, error: Exception) -> InputError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{path} is no checkpoint that torch saved ({reason}); copy it again or save it again")
+    return InputError(f"{path} is not a checkpoint that torch saved ({reason}); copy it again or save it again")
 
 
 class _Inert:
-    """Stands for an object of a class, or for the result of a function, that is not loaded."""
+    """Replaces an object of a class, or the result of a function, that is not loaded."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
         return super().__new__(cls)
@@ -382,17 +383,17 @@ class _Inert:
         pass
 
     def append(self, value: Any) -> None:
-        """Take an item of a list."""
+        """Accept an item of a list."""
 
     def extend(self, values: Any) -> None:
-        """Take items of a list."""
+        """Accept items of a list."""
 
     def add(self, value: Any) -> None:
-        """Take an item of a set."""
+        """Accept an item of a set."""
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Knows tensors and dictionaries; everything else becomes `_Inert`, and so nothing of it is ever run."""
+    """Knows tensors and dictionaries; everything else becomes `_Inert`, so none of it is ever executed."""
 
     _KNOWN: Mapping[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
@@ -402,7 +403,7 @@ class _InertUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few known things, or what is inert."""
+        """Return one of the few known classes and functions, or an inert one."""
         known = self._KNOWN.get((module, name))
         # A class of its own each time: nothing that the file does to one of them reaches another.
         return known if known is not None else type(name.rpartition(".")[2], (_Inert,), {})

@@ -1,9 +1,9 @@
 """Weights of the VAE that circulates for anomalib, in the layout of its GANomaly, as weights of this package's network.
 
-The two compute the same; they differ in names and in what can be folded together without a change:
+The two compute the same; they differ in names and in layers that can be folded without changing the result:
 
-- behind the encoder's first convolution is a batch norm, which is folded into it (Ioffe and Szegedy 2015, section 3.1);
-- one convolution without a bias gives the latents' mean and log-variance, which here are two.
+- after the encoder's first convolution is a batch norm, which is folded into it (Ioffe and Szegedy 2015, section 3.1);
+- one convolution without a bias gives the latents' mean and log-variance; here there are two.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Layer:
     """In the order of the weight's first two dimensions; a batch norm has none."""
     kernel: int = 0
     features: int = 0
-    """Of a batch norm."""
+    """Channels of a batch norm."""
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each of its tensors."""
@@ -44,7 +44,7 @@ class _Layer:
 
 
 def is_ganomaly_layout(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has the head that this layout goes by."""
+    """Return whether a state dict has the head by which this layout is recognized."""
     return _prefix(state) is not None
 
 
@@ -54,14 +54,14 @@ def from_ganomaly_layout(state: Mapping[str, Tensor]) -> tuple[Architecture, Vae
     Args:
         state: tensors by name: `encoder.input_layers`, `.extra_layers`, `.pyramid_features`, `.fc_mu_logvar`, and
             `decoder.latent_input`, `.inverse_pyramid`, `.extra_layers`, `.final_layers`, behind any prefix such as
-            `model.`. Other tensors than the network's are ignored.
+            `model.`. Tensors that do not belong to the network are ignored.
 
     Returns:
-        The architecture and the network; its images are square, as large as the weights say. How the loss weighed its
-        parts is not in the weights.
+        The architecture and the network; its images are square, with the size given by the weights. The weights do not
+        contain the weights of the parts of the loss.
 
     Raises:
-        InputError: a tensor is missing, too many, or has another shape: the message names it, its shape and the
+        InputError: a tensor is missing, unexpected, or has the wrong shape: the message names it, its shape and the
             expected one. Or the network is smaller or larger than an `Architecture` may be.
     """
     prefix = _prefix(state)
@@ -93,7 +93,7 @@ def from_ganomaly_layout(state: Mapping[str, Tensor]) -> tuple[Architecture, Vae
     try:
         architecture = make_record(Architecture, sizes)
     except InputError as error:
-        raise InputError(f"the weights are those of a network that is out of range: {error}") from error
+        raise InputError(f"the weights belong to a network that is out of range: {error}") from error
     vae = Vae.from_architecture(architecture)
     with torch.no_grad():
         first = nn.Conv2d(n_channels, n_features, 4, 2, 1, bias=False)
@@ -123,7 +123,7 @@ def _input_shape(own: Mapping[str, Tensor]) -> tuple[int, int]:
         if re.fullmatch(r"encoder\.input_layers\..*-conv-.*\.weight", name) and tensor.ndim == 4:
             return tensor.shape[1], tensor.shape[0]
     raise InputError(
-        "the tensor encoder.input_layers.initial-conv-*.weight is missing or has no four dimensions; expected "
+        "the tensor encoder.input_layers.initial-conv-*.weight is missing or does not have four dimensions; expected "
         "[n_features, channels, 4, 4]: give the whole state dict of the VAE"
     )
 
@@ -177,19 +177,19 @@ def _check(own: Mapping[str, Tensor], layers: Iterable[_Layer]) -> None:
     for name, shape in expected.items():
         if name not in own:
             raise InputError(
-                f"the tensor {name} is missing; expected one of the shape {list(shape)}: give the whole state dict of "
-                "the VAE, with batch norms and the same number of layers in encoder and decoder"
+                f"the tensor {name} is missing; expected one with the shape {list(shape)}: give the whole state dict "
+                "of the VAE, with batch norms and the same number of layers in encoder and decoder"
             )
         if tuple(own[name].shape) != shape:
             raise InputError(
-                f"the tensor {name} has the shape {list(own[name].shape)}; expected {list(shape)}, as the other "
-                "tensors have it"
+                f"the tensor {name} has the shape {list(own[name].shape)}; expected {list(shape)}, to match the other "
+                "tensors"
             )
     too_many = [name for name in own if name not in expected and not name.endswith(".num_batches_tracked")]
     if too_many:
         name = too_many[0]
         raise InputError(
-            f"there is a tensor {name} of the shape {list(own[name].shape)}, for which the VAE in the layout of "
+            f"there is a tensor {name} with the shape {list(own[name].shape)}, for which the VAE in the layout of "
             "anomalib's GANomaly has no place; expected its own tensors only"
         )
 

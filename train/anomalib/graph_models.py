@@ -1,6 +1,6 @@
-"""What anomalib calls a torch model: a network while it is trained, and the whole graph when it is not.
+"""What anomalib calls a torch model: the network during training, and the whole graph otherwise.
 
-One for each kind of network: `VaeModel` reconstructs pictures, `FeatureModel` what a frozen backbone sees in them.
+One for each kind of network: `VaeModel` reconstructs pictures, `FeatureModel` the features of a frozen backbone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ C = TypeVar("C", ScoringConstants, FeatureConstants)
 
 
 class GraphModel(nn.Module, ABC, Generic[C]):
-    """A network, and the graph that is made of it and of what held-out normals say.
+    """A network, and the graph that is made from it and from constants measured on held-out normals.
 
     Args:
         vae: the network.
@@ -73,7 +73,7 @@ class GraphModel(nn.Module, ABC, Generic[C]):
 
     @abstractmethod
     def measure(self, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> C:
-        """Measure what the scoring divides by, with the present weights.
+        """Measure what the scoring divides by, with the current weights.
 
         Args:
             fit: uint8 [n, H, W, 3], normals that train the network.
@@ -82,10 +82,10 @@ class GraphModel(nn.Module, ABC, Generic[C]):
 
     @abstractmethod
     def graph_on_cpu(self, constants: C) -> DeployedGraph:
-        """Return the graph of the present weights, on the CPU."""
+        """Return the graph with the current weights, on the CPU."""
 
     def ready_graph(self) -> DeployedGraph:
-        """Return the graph of the present weights, where the network is.
+        """Return the graph with the current weights, on the network's device.
 
         Raises:
             InputError: the scoring has no constants yet.
@@ -93,14 +93,14 @@ class GraphModel(nn.Module, ABC, Generic[C]):
         if self.graph is None:
             if self.constants is None:
                 raise InputError(
-                    "the model has not been fitted: nothing is known about the residuals of normal images; expected "
+                    "the model has not been fitted: the residuals of normal images are not known; expected "
                     "Engine.fit first, or a checkpoint of a fitted model"
                 )
             self.graph = self.graph_on_cpu(self.constants).to(next(self.vae.parameters()).device)
         return self.graph
 
     def set_constants(self, constants: C | None) -> None:
-        """Take the constants that belong to the present weights; None: there are none."""
+        """Set the constants that belong to the current weights; None: there are none."""
         self.constants, self.graph = constants, None
 
 
@@ -121,7 +121,7 @@ class VaeModel(GraphModel[ScoringConstants]):
         self.light = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
 
     def forward(self, image: Tensor) -> Any:
-        """In training return the network's `VaeOutput`, else see `GraphModel.forward`."""
+        """In training return the network's `VaeOutput`; otherwise see `GraphModel.forward`."""
         return self.vae(image) if self.training else super().forward(image)
 
     def outputs(self, graph: Any, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class VaeModel(GraphModel[ScoringConstants]):
 
 
 class FeatureModel(GraphModel[FeatureConstants]):
-    """On features of a frozen backbone, which sees each training picture once: see `prepare`.
+    """On features of a frozen backbone, which runs once over each training picture: see `prepare`.
 
     Args:
         settings: of the network and its scoring.
@@ -168,7 +168,7 @@ class FeatureModel(GraphModel[FeatureConstants]):
         self.settings = settings
         self.backbone = Backbone()
         self.origin: BackboneOrigin | None = None
-        """Where the backbone's weights are from; None: they are random so far."""
+        """Where the backbone's weights come from; None: they are still random."""
         self.backbone_weights = backbone_weights
         self.register_buffer("channel_mean", torch.zeros(1, N_CHANNELS, 1, 1))
         self.register_buffer("channel_deviation", torch.ones(1, N_CHANNELS, 1, 1))
@@ -186,7 +186,7 @@ class FeatureModel(GraphModel[FeatureConstants]):
             seed: of the positions that are drawn.
 
         Raises:
-            MissingDependencyError, InputError: the backbone's weights are not there, or cannot be used.
+            MissingDependencyError, InputError: the backbone's weights are missing, or cannot be used.
         """
         self.forget_pictures()
         if self.origin is None:
@@ -203,7 +203,7 @@ class FeatureModel(GraphModel[FeatureConstants]):
         self.channel_deviation.copy_(deviation)
 
     def forget_pictures(self) -> None:
-        """Give back the memory and the file that `prepare` took."""
+        """Free the memory and the file that `prepare` took."""
         self._table = None
         if self._folder is not None:
             self._folder.cleanup()
@@ -224,7 +224,7 @@ class FeatureModel(GraphModel[FeatureConstants]):
         return anomaly_map, score
 
     def measure(self, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> FeatureConstants:
-        """Measure on the pictures that `prepare` was given; they are not needed again."""
+        """Measure on the pictures that `prepare` received; they are not needed again."""
         assert self._table is not None  # `prepare` was called.
         residual = self.residual_on_cpu()
         held_out = residuals_of(residual, self._table, range(self._n_fit, len(self._table)))

@@ -2,19 +2,19 @@
 
 One implementation: the networks are `vae_edge.train.model.network.Vae` and, with `network="feature"`,
 `vae_edge.train.features.network.FeatureVae`, an image is scored by the same graph that is exported, its constants are
-measured by the same functions, and the normals are divided into roles by the same split. anomalib's part is the engine,
+measured by the same functions, and the normals are divided into roles by the same split. anomalib provides the engine,
 the data modules, the metrics, the callbacks and the pictures.
 
-What differs from anomalib's other models, and why:
+Differences from anomalib's other models, with reasons:
 
-- Some of the training images do not train the network. As in `vae-train`, a tenth or so sets the scale of the residual
-  and a fifth or so the thresholds; both have to come from normals that the network has not seen.
-- The thresholds are those of a stated false-alarm rate on normals (`ConformalPostProcessor`), not the ones that are
-  best on labelled images: those need defects, and anomalib's data modules by default take exactly the test images.
-  anomalib's own `PostProcessor()` can be given instead.
-- Images are resized as the device does it, with OpenCV, so that the bundle sees the same pixels.
+- Some of the training images do not train the network. As in `vae-train`, about a tenth sets the scale of the residual
+  and about a fifth the thresholds; both must come from normals that the network has not seen.
+- The thresholds are those of a stated false-alarm rate on normals (`ConformalPostProcessor`), not the best ones on
+  labelled images: those need defects, and by default anomalib's data modules use the test images for this. anomalib's
+  own `PostProcessor()` can be passed instead.
+- Images are resized as on the device, with OpenCV, so that the bundle sees the same pixels.
 - A network on features trains on positions of a table that the backbone has filled once, before the first step; the
-  batches of the data module only count its steps. Its constants come from the normals that set the scale alone, where
+  batches of the data module only count its steps. Its constants come only from the normals that set the scale, while
   `vae-train` measures every normal by a network that was trained without it.
 """
 
@@ -66,10 +66,10 @@ from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.records import Role
 
 _LIGHTNINGS_EPOCHS = 1000
-"""What Lightning takes where nobody says how many."""
+"""Lightning's default number of epochs."""
 
 _VALIDATIONS = 10
-"""In a training whose length this module chose: each measures residuals anew."""
+"""Number of validations in a training whose length this module chose: each measures residuals again."""
 
 _LEARNING_RATES = {Network.PIXEL: 2e-4, Network.FEATURE: FeatureSettings().learning_rate}
 
@@ -82,11 +82,11 @@ _ON_PIXELS = {
     "tile_size": None,
     "scoring": "default",
 }
-"""Arguments of `Vae` that a network on features has no use for, with their defaults."""
+"""Arguments of `Vae` that do not apply to a network on features, with their defaults."""
 
 
 class DeviceResize(Resize):  # type: ignore[misc]  # anomalib and torchvision need not be here when types are checked
-    """Resizes images as the device does it (`vae_edge.image.prepare`), and masks as torchvision does."""
+    """Resizes images as the device does (`vae_edge.image.prepare`), and masks as torchvision does."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize an image, float32 [..., 3, H, W] of 0 to 1, or a mask."""
@@ -104,7 +104,7 @@ class DeviceResize(Resize):  # type: ignore[misc]  # anomalib and torchvision ne
 
 
 class DevicePreProcessor(PreProcessor):  # type: ignore[misc]  # as above
-    """Images of any size as the network gets them: resized as on the device, then -1 to 1.
+    """Turns images of any size into the network's input: resized as on the device, then -1 to 1.
 
     Args:
         image_size: height and width.
@@ -124,7 +124,7 @@ class DevicePreProcessor(PreProcessor):  # type: ignore[misc]  # as above
         self.export_transform = nn.Sequential(AreaResizing(*image_size), _ToRange(SYMMETRIC))
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """Return what makes an equal pre-processor, as plain data."""
+        """Return what is needed to make an equal pre-processor, as plain data."""
         return {self.SIZE_KEY: list(self.image_size)}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ class DevicePreProcessor(PreProcessor):  # type: ignore[misc]  # as above
 
 
 class _ToRange(nn.Module):
-    """0 to 1 becomes what the network gets."""
+    """Scale from 0 to 1 to the network's input range."""
 
     mean: Tensor
     deviation: Tensor
@@ -151,13 +151,13 @@ class _ToRange(nn.Module):
 class ConformalPostProcessor(PostProcessor):  # type: ignore[misc]  # as above
     """anomalib's post-processor with the thresholds of a stated false-alarm rate on held-out normals.
 
-    Minimum and maximum, which only bring scores to 0 to 1, come from the validation images as usual. But anomalib puts
-    the threshold at 0.5 and cuts off what lies more than half the range away from it, after which different scores are
-    equal and its AUROC is another; here the range is widened until it reaches to both sides.
+    Minimum and maximum, which only scale scores to 0 to 1, come from the validation images as usual. But anomalib puts
+    the threshold at 0.5 and cuts off what lies more than half the range away from it, so different scores become equal
+    and the AUROC changes; here the range is widened until it extends far enough on both sides.
     """
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take minimum and maximum, and the thresholds of the model."""
+        """Set minimum and maximum, and the thresholds of the model."""
         super().on_validation_epoch_end(trainer, pl_module)
         self.take(pl_module.thresholds)
 
@@ -183,7 +183,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         n_features: channels after the first convolution; they double with each further one.
         latent_vec_size: number of latents.
         kl_weight: weight of the Kullback-Leibler term in the loss.
-        max_features: channels at which the doubling stops; None: it does not. 128 to 256 suit an edge device.
+        max_features: channels at which the doubling stops; None: no limit. 128 to 256 suit an edge device.
         extra_layers: convolutions that leave the size as it is, in encoder and decoder.
         learning_rate: of Adam; None: 0.0002, or for a network on features 0.004 at the top of one cycle.
         tile_size: side of the square tiles that the image is cut into, for surfaces and small defects; None: the
@@ -193,19 +193,19 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         false_alarm_rate: share of normal images that may be called anomalous, 0.000001 to 0.5.
         pixel_false_positive_rate: share of normal pixels that may lie above the pixel threshold, 0 to 1.
         seed: of the division of the normals into roles.
-        network: "pixel": the network reconstructs the picture; "feature": what a frozen, pretrained backbone sees in
-            it. Then sizes of the network, tiles and scoring are not taken.
+        network: "pixel": the network reconstructs the picture; "feature": it reconstructs the features of a frozen,
+            pretrained backbone. Then sizes of the network, tiles and scoring do not apply.
         backbone_weights: file with the weights of EfficientNet-Lite0; None: those of the extra `features`.
         pre_processor: True: `DevicePreProcessor`, 256 x 256; another size with `Vae.configure_pre_processor((h, w))`.
-            One of your own may resize and normalize; what else it does no device would do.
+            A custom one may resize and normalize, but nothing else, because a device would not do it.
         post_processor: True: `ConformalPostProcessor`; anomalib's own thresholds with `PostProcessor()`.
         evaluator: as for any model of anomalib.
         visualizer: as for any model of anomalib.
 
     Raises:
-        InputError: a number out of range, an image size that the network cannot take (the message names the nearest
-            that it can), a scoring that cannot be read, or a pre-processor that leaves the size open.
-        UsageError: an argument that the kind of network has no use for, or a size that the backbone cannot take.
+        InputError: a number out of range, an image size that the network cannot use (the message names the nearest one
+            that it can), an invalid scoring, or a pre-processor that does not set the size.
+        UsageError: an argument that does not apply to the kind of network, or a size that the backbone cannot use.
     """
 
     pre_processor: Any
@@ -243,7 +243,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
             raise UsageError(f"photometric is {photometric!r}; expected one of {', '.join(Photometric)}")
         if self.input_size is None:
             raise InputError(
-                "the pre-processor leaves the size of the images open; expected one that resizes, such as "
+                "the pre-processor does not set the size of the images; expected one that resizes, such as "
                 "Vae.configure_pre_processor((256, 256))"
             )
         size = (int(self.input_size[0]), int(self.input_size[1]))
@@ -283,14 +283,14 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         self._cycle: torch.optim.lr_scheduler.OneCycleLR | None = None
         self.seed = seed
         self.thresholds: Thresholds | None = None
-        """Of the normals that were held out for them, by the present weights; None: not fitted."""
+        """From the normals that were held out for them, with the current weights; None: not fitted."""
         self._roles: dict[str, Role] = {}
         self._groups: dict[str, str] = {}
         self._held_back: frozenset[str] = frozenset()
         """Paths of training images that do not train the network."""
         self._normals: tuple[NDArray[np.uint8], ...] | None = None
-        """To fit constants and thresholds on, uint8 [n, H, W, 3] each: some images that train the network, those of the
-        statistics, those of the thresholds. In memory, since every validation needs them."""
+        """Images to fit constants and thresholds on, uint8 [n, H, W, 3] each: some that train the network, those of the
+        statistics, those of the thresholds. They are kept in memory because every validation needs them."""
         self._judges: tuple[ImageFile, ...] = ()
         """The files of the last of these, one of each part."""
         self._fitted_at: int | None = None
@@ -298,7 +298,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Return the default pre-processor for images of height x width, 256 x 256 where none is given."""
+        """Return the default pre-processor for images of height x width, 256 x 256 by default."""
         return DevicePreProcessor(image_size or (256, 256))
 
     def configure_post_processor(self) -> PostProcessor:
@@ -307,7 +307,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """What the model asks of Lightning's Trainer: no validation before there is anything to validate."""
+        """The arguments for Lightning's Trainer: no validation before there is anything to validate."""
         return {"num_sanity_val_steps": 0}
 
     @property
@@ -320,7 +320,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         return torch.optim.Adam(self.model.vae.parameters(), lr=self.learning_rate)
 
     def on_train_start(self) -> None:
-        """Divide the normals into roles, and decide how long to train where nobody has said it.
+        """Divide the normals into roles, and set the length of the training if it was not given.
 
         Raises:
             InputError: the data names no normal images, or too few; or one cannot be decoded.
@@ -361,12 +361,12 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
             self.trainer.check_val_every_n_epoch = max(1, epochs // validations)
 
     def _steps_per_epoch(self) -> int | None:
-        """Return how often the weights change in an epoch; None: the data have no end."""
+        """Return how often the weights change in an epoch; None: the data are endless."""
         n_batches = self.trainer.num_training_batches
         return None if math.isinf(n_batches) else math.ceil(n_batches / self.trainer.accumulate_grad_batches)
 
     def _begin_cycle(self) -> None:
-        """Let the learning rate rise and fall once over the training, where its length is known."""
+        """Let the learning rate rise and fall once over the training, if its length is known."""
         loop, per_epoch = self.trainer.fit_loop, self._steps_per_epoch()
         by_epochs = math.inf if per_epoch is None or (loop.max_epochs or -1) < 0 else per_epoch * loop.max_epochs
         n_steps = min(by_epochs, math.inf if loop.max_steps < 0 else loop.max_steps)
@@ -379,17 +379,17 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Go on with the learning rate's cycle, after each step of the optimizer."""
+        """Advance the learning rate's cycle after each step of the optimizer."""
         if self._cycle is not None and self._cycle.last_epoch < min(self.global_step, self._cycle.total_steps - 1):
             self._cycle.step()
 
     def on_train_epoch_start(self) -> None:
-        """Forget what belongs to the weights before."""
+        """Forget what belongs to the previous weights."""
         self.model.set_constants(None)
         self.thresholds, self._fitted_at = None, None
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor | None:
-        """Return the loss of a batch with random latents; None where none of its images trains the network."""
+        """Return the loss of a batch with random latents; None if none of its images trains the network."""
         if isinstance(self.model, FeatureModel):
             loss = self.model.loss()
             self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=1, prog_bar=True, sync_dist=True)
@@ -404,7 +404,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         return parts.total
 
     def _windows(self, pixels: Tensor) -> Tensor:
-        """Cut random windows of the network's size out of each image, as many as an epoch has of it."""
+        """Cut random windows of the network's size out of each image, as many per image as an epoch needs."""
         tiling = self.model.input_settings.tiling
         if tiling.n_tiles == 1:
             return pixels
@@ -419,7 +419,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         )
 
     def on_validation_start(self) -> None:
-        """Measure the residuals of held-out normals by the present weights."""
+        """Measure the residuals of held-out normals with the current weights."""
         self.fit_constants()
         super().on_validation_start()
 
@@ -428,7 +428,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_train_end(self) -> None:
-        """Leave a model that can test, predict and export, also where nothing was validated."""
+        """Leave a model that can test, predict and export, even if there was no validation."""
         self.fit_constants()
         if isinstance(self.post_processor, ConformalPostProcessor):
             self.post_processor.take(self.thresholds)
@@ -439,7 +439,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
     def fit_constants(self) -> None:
         """Measure on held-out normals what the scoring divides by, and fit the thresholds, unless that was done.
 
-        Only of a model that is being trained: one from a checkpoint brings both along.
+        This is only for a model in training: one from a checkpoint already has both.
         """
         if self._normals is None or self._fitted_at == self.global_step:
             return
@@ -470,7 +470,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write along what the exporter needs; see `CheckpointNotes`."""
+        """Add what the exporter needs; see `CheckpointNotes`."""
         super().on_save_checkpoint(checkpoint)
         if self._normals is not None and self._is_last_epoch():
             self.fit_constants()
@@ -507,14 +507,14 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
         return bool(trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0) > 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what `on_save_checkpoint` wrote.
+        """Restore what `on_save_checkpoint` wrote.
 
         Raises:
-            InputError: it is another model's, damaged, or of a format that is not known.
+            InputError: it is from another model, damaged, or has an unknown format.
         """
         if CHECKPOINT_KEY not in checkpoint:
             raise InputError(
-                "this is no checkpoint of vae_edge.anomalib.Vae; expected one that this model has saved. Weights of "
+                "this is not a checkpoint of vae_edge.anomalib.Vae; expected one saved by this model. Weights of "
                 "the VAE that circulates for anomalib become bundles with vae-export"
             )
         said = checkpoint[CHECKPOINT_KEY]
@@ -545,7 +545,7 @@ class Vae(AnomalibModule):  # type: ignore[misc]  # as above
 
 
 class _OneDataset:
-    """As much of a data module as its list of images needs, around the data set of a loader."""
+    """Wraps the data set of a loader in the part of a data module that its list of images needs."""
 
     def __init__(self, dataset: Any) -> None:
         self.train_data = dataset
@@ -579,7 +579,7 @@ def _refuse_on_features(given: dict[str, Any]) -> None:
     others = [name for name, value in given.items() if value != _ON_PIXELS[name]]
     if others:
         raise UsageError(
-            f"{others[0]} is {given[others[0]]!r}, and network='feature' has none: leave it out, or take "
+            f"{others[0]} is {given[others[0]]!r}, but does not apply to network='feature': leave it out, or use "
             "network='pixel'"
         )
 
@@ -587,15 +587,15 @@ def _refuse_on_features(given: dict[str, Any]) -> None:
 def _parsed(text: str) -> ScoringSettings:
     parsed = parse_scoring(text)
     if parsed is None:
-        raise UsageError("the scoring is 'auto', which vae-train alone chooses; expected a name or maps")
+        raise UsageError("the scoring is 'auto', which only vae-train supports; expected a name or maps")
     return parsed
 
 
 def input_range_of(pre_processor: Any) -> InputRange:
-    """Return what a pre-processor makes of 0 to 1.
+    """Return the range to which a pre-processor maps 0 to 1.
 
     Raises:
-        InputError: it does more than to resize and to normalize.
+        InputError: it does more than resize and normalize.
     """
     if pre_processor is None:
         raise InputError("there is no pre-processor; expected one that resizes, such as Vae.configure_pre_processor()")
@@ -607,7 +607,7 @@ def input_range_of(pre_processor: Any) -> InputRange:
             others.append(type(each).__name__)
     if others:
         raise InputError(
-            f"the pre-processor has a {others[0]}, which a device does not do; expected Resize and Normalize only: put "
+            f"the pre-processor has a {others[0]}, which a device does not do; expected only Resize and Normalize: put "
             "augmentations into the data module"
         )
     return found or InputRange(mean=(0, 0, 0), deviation=(1, 1, 1))
@@ -624,7 +624,7 @@ def _flat(transform: Any) -> Sequence[Any]:
 
 
 def _through(transform: Any, file: ImageFile, input_range: InputRange) -> NDArray[np.uint8]:
-    """Bring an image through a pre-processor of the user's and back to bytes."""
+    """Pass an image through a user's pre-processor and convert it back to bytes."""
     image = torch.from_numpy(read_image(file.path)).permute(2, 0, 1).float() / 255
     made: NDArray[np.float32] = transform(image).permute(1, 2, 0).numpy()
     mean, deviation = (np.array(each, np.float32) for each in (input_range.mean, input_range.deviation))

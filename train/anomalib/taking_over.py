@@ -1,8 +1,8 @@
 """From a network that was trained elsewhere to a run folder, which exports like any other.
 
-The normals that are given set what the scoring divides by and the thresholds. Those of them that the network is known
-to have been trained on keep the role that they had; where nothing is known about any, they are divided as `vae-train`
-divides them, and the part that would have trained the network calibrates an INT8 model.
+The given normals set what the scoring divides by and the thresholds. Those on which the network is known to have been
+trained keep their role; if this is not known for any, they are divided as `vae-train` divides them, and the part that
+would have trained the network calibrates an INT8 model.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def take_over(
 
     Args:
         trained: from `read_checkpoint`.
-        data: normal images, and test images where there are some, in any layout of an inspection set.
+        data: normal images, and test images if there are any, in any layout of an inspection set.
         out: the run folder to make.
-        scoring: how a residual becomes a score; its constants are then measured on the normals that are given. None:
-            as the checkpoint says, with the constants in it unless its images were resized otherwise than a device does
-            it, or else the default.
+        scoring: how a residual becomes a score; its constants are then measured on the given normals. None: as the
+            checkpoint says, with its constants unless its images were resized differently from a device, or otherwise
+            the default.
         false_alarm_rate: None: as the checkpoint says, or 0.01.
         seed: of the division into roles.
         watcher: receives progress.
@@ -79,8 +79,8 @@ def take_over(
         The complete run.
 
     Raises:
-        InputError: the images cannot be used or are too few, `out` is taken, all normals that are given trained the
-            network, or the rate is none.
+        InputError: the images cannot be used or are too few, `out` is taken, all given normals trained the network, or
+            the rate is invalid.
     """
     out, watcher = Path(out), watcher or Watcher()
     check_folder(out, overwrite=False)
@@ -147,8 +147,8 @@ def _settings(
         false_alarm_rate = notes.false_alarm_rate if notes else DEFAULT_FALSE_ALARM_RATE
     if trained.feature is not None and scoring is not None:
         raise UsageError(
-            f"the scoring is {scoring}, and the network of {trained.path} is on features, which has its own; leave out "
-            "--scoring"
+            f"the scoring is {scoring}, but the network of {trained.path} is on features, which has its own scoring; "
+            "leave out --scoring"
         )
     values = {
         "source": data,
@@ -188,8 +188,8 @@ def _divide(
     if not known:
         if not roles:
             watcher.say(
-                f"{trained.path.name} does not say which images the network was trained on: what it promises holds if "
-                "it was none of these"
+                f"{trained.path.name} does not say which images the network was trained on: its promised "
+                "false-alarm rate holds only if it was trained on none of these"
             )
         split = split_normals(images.train, settings, grouping.part)
     else:
@@ -201,7 +201,7 @@ def _divide(
         split = Split(of("fit"), of("statistics"), (*of("threshold"), *new))
         if not split.threshold:
             raise InputError(
-                f"all {len(known)} normal images that are given trained the network of {trained.path.name}; expected "
+                f"all {len(known)} given normal images trained the network of {trained.path.name}; expected "
                 "some that it has not seen, to set the thresholds: add them, or give the folder that it was trained on"
             )
     watcher.say(
@@ -219,7 +219,7 @@ def _fitted_on_pixels(
     unseen: NDArray[np.uint8],
     watcher: Watcher,
 ) -> FittedGraph:
-    """Return the model with the checkpoint's constants, or new ones where a device would score otherwise with them."""
+    """Return the model with the checkpoint's constants, or new ones if a device would score differently."""
     vae, constants = trained.vae, trained.constants
     assert vae is not None
     if constants is None or not trained.scores_as_device(settings.scoring):
@@ -247,7 +247,7 @@ def _fitted_on_features(
     unseen: NDArray[np.uint8],
     watcher: Watcher,
 ) -> FittedGraph:
-    """Return the model on features; as `_fitted_on_pixels`."""
+    """Return the model on features, like `_fitted_on_pixels`."""
     height, width = settings.preparation.height, settings.preparation.width
     maps = FeatureMaps(feature.backbone, height, width, settings.photometric).eval()
     constants, progress = feature.constants, watcher.progress_of("measuring normal residuals")

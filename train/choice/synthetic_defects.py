@@ -51,7 +51,7 @@ _RESTRUCTURED_FROM = 0.1
 
 _LEAST_SEEN = 0.2
 """Share of the contrast by which a place of another structure has to differ from what was there, fine grain aside:
-grain on grain is no defect."""
+grain on grain is not a defect."""
 
 _ATTEMPTS = 8
 

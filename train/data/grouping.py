@@ -404,8 +404,8 @@ def group_normals(
         white_level: 16-bit value that means white.
 
     Returns:
-        The groups. Those that were found by content and leave no way to split the images are not used: the sentence
-        says so.
+        The groups. Groups found by content that leave no way to split the images are not used; the sentence reports
+        this.
 
     Raises:
         InputError: `group_by` cannot be used, or an image cannot be decoded.

@@ -20,10 +20,10 @@ case and at any depth, and from label pictures. So these layouts are understood,
 Another, `listed`, is not a layout: each file was named; see `vae_edge.train.data.inspection_set`.
 
 Good parts of a `validation` folder are trained and calibrated on like those of `train`, for this package holds out its
-own. An image below a name for parts that are not good, or for masks, is never trained on. Where it cannot be told what
-an image is, and nothing says plainly which images are to be trained on, the set is refused with what would decide it.
-So it is where somebody seems to have sorted the images by names that do not say good or bad (`scratch`, `positive`
-beside `negative`, `0` beside `1`), or has written annotations that are not pictures and are not read.
+own. An image below a name for parts that are not good, or for masks, is never trained on. If it is not clear what an
+image is, and nothing says which images to train on, the set is refused with the options that would decide it. So it is
+where somebody seems to have sorted the images by names that do not say good or bad (`scratch`, `positive` beside
+`negative`, `0` beside `1`), or has written annotations that are not pictures and are not read.
 
 A mask has its image's name (`0.png`) or a longer one (`0_mask.png`, `0-GT.bmp`, `0_label2.png`), or lies in a folder of
 that name (`000/0.png`); several are united. Files are listed by the rule of `vae_edge.picture_files.listing`.
@@ -107,8 +107,8 @@ def find_below(root: Path, *, can_name_folders: bool = True) -> FoundFiles:
         can_name_folders: whether whoever asked has `--normal` and its like, which messages then advise.
 
     Raises:
-        InputError: the folder holds several products, or it cannot be told what its images are; or a folder in it
-            cannot be read.
+        InputError: the folder holds several products, or it is not clear what its images are; or a folder in it cannot
+            be read.
     """
     return _Search(root, can_name_folders).result()
 

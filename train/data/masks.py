@@ -83,7 +83,7 @@ def _with_all_channels(path: Path) -> NDArray[Any] | None:
 
 
 def read_masks(paths: Sequence[Path]) -> NDArray[np.bool_]:
-    """Decode the masks of one image and unite them: a pixel is a defect where any of them says so.
+    """Decode the masks of one image and unite them: a pixel is a defect if any of them marks it.
 
     Args:
         paths: one or more masks.
@@ -326,7 +326,8 @@ _MOST_READ, _MOST_BYTES = 500, 20_000
 def find_annotations(folders: Iterable[FolderFiles]) -> Path | None:
     """Return a file that says what images show, such as `labels.csv` or a VOC or YOLO file for an image, if any does.
 
-    What a program keeps beside its images (`camera.json`, `0.txt` with the time) is none. An empty file marks nothing.
+    Files that a program keeps next to its images (`camera.json`, `0.txt` with the time) are not annotations. An empty
+    file marks nothing.
     """
     n_read = 0
     for folder in folders:

@@ -136,7 +136,7 @@ def source_of(data: Any) -> DataSource:
         data: a folder or `sample` or `sample:PRODUCT`; a data module; or a `DataSource`, which is returned as it is.
 
     Raises:
-        InputError: it is none of these, or see `list_images`.
+        InputError: it is not one of these, or see `list_images`.
     """
     if isinstance(data, DataSource):
         return data

@@ -101,7 +101,7 @@ class TrainSettings(Record):
     false_alarm_rate: float = Field(default=DEFAULT_FALSE_ALARM_RATE, ge=MIN_RATE, le=MAX_RATE)
     pixel_false_positive_rate: float = Field(default=DEFAULT_PIXEL_FALSE_POSITIVE_RATE, ge=MIN_RATE, le=MAX_RATE)
     calibration: Calibration = Calibration.AUTO
-    """With a `split.threshold_share`, `auto` means `split`: who gives a share wants one."""
+    """With a `split.threshold_share`, `auto` means `split`: giving a share asks for a split."""
     folds: int = Field(default=5, ge=2)
     """Of cross-conformal calibration, which trains so many networks and one more."""
     accelerator: str = "auto"

@@ -145,7 +145,7 @@ def sort_arguments(
         logger: None or True: the run's own only; loggers: these too; False: none, the run's own neither.
         callbacks: one or several; None: not given.
         arguments: further arguments of the Trainer by name; None counts as not given.
-        other_names: what else the caller takes, for the message about a name that is none.
+        other_names: what else the caller accepts, for the message about an unknown name.
 
     Raises:
         UsageError: a name that is not an argument, or a value that cannot work.

@@ -13,7 +13,7 @@ from vae_edge.platform.work import Progress
 
 
 class Watcher:
-    """Is told how a run goes; this one does not care. Subclass it to show progress."""
+    """Receives the progress of a run; this one ignores it. Subclass it to show progress."""
 
     def say(self, sentence: str) -> None:
         """Take a sentence about the data or the run."""

@@ -319,7 +319,7 @@ class AnomalyGraph(DeployedGraph):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the whole road."""
+        """Run all steps, from the image to the map and the score."""
         anomaly_map, score = self.score(self.reconstruct(image))
         return anomaly_map, score
 

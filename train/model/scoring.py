@@ -234,7 +234,7 @@ def parse_scoring(text: str) -> ScoringSettings | None:
         None for `auto`: the data choose.
 
     Raises:
-        UsageError: it is none of these; the message says which word is wrong and what it may be.
+        UsageError: it is not one of these; the message says which word is wrong and what it may be.
 
     Examples:
         >>> parse_scoring("l2/0.016/none/top0.5%").describe()

@@ -5,8 +5,8 @@ calibration there are none: the defects are pasted on the training images, and t
 these without the defect. Their scores without a defect are then lower than a new part's, if anything, and so are the
 shares found; the threshold in force is that of the folds' networks.
 
-A defect counts as found where the picture's score is above the threshold, whichever place of it made it so. How many of
-the same pictures are above it without a defect stands beside it.
+A defect counts as found where the picture's score is above the threshold, whichever place of it made it so. The number
+of the same pictures that are above it without a defect is reported with it.
 """
 
 from __future__ import annotations

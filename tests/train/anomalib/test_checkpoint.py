@@ -79,7 +79,9 @@ class TestOwnCheckpoints:
         assert trained.constants is None
 
     def test_a_range_is_not_asked_for_where_the_checkpoint_says_it(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="says itself what its network gets for a pixel; leave out --input-range"):
+        with pytest.raises(
+            UsageError, match="already records the range of its network's input values; leave out --input-range"
+        ):
             read_checkpoint(save_own(tmp_path / "model.ckpt"), input_range=SYMMETRIC)
 
     def test_another_format_names_the_version_that_wrote_it(self, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ class TestCirculatedWeights:
         trained = read_checkpoint(path)
         assert trained.input_settings.input_range == IMAGENET
         (remark,) = trained.remarks
-        assert "weights.pt does not say what its network gets" in remark
+        assert "weights.pt does not record the range" in remark
         assert "ImageNet" in remark
         assert "--input-range symmetric" in remark
         assert trained.epochs == 1
@@ -237,13 +239,13 @@ class TestWhatIsNoCheckpoint:
     )
     def test_a_file_of_something_else_is_refused(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "model.ckpt").write_bytes(content)
-        with pytest.raises(InputError, match=r"model\.ckpt is no checkpoint that torch saved \(.+\)"):
+        with pytest.raises(InputError, match=r"model\.ckpt is not a checkpoint that torch saved \(.+\)"):
             read_checkpoint(tmp_path / "model.ckpt")
 
     def test_a_file_that_breaks_off_is_refused(self, tmp_path: Path) -> None:
         path = save_own(tmp_path / "model.ckpt")
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(InputError, match=r"model\.ckpt is no checkpoint that torch saved"):
+        with pytest.raises(InputError, match=r"model\.ckpt is not a checkpoint that torch saved"):
             read_checkpoint(path)
 
     def test_a_missing_file_and_a_folder_are_refused(self, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_missing_tensor_is_named_with_its_shape(name: str, shape: list[int]) -
     del state[f"model.{name}"]
     with pytest.raises(InputError) as caught:
         from_ganomaly_layout(state)
-    assert f"the tensor {name} is missing; expected one of the shape {shape}: give the whole" in str(caught.value)
+    assert f"the tensor {name} is missing; expected one with the shape {shape}: give the whole" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_tensor_without_a_place_is_named(name: str) -> None:
     state = state_of(prefix="model.") | {f"model.{name}": torch.zeros(7)}
     with pytest.raises(InputError) as caught:
         from_ganomaly_layout(state)
-    assert f"there is a tensor {name} of the shape [7], for which" in str(caught.value)
+    assert f"there is a tensor {name} with the shape [7], for which" in str(caught.value)
 
 
 def test_another_number_of_layers_in_the_decoder_is_refused() -> None:
@@ -160,7 +160,7 @@ def test_the_first_convolution_must_be_there_to_know_the_sizes(damage: str) -> N
     state[name] = state[name].flatten()
     if damage == "missing":
         del state[name]
-    with pytest.raises(InputError, match=r"initial-conv-\*\.weight is missing or has no four dimensions"):
+    with pytest.raises(InputError, match=r"initial-conv-\*\.weight is missing or does not have four dimensions"):
         from_ganomaly_layout(state)
 
 

@@ -191,7 +191,7 @@ class TestAnOwnCheckpoint:
     ) -> None:
         source = only(normals, lambda i: i < 16, tmp_path / "seen")
         with pytest.raises(
-            InputError, match=r"all 16 normal images .* trained the network of tile\.ckpt; expected some"
+            InputError, match=r"all 16 given normal images trained the network of tile\.ckpt; expected some"
         ):
             take_over(read_checkpoint(own), source, tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -230,7 +230,7 @@ class TestCirculatedWeights:
     ) -> None:
         listener = Listener()
         run = take_over(read_checkpoint(circulated), source, tmp_path / "run", watcher=listener)
-        assert listener.heard("last.ckpt does not say what its network gets for a pixel")
+        assert listener.heard("last.ckpt does not record the range of its network's input values")
         assert listener.heard("last.ckpt does not say which images the network was trained on")
         counts = run.record.counts
         assert counts["fit"] + counts["statistics"] + counts["threshold"] == N_GOOD
