@@ -1,4 +1,4 @@
-"""A network that anomalib trained becomes a run, and is compared with anomalib's prediction where that is installed."""
+"""A network that anomalib trained becomes a run, and is compared with anomalib's prediction if that is installed."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def make_run(
     false_alarm_rate: float | None,
     input_range: InputRange | None,
 ) -> RunFolder:
-    """Make a run folder of a checkpoint, and compare it with anomalib where that is installed.
+    """Make a run folder from a checkpoint, and compare it with anomalib if that is installed.
 
     Args:
         checkpoint: the file.
         data: normal images for the thresholds.
         out: the run folder.
         scoring: how a residual becomes a score; None: the checkpoint's own.
-        false_alarm_rate: None: the usual.
-        input_range: what the network gets for a pixel; None: what the checkpoint says.
+        false_alarm_rate: None: the default.
+        input_range: the range of values that the network gets for a pixel; None: what the checkpoint says.
 
     Raises:
-        UsageError: there is no `data`, or a range was given to a checkpoint that says it itself.
+        UsageError: `data` is missing, or a range was given for a checkpoint that records its own.
         InputError: the file is not such a checkpoint, or `out` holds a run.
         ParityError: anomalib's own prediction differs.
     """
@@ -57,7 +57,7 @@ def make_run(
         )
     if (out / RECORD_FILE).is_file():
         raise InputError(
-            f"{out} holds a complete run, of an earlier export; export it with: vae-export {out}, or choose "
+            f"{out} holds a complete run from an earlier export; export it with: vae-export {out}, or choose "
             "another --name or --out"
         )
     with TerminalWatcher() as watcher:
@@ -71,21 +71,21 @@ def make_run(
             watcher=watcher,
         )
         if trained.notes is None:
-            watcher.say("not held against anomalib: these weights are of no model that an anomalib release has")
+            watcher.say("not compared with anomalib: no anomalib release has the model of these weights")
             return run
         if not trained.notes.prepares_as_device:
             watcher.say(
-                "not held against anomalib: there a pre-processor of the user's resized the images, and a device "
+                "not compared with anomalib: a pre-processor of your own resized the images there, and a device "
                 "resizes with OpenCV; what the scoring divides by was measured anew"
             )
             return run
         if not trained.scores_as_device(run.record.scoring):
-            watcher.say("not held against anomalib: its scoring is not the one that was asked for")
+            watcher.say("not compared with anomalib: its scoring is not the one that was requested")
             return run
         try:
             parity = compare_with_anomalib(run, trained, watcher)
         except MissingDependencyError as error:
-            watcher.say(f"not held against anomalib's own prediction: {error}")
+            watcher.say(f"not compared with anomalib's own prediction: {error}")
             return run
         watcher.say(
             f"against anomalib's own prediction of {parity.n_images} images: {parity.label_flips} verdicts differ, "
@@ -95,14 +95,14 @@ def make_run(
 
 
 def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Watcher) -> ParityRecord:
-    """Hold the run's model against anomalib's prediction of the same files: the run's held-out normals and test images.
+    """Compare the run's model with anomalib's prediction of the same files: the run's held-out normals and test images.
 
     anomalib reads, prepares and scores the files by itself, with the model that it restores from the checkpoint; both
-    sides are compared before scores are brought to 0 to 1.
+    sides are compared before scores are normalized to 0 to 1.
 
     Args:
         run: made by `take_over`.
-        trained: what it was made of, a checkpoint of `vae_edge.anomalib.Vae` that scores as a device does.
+        trained: what it was made from, a checkpoint of `vae_edge.anomalib.Vae` that scores as a device does.
         watcher: receives progress and remarks.
 
     Returns:

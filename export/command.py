@@ -71,11 +71,11 @@ def export(
         vae-export BUNDLE --layout model-api     for OpenVINO Model API
 
     A checkpoint of anomalib becomes a run folder first, OUT/NAME-run: its thresholds are fitted on the normal images of
-    --data, and where anomalib is installed its own prediction of the same images is held against the model. From a
-    bundle no torch is needed.
+    --data, and if anomalib is installed, the model is compared with anomalib's own prediction of the same images.
+    Exporting from a bundle does not need torch.
 
     An option that does not apply to the source is refused. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a bundle did
-    not give the trained model's verdict and was not made.
+    not give the trained model's verdicts and was not made.
     """
     engine_settings, low_settings = _engine_settings(engine), _low_precision_settings(low)
     if score.false_alarm_rate is not None:
@@ -83,7 +83,7 @@ def export(
     name = common.name
     if name is not None and (Path(name).name != name or name.startswith(".")):
         raise UsageError(
-            f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out says where"
+            f"--name is {name!r}; expected the first part of a folder's name, such as tile; --out sets the folder"
         )
     targets, precisions = tuple(parse_targets(common.target)), tuple(parse_precisions(common.precision))
     if form.layout is ExportLayout.MODEL_API:
@@ -125,7 +125,7 @@ def _export_trained(
     input_range: KnownRange | None,
     layout: ExportLayout,
 ) -> None:
-    """Export a run, or a checkpoint, which becomes a run first: its data and its scoring are those of the run then."""
+    """Export a run, or a checkpoint, which first becomes a run with the given data and scoring."""
     if kind is CHECKPOINT:
         from vae_edge.export.checkpoint import make_run
 
@@ -166,11 +166,11 @@ def _low_precision_settings(low: LowPrecisionOptions) -> LowPrecisionSettings:
 
 
 def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) -> SourceKind:
-    """Return what the source is and becomes.
+    """Return what the source is and what it becomes.
 
     Raises:
         UsageError: a bundle cannot become these targets.
-        InputError: there is nothing that could be a source.
+        InputError: nothing there can be a source.
     """
     if (source / MANIFEST_FILE).is_file():
         if layout is ExportLayout.MODEL_API:
@@ -220,7 +220,9 @@ def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, dat
         record = export_model_api(bundle, folder, images, description=description, progress=progress)
     print_model_api(folder, record)
     if data is None:
-        print_warning(f"{folder.name} was compared with the bundle on drawn pictures only; --data PICTURES takes yours")
+        print_warning(
+            f"{folder.name} was compared with the bundle only on synthetic pictures; to use yours, pass --data PICTURES"
+        )
 
 
 def _export_run(run: RunFolder, out: Path, settings: ExportSettings, layout: ExportLayout) -> None:
@@ -244,7 +246,7 @@ def _export_run(run: RunFolder, out: Path, settings: ExportSettings, layout: Exp
 def _with_model_api(
     run: RunFolder, results: list[ExportResult], out: Path, data: Path | None, progress: StepProgress
 ) -> tuple[list[ExportResult], list[tuple[Path, ModelApiRecord]]]:
-    """Make a Model API folder of every bundle; a failure becomes the error of that bundle's result."""
+    """Make a Model API folder from every bundle; a failure becomes the error of that bundle's result."""
     from vae_edge.export.model_api.folder import export_model_api, model_api_folder
     from vae_edge.train.data.inspection_set import spread
 

@@ -1,4 +1,4 @@
-"""FP16 and INT8 within the accuracy that they may cost: what the targets share.
+"""FP16 and INT8 within a limit on lost accuracy: what the targets share.
 
 | target   | fp16                                        | int8                                                    |
 |----------|---------------------------------------------|---------------------------------------------------------|
@@ -31,12 +31,12 @@ from vae_edge.targets import Precision
 from vae_edge.train.data.inspection_set import spread_places
 
 N_SATURATION_IMAGES = 64
-"""Of the judging images, on which saturated values are counted: of each there are millions."""
+"""Judging images on which saturated values are counted; each gives millions of values."""
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A network in INT8 within its budget."""
+    """A network in INT8 that keeps to its budget."""
 
     model: Any
     """As the target's `write` takes it."""
@@ -46,11 +46,11 @@ class QuantizedModel:
 
 @dataclass(frozen=True)
 class LowPrecision:
-    """Quantizes and judges the models of one run; what they share is made once, when it is first needed.
+    """Quantizes and judges the models of one run; what they share is made once, when first needed.
 
     Args:
         reference: the trained model.
-        settings: how to quantize, and what it may cost.
+        settings: how to quantize, and how much accuracy it may cost.
         data_root: where the run's images are now; None: where they were.
         report: receives the progress of every step.
     """
@@ -117,7 +117,7 @@ class LowPrecision:
         return QuantizedModel(quantizer.model(control.keep_float), record, self.calibration)
 
     def _saturation(self, quantizer: Quantizer, keep_float: frozenset[str], what: str) -> SaturationRecord:
-        """Find the layer that reads the most values beyond its range, over some of the judging images."""
+        """Find the layer with the largest share of input values beyond its range, over some of the judging images."""
         images = self.judging.images
         some = images[spread_places(len(images), N_SATURATION_IMAGES)]
         self.report(f"{what}: counting values beyond their ranges", 0, 1)

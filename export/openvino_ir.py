@@ -19,7 +19,7 @@ from vae_edge.platform import telemetry
 from vae_edge.targets import Target
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
-"""Operations that hold nearly all the weights and the work."""
+"""Operations that hold nearly all the weights and do nearly all the work."""
 
 PRECISION_KEY = "precision"
 """Name of the metadata entry that holds the precision: the backend asks it how to compute on a GPU."""
@@ -30,10 +30,10 @@ def export_openvino(
 ) -> RuntimeRecord:
     """Convert the ONNX file and write `model.xml` and `model.bin`.
 
-    `fp16` stores the network's weights in FP16, which halves the file; what they are computed in is up to the device:
+    `fp16` stores the network's weights in FP16, which halves the file; the device decides the type it computes in:
     CPUs compute such a model in FP32, GPUs in FP16. The scoring's constants (means, scales, smoothing) stay in
     FP32. On an `edge` network of 256 x 256 the scores then moved by 3e-5 of the largest; with the compression of
-    OpenVINO's own `save_model`, which takes the constants along and saves 2 % more, by 5e-4.
+    OpenVINO's own `save_model`, which includes the constants and saves 2 % more, by 5e-4.
 
     Args:
         onnx_path: the file to convert.
@@ -42,7 +42,7 @@ def export_openvino(
         precision: `fp32` or `fp16`; see `vae_edge.export.quantization.nncf_quantizer` for `int8`.
 
     Raises:
-        InputError: another precision.
+        InputError: the precision is neither of the two.
         MissingDependencyError: openvino is not installed.
         DeviceError: OpenVINO cannot convert the file.
     """
@@ -77,7 +77,7 @@ def read_graph(path: Path) -> Any:
 
 
 def save_ir(model: Any, xml_path: Path, *, metadata: Mapping[str, str], precision: str) -> RuntimeRecord:
-    """Write an `openvino.Model` with what it says about itself.
+    """Write an `openvino.Model` with its metadata.
 
     Args:
         model: from `read_graph` or quantized; it gets the metadata.
@@ -113,13 +113,13 @@ def write_ir(model: Any, xml_path: Path) -> None:
     except RuntimeError as error:
         # It has nothing but "iostream error" to say about a full disk.
         raise InputError(
-            f"{xml_path.parent} could not be written, most likely because the disk is full ({error}); make room or "
-            "choose another place"
+            f"{xml_path.parent} could not be written, most likely because the disk is full ({error}); free some space "
+            "or choose another folder"
         ) from error
 
 
 def _halve_weights(model: Any) -> None:
-    """Store the network's FP32 constants in FP16, each with a conversion back behind it that runtimes fold away."""
+    """Store the network's FP32 constants in FP16, each followed by a conversion back that runtimes fold away."""
     import_openvino()
     from openvino import Type, opset13
 
@@ -137,9 +137,9 @@ def _halve_weights(model: Any) -> None:
 def network_operations(model: Any) -> list[Any]:
     """Return the networks' operations in the graph's order, with the constants that only they read.
 
-    They are those of `quantization.onnx_network.network_nodes`: the backbone's, whose names tell, and from the first
-    convolutions of a network on pixels to the Tanh that ends its decoder, whatever prepares the image, cuts it or
-    compares it. An operation that rounds the input of the first convolution stands before the network.
+    They are those of `quantization.onnx_network.network_nodes`: the backbone's, recognized by their names, and those of
+    a network on pixels from its first convolutions to the Tanh that ends its decoder, without what prepares, cuts or
+    compares the image. An operation that rounds the input of the first convolution is not part of the network.
 
     Raises:
         AssertionError: the graph is not one of this package.
@@ -185,7 +185,7 @@ def _backbone_names(ordered: list[Any]) -> set[str]:
 
 
 def sources(op: Any) -> list[Any]:
-    """Return the operations that an operation takes its inputs from."""
+    """Return the operations that produce an operation's inputs."""
     return [value.get_source_output().get_node() for value in op.inputs()]
 
 

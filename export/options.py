@@ -1,6 +1,6 @@
-"""The options of `vae-export` in groups, and the kinds of sources that they are for.
+"""The options of `vae-export` in groups, and the kinds of sources that they apply to.
 
-A new option is a field of a group; `SOURCE_KINDS` say for which sources it is. Loads neither torch nor onnx.
+A new option is a field of a group; `SOURCE_KINDS` say which sources it applies to. Loads neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class CommonOptions(OptionGroup):
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where the run's images are now, if not where they were in training. Of a checkpoint: the normal "
-            "images that set its thresholds, in the layout of MVTec AD or of a folder. Of a bundle, with model-api: "
+            help="Where the run's images are now, if they have moved since training. For a checkpoint: the normal "
+            "images that set its thresholds, in the layout of MVTec AD or of a folder. For a bundle with model-api: "
             "pictures to compare verdicts on.",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
-class ScoreOptions(OptionGroup, panel="Thresholds and scores, of a run or a checkpoint"):
-    """How a score comes about and becomes a verdict."""
+class ScoreOptions(OptionGroup, panel="Thresholds and scores, for a run or a checkpoint"):
+    """How a score is computed and becomes a verdict."""
 
     false_alarm_rate: Annotated[
         float | None,
@@ -69,38 +69,38 @@ class ScoreOptions(OptionGroup, panel="Thresholds and scores, of a run or a chec
     ] = None
     input_range: Annotated[
         KnownRange | None,
-        typer.Option(help="What a checkpoint's network gets for a pixel, if it does not say it.", show_default=False),
+        typer.Option(
+            help="Range of the network's input values, if the checkpoint does not record it.", show_default=False
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
-class LowPrecisionOptions(OptionGroup, panel="FP16 and INT8, of a run or a checkpoint"):
-    """How models of low precision are made, and what they may cost."""
+class LowPrecisionOptions(OptionGroup, panel="FP16 and INT8, for a run or a checkpoint"):
+    """How low-precision models are made, and how much accuracy they may lose."""
 
     calibration_data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="INT8: normal images to calibrate on; default: those of the training."),
+        typer.Option(metavar="DIR", help="INT8: normal images to calibrate on; default: the training images."),
     ] = None
     calibration_images: Annotated[int, typer.Option(metavar="N", help="INT8: how many of them, 32 or more.")] = 300
     estimator: Annotated[Estimator, typer.Option(help="INT8: how a range follows from the values seen.")] = (
         Estimator.MIN_MAX
     )
     max_auroc_drop: Annotated[
-        float | None, typer.Option(metavar="DROP", help="FP16, INT8: the image AUROC may fall by so much.")
+        float | None, typer.Option(metavar="DROP", help="FP16, INT8: largest allowed drop of the image AUROC.")
     ] = Budget.max_auroc_drop
     max_flip_rate: Annotated[
-        float | None, typer.Option(metavar="RATE", help="FP16, INT8: so large a share of the verdicts may change.")
+        float | None, typer.Option(metavar="RATE", help="FP16, INT8: largest allowed share of changed verdicts.")
     ] = Budget.max_flip_rate
 
 
 @dataclass(frozen=True)
-class EngineOptions(OptionGroup, panel="TensorRT, of a run, a checkpoint or a bundle"):
+class EngineOptions(OptionGroup, panel="TensorRT, for a run, a checkpoint or a bundle"):
     """How an engine is built."""
 
     max_batch: Annotated[int, typer.Option(metavar="N", help="The largest batch the engine takes.")] = 8
-    workspace_mib: Annotated[int, typer.Option(metavar="MIB", help="Most scratch memory a layer may use, in MiB.")] = (
-        512
-    )
+    workspace_mib: Annotated[int, typer.Option(metavar="MIB", help="Largest scratch memory of a layer, in MiB.")] = 512
     optimization_level: Annotated[
         int | None,
         typer.Option(metavar="LEVEL", help="0 (quick to build) to 5 (thorough); default: TensorRT's own."),
@@ -122,7 +122,7 @@ class EngineOptions(OptionGroup, panel="TensorRT, of a run, a checkpoint or a bu
 
 @dataclass(frozen=True)
 class LayoutOptions(OptionGroup, panel="OpenVINO Model API"):
-    """In which form the export is left."""
+    """The form of the export."""
 
     layout: Annotated[
         ExportLayout,
@@ -152,7 +152,7 @@ SOURCE_KINDS = (RUN, CHECKPOINT, BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API)
 
 
 def needs_of_options(made: Iterable[tuple[Target, Precision]]) -> Iterator[Condition]:
-    """Give which targets and precisions an option is for: it may apply to a run, but to nothing that is made of it."""
+    """Yield which targets and precisions an option needs: not every export of a run can use every option."""
     pairs = list(made)
     makes_engine = any(target is Target.TENSORRT for target, _ in pairs)
     precisions = {precision for _, precision in pairs}
@@ -161,4 +161,4 @@ def needs_of_options(made: Iterable[tuple[Target, Precision]]) -> Iterator[Condi
         (_INT8, "--precision int8", Precision.INT8 in precisions),
         (_BUDGET, "--precision fp16 or int8", precisions != {Precision.FP32}),
     ):
-        yield Condition(options, is_made, f"for {wanted}, which was not asked for")
+        yield Condition(options, is_made, f"for {wanted}, which was not requested")

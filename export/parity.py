@@ -1,4 +1,4 @@
-"""Does an exported model give the trained model's verdict? Measured on real images, written into the bundle."""
+"""Check that an exported model gives the trained model's verdicts, on real images; the result goes into the bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vae_edge.manifest import ParityRecord
 FP32_TOLERANCE = 1e-3
 """Largest difference allowed between FP32 models in maps and scores, as a share of the reference's largest value.
 
-Rounding in another order moves them by about 1e-5 of it; ten times that is a mistake."""
+A different order of rounding moves them by about 1e-5 of it; ten times that indicates a mistake."""
 
 
 def measure_parity(
@@ -26,7 +26,7 @@ def measure_parity(
 ) -> ParityRecord:
     """Compare an exported model's outputs with the FP32 torch reference's.
 
-    A flip is an image that one calls anomalous and the other does not, each by its own threshold.
+    A flip is an image that one model calls anomalous and the other does not, each by its own threshold.
 
     Args:
         reference: outputs of the trained model.
@@ -38,7 +38,7 @@ def measure_parity(
         tolerance: for the record.
 
     Raises:
-        ParityError: an output is not finite, or the maps are of another size.
+        ParityError: an output is not finite, or the maps differ in size.
     """
     found = compare_outputs(
         reference,
@@ -48,7 +48,8 @@ def measure_parity(
     )
     if found.maps is None or not (found.scores.is_finite and found.maps.is_finite):
         raise ParityError(
-            "the model gives maps of another size, or a value that is not a finite number: the bundle was not written"
+            "the model gives maps of a different size, or a value that is not a finite number: the bundle was not "
+            "written"
         )
     return ParityRecord(
         reference="torch fp32",
@@ -65,7 +66,7 @@ def measure_parity(
 
 
 def check_parity(record: ParityRecord) -> None:
-    """Refuse an FP32 model that is not the trained model: rounding in another order flips nothing and moves little.
+    """Refuse an FP32 model that differs from the trained one: another order of rounding flips nothing and moves little.
 
     Raises:
         ParityError: a label flips, or a difference is beyond the tolerance.
@@ -83,7 +84,7 @@ def check_parity(record: ParityRecord) -> None:
             )
     if record.label_flips:
         raise ParityError(
-            f"{record.label_flips} of {record.n_images} images get another verdict than from the trained model "
+            f"{record.label_flips} of {record.n_images} images get a different verdict from the trained model's "
             f"({', '.join(record.flipped_images[:5])}{', ...' if record.label_flips > 5 else ''}): "
             "the bundle was not written"
         )

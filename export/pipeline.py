@@ -1,4 +1,4 @@
-"""From a run folder to bundles: every target, checked, measured against the trained model and published whole."""
+"""From a run folder to bundles: every target is checked, compared with the trained model and published as a whole."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """One bundle, or why there is none."""
+    """One bundle, or the reason why it was not made."""
 
     target: Target
     precision: Precision
@@ -85,16 +85,16 @@ def export_run(
 ) -> list[ExportResult]:
     """Export a trained model to every target asked for, each as a bundle in `out`.
 
-    One target's failure does not keep the others from being made; its result holds the error.
+    If one target fails, the others are still made; its result holds the error.
 
     Raises:
-        InputError: nothing to export, a name that is taken, or the run's images are not to be found.
+        InputError: there is nothing to export, a name is taken, or the run's images cannot be found.
         BundleError: the run folder was changed.
     """
     report = progress or _no_progress
     pairs = combinations(settings.targets, settings.precisions, only_supported=settings.only_supported)
     if not pairs:
-        raise UsageError(f"no target was given; expected one or several of {', '.join(SUPPORTED)}, or all")
+        raise UsageError(f"no target was given; expected one or more of {', '.join(SUPPORTED)}, or all")
     if settings.false_alarm_rate is not None:
         check_askable_rate(settings.false_alarm_rate, "false-alarm rate")
     name = settings.name or run.folder.resolve().name
@@ -198,7 +198,7 @@ class _BundleExport:
         )
 
     def _verify(self, folder: Path) -> _Trust:
-        """Run the exported model here: fit its thresholds on its own scores and hold it against the trained model."""
+        """Run the exported model here: fit its thresholds on its own scores and compare it with the trained model."""
         target, is_single = self.exporter.target, self.precision is Precision.FP32
         try:
             backend = self._open(folder)
@@ -229,7 +229,7 @@ class _BundleExport:
         )
 
     def _not_verified(self, folder: Path, reason: str) -> _Trust:
-        """Keep the trained model's thresholds, or in low precision those of a simulation of the same graph."""
+        """Keep the trained model's thresholds, or, in low precision, those of a simulation of the same graph."""
         simulator, target = self.exporter.simulated_by, self.exporter.target
         if self.precision is Precision.FP32 or simulator is None:
             return _Trust(self.reference.thresholds, not_verified_because=reason)
@@ -270,7 +270,7 @@ class _BundleExport:
 
 
 def _detectability(reference: Reference) -> Detectability | None:
-    """Return the run's table of pasted defects where the export decides by the same scoring and rate."""
+    """Return the run's table of pasted defects if the export uses the same scoring and rate."""
     run = reference.run
     same_rate = reference.rule.false_alarm_rate == run.thresholds.false_alarm_rate_requested
     return run.metrics.detectability if same_rate and reference.fingerprint == run.fingerprint else None
@@ -287,7 +287,7 @@ class _Trust:
 
 
 def _model_metadata(reference: Reference, name: str) -> dict[str, str]:
-    """What a single model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
+    """The metadata of a single model file; a bundle's own thresholds are in its manifest, fitted afterwards."""
     record = reference.run.record
     return {
         "vae_edge_version": vae_edge.__version__,

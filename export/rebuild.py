@@ -28,11 +28,11 @@ def rebuild_engine(
     """Build an engine for this device from a bundle's ONNX file and publish it as a bundle in `out`.
 
     The thresholds are the source's: there are no images here to fit new ones on. The new bundle is therefore not
-    verified; `vae-edge verify` on normal images completes it.
+    verified; to verify it, run `vae-edge verify` on normal images.
 
     Raises:
-        InputError: the source holds no ONNX file, or the name is taken.
-        MissingDependencyError: no TensorRT is installed.
+        InputError: the source has no ONNX file, or the name is taken.
+        MissingDependencyError: TensorRT is not installed.
         DeviceError: TensorRT cannot build the engine.
     """
     if _ONNX_FILE not in {file.name for file in source.manifest.files}:
@@ -43,7 +43,7 @@ def rebuild_engine(
     old = source.manifest
     if old.target is not Target.TENSORRT and old.precision is Precision.INT8:
         raise InputError(
-            f"{source.folder} is quantized for {old.target}, whose INT8 graph TensorRT does not take; "
+            f"{source.folder} is quantized for {old.target}, whose INT8 graph TensorRT cannot use; "
             "expected a tensorrt bundle in int8, or one in fp32 or fp16"
         )
     stem = name or old.name.removesuffix(f"-{old.target}-{old.precision}")
@@ -70,7 +70,7 @@ def rebuild_engine(
 
 
 def _why_not_verified(engine: Path, manifest: Manifest, max_batch: int) -> str:
-    """Open the new engine where there is a GPU: one that cannot be opened is reported now, not at the line."""
+    """Open the new engine if there is a GPU: one that cannot be opened is reported now, not in production."""
     try:
         # The very engine that was built: another one in its place would hide that it does not load.
         options = RuntimeOptions(rebuild=False)

@@ -1,17 +1,17 @@
-"""The trained model, its outputs for the images that every bundle is compared on, and how thresholds follow.
+"""The trained model, its outputs for the images that every bundle is compared on, and how thresholds follow from them.
 
 A model's outputs for the run's normals become its thresholds by the `ThresholdRule` of the run's calibration.
 
 Split-conformal: the normals were held out, so a bundle's own scores of them are its calibration scores.
 
 Cross-conformal: the deployed model was trained on the normals, and its scores of them are too low to set a threshold.
-The run has scores by models that had not seen them. What an exported model's runtime and precision change is measured
-on the same images, by the deployed model, and is added:
+The run has scores of these images by models that had not seen them. The change that an exported model's runtime and
+precision make is measured on the same images, by the deployed model, and is added:
 
     calibration score = out-of-fold score + (bundle's score - trained model's score)
     pixel threshold = out-of-fold threshold + (threshold of the bundle's maps - threshold of the trained model's maps)
 
-This takes the drift on an image that was trained on for the drift on one that was not. It is exact for an FP32 model,
+This assumes that the drift is the same on images that were trained on and on new ones. It is exact for an FP32 model,
 whose drift is rounding. An INT8 model that was calibrated on these very images may drift a little less on them than on
 new ones; `vae-edge verify` fits thresholds on new normals.
 """
@@ -40,14 +40,15 @@ from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.run.records import CalibrationRecord
 
 MAX_TEST_IMAGES = 200
-"""Test images that parity is measured on, spread evenly over the test set, beside all normals of the thresholds."""
+"""Test images that parity is measured on, spread evenly over the test set, in addition to all normals of the
+thresholds."""
 
 
 @dataclass(frozen=True)
 class ThresholdRule:
     """Turns a model's outputs for the run's normals into thresholds.
 
-    A split-conformal rule is the one that adds nothing.
+    A split-conformal rule adds nothing.
     """
 
     method: ThresholdMethod
@@ -59,7 +60,7 @@ class ThresholdRule:
     pixel_offset: float = 0.0
     """What is added to the pixel threshold."""
     offsets_by: str | None = None
-    """What computed the out-of-fold scores, for the record; None where there are none."""
+    """What computed the out-of-fold scores, for the record; None if there are none."""
 
     @classmethod
     def of_run(cls, calibration: CalibrationRecord, false_alarm_rate: float | None = None) -> ThresholdRule:
@@ -88,11 +89,11 @@ class ThresholdRule:
 
     @property
     def is_split(self) -> bool:
-        """Whether the normals are for the thresholds alone; else the network was trained on them."""
+        """Whether the normals were kept for the thresholds alone; otherwise the network was trained on them."""
         return self.method is ThresholdMethod.SPLIT_CONFORMAL
 
     def describe_normals(self) -> str:
-        """Return what the normals are, in words: `99 held-out normal images`."""
+        """Describe the normals, as in `99 held-out normal images`."""
         n = self.score_offsets.size
         return f"{n} held-out normal images" if self.is_split else f"{n} normal images of the training"
 
@@ -104,7 +105,7 @@ class ThresholdRule:
             scored_by: what computed them, for the record.
 
         Raises:
-            InputError: see `fit_thresholds_with_tail`; or there is not one output for each normal.
+            InputError: see `fit_thresholds_with_tail`; or the number of outputs differs from the number of normals.
         """
         tail = PixelTail(normals.maps.size, self.pixel_false_positive_rate)
         tail.add(normals.maps)
@@ -130,11 +131,11 @@ class Reference:
     """uint8 [n, H, W, 3]."""
     names: tuple[str, ...]
     n_normals: int
-    """The first so many images are the normals that the thresholds are fitted on: held out from the training, or in a
-    cross-conformal run all that there were."""
+    """This many images at the start are the normals that the thresholds are fitted on: held out from the training, or,
+    in a cross-conformal run, all of them."""
     outputs: Outputs
     rule: ThresholdRule
-    """How thresholds follow from a model's outputs for the normals."""
+    """How thresholds are computed from a model's outputs for the normals."""
     thresholds: Thresholds
     description: str
     """What the images are, in words."""
@@ -159,8 +160,7 @@ def measure_reference(
         progress: receives every step.
 
     Raises:
-        InputError: the run's images are not to be found; or another scoring was requested, and the run is
-            cross-conformal.
+        InputError: the run's images cannot be found; or another scoring was requested, and the run is cross-conformal.
         BundleError: the weights do not belong to the run.
     """
     rule = ThresholdRule.of_run(run.calibration, false_alarm_rate)
@@ -168,15 +168,15 @@ def measure_reference(
     preparation = run.record.preparation
     if scoring is not None and run.record.network is not Network.PIXEL:
         raise InputError(
-            f"another scoring was asked for, and the run {run.folder} scores what a network on features finds; leave "
-            "out --scoring, or train with --preset nano, edge or reference"
+            f"another scoring was requested, but the run {run.folder} has a network on features, whose scoring is "
+            "fixed; leave out --scoring, or train with --preset nano, edge or reference"
         )
     if scoring is not None and scoring != run.record.scoring:
         if not rule.is_split:
             raise InputError(
-                f"the thresholds of the run {run.folder} come from networks of folds, which are gone, by the scoring "
-                f"that it was trained with ({run.record.scoring.describe()}); to score otherwise, train with that "
-                "--scoring, or with --calibration split"
+                f"the thresholds of the run {run.folder} come from the networks of the folds, which were not kept, "
+                f"with the scoring that it was trained with ({run.record.scoring.describe()}); to score otherwise, "
+                "train with that --scoring, or with --calibration split"
             )
         statistics = load_images(run.find_images(("statistics",), data_root), preparation)
         constants = fit_scoring_constants(

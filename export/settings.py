@@ -1,4 +1,4 @@
-"""What an export is asked to do: from which kind of source, in which form, and what FP16 or INT8 may cost.
+"""The settings of an export: its kind of source, its form, and how much accuracy FP16 or INT8 may cost.
 
 Loads neither torch nor onnx: the command line reads it.
 """
@@ -15,21 +15,21 @@ from vae_edge.manifest import AccuracyRecord
 DEFAULT_N_IMAGES = 300
 
 BACKBONE = "backbone."
-"""How the names of a pretrained backbone's nodes begin, in ONNX files and in OpenVINO IR: what may be quantized."""
+"""Prefix of the names of a pretrained backbone's nodes, in ONNX files and in OpenVINO IR: what may be quantized."""
 
 BACKBONE_IN_FLOAT = (f"{BACKBONE}stem.", f"{BACKBONE}blocks.0.depthwise.")
-"""How the names of its two layers begin that are never in INT8. What they read and write at half the picture's size is
-of 32 channels whose weights reach from 0 to 18, once the batch norms are in them, for outputs that are cut off at 6. On
-the sample set's `dial` INT8 of these two alone cost 0.04 of the AUROC and that of the 31 others 0.0005."""
+"""Prefixes of the names of its two layers that are never in INT8. At half the picture's size they read and write 32
+channels whose weights range from 0 to 18 once the batch norms are folded into them, while the outputs are cut off at 6.
+On the sample set's `dial` INT8 of these two alone cost 0.04 of the AUROC and that of the 31 others 0.0005."""
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth")
-"""How the names of files end that hold a network which anomalib trained."""
+"""Suffixes of files that hold a network trained by anomalib."""
 
 
 class Estimator(str, Enum):
     """How a range follows from the values seen.
 
-    `MIN_MAX` is the one to begin with: on two trained networks it kept the scores of normals about as well as
+    Begin with `MIN_MAX`: on two trained networks it kept the scores of normals about as well as
     `ENTROPY`, and better than `PERCENTILE` where that mattered (benchmarks/PRECISION.md). It needs half the time, too.
     """
 
@@ -46,7 +46,7 @@ class Estimator(str, Enum):
 
 
 class ExportLayout(str, Enum):
-    """In which form an export is left."""
+    """The form of an export."""
 
     PLAIN = "plain"
     """A bundle, for `Detector`."""
@@ -59,7 +59,7 @@ class ExportLayout(str, Enum):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much accuracy a bundle may cost; None: any amount.
+    """How much accuracy a bundle may cost; None: no limit.
 
     The AUROC is a mean over pairs of images and moves little; single verdicts move more easily, by one image whose
     score is close to the threshold, hence a rate of 0.02. A rate below 1 / n of n images allows no flip at all.
@@ -76,7 +76,7 @@ class Budget:
     max_pixel_auroc_drop: float | None = 0.02
     """Of the pixel AUROC, where it exists."""
     max_flip_rate: float | None = 0.02
-    """Share of the judging images that get another verdict, each model by its own threshold."""
+    """Share of the judging images that get a different verdict, each model by its own threshold."""
 
     def __post_init__(self) -> None:
         for name in ("max_auroc_drop", "max_pixel_auroc_drop", "max_flip_rate"):
@@ -85,7 +85,7 @@ class Budget:
                 raise UsageError(f"{name} is {value}; expected 0 to 1, such as 0.01, or nothing for no limit")
 
     def exceeded_by(self, accuracy: AccuracyRecord) -> tuple[str, ...]:
-        """Say which limits a model does not keep, each as a part of a sentence; nothing where it keeps all."""
+        """Describe the limits that a model exceeds, each as a part of a sentence; empty if it keeps all."""
         broken = []
         for what, drop, limit in (
             ("image", accuracy.image_auroc_drop, self.max_auroc_drop),
@@ -103,7 +103,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class LowPrecisionSettings:
-    """How FP16 and INT8 models are made and what they may cost."""
+    """How FP16 and INT8 models are made and how much accuracy they may cost."""
 
     calibration_data: Path | None = None
     """Normal images to calibrate on; None: those that the network was fitted on."""

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 MUCH_SATURATION = 0.001
-"""Share of a layer's values beyond their range from which the user is warned: ten times what the estimator
-`percentile` cuts off on purpose, and a tenth of the share of positions that a score is the mean of by default (1 %)."""
+"""Share of a layer's values beyond their range from which the user is warned: ten times what the estimator `percentile`
+cuts off on purpose, and a tenth of the share of positions that a score averages by default (1 %)."""
 
 
 def print_model_api(folder: Path, record: ModelApiRecord) -> None:
-    """Print what a Model API folder is, in a line."""
+    """Print a line about a Model API folder."""
     check = record.check
     results_console().print(
         f"{folder}: {size_text(sum(file.size_bytes for file in record.files))}, the bundle's verdict on "
@@ -31,7 +31,7 @@ def print_model_api(folder: Path, record: ModelApiRecord) -> None:
 
 
 def print_results(results: list[ExportResult], out: Path, seconds: float) -> None:
-    """Print a table of what was made, warn, and end with the exit code of what failed."""
+    """Print a table of what was made and the warnings, and exit with the exit code of what failed."""
     table = plain_table(title=f"exported to {out} in {seconds:.1f} s")
     table.add_column("bundle", no_wrap=True)
     for column in ("size", "score drift", "map drift", "flips", "AUROC drop", "given back", "saturated", "verified"):
@@ -71,12 +71,12 @@ def print_results(results: list[ExportResult], out: Path, seconds: float) -> Non
 
 
 def _given_back(quantization: QuantizationRecord | None) -> str:
-    """Say how many layers went back to float."""
+    """Return how many layers went back to float."""
     return "-" if quantization is None else f"{len(quantization.given_back)} of {len(quantization.layers)}"
 
 
 def _saturated(quantization: QuantizationRecord | None) -> str:
-    """Say which share of values is beyond its range in the layer where it is largest."""
+    """Return the share of values beyond their range in the layer where it is largest."""
     saturation = None if quantization is None else quantization.saturation
     return "-" if saturation is None else f"{saturation.share:.2%}"
 
@@ -107,13 +107,13 @@ def _warn(results: list[ExportResult]) -> None:
                 f"{manifest.name}: {saturation.share:.2%} of the values that {saturation.layer} reads on "
                 f"{saturation.n_images} judging images are beyond the range of the calibration images, and are cut "
                 "off: defects may score lower than in fp32; calibrate on more pictures with --calibration-data, or "
-                "take --estimator min-max"
+                "use --estimator min-max"
             )
         if not manifest.verified:
             unverified.setdefault(str(manifest.not_verified_because), []).append(manifest.name)
     for reason, names in unverified.items():
         warn_once(
-            f"not verified: {', '.join(names)}, whose thresholds another runtime's scores have set: {reason}; on the "
+            f"not verified: {', '.join(names)}, whose thresholds come from another runtime's scores: {reason}; on the "
             f"device, run: vae-edge verify {names[0]} --data NORMALS"
         )
     for result in results:

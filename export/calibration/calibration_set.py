@@ -1,4 +1,4 @@
-"""The images that a quantizer takes its ranges from: one set for all targets, drawn reproducibly and checked."""
+"""The images that a quantizer measures its ranges on: one set for all targets, drawn reproducibly and checked."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ NORMALS_A_DEFECT = 4
 """So many normals are in the set for each one with a defect."""
 
 _SEED = 1
-"""Of the defects; another one than that of the judging images."""
+"""Seed of the pasted defects; different from that of the judging images."""
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Normal images that neither fitted a threshold, but in a cross-conformal run, nor judge the result.
+    """Normal images that do not judge the result and, except in a cross-conformal run, did not fit a threshold.
 
-    For a pretrained backbone some of them are there a second time, with defects pasted on. Such a network reacts to
-    what it has learned to see in photographs: activations that a defect causes and no normal has. Ranges of normals
+    For a pretrained backbone some of them are included a second time, with defects pasted on. Such a network reacts to
+    what it learned to see in photographs: a defect causes activations that no normal image causes. Ranges of normals
     alone would cut them off, and the defect with them (arXiv 2407.02968 measures it: STFPM's AUROC of 0.94 became
     0.75). A network that was trained on the normals has no such activations, and is calibrated on them alone.
     """
@@ -81,20 +81,20 @@ def draw_calibration_set(
     """Draw the calibration set and refuse images that would spoil a quantized model.
 
     An image's rank is a hash of its bytes: the same images give the same set on every machine, whatever their names and
-    order. Of equal images one counts.
+    order. Equal images count once.
 
     Args:
         reference: the trained model, with the normals that the thresholds are fitted on.
         judging: the images that will judge the result.
-        n_images: take so many normals, or as many as there are; the images with pasted defects come on top.
-        data: a folder in any layout of an inspection set whose good parts to train on are taken, or `sample:PRODUCT`;
+        n_images: take this many normals, or as many as there are; the images with pasted defects are extra.
+        data: a folder in any layout of an inspection set, whose good training images are taken, or `sample:PRODUCT`;
             None: the images that the run's network was fitted on.
         data_root: where the run's images are now; None: where they were.
         progress: receives every step.
 
     Raises:
-        InputError: `n_images` is below 32; the images are not to be found, are fewer than 32, are held out for the
-            thresholds or for judging, are no pictures, or are not like the run's.
+        InputError: `n_images` is below 32; the images cannot be found, are fewer than 32, are held out for the
+            thresholds or for judging, are not pictures, or do not look like the run's.
     """
     if n_images < MIN_IMAGES:
         raise InputError(f"{n_images} calibration images were asked for; expected {MIN_IMAGES} or more, better 300")
@@ -134,7 +134,7 @@ def draw_calibration_set(
 
 
 def with_pasted_defects(normals: CalibrationSet) -> CalibrationSet:
-    """Add versions with a pasted defect of every `NORMALS_A_DEFECT`-th normal, and of one at least."""
+    """Add versions with a pasted defect of every `NORMALS_A_DEFECT`-th normal, and of at least one."""
     chosen = slice(0, None, NORMALS_A_DEFECT)
     pasted = paste_defects(normals.images[chosen], 1, seed=_SEED)
     names = (f"{name}+{kind}" for name, kind in zip(normals.names[chosen], pasted.kinds, strict=True))
@@ -155,7 +155,7 @@ def check_disjoint(*, thresholds: NDArray[np.uint8], calibration: CalibrationSet
         judging: judges.
 
     Raises:
-        InputError: with the sets, the number of images in both and one of them.
+        InputError: two sets share images; the message names the sets, how many images they share and one of them.
     """
     fits, judges = set(content_hashes(thresholds)), set(content_hashes(judging.images))
     named = list(zip(content_hashes(calibration.images), calibration.names, strict=True))
@@ -182,7 +182,7 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class _Pool:
-    """What became of the files, in the order of their ranks."""
+    """What happened to the files, in the order of their ranks."""
 
     images: list[NDArray[np.uint8]]
     names: list[str]
@@ -197,7 +197,7 @@ class _Pool:
             f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
             for names, why in (
                 (self.unreadable, "cannot be decoded"),
-                (self.copies, "are copies of another one"),
+                (self.copies, "are copies of another image"),
                 (self.held_out, "equal an image that fits the thresholds or judges the accuracy"),
             )
             if names

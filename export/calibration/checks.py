@@ -1,9 +1,9 @@
-"""Whether images can calibrate a quantized model: pictures, of this product, of good parts.
+"""Check that images can calibrate a quantized model: that they are pictures, of this product, of good parts.
 
-A quantizer takes the ranges of its numbers from these images. Wrong ones give a model that clips or blurs what it
-should tell apart, and nothing fails before the line does. Each rule compares with the run's own held-out normals, so
-that none depends on what kind of picture the product gives. Measured on the sample set and on photographs of magnetic
-tiles: see the constants.
+A quantizer measures the ranges of its numbers on these images. Wrong images give a model that clips or blurs what it
+should tell apart, and no error shows it before the model is in production. Each rule compares with the run's own
+held-out normals, so it does not depend on what the product looks like. Measured on the sample set and on photographs of
+magnetic tiles: see the constants.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError
 
 MIN_IMAGES = 32
-"""Fewer are refused: a range taken from them is that of a few pictures' accidents."""
+"""Fewer are refused: a range measured on so few depends on chance."""
 
 ENOUGH_IMAGES = 100
-"""Fewer are warned about."""
+"""Fewer cause a warning."""
 
 BAD_SHARE = 0.1
-"""Share of images without contrast, or of noise, from which the set is refused. Below it they are named: one black
-frame moves no range."""
+"""Share of images without contrast, or of noise, from which the set is refused. Below it they are named in a warning:
+one black frame does not move a range."""
 
 _LEAST_CONTRAST = 0.1
 """Of the held-out normals' median contrast."""
@@ -34,20 +34,20 @@ _LEAST_CORRELATION = 0.5
 kept at least 0.8 of their median."""
 
 _TELLING_CORRELATION = 0.2
-"""Where the normals themselves have less, as a fine texture may, noise cannot be told from them by this rule."""
+"""Where the normals themselves have less, as a fine texture may, this rule cannot tell them from noise."""
 
 _LEAST_SPREAD = 0.1
 """Of the held-out normals' mean distance from their mean image."""
 
 _TAIL = 0.05
-"""A score is beyond the held-out normals' where its conformal p-value among them is at most this."""
+"""A score counts as beyond the held-out normals' scores if its conformal p-value among them is at most this."""
 
 _MOST_BEYOND = 0.2
-"""Share of scores beyond the held-out normals' from which the set is refused, if that is no accident. See
+"""Share of scores beyond the held-out normals' from which the set is refused, unless it may be chance. See
 `check_scores`."""
 
 _ACCIDENT = 1e-4
-"""Largest probability at which a share of scores beyond the held-out normals' is called no accident."""
+"""Largest probability at which a share of scores beyond the held-out normals' does not count as chance."""
 
 
 def check_number(n_images: int, source: str) -> list[str]:
@@ -58,7 +58,7 @@ def check_number(n_images: int, source: str) -> list[str]:
         source: where they come from, in words.
 
     Returns:
-        A sentence where they are few, else nothing.
+        A sentence if they are few, else nothing.
 
     Raises:
         InputError: fewer than 32.
@@ -70,7 +70,7 @@ def check_number(n_images: int, source: str) -> list[str]:
         )
     if n_images < ENOUGH_IMAGES:
         return [
-            f"the quantized model is calibrated on {n_images} images only, from {source}; {ENOUGH_IMAGES} or more "
+            f"the quantized model is calibrated on only {n_images} images, from {source}; {ENOUGH_IMAGES} or more "
             "give steadier ranges"
         ]
     return []
@@ -79,7 +79,7 @@ def check_number(n_images: int, source: str) -> list[str]:
 def check_pictures(
     images: NDArray[np.uint8], names: Sequence[str], normals: NDArray[np.uint8], source: str
 ) -> list[str]:
-    """Refuse what is not a set of pictures: images without contrast, noise, and one image many times over.
+    """Refuse what is not a set of pictures: images without contrast, noise, or one image repeated.
 
     Args:
         images: uint8 [n, H, W, 3], prepared, n of 1 or more.
@@ -88,10 +88,10 @@ def check_pictures(
         source: where the images come from, in words.
 
     Returns:
-        A sentence for each kind of bad image of which there are few.
+        A sentence for each kind of bad image that occurs a few times.
 
     Raises:
-        InputError: for the first kind of which there are many.
+        InputError: too many images are bad in one of these ways.
     """
     contrast, usual_contrast = contrasts(images), float(np.median(contrasts(normals)))
     flat = contrast < _LEAST_CONTRAST * usual_contrast
@@ -100,7 +100,7 @@ def check_pictures(
         names,
         source,
         f"are constant: the standard deviation of their grey values is below {_LEAST_CONTRAST * usual_contrast:.2g} "
-        f"of 255, a tenth of what the run's held-out normals have",
+        f"of 255, a tenth of that of the run's held-out normals",
     )
     usual = float(np.median(neighbour_correlations(normals)))
     if usual >= _TELLING_CORRELATION:
@@ -115,25 +115,25 @@ def check_pictures(
     spread, usual_spread = _spread(images), _spread(normals)
     if spread < _LEAST_SPREAD * usual_spread:
         raise InputError(
-            f"the {len(images)} calibration images from {source} are one picture many times over: they differ from "
+            f"the {len(images)} calibration images from {source} are the same picture repeated: they differ from "
             f"their mean by {spread:.2g} of 255, the run's held-out normals by {usual_spread:.2g}; expected pictures "
-            "of different good parts: take others"
+            "of different good parts: choose other images"
         )
     return warnings
 
 
 def check_scores(scores: NDArray[np.float32], normal_scores: NDArray[np.float32], source: str) -> list[str]:
-    """Refuse images that the trained model itself takes for something else than its good parts.
+    """Refuse images that the trained model itself does not recognize as good parts.
 
-    Counted are the scores beyond the m-th largest of the n0 held-out normals', m being the largest with
-    m / (n0 + 1) <= 0.05, and 1 at least: the images whose conformal p-value is that small. Of good parts it is about
-    one in twenty. Both of two conditions must hold for a refusal. The share of such images is above 0.2: on the sample
-    dial and the magnetic tiles good parts of every role stayed below 0.1, and of the dial's defects, of noise and of
-    the dial 15 grey values brighter at least 0.9 are beyond. And the number is not an accident: if images and normals
-    were drawn alike, each order of their scores would be equally likely, and the probability of so many is at most
-    1e-4; this keeps runs with a handful of held-out normals from refusing an honest set. Unlike the share beyond the
-    largest score it is not disarmed by one odd image among the held-out normals. It sees what the model sees: a model
-    that hardly tells defects from good parts cannot tell that a set is full of them.
+    It counts the scores beyond the m-th largest of the n0 held-out normals', with the largest m such that
+    m / (n0 + 1) <= 0.05, and at least 1: the images whose conformal p-value is that small. For good parts that is about
+    one in twenty. Two conditions must both hold for a refusal. First, the share of such images is above 0.2: on the
+    sample dial and the magnetic tiles good parts of every role stayed below 0.1; of the dial's defects, of noise and of
+    the dial 15 grey values brighter, at least 0.9 are beyond. Second, the number is not chance: if images and normals
+    were drawn from the same distribution, every order of their scores would be equally likely, and the probability of
+    this many must be at most 1e-4. This keeps runs with a handful of held-out normals from refusing a good set. Unlike
+    the share beyond the largest score, the rule still works with one odd image among the held-out normals. It sees only
+    what the model sees: a model that can hardly tell defects from good parts cannot tell that a set is full of defects.
 
     Args:
         scores: float32 [n], FP32 scores of the calibration images.
@@ -141,7 +141,7 @@ def check_scores(scores: NDArray[np.float32], normal_scores: NDArray[np.float32]
         source: where the images come from, in words.
 
     Returns:
-        A sentence where more images than accident explains are beyond the normals', but at most a share of 0.2.
+        A sentence if more images than chance explains are beyond the normals', but at most a share of 0.2.
 
     Raises:
         InputError: the two conditions hold.
@@ -158,18 +158,18 @@ def check_scores(scores: NDArray[np.float32], normal_scores: NDArray[np.float32]
         f"{np.median(normal_scores):.4g})"
     )
     if n_beyond <= _MOST_BEYOND * len(scores):
-        return [f"{what}; look for defects, other products or another light among them"]
+        return [f"{what}; check them for defects, other products or different light"]
     raise InputError(
         f"{what}: they are not like the images that it was trained on; expected good parts of the same product under "
-        "the same camera and light: take others, or leave out --calibration-data"
+        "the same camera and light: choose other images, or leave out --calibration-data"
     )
 
 
 def probability_beyond(n_beyond: int, n: int, rank: int, n_normals: int) -> float:
     """Return the probability that at least this many of n scores lie above the rank-th largest of the normals'.
 
-    All n + n_normals scores are taken for exchangeable and different. So many lie above exactly when fewer than `rank`
-    normals are among the `n_beyond + rank - 1` largest scores, which is a hypergeometric tail.
+    All n + n_normals scores are assumed to be exchangeable and different. At least `n_beyond` lie above exactly when
+    fewer than `rank` normals are among the `n_beyond + rank - 1` largest scores, which is a hypergeometric tail.
     """
     if n_beyond == 0:
         return 1.0
@@ -184,7 +184,7 @@ def contrasts(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def neighbour_correlations(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the Pearson correlation of grey values that are side by side, and one above the other, averaged.
+    """Return the Pearson correlation of horizontally and vertically adjacent grey values, averaged.
 
     Returns:
         float64 [n], in [-1, 1]; 1 for an image without contrast, which is not noise.
@@ -224,4 +224,6 @@ def _judge_share(bad: NDArray[np.bool_], names: Sequence[str], source: str, what
     )
     if n_bad <= BAD_SHARE * len(bad):
         return [f"{sentence}; remove them"]
-    raise InputError(f"{sentence}; expected pictures of good parts: take others, or leave out --calibration-data")
+    raise InputError(
+        f"{sentence}; expected pictures of good parts: choose other images, or leave out --calibration-data"
+    )

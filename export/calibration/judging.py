@@ -1,9 +1,10 @@
-"""The images that a quantized model is judged on, and the judgement: what its numbers cost in accuracy.
+"""The images that a quantized model is judged on, and the judgement: how much accuracy its precision costs.
 
-Three sets of images never share one: normals that fit the thresholds, images that calibrate a quantizer, and those that
-judge the result. An image in two of them would flatter the model; `calibration_set.check_disjoint` looks. A run with
-cross-conformal calibration has too few normals for that: all of them fit the thresholds, and some also calibrate or
-judge. The images that calibrate and those that judge are disjoint even there.
+Three sets of images never share an image: normals that fit the thresholds, images that calibrate a quantizer, and those
+that judge the result. An image in two of them would make the model look better than it is;
+`calibration_set.check_disjoint` checks this. A run with cross-conformal calibration has too few normals for that: all
+of them fit the thresholds, and some also calibrate or judge. The images that calibrate and those that judge are
+disjoint even there.
 
 Everything here is a function of its arguments: a judgement keeps nothing from the one before.
 """
@@ -32,12 +33,12 @@ MAX_IMAGES = 200
 where few suffice to see a difference."""
 
 _NOT_FINITE = (
-    "the model gives scores or maps that are not finite numbers: its precision is too small for this network; "
-    "export it in another"
+    "the model gives scores or maps that are not finite numbers: the precision is too low for this network; export "
+    "it in another"
 )
 
 _DEFECTIVE_WANTED = 32
-"""Synthetic defects that a small run is judged on, a few for each of its normals."""
+"""Synthetic defects that a small run is judged on; each of its normals gets a few."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,19 @@ class JudgingSet:
     images: NDArray[np.uint8]
     """uint8 [n, H, W, 3], prepared."""
     labels: NDArray[np.bool_]
-    """bool [n], true for anomalous; both kinds are there."""
+    """bool [n], true for anomalous; both kinds occur."""
     names: tuple[str, ...]
     masks: NDArray[np.bool_] | None
-    """bool [n, H, W], true at defects; None: no defect's place is known."""
+    """bool [n, H, W], true at defects; None: it is not known where the defects are."""
     has_mask: NDArray[np.bool_]
-    """bool [n]; false for an anomalous image whose mask is not known. It counts in no pixel metric."""
+    """bool [n]; false for an anomalous image whose mask is not known. It does not count in pixel metrics."""
     description: str
     """What the images are, in words."""
 
     def __post_init__(self) -> None:
         n = len(self.images)
         if not len(self.labels) == len(self.names) == len(self.has_mask) == n:
-            raise AssertionError("the judging set has not one label and name for each image")
+            raise AssertionError("the judging set does not have one label and one name for each image")
         if self.labels.all() or not self.labels.any():
             raise InputError(
                 f"the {n} images to judge accuracy on are all {'anomalous' if n and self.labels.all() else 'normal'}; "
@@ -75,10 +76,11 @@ def draw_judging_set(
     seed: int = 0,
     progress: StepProgress | None = None,
 ) -> JudgingSet:
-    """Take the run's labelled test images; where they are not of both kinds, make defects.
+    """Take the run's labelled test images; if they are not of both kinds, make defects.
 
-    The made ones are pasted on the normals that set the scale of the residual: held out from the network's training,
-    and neither those of the thresholds nor calibration images. Each normal is in the set as it is and with defects.
+    The defects are pasted onto the normals that set the scale of the residual. These are held out from the network's
+    training, and are neither those of the thresholds nor calibration images. Each normal is in the set both as it is
+    and with defects.
 
     Args:
         run: the trained model.
@@ -89,7 +91,7 @@ def draw_judging_set(
         progress: receives every step.
 
     Raises:
-        InputError: the run's images are not to be found, or `max_images` is below 4.
+        InputError: the run's images cannot be found, or `max_images` is below 4.
     """
     if max_images < 4:
         raise InputError(f"max_images is {max_images}; expected 4 or more to judge accuracy on")

@@ -49,10 +49,10 @@ RECORD_FILE = "model_api.json"
 MODEL_FILE = SUPPORTED[Target.OPENVINO].model_file
 
 MAX_IMAGES = 400
-"""Pictures that the verdicts are compared on, at most, spread evenly over those there are."""
+"""The verdicts are compared on at most this many pictures, spread evenly over those available."""
 
 _TOLERANCE = 1e-4
-"""Largest difference allowed between a score from 0 to 1 and what the bundle's own score amounts to on that scale."""
+"""Largest difference allowed between a score from 0 to 1 and the bundle's own score converted to that scale."""
 _SCHEMA_VERSION: Final = 2
 """History: 1 (first), 2 (`bundle_not_verified_because`; vae-edge 0.2)."""
 _ADVICE = "copy or export the folder again"
@@ -83,13 +83,13 @@ class ScaleRecord(Record):
 
 
 class ModelApiRecord(Record):
-    """What a Model API folder is, and where it comes from."""
+    """What a Model API folder is and what it was made from."""
 
     schema_version: Literal[1, 2] = _SCHEMA_VERSION
     kind: Literal["openvino-model-api"] = "openvino-model-api"
     name: str
     bundle: str
-    """Name of the bundle that it was made from and has the verdicts of."""
+    """Name of the bundle that it was made from and agrees with."""
     bundle_model_sha256: Sha256
     """Hash over that bundle's model files."""
     bundle_not_verified_because: str | None = None
@@ -112,8 +112,8 @@ def read_model_api_record(folder: Path) -> ModelApiRecord:
     """Read `model_api.json` and check that the model files are the ones that were exported.
 
     Raises:
-        BundleError: no such folder, a damaged or newer record, thresholds that do not follow from their scores, or a
-            file that is missing or was changed.
+        BundleError: the folder does not exist, its record is damaged or newer, its scales do not follow from its
+            thresholds, or a file is missing or was changed.
     """
     path = folder / RECORD_FILE
     record = read_record(path, ModelApiRecord, _SCHEMA_VERSION, advice=_ADVICE, limits=MANIFEST_LIMITS)
@@ -136,10 +136,10 @@ def model_api_folder(out: Path, bundle_name: str, precision: Precision, name: st
 
 
 def check_folder_is_free(folder: Path) -> None:
-    """Refuse, before the work starts, a name that is taken by something other than such a folder.
+    """Refuse, before the work starts, a name that something other than a Model API folder already has.
 
     Raises:
-        InputError: with the name.
+        InputError: the name is taken.
     """
     check_recordable(folder)
     check_replaceable(folder, RECORD_FILE, _own_files)
@@ -157,15 +157,15 @@ def export_model_api(
     description: str | None = None,
     progress: StepProgress | None = None,
 ) -> ModelApiRecord:
-    """Write the folder, unless a picture gets a different verdict than from the bundle.
+    """Write the folder, unless a picture gets a different verdict from the bundle's.
 
     Args:
         bundle: for target openvino, in any precision; its thresholds go into the graph.
         folder: gets the name once it is complete; an older one of the same kind is replaced.
-        images: what the verdicts are compared on: paths, or uint8 [H, W, 3] RGB of any size; of more than `MAX_IMAGES`
-            some. Empty: drawn ones of several sizes.
+        images: what the verdicts are compared on: paths, or uint8 [H, W, 3] RGB of any size; at most `MAX_IMAGES` of
+            them are used. Empty: synthetic ones of several sizes.
         description: what the images are, in words.
-        progress: receives the number of pictures done and in all.
+        progress: receives the number of pictures done and the total.
 
     Raises:
         UsageError: a bundle for another target.
@@ -203,7 +203,7 @@ def export_model_api(
 
 
 def _information(manifest: Manifest, name: str, scales: Scales) -> dict[str, str]:
-    """Return what the graph says of itself beside what Model API reads."""
+    """Return what the graph records about itself besides what Model API reads."""
     return {
         "vae_edge_version": vae_edge.__version__,
         "name": name,
@@ -314,7 +314,7 @@ def open_model(model: Path) -> Any:
 
 
 def drawn_images(preparation: Preparation) -> list[Source]:
-    """Draw smooth noise with edges, uint8 [H, W, 3], of sizes that shrink, grow, do both, and do neither."""
+    """Draw smooth noise with edges, uint8 [H, W, 3], of sizes that are reduced, enlarged, both, and neither."""
     height, width = preparation.height, preparation.width
     sizes = [(1, 1), (2, 2), (1.5, 1.25), (2.37, 1.91), (0.5, 0.5), (0.83, 0.71), (1.6, 0.7), (0.9, 1)]
     images: list[Source] = []
@@ -349,7 +349,7 @@ def _refuse_other_verdicts(check: VerdictCheck, bundle: str) -> None:
     if check.label_differences:
         more = ", ..." if check.label_differences > 5 else ""
         raise ParityError(
-            f"{check.label_differences} of {check.n_images} images get another verdict than from {bundle} "
+            f"{check.label_differences} of {check.n_images} images get a different verdict from that of {bundle} "
             f"({', '.join(check.differing_images[:5])}{more}): the Model API folder was not written"
         )
     if not check.max_score_difference <= _TOLERANCE:

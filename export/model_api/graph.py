@@ -4,11 +4,11 @@ Read in the source of openvino-model-api 0.4.6 (`models/anomaly.py`, `models/ima
 
 * A model with `embedded_processing` gets the picture as it is, uint8 [1, H, W, 3], without resizing or scaling; the
   channels are in the order of `cv2.imread`, blue first.
-* A model with the four outputs `pred_score`, `pred_label`, `pred_mask` and `anomaly_map` decides itself. With a single
-  output Model API takes the map's maximum for the score, which is not how this package pools, and compares what it has
-  resized by other rules.
-* Scores and maps are within 0 to 1, with 0.5 at the threshold. Of the map and the mask it makes uint8 pictures of the
-  original's size, the map times 255. The label is the text of the output's value: `True` is anomalous.
+* A model with the four outputs `pred_score`, `pred_label`, `pred_mask` and `anomaly_map` decides for itself. With a
+  single output Model API takes the map's maximum as the score, which is not how this package pools, and thresholds a
+  map that it has resized by other rules.
+* Scores and maps are within 0 to 1, with 0.5 at the threshold. It turns the map and the mask into uint8 pictures of the
+  original's size, the map multiplied by 255. The label is the text of the output's value: `True` is anomalous.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _JUST_ABOVE = float(np.nextafter(np.float32(0.5), np.float32(1)))
 class Scale:
     """How a score or a pixel becomes a verdict and a number from 0 to 1; all are values of float32.
 
-    A value v above the threshold t becomes 1 - 0.5 c / (c + v - t), one below 0.5 c / (c + t - v), c being the spread:
-    0.75 is as far above the threshold as the spread, 0.25 as far below. Larger stays larger to the end, where a
-    straight line would be cut off at 1 and put all clear defects level. Nothing becomes 0.5 itself: whoever compares
-    with `>` and whoever compares with `>=` finds what the graph decided by the value before.
+    A value v above the threshold t becomes 1 - 0.5 c / (c + v - t), one below 0.5 c / (c + t - v), where c is the
+    spread: 0.75 is one spread above the threshold, 0.25 one spread below. The order of values is kept everywhere; a
+    straight line would be cut off at 1 and give all clear defects the same score. No value becomes exactly 0.5, so `>`
+    and `>=` both give what the graph decided from the original value.
     """
 
     threshold: float
-    """Anomalous is what is above; not what is equal."""
+    """A value above it is anomalous; an equal value is not."""
     spread: float
     """Above 0."""
 
     def normalize(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Compute in NumPy what the graph computes; float32 of any shape to float64 of that shape."""
+        """Compute in NumPy what the graph computes, from float32 of any shape to float64 of the same shape."""
         distance = values.astype(np.float64) - self.threshold
         side = 0.5 * self.spread / (self.spread + np.abs(distance))
         return np.asarray(np.where(distance > 0, 1 - side, side), dtype=np.float64)
@@ -67,11 +67,12 @@ class Scales:
     def of(cls, thresholds: Thresholds) -> Scales:
         """Take them from a bundle's thresholds.
 
-        The spread of the scores is the distance from the median of the held-out normals to the threshold; that of the
-        pixels, whose distribution is not recorded, the same or the pixel threshold's own size, if that is larger.
+        The spread of the scores is the distance from the median of the held-out normals to the threshold. The
+        distribution of the pixels is not recorded; their spread is the same distance or the size of the pixel
+        threshold, whichever is larger.
 
         Raises:
-            InputError: a threshold that is beyond float32.
+            InputError: a threshold does not fit into float32.
         """
         # For float32 scores s: s > t exactly where s > the largest float32 that is not above t. Pixels are another
         # matter: a Detector's mask compares within float32, to which NumPy rounds the threshold.
@@ -95,7 +96,7 @@ class Scales:
 
 
 def as_model_api(model: Any, preparation: Preparation, scales: Scales, information: Mapping[str, str]) -> Any:
-    """Put the resizing before a graph and the decision behind it.
+    """Put the resizing before a graph and the decision after it.
 
     The thresholds become constants, and are compared with the scores and pixels themselves. A score that is not a
     finite number counts as anomalous: a broken model must not pass a part as good.

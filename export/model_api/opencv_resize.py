@@ -1,10 +1,10 @@
 """OpenCV's resizing of 8-bit pictures as OpenVINO operations, for graphs that take pictures of any size.
 
-`vae_edge.image.prepare` averages by pixel area where a side shrinks and interpolates bilinearly where one grows, both
-by `cv2.resize`. What is built here computes the same: with the weights, the order of the sums and the rounding of
-OpenCV's `resize.cpp`. On x86-64, with OpenCV 4.14 and 5.0, no value of any picture differed
-(`tests/export/model_api/test_opencv_resize.py`). Where a processor fuses a product with a sum, as Arm does, a few in a
-hundred thousand values that lie halfway may be rounded to the other side.
+`vae_edge.image.prepare` averages by pixel area where a side shrinks and interpolates bilinearly where a side grows,
+both by `cv2.resize`. The operations built here compute the same, with the weights, the order of the sums and the
+rounding of OpenCV's `resize.cpp`. On x86-64, with OpenCV 4.14 and 5.0, no value of any picture differed
+(`tests/export/model_api/test_opencv_resize.py`). Where a processor fuses multiplication and addition, as Arm does, a
+few values in a hundred thousand that lie halfway may be rounded the other way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def resize_as_opencv(image: Any, height: int, width: int) -> Any:
     """Add the operations that resize a picture.
 
     Args:
-        image: output of an OpenVINO operation, uint8 [1, H, W, 3], H and W known only when a picture comes, at most
+        image: output of an OpenVINO operation, uint8 [1, H, W, 3], H and W known only when a picture arrives, at most
             32,767 each.
         height: of the result, at most 4096.
         width: of the result, at most 4096.
@@ -51,7 +51,7 @@ def resize_as_opencv(image: Any, height: int, width: int) -> Any:
 
 
 def _where(ops: Any, condition: Any, values: Any, then: Callable[[Any], Any], otherwise: Callable[[Any], Any]) -> Any:
-    """Compute one of two functions of [H, W, 3], of which only that one takes time."""
+    """Compute one of two functions of [H, W, 3]; only the chosen one is computed."""
     from openvino import Model
 
     branch = ops.if_op(condition.output(0))
@@ -81,15 +81,15 @@ def _lengths(ops: Any, picture: Any, axes: tuple[int, int]) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class _Taps:
-    """Which pixels of a side make each new pixel, and how much of each: int32 [n, k], both."""
+    """Which pixels of a side make up each new pixel, and with what weight; both int32 [n, k]."""
 
     positions: Any
     overlaps: Any
-    """In units of a new side's share of a pixel: what lies within, times the new length."""
+    """The part of each pixel that is covered, times the new length, so that it is an integer."""
 
 
 def _averaged(ops: Any, picture: Any, most: tuple[int, int]) -> Any:
-    """Average uint8 [H, W, 3] by pixel area to float32 [h, w, 3] of integers, h and w being `most` at most.
+    """Average uint8 [H, W, 3] by pixel area to float32 [h, w, 3] of integers, h and w at most `most`.
 
     Where both sides shrink by integers OpenCV adds up the pixels and multiplies once (`ResizeAreaFast_`), and
     rounds halves upwards in blocks of 2 x 2 (`ResizeAreaFastVec`); otherwise it weights each pixel of a row, adds
@@ -151,7 +151,7 @@ def _weighted(ops: Any, lines: Any, positions: Any, weights: Any) -> Any:
 
 
 def _floored(ops: Any, number: Any, by: Any) -> Any:
-    """Divide int32 and round down. OpenVINO's own division may be off by one: it is one of 32-bit floats inside."""
+    """Divide int32 and round down. OpenVINO's own division may be off by one: internally it divides 32-bit floats."""
     guess = ops.divide(number, by)
     rest = ops.subtract(number, ops.multiply(guess, by))
     above, below = (_integer_of(ops, found) for found in (ops.greater_equal(rest, by), ops.less(rest, _integer(0))))
@@ -161,8 +161,8 @@ def _floored(ops: Any, number: Any, by: Any) -> Any:
 def _quotient(ops: Any, number: Any, by: Any) -> Any:
     """Divide int32 0 <= number <= by, to the nearest float32.
 
-    OpenVINO replaces a division by a product with the reciprocal, which is often the neighbour of the nearest. What
-    that leaves over is found without rounding, by products of at most 24 bits, and divided as well.
+    OpenVINO replaces a division with multiplication by the reciprocal, whose result is often the neighbour of the
+    nearest float. The remainder is computed without rounding, by products of at most 24 bits, and divided as well.
     """
     dividend, divisor = _real(ops, number), _real(ops, by)
     guess = ops.divide(dividend, divisor)

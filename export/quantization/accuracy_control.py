@@ -1,14 +1,14 @@
-"""Keep a quantized model's accuracy: layers go back to float, the most harmful first, until the loss is in budget.
+"""Keep a quantized model's accuracy: layers go back to float, the most harmful first, until the loss is within budget.
 
-Two ways of telling which layer does the harm are in use. OpenVINO reverts each layer alone and looks what is gained
+There are two common ways to find the layers that do the harm. OpenVINO reverts each layer alone and measures the gain
 (AccuracyAwareQuantization and "Quantizing with Accuracy Control" in its documentation); others quantize each layer
-alone and look what is lost (sensitivity analysis; DAMO-YOLO's partial quantization does so with TensorRT). Here it is
-the second: where two layers are bad, reverting one gains nothing that can be told from noise, as the other still spoils
-every output. Quantized alone, each shows its own harm. Both ways cost one pass for each layer.
+alone and measure the loss (sensitivity analysis; DAMO-YOLO's partial quantization does so with TensorRT). This module
+uses the second: where two layers are bad, reverting one gains nothing measurable, because the other still spoils every
+output. Quantized alone, each shows its own harm. Both ways cost one pass for each layer.
 
-The order goes by a harm that every layer has, not by the AUROC that most leave as it was: how far scores and maps move
-against each other, which is what changes a ranking. A shift or a stretch common to all changes none, and the thresholds
-of every pass are fitted on that pass's own scores.
+Layers are ordered by a harm that every layer has, not by the AUROC, which most layers leave unchanged: how far scores
+and maps move relative to each other, which is what changes a ranking. A shift or a stretch common to all does not
+change it, and the thresholds of every pass are fitted on that pass's own scores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vae_edge.train.model.anomaly_graph import run_graph
 
 
 class LayerQuantizer(Protocol):
-    """A model that can be quantized in part."""
+    """A model that can be partly quantized."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -56,17 +56,17 @@ class Baseline:
     """The trained model's outputs in FP32 for all images that a pass needs."""
 
     normals: NDArray[np.uint8]
-    """uint8 [m, H, W, 3], normals that thresholds are fitted on."""
+    """uint8 [m, H, W, 3], the normals that thresholds are fitted on."""
     judging: JudgingSet
     outputs: Outputs
     """For the normals first, then for the judging images."""
     thresholds: Thresholds
     rule: ThresholdRule
-    """How thresholds follow from outputs for the normals."""
+    """How thresholds are computed from outputs for the normals."""
 
     @classmethod
     def measure(cls, reference: Reference, judging: JudgingSet, progress: StepProgress | None = None) -> Baseline:
-        """Run the trained model over the judging images; for the normals that has been done."""
+        """Run the trained model over the judging images; for the normals this is already done."""
         maps, scores = run_graph(
             reference.graph,
             judging.images,
@@ -83,7 +83,7 @@ class Baseline:
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
-        """uint8 [m + n, H, W, 3], what a model is run over to be judged: the normals, then the judging images."""
+        """uint8 [m + n, H, W, 3], the images to run a model over to judge it: the normals, then the judging images."""
         return np.concatenate([self.normals, self.judging.images])
 
     def judge(self, outputs: Outputs, *, scored_by: str) -> Judgement:
@@ -106,7 +106,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A model's own thresholds and what its numbers cost."""
+    """A model's own thresholds and how much accuracy its precision costs."""
 
     thresholds: Thresholds
     accuracy: AccuracyRecord
@@ -123,22 +123,22 @@ class Pass:
     harm: float
     """See `measure_harm`; infinite where an output was not a finite number."""
     broken_limits: tuple[str, ...]
-    """Parts of a sentence; nothing where the budget holds."""
+    """Parts of a sentence; empty if the budget is kept."""
 
     @property
     def holds(self) -> bool:
-        """Whether the budget holds."""
+        """Whether the budget is kept."""
         return not self.broken_limits
 
 
 @dataclass(frozen=True)
 class ControlResult:
-    """A quantized model within its budget, and how it was found."""
+    """A quantized model that keeps to its budget, and how it was found."""
 
     layers: tuple[str, ...]
     """All layers that can be quantized."""
     given_back: tuple[str, ...]
-    """Layers that are in float, the most harmful first; empty where everything is quantized."""
+    """Layers that are in float, the most harmful first; empty if everything is quantized."""
     judgement: Judgement
     """Of the model with these layers in float."""
     passes: tuple[Pass, ...]
@@ -146,7 +146,7 @@ class ControlResult:
 
     @property
     def keep_float(self) -> frozenset[str]:
-        """The layers given back, as a quantizer takes them."""
+        """The layers put back to float, as a quantizer takes them."""
         return frozenset(self.given_back)
 
 
@@ -160,21 +160,21 @@ def keep_accuracy(
 ) -> ControlResult:
     """Quantize as many layers as the budget allows.
 
-    Everything is quantized first. Where the budget does not hold then, the model with every layer in float is run, for
-    where that breaks the budget nothing will help; then each layer is quantized alone, to rank them; then they go back
-    to float one after the other, the most harmful first, until the budget holds. With n layers that is 1 pass at best
-    and 2 n + 1 at most. One layer at least stays quantized.
+    Everything is quantized first. If that exceeds the budget, the model with every layer in float is run: if that
+    exceeds the budget too, nothing will help. Then each layer is quantized alone, to rank them; then they go back to
+    float one after the other, the most harmful first, until the budget is kept. With n layers that is 1 pass at best
+    and 2 n + 1 at most. At least one layer stays quantized.
 
     Args:
         quantizer: the model.
         baseline: the trained model's outputs.
-        budget: what it may cost.
+        budget: how much accuracy it may cost.
         scored_by: what runs the model, for the thresholds' record.
         progress: receives every pass and the images done in it.
 
     Raises:
-        ParityError: the budget cannot hold.
-        InputError: the quantizer has no layer.
+        ParityError: the budget cannot be kept.
+        InputError: the quantizer has no layers.
     """
     layers = tuple(quantizer.layers)
     if not layers:
@@ -198,7 +198,7 @@ def keep_accuracy(
     ranked = sorted(layers, key=lambda layer: -harms[layer])
     best: Pass | None = None
     for count in range(1, len(layers)):
-        tried = runner.run(frozenset(ranked[:count]), f"layers given back: {count} of {len(layers)}")
+        tried = runner.run(frozenset(ranked[:count]), f"layers back in float: {count} of {len(layers)}")
         if tried.holds:
             return runner.result(tried, tuple(ranked[:count]))
         best = tried if best is None or tried.harm < best.harm else best
@@ -208,18 +208,18 @@ def keep_accuracy(
         else (f", and at best, with {len(best.keep_float)} of them back in float, {' and '.join(best.broken_limits)}")
     )
     raise ParityError(
-        f"the budget cannot hold: with all {len(layers)} layers quantized {' and '.join(full.broken_limits)}, judged "
-        f"on {baseline.judging.description}{reached} ({len(runner.passes)} models were tried); export in fp16 or fp32, "
-        "or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
+        f"the budget cannot be kept: with all {len(layers)} layers quantized {' and '.join(full.broken_limits)}, "
+        f"judged on {baseline.judging.description}{reached} ({len(runner.passes)} models were tried); export in fp16 "
+        "or fp32, or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
     )
 
 
 def measure_harm(reference: Outputs, outputs: Outputs) -> float:
-    """Return how far scores and maps move against each other: 0 where they do not, about 1 where little is left.
+    """Return how far scores and maps move relative to each other: 0 if not at all, up to 1.
 
-    For scores and for maps: the standard deviation of what a straight line through (reference, model) leaves, over that
-    of the reference; it is sqrt(1 - r^2) with Pearson's r. The larger of the two. No shift or stretch counts, as the
-    thresholds are fitted again.
+    For scores and for maps: the standard deviation of the residual of a straight line fitted through (reference,
+    model), divided by that of the reference; it is sqrt(1 - r^2) with Pearson's r. The larger of the two is returned.
+    Shifts and stretches do not count, because the thresholds are fitted again.
 
     Returns:
         In [0, 1]; infinite where an output is not a finite number.
@@ -241,7 +241,7 @@ def _unexplained(reference: NDArray[np.float32], values: NDArray[np.float32]) ->
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs and judges one model after another; the list of passes is all that it keeps."""
+    """Runs and judges one model after another; it keeps nothing but the list of passes."""
 
     quantizer: LayerQuantizer
     baseline: Baseline
@@ -252,7 +252,7 @@ class _Runner:
     passes: list[Pass]
 
     def run(self, keep_float: frozenset[str], what: str) -> Pass:
-        """Run one model, unless it was run before: of two layers, one alone quantized is the other given back."""
+        """Run one model, unless it was run before: of two layers, one is quantized alone if the other is in float."""
         kept = tuple(layer for layer in self.layers if layer in keep_float)
         for earlier in self.passes:
             if earlier.keep_float == kept:

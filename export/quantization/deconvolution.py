@@ -1,28 +1,28 @@
 """Rewrites transposed convolutions as convolutions, exactly, so that the decoder can compute in INT8.
 
-TensorRT and ONNX Runtime keep ConvTranspose in floating point; a Conv they quantize. Two forms occur in the decoder.
+TensorRT and ONNX Runtime keep ConvTranspose in floating point, but quantize a Conv. Two forms occur in the decoder.
 
 **Stride 2, kernel 4, padding 1**, weights W [C, O, 4, 4]. One axis is enough, the other is the same. Output pixel o
-takes from input pixel j the weight k = o + 1 - 2 j, where 0 <= k <= 3. Count the outputs from one pixel further left,
+uses input pixel j with weight k = o + 1 - 2 j, where 0 <= k <= 3. Count the outputs from one pixel further left,
 m = o + 1, and split m = 2 p + q with q = 0 or 1: then k = 2 (p - j) + q, so that p - j is 0 or 1. Every m needs two
-inputs, p - 1 and p: a convolution with a kernel of 2, whose tap t looks at j = p - 1 + t, has the weight
+inputs, p - 1 and p: a convolution with a kernel of 2, whose tap t reads j = p - 1 + t, has the weight
 
     V[(q, o), c, t] = W[c, o, 2 (1 - t) + q]
 
 and gives all q of one p as channels. p runs from 0 to H, which a padding of 1 makes: H + 1 positions. DepthToSpace
 interleaves them to 2 (H + 1) pixels m, and m = 1 to 2 H are the outputs: one pixel is cut off each border.
 
-This takes as many multiplications as the transposed convolution, but for the one row and column at the border, and as
-many weights. The form that needs no cut, a 3x3 convolution, spends 9 taps where 4 are not zero: 2.25 times the
-multiplications and weights. (On the two layers' relation: Shi et al. 2016, "Is the deconvolution layer the same as a
-convolutional layer?", arXiv 1609.07009.)
+This takes as many multiplications as the transposed convolution, except for the one row and column at the border, and
+as many weights. The form that needs no cropping, a 3x3 convolution, spends 9 taps of which only 4 are not zero: 2.25
+times the multiplications and weights. (On the two layers' relation: Shi et al. 2016, "Is the deconvolution layer the
+same as a convolutional layer?", arXiv 1609.07009.)
 
 **An input of 1 x 1** (the first one, from the latents), stride 1, padding 0, weights W [C, O, h, w]: every output pixel
 has its own weight for every latent, y[o, i, j] = sum over c of x[c] W[c, o, i, j]. That is a 1 x 1 convolution to O h w
 channels and a Reshape.
 
-An activation that follows is moved before the DepthToSpace or Reshape, which only move values: INT8 kernels want
-nothing between a convolution and its activation.
+An activation that follows is moved before the DepthToSpace or Reshape, which only move values: INT8 kernels need the
+activation directly after the convolution.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _ATTRIBUTES = {"auto_pad", "dilations", "group", "kernel_shape", "output_padding
 
 
 def rewrite_transposed_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model whose every ConvTranspose is a Conv and a rearrangement; equal within float rounding.
+    """Return a copy with every ConvTranspose replaced by a Conv and a rearrangement; equal within float rounding.
 
-    The Conv has the ConvTranspose's node name, the last node of what replaces it its output's name.
+    The Conv keeps the node name of the ConvTranspose, and the last new node keeps the name of its output.
 
     Raises:
-        InputError: a ConvTranspose is of neither form of this module's description.
+        InputError: a ConvTranspose has neither of the forms described in this module's docstring.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -82,7 +82,7 @@ def rewrite_transposed_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
 def subpixel_weights(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return V [4 O, C, 2, 2] for the W [C, O, 4, 4] of a stride-2 padding-1 transposed convolution.
 
-    V's first axis runs over the row's q, the column's q and the output channel, as DepthToSpace's mode DCR wants it.
+    V's first axis runs over the row's q, the column's q and the output channel, as DepthToSpace's mode DCR needs it.
     """
     n_in, n_out, _, _ = weights.shape
     # W's rows are 2 (1 - t) + q: an axis of (1 - t) and one of q; reversing the first gives t.
@@ -97,7 +97,7 @@ def _replacement(
     weights: dict[str, onnx.TensorProto],
     shapes: dict[str, tuple[int | None, ...]],
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return the nodes and the constants that stand for one transposed convolution and its activation."""
+    """Return the nodes and the constants that replace one transposed convolution and its activation."""
     settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.input[1] not in weights or set(settings) - _ATTRIBUTES:
         raise _unknown(node, settings)

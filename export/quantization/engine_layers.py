@@ -25,7 +25,7 @@ from vae_edge.errors import DeviceError, VaeEdgeError
 from vae_edge.platform.atomic import scratch_folder
 
 CONVOLUTIONS = ("convolution", "transposed convolution")
-"""The kinds of layers with weights; every other layer's kind is `other`."""
+"""The kinds of layers with weights; the kind of every other layer is `other`."""
 
 _KINDS = {"correlation": "convolution", "deconv": "transposed convolution"}
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), (?P<rest>.*)$", re.M)
@@ -44,7 +44,7 @@ class EngineLayer:
     constants: tuple[str, ...]
     outputs: tuple[str, ...]
     onnx_nodes: tuple[str, ...]
-    """Names of the ONNX nodes it stands for."""
+    """Names of the ONNX nodes that it was made from."""
 
     @property
     def operands(self) -> str:
@@ -53,7 +53,7 @@ class EngineLayer:
 
 
 def parse_layers(description: str) -> list[EngineLayer]:
-    """Read the layers from what TensorRT logs at the end of a build, one line each."""
+    """Read the layers from what TensorRT logs at the end of a build, one line for each."""
     layers = []
     for match in _LAYER.finditer(description):
         types = {kind: tuple(re.findall(r"Datatype: (\w+)", text)) for kind, text in _LIST.findall(match["rest"])}
@@ -114,7 +114,7 @@ def _kind(layer_type: str, name: str) -> str:
 
 @contextmanager
 def _listening() -> Iterator[list[str]]:
-    """Collect what TensorRT logs, at every level; its own logger is the process's only one and cannot be changed."""
+    """Collect what TensorRT logs, at every level; a process has only one TensorRT logger, which cannot be replaced."""
     logger = logging.getLogger("vae_edge.backends.tensorrt.module")
     messages: list[str] = []
 

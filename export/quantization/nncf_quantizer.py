@@ -1,4 +1,4 @@
-"""INT8 for OpenVINO, by NNCF, with single layers put back to float on demand.
+"""INT8 for OpenVINO, by NNCF; single layers can be put back to float.
 
 NNCF inserts FakeQuantize operations before the network's convolutions and stores their weights in INT8; OpenVINO then
 runs them in integers, transposed convolutions included. What comes after the network stays in float32.
@@ -6,7 +6,7 @@ runs them in integers, transposed convolutions included. What comes after the ne
 The preset is PERFORMANCE (symmetric). MIXED (asymmetric activations) leaves the last transposed convolution in float
 where its input has negative values, and was measured no faster; see benchmarks/PRECISION.md.
 
-This is the only module that calls NNCF, which it keeps from printing, logging and reporting its use.
+This is the only module that calls NNCF; it stops NNCF from printing, logging and reporting its use.
 """
 
 from __future__ import annotations
@@ -43,29 +43,30 @@ class QuantizationSettings:
     """How the INT8 model is made."""
 
     estimator: Estimator = Estimator.MIN_MAX
-    """NNCF knows no entropy: `entropy` takes its nearest, the range of least quantization error over a histogram."""
+    """NNCF has no entropy estimator: `entropy` uses its nearest one, the range with the least quantization error over a
+    histogram."""
     fast_bias_correction: bool = False
-    """False: NNCF corrects the biases layer after layer, each behind the rounding of those before, on a fifth of the
-    images. On a trained network of 96 x 96 that left 0.6 of the fast correction's mean score drift (table in
+    """False: NNCF corrects the biases layer by layer, each with the earlier layers quantized, on a fifth of the images.
+    On a trained network of 96 x 96 the mean score drift was 0.6 of that with the fast correction (table in
     `quantize_network`); it takes up to twice the time."""
     halve_weight_range: bool | None = None
     """Use 7 of the weights' 8 bits, so that sums of products cannot saturate on x86 processors that add them up in
-    16 bits; None: as this machine's processor needs it. Set it for a device that is not this machine."""
+    16 bits; None: as this machine's processor needs it. Set it if the model is for another machine."""
 
 
 class OpenVinoQuantizer:
     """Quantizes all layers once, and gives variants of the result with some of them back in float.
 
-    The ranges are measured on the float network, each for itself, so that a layer in float changes no other's range: a
-    variant needs no second pass over the calibration images. With the fast bias correction it is exactly what a new
-    quantization without those layers would be; with the layer-by-layer one, later biases stay corrected for the
-    rounding that is gone. Accuracy control measures the actual variant either way.
+    The ranges are measured independently on the float network, so a layer in float does not change the range of another
+    layer: a variant does not need a second pass over the calibration images. With the fast bias correction a variant is
+    exactly what a new quantization without those layers would give; with the layer-by-layer correction, later biases
+    stay corrected for rounding that no longer happens. Accuracy control measures the actual variant either way.
 
     Args:
         path: an ONNX file or an IR in FP32.
         images: uint8 [n, H, W, 3], the calibration images; all are used.
         settings: how to quantize.
-        progress: called with images done and in all while the ranges are measured.
+        progress: called with images done and their total while the ranges are measured.
 
     Raises:
         InputError: no images, images of another size or type, or an estimator that NNCF lacks.
@@ -87,7 +88,7 @@ class OpenVinoQuantizer:
         self._quantized = quantize_network(self._float, images, settings or QuantizationSettings(), progress)
 
     def model(self, keep_float: frozenset[str] = frozenset()) -> Any:
-        """Return an `openvino.Model` of its own, with those layers in float32.
+        """Return a separate `openvino.Model` with those layers in float32.
 
         Raises:
             InputError: a name that is not one of `layers`.
@@ -108,7 +109,7 @@ class OpenVinoQuantizer:
         keep_float: frozenset[str] = frozenset(),
         progress: Progress | None = None,
     ) -> Outputs:
-        """Run a variant on the CPU over prepared images, uint8 [n, H, W, 3], one at a time as a device does.
+        """Run a variant on the CPU over prepared images, uint8 [n, H, W, 3], one at a time as on a device.
 
         Raises:
             InputError: a name that is not one of `layers`.

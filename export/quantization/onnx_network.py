@@ -1,16 +1,16 @@
-"""The networks inside an exported ONNX graph: found, their layers named, and put into FP16.
+"""Find the networks inside an exported ONNX graph, name their layers, and convert them to FP16.
 
-A graph has one or both of two:
+A graph has one or both of these:
 
 * a VAE on pixels, encoder to decoder, found by the Tanh that ends it;
 * the pretrained backbone of a VAE on features, up to the features that are taken from it, found by its nodes' names,
   which `export_onnx` begins with `BACKBONE`. The VAE behind it, a few 1 x 1 convolutions whose input and output are
-  subtracted from each other, is none of them: in INT8 it cost a tenth of the AUROC that it has.
+  subtracted from each other, is not one of them: in INT8 it cost a tenth of its AUROC.
 
 Everything around the networks stays in float32. The converter of `onnxruntime.transformers.float16` decides by operator
-and puts casts around every node that it leaves alone. A network is one connected piece with few edges in and out, so
-that a cast at each is enough, and nothing of what must stay exact, the image's scaling and the way from the residual to
-the score, can be converted by mistake.
+and puts casts around every node that it leaves alone. Here a network is one connected piece with few edges in and out,
+so a cast at each edge is enough, and what must stay exact, the image's scaling and the steps from the residual to the
+score, cannot be converted by mistake.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vae_edge.errors import InputError
 from vae_edge.export.settings import BACKBONE, BACKBONE_IN_FLOAT
 
 LAYERS = ("Conv", "ConvTranspose")
-"""Operators that hold nearly all the weights and the work, and that INT8 is about."""
+"""Operators that hold nearly all the weights and do nearly all the work; INT8 is for these."""
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -34,10 +34,10 @@ _LARGEST = float(np.finfo(np.float16).max)
 def network_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the nodes of the networks in the graph's order, that of the backbone and that of the VAE on pixels.
 
-    Of the VAE they are its first convolution to the Tanh that ends the decoder. What comes before prepares and cuts the
-    image; what comes after is stitching, the residual, the smoothing, the normalization and the pooling, which stay in
-    float32 at every precision. So does the convolution to the latents' log-variance where a score asks for it: it leads
-    to no reconstruction.
+    Those of the VAE reach from its first convolution to the Tanh that ends the decoder. What comes before prepares and
+    cuts the image; what comes after is stitching, the residual, the smoothing, the normalization and the pooling, which
+    stay in float32 at every precision. So does the convolution to the latents' log-variance if a score uses it: it does
+    not lead to a reconstruction.
 
     Raises:
         InputError: the graph has neither.
@@ -75,7 +75,7 @@ def _pixel_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the names of the networks' convolutions, transposed ones too, in the graph's order.
+    """Return the names of the networks' convolutions, including transposed ones, in the graph's order.
 
     Two of a backbone's are not among them: see `vae_edge.export.settings.BACKBONE_IN_FLOAT`.
 
@@ -83,12 +83,12 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     before and after.
 
     Raises:
-        InputError: the graph has no such network, or two layers have one name.
+        InputError: the graph has no such network, or two layers have the same name.
     """
     layers = (node.name for node in network_nodes(model) if node.op_type in LAYERS)
     names = tuple(name for name in layers if not name.startswith(BACKBONE_IN_FLOAT))
     if not all(names) or len(set(names)) != len(names):
-        raise InputError(f"the convolutions' names are {list(names)}; expected every one to have its own")
+        raise InputError(f"the convolutions' names are {list(names)}; expected a unique name for each")
     return names
 
 
@@ -96,7 +96,7 @@ def check_layer_names(model: onnx.ModelProto, names: Collection[str]) -> None:
     """Refuse names that no layer has.
 
     Raises:
-        InputError: with the names there are.
+        InputError: a name is unknown; the message lists the known ones.
     """
     known = quantizable_layers(model)
     if unknown := sorted(set(names).difference(known)):
@@ -112,7 +112,7 @@ def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> No
 
 
 def forget_types(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Drop the written-down types and shapes of tensors that a graph no longer has, or has with others."""
+    """Drop the recorded types and shapes of tensors that a graph no longer has or that have changed."""
     kept = [value for value in graph.value_info if value.name not in names]
     del graph.value_info[:]
     graph.value_info.extend(kept)
@@ -121,7 +121,7 @@ def forget_types(graph: onnx.GraphProto, names: Collection[str]) -> None:
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model whose networks compute in FP16, with their weights stored in FP16, half the size.
 
-    A cast stands at every edge into a network and out of it. Weights beyond 65504, which no trained network has, are
+    There is a cast at every edge into and out of a network. Weights beyond 65504, which no trained network has, are
     clamped.
 
     Raises:
@@ -138,7 +138,10 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     used = {name for node in inside for name in node.input if name}
     shared = sorted(used.intersection(weights).intersection(name for node in outside for name in node.input))
     if shared:
-        raise InputError(f"{', '.join(shared)} belong to the network and to other nodes; expected weights of its own")
+        raise InputError(
+            f"{', '.join(shared)} are used by the network and by other nodes; expected weights that only the network "
+            "uses"
+        )
     for name in sorted(used.intersection(weights)):
         weights[name].CopyFrom(numpy_helper.from_array(half(numpy_helper.to_array(weights[name])), name))
     entries = _edges(inside, used - made - {tensor.name for tensor in graph.initializer}, TensorProto.FLOAT16, ".half")
@@ -158,12 +161,12 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round float32 values to FP16, of the same shape (rank 0 stays rank 0), none becoming infinite."""
+    """Round float32 values to FP16, with the same shape (rank 0 stays rank 0) and without making any infinite."""
     return np.asarray(np.clip(values, -_LARGEST, _LARGEST), np.float16)
 
 
 def _edges(readers: list[onnx.NodeProto], names: set[str], kind: int, ending: str) -> dict[str, onnx.NodeProto]:
-    """Make the readers read casts of the named tensors; return the casts by what they are named in the readers."""
+    """Make the readers read casts of the named tensors; return the casts by their names in the readers."""
     casts = {}
     for name in sorted(names):
         cast = helper.make_node("Cast", [name], [name + ending], f"cast_{name}{ending}", to=kind)

@@ -1,8 +1,8 @@
-"""INT8 in an ONNX file: the ranges that the network's values have on calibration images, and the model made with them.
+"""INT8 in an ONNX file: the ranges of the network's values on calibration images, and the model made with them.
 
-One implementation serves every target that takes ranges. ONNX Runtime's own calibrators are not used: they print, keep
-every tensor of every image of a call in memory, and its entropy calibrator starts from as many bins as it quantizes to,
-which leaves it the full range to choose from and nothing else.
+One implementation serves every target that uses ranges. ONNX Runtime's own calibrators are not used: they print, keep
+every tensor of every image of a call in memory, and its entropy calibrator starts with as many bins as there are
+quantized levels, so that it can only choose the full range.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vae_edge.targets import Target
 N_BINS = 2048
 """Bins of the histograms of absolute values, as TensorRT's entropy calibration has them."""
 _N_LEVELS = 128
-"""Magnitudes that a symmetric INT8 tensor can take."""
+"""Magnitudes that a symmetric INT8 tensor can have."""
 _CUT_STEP = 8
 """Bins between the cuts that entropy compares: 0.4 % of the range, half a quantization step."""
 _BATCH = 4
@@ -56,7 +56,7 @@ class Ranges:
             InputError: the tensor was not measured.
         """
         if tensor not in self.bounds:
-            raise InputError(f"there is no range for {tensor!r}; measure the ranges on the very model to quantize")
+            raise InputError(f"there is no range for {tensor!r}; measure the ranges on the model to quantize")
         return self.bounds[tensor]
 
     def largest(self, tensor: str) -> float:
@@ -83,7 +83,7 @@ def activation_ranges(
         model: the FP32 graph that will be quantized, after `rewrite_transposed_convolutions` where that is used.
         images: uint8 [n, H, W, 3], prepared, normal.
         estimator: how a range follows from the values.
-        progress: receives the images done and in all, of both passes together.
+        progress: receives the images done and their total, over both passes.
 
     Raises:
         InputError: there is no image, or they do not fit the model.
@@ -120,13 +120,13 @@ def activation_ranges(
 
 
 def percentile_bins(counts: NDArray[np.int64], percentile: float = PERCENTILE) -> int:
-    """Return how many bins, from zero up, hold so many per cent of the values."""
+    """Return how many bins, from zero up, hold that percentage of the values."""
     total = np.cumsum(counts)
     return int(np.searchsorted(total, total[-1] * percentile / 100)) + 1
 
 
 def entropy_bins(counts: NDArray[np.int64]) -> int:
-    """Return at how many bins the histogram is best cut, by the least divergence of what 128 levels make of it.
+    """Return the number of bins at which to cut the histogram so that 128 levels give the least divergence.
 
     For each cut, P is the histogram with everything beyond in its last bin, Q its 128 merged bins, each spread evenly
     over those of its bins that are not empty; the divergence is sum P log(P / Q) over P > 0. A bin where Q is 0 and P
@@ -172,7 +172,7 @@ def _tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def _observe(model: onnx.ModelProto, tensors: Sequence[str]) -> Callable[[NDArray[np.uint8]], list[Any]]:
-    """Return a function that gives the tensors' values for a batch of images."""
+    """Return a function that returns the tensors' values for a batch of images."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     there = {value.name for value in watched.graph.output}
@@ -218,16 +218,16 @@ def _batches(
 
 
 class OnnxQuantizer(ABC):
-    """Measures the ranges of an FP32 model once, and gives variants of it in INT8 with some layers in float.
+    """Measures the ranges of an FP32 model once, and makes variants of it in INT8 with some layers in float.
 
-    The transposed convolutions are rewritten first, because neither ONNX Runtime nor TensorRT has them in integers.
-    Where the Q/DQ pairs go is up to the target.
+    The transposed convolutions are rewritten first, because neither ONNX Runtime nor TensorRT has them in integers. The
+    target decides where the Q/DQ pairs go.
 
     Args:
         model: FP32, from `export_onnx`.
         images: uint8 [n, H, W, 3], the calibration images.
         estimator: how a range follows from the values seen.
-        progress: called with images done and in all while the ranges are measured.
+        progress: called with images done and their total while the ranges are measured.
 
     Raises:
         MissingDependencyError: onnxruntime, which runs the model, is not installed.
@@ -274,10 +274,10 @@ class OnnxQuantizer(ABC):
 
 
 def share_outside(bounds: Sequence[tuple[Any, ...]], batches: Iterator[tuple[int, list[Any]]]) -> NDArray[np.float64]:
-    """Return which share of each tensor's values is more than half a step outside its range.
+    """Return the share of each tensor's values that is more than half a step outside its range.
 
     Args:
-        bounds: of each tensor the lowest and the highest value, numbers or arrays that broadcast to the tensor; 255
+        bounds: for each tensor the lowest and the highest value, numbers or arrays that broadcast to the tensor; 255
             steps lie between them.
         batches: images done, and the tensors' values.
     """

@@ -1,1 +1,1 @@
-"""One module a target: how its model files are written, quantized and, where it cannot run, simulated."""
+"""One module for each target: how its model files are written, quantized and, if it cannot run here, simulated."""

@@ -1,7 +1,7 @@
-"""What the export knows of a runtime: how its model files are written, quantized and, where it cannot run, simulated.
+"""What the export knows of a runtime: how its model files are written, quantized and, if it cannot run here, simulated.
 
-Each target has a module here, `NAME_target.py`, whose class `Exporter` is a `TargetExporter`. Nothing else on the way
-from a run to bundles asks which target it has before it.
+Each target has a module here, `NAME_target.py`, whose class `Exporter` is a `TargetExporter`. No other code in the
+export depends on the target.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Source:
     onnx_path: Path
     """The same graph as an ONNX file, in FP32."""
     metadata: Mapping[str, str]
-    """What a lone model file says about itself; a bundle's own thresholds are in its manifest, fitted afterwards."""
+    """The metadata of a single model file; a bundle's own thresholds are in its manifest, fitted afterwards."""
     engine: EngineSettings
     report: StepProgress
-    """Receives the progress of steps that take long."""
+    """Receives the progress of long steps."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Quantizer(LayerQuantizer, Protocol):
     def saturation(self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset()) -> Mapping[str, float]:
         """Count the values that the quantized layers read outside their ranges.
 
-        A value counts from half a step beyond a range's end, where rounding would not have brought it to that end.
+        A value counts if it is more than half a step beyond an end of its range, so that rounding would not bring it to
+        that end.
 
         Args:
             images: uint8 [n, H, W, 3], prepared, n of 1 or more.
@@ -83,7 +84,7 @@ class TargetExporter(ABC):
 
     target: ClassVar[Target]
     opens_with_own_reader: ClassVar[bool] = False
-    """Whether the reader of the model file is this package's own: no device will open what it refuses here."""
+    """Whether this package itself reads the model file: a file that it refuses here cannot be opened on any device."""
     simulated_by: ClassVar[str | None] = None
     """What `simulate` runs, for the record; None: a bundle that cannot run here is not simulated."""
 
@@ -116,7 +117,7 @@ class TargetExporter(ABC):
         Args:
             images: uint8 [n, H, W, 3], the calibration images.
             estimator: how a range follows from the values seen.
-            progress: receives images done and in all.
+            progress: receives images done and their total.
 
         Raises:
             MissingDependencyError: a package that this needs is not installed.
@@ -124,7 +125,7 @@ class TargetExporter(ABC):
         raise NotImplementedError(f"the table of targets has no int8 for {self.target}")
 
     def simulate(self, folder: Path, images: NDArray[np.uint8], progress: Progress | None = None) -> Outputs:
-        """Run written files in FP16 or INT8 that this machine's runtime cannot open, in another's arithmetic.
+        """Run written files in FP16 or INT8 that this machine's runtime cannot open, by another runtime's arithmetic.
 
         Args:
             folder: with what `write` left.

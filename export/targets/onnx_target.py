@@ -1,12 +1,12 @@
 """ONNX: the checked file that all targets but torch are made from, and its FP16 and INT8 for ONNX Runtime on a CPU.
 
-INT8 is Q/DQ, written by ONNX Runtime's own quantizer, with the ranges measured by `activation_ranges`. What was found
-here is in benchmarks/PRECISION.md: with the decoder's transposed convolutions rewritten, all of the network runs on the
-integer kernels; the last convolution stays in float32, which costs no time and keeps the reconstruction from being
-rounded to 256 steps.
+INT8 is Q/DQ, written by ONNX Runtime's own quantizer, with the ranges measured by `activation_ranges`. The measurements
+are in benchmarks/PRECISION.md: with the decoder's transposed convolutions rewritten, all of the network runs on the
+integer kernels except the last convolution. It stays in float32, which costs no time and avoids rounding the
+reconstruction to 256 steps.
 
 FP16 halves the file. ONNX Runtime's CPU provider has few FP16 kernels and puts casts around the other nodes, so it is
-rarely faster: `slower_in_half` measures and says so.
+rarely faster: `slower_in_half` measures it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OPSET = 18
 """ONNX Runtime, OpenVINO and TensorRT 10.3 all read it, and torch's exporter writes it without a conversion."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-"""Under which torch's exporter notes the modules that a node is from."""
+"""Metadata key under which torch's exporter records the modules that a node comes from."""
 _BACKBONE_MODULE = BACKBONE.rstrip(".")
 
 _PAIRS = 15
@@ -66,7 +66,7 @@ class Exporter(TargetExporter):
     target = Target.ONNX
 
     def write(self, folder: Path, precision: Precision, quantized: Any = None) -> Written:
-        """Write the graph; of FP16, which is for its size, warn where it is slower."""
+        """Write the graph; warn if FP16, whose purpose is a smaller file, is slower."""
         path = folder / ONNX_FILE
         if precision is Precision.FP32:
             shutil.copyfile(self.source.onnx_path, path)
@@ -92,7 +92,7 @@ class OnnxRuntimeQuantizer(OnnxQuantizer):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers; not of the one that reconstructs pixels, which stays in float32 whatever is asked."""
+        """Names of the layers, without the one that reconstructs pixels, which always stays in float32."""
         last = reconstructing_layer(self.float_model)
         return tuple(name for name in super().layers if name != last)
 
@@ -123,7 +123,7 @@ def export_onnx(program: torch.export.ExportedProgram, path: Path, *, metadata: 
     Args:
         program: from `export_program`.
         path: the file to write; the weights are inside it.
-        metadata: goes into the file's `metadata_props`, so that a lone file can say what it is.
+        metadata: goes into the file's `metadata_props`, so that the file alone says what it is.
 
     Raises:
         onnx.checker.ValidationError: the exporter wrote a model that does not follow the ONNX specification.
@@ -155,7 +155,7 @@ def _runtime_of(model: onnx.ModelProto) -> RuntimeRecord:
 
 
 def _tidy(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its own work: stack traces hold the paths of the machine that exported.
+    """Drop the exporter's records of its own work: stack traces hold paths of the exporting machine.
 
     The module that a node comes from is written into its name if it is part of a backbone: see `_name_in_backbone`.
     """
@@ -177,7 +177,7 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 
 def _name_in_backbone(node: onnx.NodeProto) -> str | None:
-    """Return `backbone.blocks.3.depthwise.node_conv2d_10` for a node of such a module; None: of another."""
+    """Return `backbone.blocks.3.depthwise.node_conv2d_10` for a node of that module; None outside a backbone."""
     scopes = next((each.value for each in node.metadata_props if each.key == _SCOPES), "[]")
     # From the outermost module to the innermost, and then the name of the node itself.
     *modules, _ = ast.literal_eval(scopes) or [""]
@@ -214,7 +214,7 @@ def quantize_for_onnxruntime(
         model: FP32, after `rewrite_transposed_convolutions`; a transposed convolution stays in float32.
         ranges: of this model.
         keep_float: names of layers (see `quantizable_layers`) that stay in float32.
-        reduce_range: keep the weights to 7 bits, for processors of `Machine.saturates_int8_sums`.
+        reduce_range: keep the weights to 7 bits, for processors with `Machine.saturates_int8_sums`.
 
     Raises:
         InputError: a name that no layer has, or a range is missing.
@@ -261,7 +261,7 @@ def quantize_for_onnxruntime(
 
 
 def slower_in_half(single: onnx.ModelProto, half: onnx.ModelProto, *, threads: int | None = None) -> str | None:
-    """Time an FP32 and an FP16 model in turns on this machine's CPU and say so if FP16 is slower.
+    """Time an FP32 and an FP16 model in turns on this machine's CPU; describe the difference if FP16 is slower.
 
     Takes about 15 inferences of each. Batch 1, after 3 warm-ups; the medians are compared.
 
@@ -286,14 +286,15 @@ def slower_in_half(single: onnx.ModelProto, half: onnx.ModelProto, *, threads: i
         return None
     return (
         f"FP16 is slower than FP32 on ONNX Runtime's CPU provider here: {fp16 * 1e3:.2f} ms an image against "
-        f"{fp32 * 1e3:.2f} ms; it halves the file and nothing else"
+        f"{fp32 * 1e3:.2f} ms; its only benefit is half the file size"
     )
 
 
 def _quantized_nodes(model: onnx.ModelProto, keep_float: Collection[str]) -> list[onnx.NodeProto]:
     """Return the convolutions to quantize and what follows each of them up to the next: activation, rearrangement.
 
-    Not the additions of a backbone's residual blocks, some of which are its features: see `_read_unrounded`.
+    The additions of a backbone's residual blocks are not included; some of them are its features: see
+    `_read_unrounded`.
     """
     nodes = network_nodes(model)
     transposed = {node.name for node in nodes if node.op_type == "ConvTranspose"}
@@ -311,12 +312,12 @@ def _quantized_nodes(model: onnx.ModelProto, keep_float: Collection[str]) -> lis
 
 
 def _set_bias_apart(model: onnx.ModelProto, layers: Collection[str]) -> None:
-    """Let the bias of convolutions that stay in float32 be subtracted by a node of its own.
+    """Let a separate node subtract the bias of convolutions that stay in float32.
 
     Between two quantized layers ONNX Runtime 1.32 quantizes a convolution in float32 by itself, with one scale for all
-    of its weights ("WeightBiasQuantization"): with a backbone's depthwise convolutions so "kept" in float, the AUROC on
-    the sample set's `dial` was 0.46 instead of 1. It does where a convolution's result is quantized directly. An
-    addition it would move back into the convolution.
+    of its weights ("WeightBiasQuantization"): with a backbone's depthwise convolutions "kept" in float in this way, the
+    AUROC on the sample set's `dial` was 0.46 instead of 1. It does so if a convolution's result is quantized directly.
+    It would move an addition back into the convolution.
 
     Args:
         model: FP32; it is changed.
@@ -345,9 +346,9 @@ def _set_bias_apart(model: onnx.ModelProto, layers: Collection[str]) -> None:
 
 
 def _read_unrounded(model: onnx.ModelProto, additions: Collection[str]) -> None:
-    """Let what computes in float32 read the sums of residual blocks as they are, not rounded for the next convolution.
+    """Let float32 operations read the sums of residual blocks as they are, not rounded for the next convolution.
 
-    The quantizer lets all readers of a tensor read the rounded one.
+    The quantizer makes all readers of a tensor read the rounded one.
 
     Args:
         model: quantized; it is changed.

@@ -22,7 +22,7 @@ class Exporter(TargetExporter):
     target = Target.OPENVINO
 
     def write(self, folder: Path, precision: Precision, quantized: Any = None) -> Written:
-        """Convert the ONNX file; FP16 stores the weights so, and a CPU computes in FP32 all the same."""
+        """Convert the ONNX file; FP16 stores the weights in FP16, but a CPU still computes in FP32."""
         path, metadata = folder / SUPPORTED[self.target].model_file, self.source.metadata
         if quantized is not None:
             return Written(save_ir(quantized, path, metadata=metadata, precision=precision))

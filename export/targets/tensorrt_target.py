@@ -1,9 +1,9 @@
-"""TensorRT: an engine and the ONNX file that it is built from, where the numbers that it computes in are written.
+"""TensorRT: an engine and the ONNX file that it is built from, which sets the types it computes in.
 
-What TensorRT asks for in INT8, and what happens otherwise (seen in engines of TensorRT-RTX 1.7):
+What TensorRT needs in INT8, and what happens otherwise (seen in engines of TensorRT-RTX 1.7):
 
-- Symmetric: zero-points are 0. Activations have one scale of rank 0: of shape (1,) it leaves the convolution in FP16
-  silently. Weights have one scale for each output channel.
+- Symmetric: zero-points are 0. Activations have one scale of rank 0: one of shape (1,) silently leaves the convolution
+  in FP16. Weights have one scale for each output channel.
 - Q/DQ pairs stand on a convolution's inputs and weights only. Its output goes straight to its activation, in FP16;
   the engine then has one kernel for bias, activation, rearrangement and the next convolution's quantization.
 - An input of 3 channels is padded to 4, by the kernel that prepares the image: the first convolution is INT8 like the
@@ -11,8 +11,8 @@ What TensorRT asks for in INT8, and what happens otherwise (seen in engines of T
 - Scales are FP16, which makes the convolution's result FP16. One below FP16's smallest normal number may become 0,
   which TensorRT refuses, so smaller ones are raised to it.
 - A bias stays in FP16: an INT32 bias through DequantizeLinear does not parse.
-- A transposed convolution never becomes INT8: it is rewritten first. For FP16 it is not: its kernel takes the
-  activation along, and the rewrite needs one more for every layer.
+- A transposed convolution never becomes INT8: it is rewritten first. For FP16 it is not: its kernel includes the
+  activation, and the rewrite needs one more kernel for every layer.
 
 benchmarks/PRECISION.md has the layers of the engines.
 """
@@ -65,7 +65,7 @@ class Exporter(TargetExporter):
         return self.source.engine.max_batch
 
     def write(self, folder: Path, precision: Precision, quantized: Any = None) -> Written:
-        """Write the graph with its types and build an engine from it; needs TensorRT and, but for RTX, a GPU."""
+        """Write the graph with its types and build an engine from it; needs TensorRT and, except for RTX, a GPU."""
         onnx_path = folder / ONNX_FILE
         if precision is Precision.FP32:
             shutil.copyfile(self.source.onnx_path, onnx_path)
@@ -91,12 +91,12 @@ class Exporter(TargetExporter):
         return TensorRtQuantizer(onnx.load(str(self.source.onnx_path)), images, estimator, progress)
 
     def simulate(self, folder: Path, images: NDArray[np.uint8], progress: Progress | None = None) -> Outputs:
-        """Run the ONNX file with ONNX Runtime: the same graph, rounded in the same places, in another arithmetic."""
+        """Run the ONNX file with ONNX Runtime: the same graph, rounded in the same places."""
         return simulate_onnx(onnx.load(str(folder / ONNX_FILE)), images, progress)
 
 
 class TensorRtQuantizer(OnnxQuantizer):
-    """Places Q/DQ pairs where TensorRT wants them; `outputs` simulates the engine."""
+    """Places Q/DQ pairs where TensorRT needs them; `outputs` simulates the engine."""
 
     def model(self, keep_float: frozenset[str] = frozenset()) -> onnx.ModelProto:
         """Return the model with these layers in FP16.
@@ -171,11 +171,11 @@ def activation_scale(largest: float) -> NDArray[np.float16]:
 
 
 def quantize_weights(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Quantize weights [O, ...] symmetrically, each output channel by itself.
+    """Quantize weights [O, ...] symmetrically, each output channel separately.
 
     Returns:
         The levels, int8 -127 to 127 of the same shape, and the scales, FP16 [O]: weights are about levels * scales. The
-        levels are those for the scales after their rounding to FP16.
+        levels are computed with the scales after rounding to FP16.
     """
     largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
     scales = half(np.maximum(largest / _LARGEST_LEVEL, _SMALLEST_SCALE))

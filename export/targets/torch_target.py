@@ -42,8 +42,8 @@ def save_program(exported: torch.export.ExportedProgram, program: Path) -> list[
 
     Raises:
         InputError: the disk is full.
-        AssertionError: the graph uses an operator or an argument that the loader would refuse. That is a mistake of
-            this package: the operator belongs in `OPERATORS`.
+        AssertionError: the graph uses an operator or an argument that the loader would refuse. That is a bug in this
+            package: the operator belongs in `OPERATORS`.
     """
     tensor_of = {
         spec.arg.name: spec.target
@@ -70,7 +70,7 @@ def save_program(exported: torch.export.ExportedProgram, program: Path) -> list[
     except SafetensorError as error:
         # What a full disk is to its writer, which is not Python's.
         raise InputError(
-            f"{program.parent} could not be written ({error}); make room or choose another place"
+            f"{program.parent} could not be written ({error}); free some space or choose another folder"
         ) from error
     content = {"format": PROGRAM_FORMAT, "inputs": inputs, "outputs": outputs, "nodes": nodes}
     program.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -65,11 +65,11 @@ def check_scores(run: RunFolder, folder: Path) -> None:
     ("name", "options", "reason"),
     [
         pytest.param(
-            "own.ckpt", [], "not held against anomalib's own prediction: anomalib is not", marks=without_anomalib
+            "own.ckpt", [], "not compared with anomalib's own prediction: anomalib is not", marks=without_anomalib
         ),
-        ("early.ckpt", [], "not held against anomalib: its scoring is not the one that was asked for"),
-        ("own.ckpt", ["--scoring", "mse"], "not held against anomalib: its scoring is not the one that was asked for"),
-        ("weights.pt", [], "not held against anomalib: these weights are of no model that an anomalib release has"),
+        ("early.ckpt", [], "not compared with anomalib: its scoring is not the one that was requested"),
+        ("own.ckpt", ["--scoring", "mse"], "not compared with anomalib: its scoring is not the one that was requested"),
+        ("weights.pt", [], "not compared with anomalib: no anomalib release has the model of these weights"),
     ],
 )
 def test_a_checkpoint_becomes_a_run_and_bundles_that_give_its_scores(
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(command: Command, data: Path, t
     (tmp_path / "model.pt").write_text("holiday")
     code, said = refused(command, tmp_path / "model.pt", "--data", data, "--out", tmp_path / "out")
     assert code == 1
-    assert "model.pt is no checkpoint that torch saved" in said
+    assert "model.pt is not a checkpoint that torch saved" in said
 
 
 def test_a_taken_run_folder_is_refused(command: Command, checkpoints: Path, data: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_range_is_for_checkpoints_that_do_not_say_it(
     assert "--input-range is for checkpoints" in said
     code, said = refused(command, checkpoints / "own.ckpt", "--data", data, *words)
     assert code == 2
-    assert "says itself what its network gets for a pixel" in said
+    assert "already records the range of its network's input values" in said
     assert not (tmp_path / "out").exists()
 
 

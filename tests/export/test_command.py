@@ -138,7 +138,7 @@ def test_without_pictures_it_is_told_that_drawn_ones_were_compared(command: Comm
         "export", tmp_path / "toy-openvino-fp32", "--layout", "model-api", "--out", tmp_path, "--name", "tile"
     )
     assert code == 0
-    assert "drawn pictures only" in err
+    assert "only on synthetic pictures" in err
     assert (tmp_path / "tile-openvino-model-api-fp32" / "model_api.json").is_file()
 
 
@@ -241,7 +241,7 @@ def test_an_option_for_what_is_not_made_of_a_run_is_warned_about(
     assert code == 0, err
     said = " ".join(err.split())
     for sentence in (
-        "--calibration-images is for --precision int8, which was not asked for: no effect",
+        "--calibration-images is for --precision int8, which was not requested: no effect",
         "--max-flip-rate is for --precision fp16 or int8",
         "--max-batch and --workspace-mib are for --target tensorrt",
     ):
@@ -252,7 +252,7 @@ def test_the_help_has_the_common_options_first_and_the_rest_in_groups(command: C
     code, out, _ = command("export", "--help")
     assert code == 0
     common = ("Arguments ─", "Options ─", "--target ", "--precision ", "--out ")
-    groups = ("Thresholds and scores, of", "--scoring ", "FP16 and INT8, of", "--max-flip-rate ", "TensorRT, of")
+    groups = ("Thresholds and scores, for", "--scoring ", "FP16 and INT8, for", "--max-flip-rate ", "TensorRT, for")
     at = 0
     for text in (*common, *groups, "--max-batch ", "OpenVINO Model API ─", "--layout "):
         assert text in out[at:], text

@@ -167,7 +167,7 @@ def test_another_scoring_is_refused_where_the_networks_that_scored_are_gone(
     cross_run: RunFolder, tmp_path: Path
 ) -> None:
     mse = ExportSettings(targets=(Target.TORCH,), scoring=MSE_SCORING)
-    with pytest.raises(InputError, match=r"come from networks of folds.* train with that --scoring"):
+    with pytest.raises(InputError, match=r"come from the networks of the folds.* train with that --scoring"):
         export_run(cross_run, tmp_path / "bundles", mse)
     own = ExportSettings(targets=(Target.TORCH,), scoring=cross_run.record.scoring)
     (result,) = export_run(cross_run, tmp_path / "bundles", own)

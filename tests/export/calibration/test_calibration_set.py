@@ -99,7 +99,7 @@ def test_the_runs_own_training_images_are_drawn_and_the_set_is_recorded(
     assert drawn.record.n_images == len(fit)
     assert drawn.source == "the training images of the run dial"
     assert len(drawn.warnings) == 1
-    assert f"calibrated on {len(fit)} images only" in drawn.warnings[0]
+    assert f"calibrated on only {len(fit)} images" in drawn.warnings[0]
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one_and_two_draws_are_equal(
@@ -134,7 +134,7 @@ def test_the_hash_is_of_pixels_and_their_order() -> None:
 def test_honest_good_parts_of_another_day_are_taken(reference: Reference, judging: JudgingSet, fresh: Path) -> None:
     drawn = draw_calibration_set(reference, judging, data=fresh)
     assert len(drawn.names) == 40
-    assert [warning for warning in drawn.warnings if "images only" not in warning] == []
+    assert [warning for warning in drawn.warnings if "calibrated on only" not in warning] == []
 
 
 def test_an_empty_folder_is_refused(reference: Reference, judging: JudgingSet, folder: Path) -> None:
@@ -172,7 +172,7 @@ def test_copies_of_one_image_count_once(reference: Reference, judging: JudgingSe
         assert cv2.imwrite(str(path), picture, [cv2.IMWRITE_PNG_COMPRESSION, position % 10])
     message = refusal(reference, judging, own)
     assert message.startswith("1 different images can be used")
-    assert "copies of another one" in message
+    assert "copies of another image" in message
 
 
 def test_one_picture_with_a_cameras_noise_is_refused(
@@ -181,7 +181,7 @@ def test_one_picture_with_a_cameras_noise_is_refused(
     image = read_image(min(own.iterdir()))
     noise = RANDOM.normal(0, 0.5, (40, *image.shape))
     save(folder, np.clip(np.rint(image + noise), 0, 255).astype(np.uint8))
-    assert "are one picture many times over" in refusal(reference, judging, folder)
+    assert "are the same picture repeated" in refusal(reference, judging, folder)
 
 
 def test_constant_images_are_refused(reference: Reference, judging: JudgingSet, folder: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_few_odd_images_are_warned_about() -> None:
     normals = RANDOM.normal(size=500).astype(np.float32)
     scores = np.append(np.full(45, 50), RANDOM.normal(size=255) - 1).astype(np.float32)
     (warning,) = check_scores(scores, normals, "here")
-    assert "look for defects, other products or another light among them" in warning
+    assert "check them for defects, other products or different light" in warning
 
 
 def test_the_probability_is_that_of_all_orders_counted() -> None:

@@ -168,7 +168,7 @@ def test_of_two_spoilt_layers_that_hide_each_other_both_are_given_back_the_worse
 
 def test_the_number_of_passes_is_bounded_and_no_model_is_run_twice(graph: AnomalyGraph, baseline: Baseline) -> None:
     quantizer = RoundingQuantizer(graph, bits_of(graph, 2))
-    with pytest.raises(ParityError, match=r"the budget cannot hold: with all \d+ layers quantized .* in float"):
+    with pytest.raises(ParityError, match=r"the budget cannot be kept: with all \d+ layers quantized .* in float"):
         control(quantizer, baseline, Budget(max_auroc_drop=0, max_pixel_auroc_drop=0, max_flip_rate=0))
     assert len(quantizer.calls) <= 2 * len(quantizer.layers) + 1
     assert len(set(quantizer.calls)) == len(quantizer.calls)

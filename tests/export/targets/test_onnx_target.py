@@ -170,7 +170,7 @@ class TestHalf:
     def test_weights_that_other_nodes_use_too_are_refused(self) -> None:
         model = make_network()
         nodes_of(model, "Conv")[-1].input[1] = "down0.w"
-        with pytest.raises(InputError, match=r"down0\.w belong to the network and to other nodes"):
+        with pytest.raises(InputError, match=r"down0\.w are used by the network and by other nodes"):
             to_half(model)
 
     def test_a_slower_half_is_told_in_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("vae_edge.export.targets.torch_target.save_file", full)
-    with pytest.raises(InputError, match=r"No space left on device.*make room or choose another place"):
+    with pytest.raises(InputError, match=r"No space left on device.*free some space or choose another folder"):
         save_program(export_program(random_graph("mse")), tmp_path / "program.json")
 
 
