@@ -1,1 +1,1 @@
-"""Benchmarks: how fast, how large and how right a bundle is on this machine, measured in processes of their own."""
+"""Benchmarks: how fast, how large and how accurate a bundle is on this machine, measured in separate processes."""

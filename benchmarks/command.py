@@ -1,4 +1,4 @@
-"""`vae-bench`: measure bundles on this device, say which one to ship, compare two benchmarks, make a report's pages."""
+"""`vae-bench`: measure bundles on this device, recommend one, compare two benchmarks, make a report's pages."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def bench(
     measuring: MeasuringOptions,
     comparing: ComparingOptions,
 ) -> None:
-    """Measure bundles on this device and say which one to ship: speed, memory, start, accuracy, and whether they agree.
+    """Measure bundles on this device and recommend one to ship: speed, memory, start, accuracy, and whether they agree.
 
     The bundles take turns for several rounds, so every figure has a 95 % confidence interval.
 
-    Ends with 0 if at least one bundle could run, 1 if none, 3 if none keeps what --require asks for. Ctrl-C ends it
-    with 130 and keeps the rounds that are complete.
+    Exit codes: 0 if at least one bundle could run, 1 if none could, 3 if none meets the requirements of --require.
+    Ctrl-C ends it with 130 and keeps the complete rounds.
     """
     data, report = common.data, common.report
     for path in (*map(str, bundles), data or ""):
@@ -78,7 +78,7 @@ def bench(
     results, notes = results_console(), notes_console()
     if data is None:
         notes.print("No --data: the sample images are timed, and no accuracy is measured.", soft_wrap=True)
-    busy = f"another vae-bench writes into {report}"
+    busy = f"another vae-bench is writing into {report}"
     with _progress(notes) as progress, nullcontext() if report is None else claim(report / LOCK_FILE, busy):
         found = run_suite(
             bundles,
@@ -106,7 +106,7 @@ def bench(
 
 
 def _targets_of(bundles: list[Path]) -> set[Target]:
-    """Return the targets of the bundles whose manifest can be read; why another one cannot is said in the report."""
+    """Return the targets of the bundles whose manifest can be read; the report says why the others cannot."""
     found = set()
     for folder in named_bundles(bundles).values():
         with suppress(VaeEdgeError):
@@ -116,12 +116,12 @@ def _targets_of(bundles: list[Path]) -> set[Target]:
 
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD.json", help="The report to compare with, or its folder.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The report in question, or its folder.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The new report, or its folder.")],
     fail_above: Annotated[
         float | None,
         typer.Option(
             metavar="RATIO",
-            help="End with 3 if a bundle is certainly worse by more than that, such as 1.10.",
+            help="Exit with 3 if a bundle is certainly worse by more than this ratio, such as 1.10.",
             show_default=False,
         ),
     ] = None,
@@ -129,23 +129,24 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC",
-            help=f"May be repeated; p50_ms if none is given. Metrics: {', '.join(RATIO_METRICS)}.",
+            help=f"May be repeated; default: p50_ms. Metrics: {', '.join(RATIO_METRICS)}.",
             show_default=False,
         ),
     ] = None,
     allow_different_machine: Annotated[
-        bool, typer.Option("--allow-different-machine", help="Compare although the machines differ.")
+        bool, typer.Option("--allow-different-machine", help="Compare even if the machines differ.")
     ] = False,
     allow_different_models: Annotated[
-        bool, typer.Option("--allow-different-models", help="Compare although bundles of one name hold other models.")
+        bool,
+        typer.Option("--allow-different-models", help="Compare even if bundles of one name hold different models."),
     ] = False,
 ) -> None:
     """Compare two benchmarks of the same bundles, from their raw samples: a gate for CI.
 
     A ratio above 1 is worse, whatever the metric. With --fail-above the gate fails, exit code 3, where the whole 95 %
-    interval of a ratio lies above the limit: the bundle is certainly worse by more than that. Where the interval only
-    reaches across the limit, that is said and does not fail; take more rounds to know. A bundle that ran in OLD and not
-    in NEW fails as well.
+    interval of a ratio lies above the limit: the bundle is certainly worse by more than that. An interval that only
+    reaches across the limit is reported but does not fail; measure more rounds to be certain. A bundle that ran in OLD
+    but not in NEW fails as well.
     """
     found = compare_reports(
         old,
@@ -164,12 +165,12 @@ def compare(
 def render(
     report: Annotated[Path, typer.Argument(metavar="report.json", help="What vae-bench wrote, or its folder.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write; else beside it.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default: next to it.", show_default=False)
     ] = None,
 ) -> None:
-    """Make report.html and report.md from a report.json and the pictures beside it, on any machine.
+    """Make report.html and report.md from a report.json and the pictures next to it, on any machine.
 
-    Needs neither the bundles nor a runtime, so a device may measure and another machine make the pages.
+    Needs neither the bundles nor a runtime, so one machine can measure and another can make the pages.
     """
     written = render_report(report, out)
     notes_console().print(f"Written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
@@ -185,10 +186,10 @@ def make_settings(
     batch_sizes: str | None = None,
     **others: object,
 ) -> SuiteSettings:
-    """Return the settings that the options stand for; `others` are fields of `SuiteSettings`.
+    """Return the settings that the options describe; `others` are fields of `SuiteSettings`.
 
     Raises:
-        UsageError: a value makes no sense.
+        UsageError: a value is invalid.
     """
     settings = SuiteSettings.make_quick() if quick else SuiteSettings()
     changes = {
@@ -224,7 +225,7 @@ def _show(report: Report, results: Console, notes: Console) -> None:
     if is_unstable(report):
         results.print("~ not stable: see the warnings")
     if report.interrupted_because is not None:
-        print_warning(f"not complete: {report.interrupted_because}; what is shown comes from complete rounds")
+        print_warning(f"not complete: {report.interrupted_because}; all figures come from complete rounds")
     for note in (*report.data.notes, *report.reference_notes):
         notes.print(note, markup=False, soft_wrap=True)
     for warning in report.warnings:
@@ -233,7 +234,7 @@ def _show(report: Report, results: Console, notes: Console) -> None:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[SuiteProgress], None]]:
-    """Show what is being measured: a bar on a terminal, else a line for each round."""
+    """Show what is being measured: a bar on a terminal, otherwise a line for each round."""
     if not console.is_terminal:
         seen: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""`vae-edge demo`: the whole road on sample data, by the very commands that a user types."""
+"""`vae-edge demo`: all steps from end to end on sample data, by the same commands that a user types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Product = Enum("Product", {name: name for name in PRODUCTS}, type=str)  # type: 
 _EASIEST = Product(DEFAULT_PRODUCT)
 
 IMAGE_SIZE = 128
-"""Of the network on pixels that `--epochs` asks for."""
+"""Preset of the network on pixels that `--epochs` trains."""
 _ROUNDS, _ROUND_TIME_S = 5, 0.4  # Of the 10 rounds of 1 s that vae-bench takes by itself: the demo is to be over soon.
 
 
@@ -38,12 +38,12 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="Train a network on pixels, for so many passes over the images, instead of what vae-train chooses.",
+            help="Train a network on pixels for this many passes over the images, instead of what vae-train chooses.",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Shorten the benchmark.")] = False,
 ) -> None:
-    """Walk the whole road: sample images, training, every target, benchmark, report and overlays; no download.
+    """Run everything end to end: sample images, training, every target, benchmark, report, overlays; no download.
 
     Each step is a command that is shown before it runs. A second demo in the same folder keeps the images and the
     trained model and repeats the rest.
@@ -74,8 +74,8 @@ def demo(
     console = results_console()
     console.print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Look at:", style="bold")
     console.print(f"  {report / HTML_FILE}  the benchmark of every bundle", soft_wrap=True)
-    console.print(f"  {predictions / 'overlays'}  where the defects were seen", soft_wrap=True)
-    console.print("Then take your own pictures of good parts:")
+    console.print(f"  {predictions / 'overlays'}  where the defects were found", soft_wrap=True)
+    console.print("Then use your own pictures of good parts:")
     console.print("  vae-train --data FOLDER --out runs/mine", markup=False)
     console.print("  vae-export runs/mine --target all --out bundles", markup=False)
 
@@ -84,7 +84,7 @@ def _step(number: int, what: str, program: str, *arguments: object) -> None:
     """Show a command and run it.
 
     Raises:
-        typer.Exit: it failed; with its exit code. It has said why.
+        typer.Exit: it failed, with its exit code; it has printed the reason.
     """
     words = [str(argument) for argument in arguments]
     notes = notes_console()
@@ -96,7 +96,7 @@ def _step(number: int, what: str, program: str, *arguments: object) -> None:
 
 
 def is_trained(run: Path, epochs: int | None) -> bool:
-    """Tell whether an earlier demo left this very run, whole."""
+    """Tell whether an earlier demo left this run complete."""
     try:
         settings = RunFolder.open(run).record.settings
     except VaeEdgeError:
@@ -108,7 +108,7 @@ def is_trained(run: Path, epochs: int | None) -> bool:
 
 
 def _best(report: Report) -> str:
-    """Return the bundle that the benchmark recommends, or else the fastest from file to verdict."""
+    """Return the bundle that the benchmark recommends, or, if there is none, the fastest from file to verdict."""
     if report.recommendation is not None and report.recommendation.chosen is not None:
         return report.recommendation.chosen
     measured = {bundle.name: bundle.latency.file.p50_ms for bundle in report.bundles if bundle.latency is not None}

@@ -12,7 +12,7 @@ import typer
 from vae_edge.benchmarks.report.figures import figure_help
 from vae_edge.cli.options import Condition, DeviceOption, OptionGroup
 
-_REQUIRE_HELP = f"What the bundle to ship has to keep, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
+_REQUIRE_HELP = f"Requirement for the bundle to ship, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,17 @@ class CommonOptions(OptionGroup):
     minimize: Annotated[
         str | None,
         typer.Option(
-            metavar="METRIC", help="Of the bundles that fit, recommend the one with the least.", show_default=False
+            metavar="METRIC",
+            help="Of the bundles that fit, recommend the one with the lowest value.",
+            show_default=False,
         ),
     ] = None
     maximize: Annotated[
         str | None,
         typer.Option(
-            metavar="METRIC", help="Of the bundles that fit, recommend the one with the most.", show_default=False
+            metavar="METRIC",
+            help="Of the bundles that fit, recommend the one with the highest value.",
+            show_default=False,
         ),
     ] = None
 
@@ -74,57 +78,59 @@ class MeasuringOptions(OptionGroup, panel="What is measured, and how long"):
         typer.Option(
             min=0.01,
             metavar="S",
-            help="Measure each latency and the throughput so long in each round: 1 s, quick 0.2.",
+            help="Time to measure each latency and the throughput in each round: 1 s, quick 0.2.",
             show_default=False,
         ),
     ] = None
     load_fps: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N", help="Measure latency while images come at these rates, such as 30.", show_default=False
+            metavar="N,N", help="Measure latency while images arrive at these rates, such as 30.", show_default=False
         ),
     ] = None
     deadline_ms: Annotated[
         float | None,
         typer.Option(
             metavar="MS",
-            help="With --load-fps: until when a verdict is in time; else the time between images.",
+            help="With --load-fps: deadline of a verdict; default: the time between images.",
             show_default=False,
         ),
     ] = None
     requests: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="Throughput with so many images at the same time.", show_default=False),
+        typer.Option(
+            metavar="N,N", help="Measure throughput with this many images at the same time.", show_default=False
+        ),
     ] = None
     batch_sizes: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Throughput with these batch sizes.", show_default=False)
+        str | None, typer.Option(metavar="N,N", help="Measure throughput with these batch sizes.", show_default=False)
     ] = None
 
 
 @dataclass(frozen=True)
-class ComparingOptions(OptionGroup, panel="What it is compared with"):
+class ComparingOptions(OptionGroup, panel="Comparisons"):
     """What bundles are compared with."""
 
     reference: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Bundle whose verdicts the others are compared with; else torch in FP32, or the first in FP32.",
+            help="Bundle whose verdicts the others are compared with; default: torch in FP32, or the first in FP32.",
             show_default=False,
         ),
     ] = None
     baseline: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Bundle that ratios of speed are to; else the reference.", show_default=False
+            metavar="NAME", help="Bundle that ratios of speed refer to; default: the reference.", show_default=False
         ),
     ] = None
     simple_method: Annotated[
-        bool, typer.Option("--simple-method", help="With --data: measure also a method without a network.")
+        bool, typer.Option("--simple-method", help="With --data: also measure a method without a network.")
     ] = False
 
 
 def needs_of_options(common: CommonOptions, measuring: MeasuringOptions) -> Iterator[Condition]:
-    """Give what options need of others."""
-    yield Condition({"deadline_ms"}, measuring.load_fps is not None, "for images that come at a rate: add --load-fps")
+    """Yield which options need others."""
+    yield Condition({"deadline_ms"}, measuring.load_fps is not None, "for images that arrive at a rate: add --load-fps")
     yield Condition({"simple_method"}, common.data is not None, "for test images: add --data")

@@ -1,4 +1,4 @@
-"""One benchmark: measure a set of bundles alternately, compare them, choose one, and write down what was found."""
+"""One benchmark: measure a set of bundles alternately, compare them, choose one, and write a report."""
 
 from __future__ import annotations
 
@@ -47,22 +47,23 @@ def run_suite(
 ) -> Report:
     """Measure bundles on this machine.
 
-    A bundle that cannot run stays in the report with the reason and keeps none of the others from running. Ctrl-C after
-    the first complete round of a bundle ends the measuring; the report is made of what is complete and says so.
+    A bundle that cannot run stays in the report with the reason; the others still run. Ctrl-C after the first complete
+    round of a bundle ends the measuring; the report is made from the complete rounds and says that it is not complete.
 
     Args:
         bundles: bundles, or folders of bundles.
         data: see `vae_edge.benchmarks.measure.plan.choose_images`.
         settings: how to measure; None: the defaults.
-        requirements: what the bundle to ship has to keep.
-        objective: what it is to be the best in.
+        requirements: what the bundle to ship must meet.
+        objective: the metric to optimize.
         report_folder: where to write report.json, the raw samples and the pictures; None: nothing is written. Pages are
-            made from it, see `vae_edge.benchmarks.report.pages.html.render_report`.
+            made from it, see
+            `vae_edge.benchmarks.report.pages.html.render_report`.
         progress: called when a step begins.
 
     Raises:
-        InputError: there is no bundle, the data cannot be used, the reference or the baseline is none of the bundles,
-            or the report's folder holds something else.
+        InputError: there is no bundle, the data cannot be used, the reference or the baseline is not one of the
+            bundles, or the report's folder holds something else.
     """
     settings = settings or SuiteSettings()
     if report_folder is not None:
@@ -71,7 +72,7 @@ def run_suite(
     for what, asked in (("reference", settings.reference), ("baseline", settings.baseline)):
         if asked is not None and asked not in [row.name for row in rows]:
             raise UsageError(
-                f"the {what} {asked!r} is none of the bundles; choose from {', '.join(row.name for row in rows)}"
+                f"the {what} {asked!r} is not one of the bundles; choose from {', '.join(row.name for row in rows)}"
             )
     machine = machine_facts()
     images = choose_images(data, settings.n_timing_images)
@@ -93,7 +94,7 @@ def run_suite(
 
 
 class _ReportMaker:
-    """Puts the report together once the last round is over; what cannot be said of a bundle becomes a warning."""
+    """Assembles the report after the last round; what cannot be computed for a bundle becomes a warning."""
 
     def __init__(self, rows: Sequence[Row], images: BenchmarkImages, settings: SuiteSettings) -> None:
         self._rows, self._images, self._settings = rows, images, settings
@@ -109,12 +110,12 @@ class _ReportMaker:
         steps: Steps,
         **known: Any,
     ) -> tuple[Report, dict[str, bytes]]:
-        """Return the report and the files that lie beside report.json, by name.
+        """Return the report and the files next to report.json, by name.
 
         Args:
             machine: as it was before the benchmark.
-            requirements: what the bundle to ship has to keep.
-            objective: what it is to be the best in.
+            requirements: what the bundle to ship must meet.
+            objective: the metric to optimize.
             steps: counts what is done.
             known: other fields of the report.
         """
@@ -156,17 +157,17 @@ class _ReportMaker:
         return report, self._files
 
     def _baseline(self, references: dict[str, str]) -> Row | None:
-        """Return the row that ratios are to: the one asked for, or the first one's reference, or the first that ran."""
+        """Return the row that ratios refer to: the requested one, the first one's reference, or the first that ran."""
         asked = self._settings.baseline
         if asked is not None:
             if asked not in self._ran:
-                self._warnings.append(f"the baseline asked for, {asked}, could not run: there are no ratios")
+                self._warnings.append(f"the requested baseline, {asked}, could not run: there are no ratios")
             return self._ran.get(asked)
         first = next(iter(self._ran), None)
         return None if first is None else self._ran[references.get(first, first)]
 
     def _result(self, row: Row, reference: Row | None, baseline: Row | None) -> BundleResult:
-        """Return a row of the report: what the manifest says, as far as it could be read, and what was measured."""
+        """Return a row of the report: what the manifest says, if it could be read, and what was measured."""
         fields: dict[str, Any] = {"name": row.name}
         if (manifest := row.manifest) is not None:
             bundle = Bundle(row.folder, manifest)

@@ -1,1 +1,1 @@
-"""Measuring on this device: processes, timing, conditions, energy, and what samples say with their uncertainty."""
+"""Measuring on this device: processes, timing, conditions, energy, and statistics with their uncertainty."""

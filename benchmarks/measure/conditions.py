@@ -1,6 +1,6 @@
-"""The machine that is measured, and its state meanwhile: clock, heat, power mode, other programs.
+"""The machine that is measured, and its state during the benchmark: clock, heat, power mode, other programs.
 
-What is not known is None. What the system tells is read from files below a root, which is `/` but in tests.
+What is not known is None. Facts about the system are read from files below a root, which is `/` except in tests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path("/")
 
 
 def frequency_mhz(root: Path = ROOT) -> float | None:
-    """Return the mean clock of the cores, by cpufreq where it is there, else by /proc/cpuinfo."""
+    """Return the mean clock of the cores, from cpufreq if available, otherwise from /proc/cpuinfo."""
     files = sorted(_cpu_folder(root).glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
     found = [value / 1e3 for file in files if (value := _number(file)) is not None]
     if not found:
@@ -33,7 +33,7 @@ def frequency_mhz(root: Path = ROOT) -> float | None:
 
 
 def largest_frequency_mhz(root: Path = ROOT) -> float | None:
-    """Return the highest clock that the fastest core is allowed."""
+    """Return the highest clock that the fastest core may run at."""
     files = _cpu_folder(root).glob("cpu[0-9]*/cpufreq/scaling_max_freq")
     found = [value / 1e3 for file in files if (value := _number(file)) is not None]
     return max(found, default=None)
@@ -53,14 +53,14 @@ def temperature_c(root: Path = ROOT) -> float | None:
 
 
 def throttle_count(root: Path = ROOT) -> int | None:
-    """Return how often the processor slowed down for heat since it was switched on (Intel only)."""
+    """Return how often the processor was throttled by heat since it was switched on (Intel only)."""
     files = _cpu_folder(root).glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
     found = [value for file in files if (value := _number(file)) is not None]
     return int(sum(found)) if found else None
 
 
 def power_mode(root: Path = ROOT) -> str | None:
-    """Return a Jetson's power mode as nvpmodel has stored it, such as `0 (MAXN)`."""
+    """Return a Jetson's power mode as stored by nvpmodel, such as `0 (MAXN)`."""
     status = read_system_file(root / "var/lib/nvpmodel/status")
     match = re.search(r"pmode:(\d+)", status)
     if match is None:
@@ -72,7 +72,7 @@ def power_mode(root: Path = ROOT) -> str | None:
 
 
 def is_virtual(root: Path = ROOT) -> bool | None:
-    """Return whether the processor says that it is a virtual machine's (x86 only)."""
+    """Return whether the processor reports that it belongs to a virtual machine (x86 only)."""
     text = read_system_file(root / "proc/cpuinfo")
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     return None if flags is None else "hypervisor" in flags[1].split()
@@ -96,14 +96,15 @@ except ModuleNotFoundError:
     psutil = None
 
 BUSY_CORES = 0.25
-"""Processor cores that other programs used on average, from which they are said to disturb a measurement."""
+"""Processor cores that other programs used on average, from which a warning says that they disturb a measurement."""
 
 STOLEN_SHARE = 0.02
-"""Share of processor time that a virtual machine did not get, from which that is said to disturb a measurement."""
+"""Share of processor time that a virtual machine did not get, from which a warning says that it disturbs a
+measurement."""
 
 
 def load_average() -> float | None:
-    """Return the load average of the last minute, None where the system has none."""
+    """Return the load average of the last minute; None if the system has none."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
@@ -111,18 +112,18 @@ def load_average() -> float | None:
 
 
 def physical_cores() -> int | None:
-    """Return the number of processor cores, None where it is not known."""
+    """Return the number of processor cores; None if it is not known."""
     return psutil.cpu_count(logical=False) if psutil else None
 
 
 class CpuClock:
-    """Says, for the time since it was made, how busy the processor was with anything but this process."""
+    """Measures how busy the processor was with anything but this process since the object was created."""
 
     def __init__(self) -> None:
         self._begin = _CpuTimes()
 
     def foreign_cores(self) -> float | None:
-        """Return how many cores other programs kept busy on average; None where the system does not tell."""
+        """Return how many cores other programs kept busy on average; None if the system does not provide it."""
         end = _CpuTimes()
         if end.busy_s is None or self._begin.busy_s is None:
             return None
@@ -165,7 +166,7 @@ _PACKAGES = (
 
 
 class MachineFacts(Record):
-    """The machine, as far as it decides how fast a model runs."""
+    """The facts about the machine that decide how fast a model runs."""
 
     system: str
     architecture: str
@@ -180,13 +181,13 @@ class MachineFacts(Record):
     frequency_mhz: float | None = None
     """Mean over the cores before the benchmark."""
     largest_frequency_mhz: float | None = None
-    """What the processor is allowed to run at most."""
+    """Highest clock that the processor may run at."""
     temperature_c: float | None = None
     """The hottest thermal zone before the benchmark."""
     power_mode: str | None = None
     """A Jetson's, as nvpmodel calls it."""
     is_virtual: bool | None = None
-    """Whether this is a virtual machine, whose clock and neighbours cannot be seen."""
+    """Whether this is a virtual machine; the clock and other guests of its host cannot be observed."""
     memory_bytes: int | None = None
     gpus: tuple[str, ...] = ()
     """Name and driver of each NVIDIA GPU."""
@@ -194,12 +195,12 @@ class MachineFacts(Record):
     vae_edge: str
     packages: dict[str, str]
     load_average_start: float | None = None
-    """Processes that ran or waited to, averaged over the last minute before the benchmark."""
+    """Processes that were running or waiting to run, averaged over the last minute before the benchmark."""
     load_average_end: float | None = None
 
 
 def machine_facts() -> MachineFacts:
-    """Look at this machine."""
+    """Inspect this machine."""
     machine = look_at_machine()
     return MachineFacts(
         system=machine.system,

@@ -1,6 +1,6 @@
-"""Energy counters and power rails, where the system lets them be read: RAPL on x86, INA3221 monitors on a Jetson.
+"""Energy counters and power rails, if they are readable: RAPL on x86, INA3221 monitors on a Jetson.
 
-They measure the whole chip or board with everything that runs on it, idle power included.
+They measure the whole chip or board with everything that runs on it, including idle power.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class EnergyMeter:
     """Measures the energy used between entering and leaving a `with` block.
 
     Args:
-        root: the file system, which is different in tests.
-        every_s: time between two looks at a power rail; counters are read at the ends only.
+        root: root of the file system; another folder in tests.
+        every_s: time between two readings of a power rail; counters are read only at the start and the end.
     """
 
     def __init__(self, root: Path = ROOT, *, every_s: float = _SAMPLE_EVERY_S) -> None:
@@ -105,13 +105,13 @@ class _Rail:
 
 
 def _rapl_packages(root: Path) -> tuple[list[Path], str | None]:
-    """Return the folders of the processor packages' counters, or why there is none."""
+    """Return the folders of the processor packages' counters, or the reason why there are none."""
     folder = root / "sys/class/powercap"
     packages = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     if not packages:
         return [], "no energy counter (RAPL) and no power rail (INA3221) was found on this machine"
     if any(_counter(package / "energy_uj") is None for package in packages):
-        return [], f"{packages[0].name} is there and cannot be read; run as root, or let the group read energy_uj"
+        return [], f"{packages[0].name} exists but cannot be read; run as root, or let the group read energy_uj"
     return packages, None
 
 

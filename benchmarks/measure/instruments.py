@@ -1,14 +1,15 @@
 """What every measured process uses: the timing loop, counting a stream, a paced source, memory, and how it reports.
 
-Standard library only. The process that measures a start must not pay for what comes after it, and other tools are
-measured in environments of their own, where this package is not installed and this file is loaded by its path.
+Standard library only. The process that measures a start must not pay for imports that are needed later, and other tools
+are measured in their own environments, where this package is not installed and this file is loaded by its path.
 
 A measured process is started as `PROGRAM JOB.json RESULT.json` by `vae_edge.benchmarks.measure.process`. While it works
-it writes events to its standard output, one JSON object in a line that begins with `EVENT_PREFIX`; other lines are a
-runtime's chatter. At the end it writes the result file: `{"error": null | "a sentence", ...}` (`serve`).
+it writes events to its standard output, one JSON object on a line that begins with `EVENT_PREFIX`; other lines come
+from the runtime. At the end it writes the result file: `{"error": null | "a sentence", ...}` (`serve`).
 
 The rules of timing: one image at a time, synchronous, host array in to host result out, by `time.perf_counter_ns`; real
-inputs in rotation, so that neither caches nor branches learn a single one; warm-up apart (`MeasuringRules`).
+inputs in rotation, so that caches and branch predictors do not adapt to a single one; a separate warm-up
+(`MeasuringRules`).
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _SPIN_BYTES = bytes(2 << 20)
 _SPINS = 9
 
 _FILLING = 16
-"""Verdicts that fill a stream's pipeline, at least, before they are counted."""
+"""At least this many verdicts fill a stream's pipeline before counting begins."""
 
 _FILLING_SHARE = 0.1
-"""Share of the time that the pipeline is filled for, at least."""
+"""At least this share of the time fills the pipeline."""
 
 _FEWEST_CALLS = 10
 
@@ -48,9 +49,9 @@ class MeasuringRules:
     """How long a latency is measured in one round.
 
     Warm-up lasts `warmup_s` and `warmup_iterations`, whichever ends later, but no longer than `longest_s`. Measuring
-    lasts `round_s` or `most_iterations`, whichever ends first, with `fewest_iterations` at least. Over 10 rounds that
-    is 10 s or 10,000 samples: MLPerf's single-stream scenario asks for 1024 queries, NVIDIA's trtexec for 10
-    iterations and 3 s.
+    lasts `round_s` or `most_iterations`, whichever ends first, but at least `fewest_iterations`. Over 10 rounds that is
+    10 s or 10,000 samples: MLPerf's single-stream scenario asks for 1024 queries, NVIDIA's trtexec for 10 iterations
+    and 3 s.
     """
 
     warmup_s: float = 0.3
@@ -59,7 +60,7 @@ class MeasuringRules:
     most_iterations: int = 1000
     fewest_iterations: int = 10
     longest_s: float = 10.0
-    """Of a warm-up; a slow model is warm after few images."""
+    """Limit of a warm-up; a slow model is warm after a few images."""
 
 
 QUICK_RULES = MeasuringRules(warmup_s=0.05, warmup_iterations=5, round_s=0.2, most_iterations=200, longest_s=2.0)
@@ -112,17 +113,17 @@ def measure(call: Callable[[_Input], object], inputs: Sequence[_Input], rules: M
 
 
 def timed(call: Callable[[_Input], _Result], item: _Input) -> tuple[_Result, int]:
-    """Return what a call gives and how long it took, ns: for two sides that take turns with every input."""
+    """Return the result of a call and how long it took, in ns; for two sides that take turns with every input."""
     start = time.perf_counter_ns()
     result = call(item)
     return result, time.perf_counter_ns() - start
 
 
 def count_stream(verdicts: Iterable[object], duration_s: float, batch_size: int = 1) -> dict[str, int]:
-    """Count what an endless stream gives, after its first verdicts have filled the pipeline.
+    """Count the verdicts of an endless stream after the first ones have filled the pipeline.
 
     Returns:
-        `n_images` that came after the first of them to be counted, and `elapsed_ns` between that one and the last.
+        `n_images` that came after the first one counted, and `elapsed_ns` from that one to the last.
     """
     begin = counting_from = end = time.perf_counter_ns()
     n_images, counting = 0, False
@@ -140,7 +141,7 @@ def count_stream(verdicts: Iterable[object], duration_s: float, batch_size: int 
 
 
 def calls_per_s(call: Callable[[_Input], object], inputs: Sequence[_Input], n_callers: int, duration_s: float) -> float:
-    """Return calls a second of several threads that each take the next of the inputs in rotation."""
+    """Return the calls per second of several threads that each take the next of the inputs in rotation."""
     taking, items = threading.Lock(), cycle(inputs)
     begin = time.perf_counter() + _FILLING_SHARE * duration_s
     finished: list[float] = []
@@ -170,17 +171,17 @@ def calls_per_s(call: Callable[[_Input], object], inputs: Sequence[_Input], n_ca
 
 
 class PacedSource(Generic[_Input]):
-    """Gives image k at the time k / fps after the first one was requested, or at once where that time has passed.
+    """Yields image k at the time k / fps after the first one was requested, or at once if that time has passed.
 
     Nothing is dropped and no due time moves: if the detector falls behind, images wait, as they would in a camera's
-    buffer. So latency is to be counted from when an image was due and not from when it was taken: a source that waits
-    for a slow detector and only then looks at the clock leaves out just the images that suffered ("coordinated
+    buffer. So latency must be counted from when an image was due and not from when it was taken: a source that waits
+    for a slow detector and only then looks at the clock leaves out exactly the images that were delayed ("coordinated
     omission", Gil Tene, "How NOT to Measure Latency", 2015).
 
     Args:
         images: given in rotation.
         fps: images a second.
-        duration_s: images that are due later do not come.
+        duration_s: images that would be due later are not yielded.
     """
 
     def __init__(self, images: Sequence[_Input], fps: float, duration_s: float) -> None:
@@ -207,9 +208,9 @@ class PacedSource(Generic[_Input]):
 
 
 def spin_ns() -> int:
-    """Return how long a fixed piece of arithmetic takes on one core: the median of a few times hashing 2 MiB.
+    """Return how long a fixed computation takes on one core: the median of a few runs that hash 2 MiB.
 
-    It needs next to no memory and no runtime, so it changes with the core's clock and with what others do on it.
+    It needs hardly any memory and no runtime, so it changes with the core's clock and with what others do on it.
     """
     found = []
     for _ in range(_SPINS):
@@ -220,10 +221,10 @@ def spin_ns() -> int:
 
 
 def high_water_mark(status: Path) -> int | None:
-    """Return the peak of resident memory, bytes, that Linux gives in a process's status file; None: it gives none.
+    """Return the peak of resident memory, in bytes, from a process's status file on Linux; None: the file has none.
 
     Raises:
-        OSError: there is no such file, or the process no longer exists.
+        OSError: the file does not exist, or the process no longer exists.
     """
     for line in status.read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmHWM:"):
@@ -232,7 +233,7 @@ def high_water_mark(status: Path) -> int | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """Return the most physical memory this process has held since it was started, in bytes; None: unknown here.
+    """Return the most physical memory that this process has held since it started, in bytes; None: unknown here.
 
     On Linux this is VmHWM of /proc/self/status and not `ru_maxrss` of getrusage: that one is carried over fork and exec
     (see `exec_mmap` in the kernel's fs/exec.c), so a child of a large process starts with the parent's figure. Pages
@@ -251,7 +252,7 @@ def peak_resident_bytes() -> int | None:
 
 
 def tell(event: str, **values: object) -> None:
-    """Report an event to the process that measures, at once."""
+    """Report an event to the measuring process immediately."""
     # On a line of its own, whatever a runtime has left unfinished on this one.
     sys.stdout.write(f"\n{EVENT_PREFIX}{json.dumps({'event': event, **values})}\n")
     sys.stdout.flush()
@@ -262,12 +263,12 @@ def serve(
     do: Callable[[dict[str, Any]], dict[str, Any]],
     spoken: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Do the job of the file `arguments[0]`, write its result to `arguments[1]` and return the exit code.
+    """Do the job in the file `arguments[0]`, write its result to `arguments[1]` and return the exit code.
 
     Args:
         arguments: of the program.
         do: does the job and returns its result.
-        spoken: errors whose message is a sentence for the user; others are named with their kind.
+        spoken: errors whose message is a sentence for the user; other errors are reported with their type.
     """
     try:
         result = do(json.loads(Path(arguments[0]).read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""What a measured process is asked to do, and the JSON that it reads it from. Standard library only."""
+"""The jobs of a measured process, and the JSON that it reads them from. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 from vae_edge.benchmarks.measure.instruments import MeasuringRules
 
 SERIES = ("engine", "predict", "file")
-"""What is timed for its own sake, each on its own: see `vae_edge.benchmarks.report.records.speed.LatencyRecord`."""
+"""What is timed for its own sake, each separately: see `vae_edge.benchmarks.report.records.speed.LatencyRecord`."""
 
 STAGES = ("decode", "resize", "decision")
-"""What is timed for the split into stages, besides the engine."""
+"""What is timed for the split into stages, in addition to the engine."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StartJob(_Opening):
     """Open a bundle and predict like a device that was just switched on: time to the first verdict, and memory."""
 
     runtime_module: str
-    """The backend's module, imported apart to tell the runtime's share of the start."""
+    """The backend's module, imported separately to measure the runtime's share of the start."""
     n_memory_images: int
     kind: Literal["start"] = "start"
 
@@ -56,7 +56,7 @@ class StreamJob(_Opening):
 
 @dataclass(frozen=True)
 class LoadJob(_Opening):
-    """Decide images that come at a fixed rate."""
+    """Judge images that arrive at a fixed rate."""
 
     fps: float
     load_s: float
@@ -65,10 +65,10 @@ class LoadJob(_Opening):
 
 @dataclass(frozen=True)
 class OutputsJob(_Opening):
-    """Take a bundle's outputs for images; `images` are those that are judged."""
+    """Compute a bundle's outputs for images; `images` are those that are judged."""
 
     maps_file: str
-    """Where the maps go: a .npy file, float32 [n, H, W]."""
+    """Where the maps are written: a .npy file, float32 [n, H, W]."""
     kind: Literal["outputs"] = "outputs"
 
 
@@ -78,7 +78,7 @@ _KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (StartJob, RoundJob,
 
 
 def read_job(content: dict[str, Any]) -> Job:
-    """Return the job that `dataclasses.asdict` made this JSON of."""
+    """Return the job that `dataclasses.asdict` turned into this JSON."""
     values = {**content, "images": tuple(content["images"])}
     if "rules" in values:
         values["rules"] = MeasuringRules(**values["rules"])

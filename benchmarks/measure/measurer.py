@@ -1,11 +1,11 @@
-"""Measuring one bundle: the processes that a round of it takes.
+"""Measuring one bundle: the processes that one round needs.
 
 Every round is a fresh process, and the bundles take turns (A B C, B C A, ...). A process that stays alive would be
 measured over and over with the same memory layout and the same luck: how much a program's speed differs from one start
-to the next would not show, and the intervals would promise what the next start does not keep (Kalibera and Jones,
-"Rigorous Benchmarking in Reasonable Time", ISMM 2013; Georges et al., "Statistically Rigorous Java Performance
-Evaluation", OOPSLA 2007). It also leaves nothing running beside the bundle whose turn it is. Taking turns spreads a
-drift of the machine over all of them; beginning with another bundle each time keeps one from always following the same.
+to the next would not show, and the next start could lie outside the intervals (Kalibera and Jones, "Rigorous
+Benchmarking in Reasonable Time", ISMM 2013; Georges et al., "Statistically Rigorous Java Performance Evaluation",
+OOPSLA 2007). Also, nothing else runs beside the bundle whose turn it is. Taking turns spreads a drift of the machine
+over all bundles; because each round begins with a different bundle, no bundle always follows the same one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from vae_edge.manifest import Manifest, Thresholds
 from vae_edge.targets import SUPPORTED
 
 _LONG_COLD_START_S = 60.0
-"""A cold start that takes longer, such as building a TensorRT engine, is not repeated."""
+"""A cold start that takes longer than this, such as building a TensorRT engine, is not repeated."""
 
 
 @dataclass(frozen=True)
 class SuiteProgress:
-    """What is being measured, and how far the whole benchmark is."""
+    """What is being measured, and how far the benchmark has come."""
 
     bundle: str
     doing: str
@@ -64,7 +64,7 @@ class Row:
 
 
 class Steps:
-    """Counts steps and tells the caller."""
+    """Counts steps and reports them to the caller."""
 
     def __init__(self, n_steps: int, progress: Callable[[SuiteProgress], None] | None) -> None:
         self.done = 0
@@ -72,7 +72,7 @@ class Steps:
         self._progress = progress
 
     def begin(self, bundle: str, doing: str) -> None:
-        """Tell that a step begins, and count it."""
+        """Report that a step begins, and count it."""
         if self._progress is not None:
             self._progress(SuiteProgress(bundle, doing, min(self.done, self._n_steps - 1), self._n_steps))
         self.done += 1
@@ -94,9 +94,9 @@ class Measurer:
         self._begin = time.perf_counter()
 
     def take_outputs(self, row: Row) -> None:
-        """Read the bundle's manifest and take its outputs for the judged images.
+        """Read the bundle's manifest and compute its outputs for the judged images.
 
-        It also leaves in the cache what the runtime compiles for this device, so that the rounds start warm.
+        This also fills the cache with what the runtime compiles for this device, so that the rounds start warm.
 
         Raises:
             VaeEdgeError: the bundle cannot be read or cannot run; the message is the reason.
@@ -113,7 +113,7 @@ class Measurer:
         )
 
     def measure_round(self, row: Row, number: int) -> None:
-        """Measure one round, each part in its own process, and keep what is complete.
+        """Measure one round, each part in its own process, and keep the complete parts.
 
         Args:
             row: the bundle.
@@ -165,7 +165,7 @@ def run_worker(job: Job, timeout_s: float, *, cache_folder: Path | None = None) 
 
     Args:
         job: what to do.
-        timeout_s: the process is killed after that long.
+        timeout_s: the process is killed after this time.
         cache_folder: where the process keeps what it compiles; None: the user's own cache.
     """
     variables = None if cache_folder is None else {"VAE_EDGE_CACHE": str(cache_folder)}
@@ -173,9 +173,9 @@ def run_worker(job: Job, timeout_s: float, *, cache_folder: Path | None = None) 
 
 
 def configurations(settings: SuiteSettings, max_batch: int | None) -> list[tuple[int | None, int]]:
-    """Return the numbers of requests and batch sizes that the throughput is measured with, beside the default.
+    """Return the numbers of requests and batch sizes that the throughput is measured with, besides the default.
 
-    Batches that are larger than the bundle takes are left out.
+    Batches that are larger than the bundle accepts are left out.
     """
     if not settings.requests and not settings.batch_sizes:
         return []
@@ -184,16 +184,16 @@ def configurations(settings: SuiteSettings, max_batch: int | None) -> list[tuple
 
 
 def named_bundles(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return the bundles in the given folders, each once, by a name that no other has.
+    """Return the bundles in the given folders, each once, under a unique name.
 
-    The name is the folder's; where two folders have the same one, with as much of the path as tells them apart.
+    The name is the folder's; if two folders have the same name, as much of the path is added as tells them apart.
 
     Raises:
-        InputError: a path is not a bundle and holds none, or there is no path.
+        InputError: a path is not a bundle and contains none, or no path was given.
     """
     found = {folder.resolve(): folder for path in paths for folder in bundles_in(Path(path))}
     if not found:
-        raise InputError("no bundle was given; expected at least one folder that export made")
+        raise InputError("no bundle was given; expected at least one folder made by vae-export")
     names: dict[str, Path] = {}
     for place, folder in found.items():
         depth = 1
@@ -204,7 +204,7 @@ def named_bundles(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def order_of_round(rows: Sequence[Row], number: int) -> list[Row]:
-    """Return whose turn it is when in a round: each begins with another bundle."""
+    """Return the order of the bundles in a round: each round begins with a different one."""
     first = (number - 1) % len(rows)
     return [*rows[first:], *rows[:first]]
 
@@ -212,7 +212,7 @@ def order_of_round(rows: Sequence[Row], number: int) -> list[Row]:
 def measure_all(
     rows: Sequence[Row], images: BenchmarkImages, settings: SuiteSettings, scratch: Path, steps: Steps
 ) -> str | None:
-    """Measure all rounds of all bundles; return why it ended before its time, where it did."""
+    """Measure all rounds of all bundles; return why it ended early, if it did."""
     measurer = Measurer(images, settings, scratch)
     number = 0
     try:

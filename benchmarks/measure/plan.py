@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do, which images it times and judges with, and the command that does it again."""
+"""The settings of a benchmark, the images that it times and judges, and the command that reproduces it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SuiteSettings(Record):
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
     quick: bool = False
-    """Shortened: good for trying things out, too short to compare machines by."""
+    """Shortened: good for trying things out, too short to compare machines."""
     rounds: int = Field(default=10, ge=1)
     """Times that each bundle is started afresh and measured, the bundles taking turns."""
     rules: MeasuringRules = MeasuringRules()
@@ -32,7 +32,7 @@ class SuiteSettings(Record):
     throughput_s: float = Field(default=1.0, gt=0)
     """In each round, for each configuration."""
     requests: tuple[int, ...] = ()
-    """Numbers of requests to measure the throughput with, beside the device's own choice."""
+    """Numbers of requests to measure the throughput with, besides the device's own choice."""
     batch_sizes: tuple[int, ...] = ()
     """Batch sizes to measure the throughput with, each with each of `requests`."""
     load_fps: tuple[float, ...] = ()
@@ -42,22 +42,22 @@ class SuiteSettings(Record):
     deadline_ms: float | None = Field(default=None, gt=0)
     """None: the time between two images of the paced source."""
     cold_starts: int = Field(default=3, ge=0)
-    """Starts with an empty cache of compiled models, one in each of the first rounds."""
+    """Number of starts with an empty cache of compiled models, one in each of the first rounds."""
     n_memory_images: int = Field(default=16, ge=1)
-    """Images that each fresh process predicts before its peak of memory is taken."""
+    """Images that each fresh process predicts before its peak memory is read."""
     n_timing_images: int = Field(default=32, ge=1)
     """Images that the timed calls go through in rotation, at most."""
     reference: str | None = None
-    """Name of the bundle whose verdicts the others are compared with; None: torch in FP32, or else the first in FP32,
-    of the same training run."""
+    """Name of the bundle whose verdicts the others are compared with; None: torch in FP32, or otherwise the first one
+    in FP32, of the same training run."""
     baseline: str | None = None
-    """Name of the bundle that ratios of speed and memory are to; None: the reference of the first bundle."""
+    """Name of the bundle that ratios of speed and memory refer to; None: the reference of the first bundle."""
     simple_method: bool = False
     """Whether a method without a network is measured too."""
     n_examples: int = Field(default=3, ge=0)
     """Pictures of each kind (hit, miss, false alarm, flip) for each bundle."""
     worker_timeout_s: float = Field(default=1800.0, gt=0)
-    """A process that measures is given up after that long; rebuilding a TensorRT engine takes minutes."""
+    """A measuring process is stopped after this time; rebuilding a TensorRT engine takes minutes."""
 
     @classmethod
     def make_quick(cls) -> SuiteSettings:
@@ -77,7 +77,7 @@ class SuiteSettings(Record):
 DEFAULT_DATA = "sample"
 
 _JUDGED_WITHOUT_TEST = 64
-"""Good parts of the training folder that outputs are compared on where there is no test set."""
+"""Good parts of the training folder that outputs are compared on if there is no test set."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,18 @@ class BenchmarkImages:
     judged: tuple[ImageFile, ...]
     train: tuple[ImageFile, ...]
     has_labels: bool
-    """Whether the judged images are test images of the very part that the bundles are for."""
+    """Whether the judged images are test images of the part that the bundles are for."""
     record: DataRecord
 
 
 def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int) -> BenchmarkImages:
-    """Open and check the data, and choose from it.
+    """Open and check the data, and choose images from it.
 
     Args:
-        data: a folder, `sample`, `sample:PRODUCT`, or an inspection set; None: the sample set for its pixels alone.
-            Nobody said that the bundles are for its product, so no accuracy is taken from it.
-        n_timing_images: images to time with, at most; evenly spread over the test images, or else the train images.
+        data: a folder, `sample`, `sample:PRODUCT`, or an inspection set; None: the sample set, for its pixels alone.
+            The bundles may not be for its product, so no accuracy is measured on it.
+        n_timing_images: images to time with, at most; evenly spread over the test images, or otherwise the train
+            images.
 
     Raises:
         InputError: the data cannot be used.
@@ -115,8 +116,8 @@ def choose_images(data: str | Path | InspectionSet | None, n_timing_images: int)
     timing = tuple(file.path for file in spread(checked.test or checked.train, n_timing_images))
     reason: str | None = None
     if data is None:
-        source += ", taken for its pixels because no data was given"
-        reason = "no data was given: the sample images are not what the bundles were trained for; give --data"
+        source += ", used for its pixels because no data was given"
+        reason = "no data was given, and the bundles were not trained for the sample images; give --data"
     elif not checked.test:
         reason = "the data has no test images: expected test/good and test/<defect> folders"
     n_anomalous = sum(file.is_anomalous for file in checked.test)
@@ -149,7 +150,7 @@ class DataRecord(Record):
     """The images that were measured on."""
 
     source: str
-    """What was asked for, in words."""
+    """The requested data, in words."""
     n_timing_images: int = Field(ge=1)
     timing_image_sizes: tuple[str, ...]
     """Height x width of the images that were timed."""
@@ -164,13 +165,13 @@ class DataRecord(Record):
 
 
 def command_line(settings: SuiteSettings, source: str, bundles: Sequence[str], asked: Sequence[str] = ()) -> str:
-    """Return the command line that measures the same again, without the paths of the machine that it ran on.
+    """Return the command line that repeats the benchmark, without the paths of the machine that it ran on.
 
     Args:
         settings: what was requested; every option that differs from its default is in the command.
-        source: the data in words; a folder's name where it is one.
+        source: the data in words; a folder's name if it is a folder.
         bundles: names of the bundles.
-        asked: the words that ask for a recommendation, see `vae_edge.benchmarks.report.choosing.options`.
+        asked: the options that ask for a recommendation, see `vae_edge.benchmarks.report.choosing.options`.
     """
     default = SuiteSettings.make_quick() if settings.quick else SuiteSettings()
     words = ["vae-bench", *bundles, "--data", source.partition(",")[0], "--report", "REPORT"]

@@ -1,4 +1,4 @@
-"""Starting a program, watching it from outside and taking its result: the one place that launches what is measured."""
+"""Start a program, watch it from outside and read its result: the one place that launches measured processes."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _LOOK_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class Finished:
-    """What was seen of a process from outside."""
+    """What was observed of a process from outside."""
 
     status: int
-    """0, or what it failed with; negative: the signal that ended it."""
+    """The exit status: 0 or what it failed with; negative: the signal that ended it."""
     output: str
     first_result_ns: int | None
-    """From just before it was started until the line of its first result came."""
+    """From just before it was started until the line of its first result arrived."""
     peak_bytes: int | None
-    """The most physical memory it held; None unless it was asked for and the system tells."""
+    """The most physical memory it held; None unless it was requested and the system provides it."""
     complaint: str
     """The last line that it wrote to standard error, or else to standard output."""
 
     @property
     def ending(self) -> str:
-        """How it ended, in words, with its complaint."""
+        """How it ended, in words, with its last message."""
         if self.status >= 0:
             how = f"ended with status {self.status}"
         else:
@@ -59,18 +59,18 @@ def run_process(
     log: Path | None = None,
     must_succeed: bool = True,
 ) -> Finished:
-    """Run a program and wait for its end; it is killed when this function is left by an exception.
+    """Run a program and wait until it ends; it is killed if this function raises.
 
     Args:
         command: program and arguments.
-        timeout_s: it is killed after that long; infinity only beside `cancel`.
+        timeout_s: it is killed after this time; infinity only together with `cancel`.
         is_first_result: called with every line of its output, stripped; tells whether the first result is there.
         variables: added to the environment.
-        folder: it works in; None: this process's own.
+        folder: its working folder; None: this process's own.
         watch_memory: read its peak memory from outside, every 0.1 s.
         cancel: it is killed once this is set.
-        log: file to keep its standard error in; None: only the last line of it is kept.
-        must_succeed: raise where it ends with another status than 0.
+        log: file for its standard error; None: only the last line is kept.
+        must_succeed: raise if it ends with a status other than 0.
 
     Raises:
         DeviceError: it could not be started, failed, took too long or was cancelled.
@@ -117,7 +117,7 @@ def run_process(
 
 
 class _Watch:
-    """A thread that looks at a process until it has ended, and kills it when it takes too long or is cancelled."""
+    """A thread that watches a process until it has ended, and kills it when it takes too long or is cancelled."""
 
     def __init__(
         self, process: subprocess.Popen[str], timeout_s: float, cancel: threading.Event | None, *, watch_memory: bool
@@ -134,7 +134,7 @@ class _Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """Stop looking: the process has ended."""
+        """Stop watching: the process has ended."""
         self._done.set()
         self._thread.join()
 
@@ -148,7 +148,7 @@ class _Watch:
                     # One that has just ended has a status without memory: the last look counts.
                     self.peak_bytes = high_water_mark(status) or self.peak_bytes
             if time.monotonic() >= end:
-                self.killed_because = f"was not done after {self._timeout_s:.0f} s and was stopped; allow more time"
+                self.killed_because = f"had not finished after {self._timeout_s:.0f} s and was stopped; allow more time"
             elif self._cancel is not None and self._cancel.is_set():
                 self.killed_because = "was cancelled"
             if self.killed_because is not None:
@@ -177,7 +177,7 @@ def run_job(
 
     Args:
         program: what to start; the files of job and result are added.
-        job: as JSON takes it.
+        job: ready for JSON.
         timeout_s: see `run_process`.
         variables: see `run_process`.
         folder: see there.
@@ -222,6 +222,6 @@ def python_module(module: str) -> list[str]:
 
 
 def _last_line(lines: Sequence[str]) -> str:
-    """Return the line that says why: pip's own ERROR before what comes after it, else the last one."""
+    """Return the line with the reason: pip's own ERROR line if there is one, otherwise the last line."""
     written = [line.strip() for line in lines if line.strip()]
     return ([line for line in written if line.startswith("ERROR")] or written or [""])[-1][:300]

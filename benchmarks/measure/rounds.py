@@ -1,8 +1,8 @@
-"""Figures of samples that were taken in rounds, and their intervals: by themselves, and as ratios.
+"""Figures of samples that were taken in rounds, and their intervals, both absolute and as ratios.
 
-A bootstrap sample is given by how often each round was drawn (`resample_weights`), so a figure of it is a weighted
-figure of the samples available, and two bundles that were measured in the same rounds are resampled in pairs by
-the same weights: what slowed down a round slowed down both, and cancels out of their ratio.
+A bootstrap sample is given by how often each round was drawn (`resample_weights`), so its figures are weighted figures
+of the available samples. Two bundles that were measured in the same rounds are resampled in pairs by the same weights:
+what slowed down a round slowed down both, and cancels out of their ratio.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vae_edge.errors import InputError
 PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p95_ms": 95, "p99_ms": 99}
 
 TAIL_SAMPLES = 10
-"""Samples beyond a percentile above the median from which it has an interval: p99 from 1000 samples on. The percentile
-of fewer is next to an extreme, for which the bootstrap promises too much: of 10 ratios of a p99 that were truly 1, with
-180 samples each, 3 intervals left 1 out."""
+"""A percentile above the median has an interval if at least this many samples lie beyond it: p99 from 1000 samples on.
+With fewer it is close to the extreme, for which bootstrap intervals are too narrow: of 10 ratios of a p99 that were
+truly 1, with 180 samples each, 3 intervals did not include 1."""
 
 _BLOCK_VALUES = 4_000_000
-"""Values that are resampled at once; a bound for memory, which a small device has little of."""
+"""Values that are resampled at once; limits memory, of which a small device has little."""
 
 
 class LatencyRounds:
@@ -34,7 +34,7 @@ class LatencyRounds:
         rounds: milliseconds, by the round's number; one or more in each.
 
     Raises:
-        InputError: there is no round, or an empty one.
+        InputError: there are no rounds, or one is empty.
     """
 
     def __init__(self, rounds: Mapping[int, ArrayLike]) -> None:
@@ -48,7 +48,7 @@ class LatencyRounds:
         return tuple(self.rounds)
 
     def values(self) -> Floats:
-        """Return all samples, round after round, in the order they were taken."""
+        """Return all samples, round by round, in the order they were taken."""
         return np.concatenate(list(self.rounds.values()))
 
     def only(self, numbers: Sequence[int]) -> LatencyRounds:
@@ -80,7 +80,7 @@ class LatencyRounds:
 
 
 def _weighted_percentiles(ascending: Floats, owner: NDArray[np.intp], weights: Floats) -> dict[str, Floats]:
-    """Return nearest-rank percentiles: the smallest value that so many percent of the weight do not exceed."""
+    """Return nearest-rank percentiles: the smallest value that is not exceeded by that percentage of the weight."""
     found: dict[str, list[Floats]] = {name: [] for name in PERCENTILES}
     block = max(_BLOCK_VALUES // ascending.size, 1)
     for start in range(0, len(weights), block):
@@ -104,14 +104,14 @@ def latency_intervals(samples: LatencyRounds) -> dict[str, Interval]:
 def latency_ratios(
     samples: LatencyRounds, baseline: LatencyRounds, names: Sequence[str], *, paired: bool = True
 ) -> dict[str, Ratio]:
-    """Return figures divided by the baseline's; one that is 0 in the baseline has no ratio, and is left out.
+    """Return figures divided by the baseline's; a figure that is 0 in the baseline has no ratio and is left out.
 
     Args:
         samples: of the bundle in question.
         baseline: what to divide by.
         names: of the figures.
-        paired: whether rounds of the same number were measured side by side; only such are then compared. Else each
-            side is resampled by itself, and the interval is widened as for the side with fewer rounds.
+        paired: whether rounds of the same number were measured side by side; only those are then compared. Otherwise
+            each side is resampled by itself, and the interval is widened as for the side with fewer rounds.
     """
     mine, other = samples, baseline
     if paired:
@@ -132,7 +132,7 @@ def latency_ratios(
 
 
 def _draw(mine: _Rounds, other: _Rounds, paired: bool) -> tuple[Floats | None, Floats | None]:
-    """Return the weights of both sides: the same for rounds in pairs; None where one round says nothing of others."""
+    """Return the weights of both sides, the same for paired rounds; None if one round cannot give an interval."""
     n, m = len(mine.rounds), len(other.rounds)
     if min(n, m) < 2:
         return None, None
@@ -164,7 +164,7 @@ def _ratios(
 
 
 class RateRounds:
-    """Amounts by round that are divided by one another as sums: images by seconds, joules by images.
+    """Amounts by round whose sums are divided by one another: images by seconds, joules by images.
 
     Args:
         rounds: numerator and denominator by the round's number; the denominators above 0.
@@ -172,7 +172,7 @@ class RateRounds:
 
     def __init__(self, rounds: Mapping[int, tuple[float, float]]) -> None:
         if not rounds or any(below <= 0 for _, below in rounds.values()):
-            raise InputError("there is no round to take a rate from; expected one or more that lasted")
+            raise InputError("there is no round to compute a rate from; expected one or more with a duration above 0")
         self.rounds = dict(sorted(rounds.items()))
 
     def value(self) -> float:
@@ -191,7 +191,7 @@ class RateRounds:
         return percentile_interval(self.figures(resample_weights(n)), n) if n > 1 else None
 
     def ratio_to(self, baseline: RateRounds, *, paired: bool = True) -> Ratio | None:
-        """Return this rate divided by the baseline's; None where one of them is 0 or no round is common.
+        """Return this rate divided by the baseline's; None if one of them is 0 or they have no round in common.
 
         Args:
             baseline: what to divide by.
@@ -219,8 +219,8 @@ _Rounds = LatencyRounds | RateRounds
 def nearest_rank(ascending: Sequence[float] | Floats, percent: float) -> float:
     """Return a percentile as the smallest sample that at least `percent` of the samples do not exceed.
 
-    The nearest-rank definition (NIST/SEMATECH e-Handbook, 7.2.6.2, and OpenVINO's benchmark_app): the value was really
-    measured, nothing is interpolated. With fewer than 100 samples p99 is the maximum.
+    The nearest-rank definition (NIST/SEMATECH e-Handbook, 7.2.6.2, and OpenVINO's benchmark_app): the value was
+    actually measured, nothing is interpolated. With fewer than 100 samples p99 is the maximum.
 
     Args:
         ascending: samples from the smallest to the largest.

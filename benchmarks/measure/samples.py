@@ -1,6 +1,6 @@
-"""Raw samples of one bundle, round by round, as they are kept beside the report, and the ratios of two bundles.
+"""Raw samples of one bundle, round by round, as they are kept next to the report, and the ratios of two bundles.
 
-Every figure of speed in a report comes from here, and `vae-bench compare` takes its intervals from here again.
+Every figure of speed in a report is computed from them, and so are the intervals of `vae-bench compare`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SAMPLES_VERSION = 2
 MS_PER_NS = 1e-6
 
 RoundResults = dict[int, dict[str, Any]]
-"""What a worker gave back, by the number of the round."""
+"""What a worker returned, by the number of the round."""
 
 
 @dataclass
 class RawSamples:
-    """All that was measured of one bundle; durations in nanoseconds where the name ends in _ns."""
+    """All that was measured of one bundle; durations are in nanoseconds if the name ends in _ns."""
 
     rounds: RoundResults = field(default_factory=dict)
     """Of `RoundJob`: start, memory, latencies, throughput, conditions."""
@@ -38,7 +38,7 @@ class RawSamples:
     """Of `LoadJob`, by images a second."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the samples as JSON takes them."""
+        """Return the samples as a value for JSON."""
         return {
             "samples_version": SAMPLES_VERSION,
             "rounds": self.rounds,
@@ -52,7 +52,7 @@ class RawSamples:
 
     @classmethod
     def from_dict(cls, content: Any) -> RawSamples:
-        """Take the samples from a file's JSON.
+        """Read the samples from a file's JSON.
 
         Raises:
             InputError: it is not what this version writes.
@@ -82,7 +82,7 @@ class RawSamples:
         return _latency({number: result["series"][series]["measured_ns"] for number, result in self.rounds.items()})
 
     def latencies(self) -> dict[str, LatencyRounds]:
-        """Return those of every series that is measured for its own sake."""
+        """Return the durations of every series that is measured for its own sake."""
         return {series: self.latency(series) for series in SERIES}
 
     def first_results(self, *, cold: bool = False) -> LatencyRounds | None:
@@ -91,11 +91,11 @@ class RawSamples:
         return _latency({number: [result["first_result_ns"]] for number, result in starts.items()}) if starts else None
 
     def throughput(self) -> RateRounds:
-        """Return images by seconds of the stream as it is opened by default."""
+        """Return images by seconds of the stream opened with its defaults."""
         return images_by_seconds({number: result["throughput"] for number, result in self.rounds.items()})
 
     def energy(self) -> RateRounds | None:
-        """Return joules by images; None where no counter could be read."""
+        """Return joules by images; None if no counter could be read."""
         found = {
             number: (float(energy["joules"]), float(energy["n_images"]))
             for number, result in self.rounds.items()
@@ -109,7 +109,7 @@ class RawSamples:
 
 
 def images_by_seconds(rounds: Mapping[int, Mapping[str, Any]]) -> RateRounds:
-    """Return what `count_verdicts` counted as a rate."""
+    """Return the count of `count_verdicts` as a rate."""
     return RateRounds({n: (float(found["n_images"]), found["elapsed_ns"] / 1e9) for n, found in rounds.items()})
 
 
@@ -132,15 +132,16 @@ RATIO_METRICS = (
     "cold_first_result_s",
     "joules_per_image",
 )
-"""Names of the metrics that raw samples give a ratio of; see `vae_edge.benchmarks.report.figures` for what they are."""
+"""Names of the metrics whose ratios can be computed from raw samples; `vae_edge.benchmarks.report.figures` explains
+them."""
 
 
 def speed_ratios(samples: RawSamples, baseline: RawSamples, *, paired: bool = True) -> dict[str, Ratio]:
-    """Return every figure divided by the baseline's, by the metric's name; what only one side has is left out.
+    """Return every figure divided by the baseline's, by the metric's name; figures that only one side has are left out.
 
     Args:
         samples: of the bundle in question.
-        baseline: of what to divide by.
+        baseline: samples of the bundle to divide by.
         paired: whether rounds of the same number were measured side by side, in one benchmark.
     """
     ratios = partial(latency_ratios, paired=paired)

@@ -1,7 +1,7 @@
 """How uncertain a figure is: bootstrap over rounds or images, exact binomial intervals, rank correlation.
 
 Samples of one round resemble each other: the same process, the same memory, the same clock. Resampling single samples
-would take thousands of them for thousands of independent ones and give intervals that are far too narrow. So whole
+would treat thousands of them as thousands of independent ones and give intervals that are far too narrow. So whole
 rounds are resampled (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8), and a round
 is a fresh process, because a program's speed differs from one start to the next (Kalibera and Jones, "Rigorous
 Benchmarking in Reasonable Time", ISMM 2013). NumPy only; every random draw has a fixed seed.
@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 """Confidence of every interval in a report."""
 
 FEW_ROUNDS = 5
-"""Rounds below which an interval is called rough: the range of 4 rounds covers a median in 7 of 8 cases only."""
+"""Rounds below which an interval is called rough: the range of 4 rounds covers a median in only 7 of 8 cases."""
 
 
 class Interval(Record):
@@ -53,12 +53,13 @@ class Ratio(Record):
 
     @property
     def is_certain(self) -> bool:
-        """Whether the interval leaves out 1: the two differ, beyond what chance does at this confidence."""
+        """Whether the interval does not include 1: the two differ by more than chance explains at this confidence."""
         return self.interval is not None and not self.interval.contains(1.0)
 
 
 N_RESAMPLES = 2000
-"""Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, section 19.3) want 1000 or more for an interval."""
+"""Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, section 19.3) recommend 1000 or more for an
+interval."""
 
 _SEED = 20240229
 
@@ -109,7 +110,8 @@ def percentile_interval(estimates: ArrayLike, n_units: int) -> Interval:
 def binomial_interval(n_hits: int, n: int) -> Interval:
     """Return Clopper and Pearson's exact interval of a share ("The use of confidence or fiducial limits", 1934).
 
-    It covers the true share at least as often as promised, whatever it is; with 0 of n the upper end is near 3.7 / n.
+    It covers the true share at least as often as promised, whatever the share is; with 0 of n the upper end is near 3.7
+    / n.
 
     Raises:
         InputError: not 0 <= n_hits <= n, or n is 0.
@@ -120,7 +122,7 @@ def binomial_interval(n_hits: int, n: int) -> Interval:
         (0.0003, 0.0545)
     """
     if not 0 <= n_hits <= n or n == 0:
-        raise InputError(f"{n_hits} of {n} is no share; expected 0 to {n} of 1 or more")
+        raise InputError(f"{n_hits} of {n} is not a share; expected 0 to {n} of 1 or more")
     tail = (1 - CONFIDENCE) / 2
     low = 0.0 if n_hits == 0 else beta_quantile(tail, n_hits, n - n_hits + 1)
     high = 1.0 if n_hits == n else beta_quantile(1 - tail, n_hits + 1, n - n_hits)
@@ -128,7 +130,7 @@ def binomial_interval(n_hits: int, n: int) -> Interval:
 
 
 def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
-    """Return the quantile of Student's t, for probabilities in [0.5, 1); from that of the beta distribution."""
+    """Return the quantile of Student's t for probabilities in [0.5, 1), computed from that of the beta distribution."""
     if probability == 0.5:
         return 0.0
     x = beta_quantile(2 * (1 - probability), degrees_of_freedom / 2, 0.5)
@@ -176,14 +178,14 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
-    """Return Spearman's rank correlation: Pearson's of the ranks, ties having the mean of their ranks.
+    """Return Spearman's rank correlation: Pearson's correlation of the ranks; ties get the mean of their ranks.
 
     Args:
         first: numbers, [n].
         second: numbers, [n].
 
     Returns:
-        In [-1, 1]; None where there are fewer than two values or either side is constant.
+        In [-1, 1]; None if there are fewer than two values or either side is constant.
 
     Examples:
         >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0]))

@@ -1,8 +1,8 @@
 """The measured process, `python -m vae_edge.benchmarks.measure.worker JOB.json RESULT.json`.
 
-It does one job for one bundle, so that memory and start are that bundle's own.
-Nothing but the standard library is imported before the clock runs, and a start imports nothing beyond what a device's
-program imports: no metrics, no statistics, no report. What only the rest of a round needs is imported after it.
+It does one job for one bundle, so that memory and start are that bundle's own. Only the standard library is imported
+before the clock starts, and a start imports nothing beyond what a program on a device imports: no metrics, no
+statistics, no report. Modules that only the rest of a round needs are imported after it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def run_start(job: StartJob) -> dict[str, Any]:
 
     Returns:
         Seconds of the imports, of opening and of the first verdict (decoding included); the peak of resident memory in
-        bytes after the predictions, and what it was before the bundle was opened (None where the system does not
-        tell); and the samples of the round, where one was requested.
+        bytes after the predictions, and what it was before the bundle was opened (None if the system does not provide
+        it); and the samples of the round, if one was requested.
     """
     begin = time.perf_counter()
     from vae_edge.detector import Detector

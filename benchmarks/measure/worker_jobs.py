@@ -21,7 +21,7 @@ from vae_edge.image import prepare, read_image
 
 
 def measure_round(detector: Detector, job: RoundJob) -> dict[str, Any]:
-    """Time every series and stage once, then the throughput; with the state of the machine before and after."""
+    """Time every series and stage once, then the throughput; record the state of the machine before and after."""
     preparation = detector.bundle.manifest.preparation
     decoded = [read_image(path, white_level=preparation.white_level) for path in job.images]
     prepared = [prepare(image, preparation) for image in decoded]
@@ -65,7 +65,7 @@ def measure_round(detector: Detector, job: RoundJob) -> dict[str, Any]:
 def _stages(
     detector: Detector, job: RoundJob, decoded: list[NDArray[np.uint8]], prepared: list[NDArray[np.uint8]]
 ) -> dict[str, Any]:
-    """Time the steps around the engine, each alone; for the split only, so they get a tenth of the time."""
+    """Time the steps around the engine, each alone; they serve only the split, so they get a tenth of the time."""
     preparation = detector.bundle.manifest.preparation
     short = replace(job.rules, warmup_s=0.1 * job.rules.warmup_s, round_s=0.1 * job.rules.round_s)
     outputs = detector.backend.run({"image": prepared[0][None]})
@@ -78,7 +78,7 @@ def _stages(
 
 
 class _StoredOutputs(Backend):
-    """Gives the same outputs at every call: what is left of `Detector.predict` is what it does itself."""
+    """Returns the same outputs at every call, so that timing `Detector.predict` measures only its own work."""
 
     def __init__(self, like: Backend, outputs: Tensors) -> None:
         super().__init__(
@@ -94,10 +94,10 @@ class _StoredOutputs(Backend):
 
 
 _WARMING = 16
-"""Verdicts that warm a stream up before images come at a fixed rate."""
+"""Verdicts that warm up a stream before images arrive at a fixed rate."""
 
 _PATIENCE = 3.0
-"""Times the duration of a load after which images without a verdict are given up."""
+"""After this many times the duration of the load, images without a verdict are given up."""
 
 
 def do(job: StreamJob | LoadJob | OutputsJob | StartJob) -> dict[str, Any]:
@@ -124,12 +124,12 @@ def _run_stream(job: StreamJob) -> dict[str, Any]:
 
 
 def _run_load(job: LoadJob) -> dict[str, Any]:
-    """Decide images that become due at a fixed rate; see `PacedSource`.
+    """Judge images that become due at a fixed rate; see `PacedSource`.
 
     Returns:
-        `latencies_ns` from when each image was due until its verdict was here, and `n_waiting`: images that were due
-        and had no verdict when the last one became due. A detector that is far too slow is not waited for:
-        `n_without_verdict` images have the time they had waited when patience ended, so theirs are lower bounds.
+        `latencies_ns` from when each image was due until its verdict arrived, and `n_waiting`: images that were due and
+        had no verdict when the last one became due. If the detector is far too slow, the wait is cut off: the latencies
+        of `n_without_verdict` images are the times they had waited by then, which are lower bounds.
     """
     with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
         white_level = detector.bundle.manifest.preparation.white_level
@@ -156,7 +156,7 @@ def _run_load(job: LoadJob) -> dict[str, Any]:
 
 
 def _take_outputs(job: OutputsJob) -> dict[str, Any]:
-    """Take scores (here) and maps (into the job's file) of all images, and the device they were computed on."""
+    """Compute the scores (returned) and maps (written to the job's file) of all images; also return the device used."""
     with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
         preparation = detector.bundle.manifest.preparation
         shape = (len(job.images), preparation.height, preparation.width)

@@ -1,1 +1,1 @@
-"""What a benchmark found: records, the choice of a bundle, reservations, and how they are shown."""
+"""The results of a benchmark: records, the choice of a bundle, reservations, and how they are shown."""

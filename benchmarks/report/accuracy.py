@@ -1,8 +1,8 @@
-"""How right a bundle is on labelled images, how uncertain that is, and how a method without a network would do.
+"""How accurate a bundle is on labelled images, how uncertain that is, and how a method without a network performs.
 
-The test images are a sample of all images, so they are resampled, good and defective ones apart, as their numbers were
-chosen (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3); all pixels of an image stay
-together, since they resemble each other.
+The test images are a sample of all images, so they are resampled, good and defective ones separately, because their
+numbers were chosen (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 8.3); all pixels of an
+image stay together, since they resemble each other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vae_edge.train.run.baseline import TemplateBaseline
 from vae_edge.train.run.metrics import Curve, Metrics, evaluate, pro_curve, region_weights, roc_curve
 
 _PIXEL_BINS = 1024
-"""Bins of the pixels' scores that intervals of pixel metrics are taken from; the metrics themselves are exact."""
+"""Bins of the pixels' scores from which intervals of pixel metrics are computed; the metrics themselves are exact."""
 
 _PIXEL_RESAMPLES = 500
 
@@ -49,9 +49,9 @@ _PRO_LIMIT = 0.3
 def image_intervals(labels: NDArray[np.bool_], scores: Floats, threshold: float) -> dict[str, Interval]:
     """Return intervals of image_auroc, image_aupr and image_f1 (bootstrap), recall and false_alarm_rate (exact).
 
-    Where all resamples agree, as with classes that do not overlap, they tell nothing. Then image_auroc has the exact
-    bound that follows from pairing off m = min(good, defective) images: m independent pairs all in order happen with
-    probability AUROC^m; the others are left out.
+    If all resamples agree, as with classes that do not overlap, they say nothing about the uncertainty. Then
+    image_auroc has the exact bound that follows from pairing m = min(good, defective) images: m independent pairs are
+    all in order with probability AUROC^m. The other metrics are left out.
 
     Args:
         labels: bool [n], true for anomalous.
@@ -123,11 +123,11 @@ def pixel_intervals(
 
 
 def area_under_roc(positives: Floats, negatives: Floats) -> Floats:
-    """Return the AUROC of each row of counts; columns are scores in ascending order, one column a tie.
+    """Return the AUROC of each row of counts; columns are scores in ascending order, and each column is a tie.
 
     Args:
         positives: float64 [n, columns], how many anomalous ones have each score.
-        negatives: the same of normal ones.
+        negatives: the same for normal ones.
 
     Returns:
         float64 [n], in [0, 1].
@@ -177,7 +177,7 @@ _SCORE_BINS = 40
 
 
 def judge(files: Sequence[ImageFile], preparation: Preparation, outputs: Outputs) -> AccuracyRecord:
-    """Measure a bundle's outputs against the labels and masks of the images they are for.
+    """Measure a bundle's outputs against the labels and masks of their images.
 
     Raises:
         InputError: a mask cannot be decoded, or an output is not finite.
@@ -209,7 +209,7 @@ def template_method(
 ) -> SimpleMethodRecord | None:
     """Fit the template baseline on the train images and measure it on the test images; None with fewer than two.
 
-    It has no threshold, so the metrics at a threshold are absent.
+    It has no threshold, so the metrics at a threshold are missing.
 
     Raises:
         InputError: an image or a mask cannot be decoded.

@@ -1,4 +1,4 @@
-"""Which of the measured bundles to ship, and why: requirements, an objective, and a rule where nobody gave any."""
+"""Which of the measured bundles to ship, and why: requirements, an objective, and a default rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vae_edge.benchmarks.report.records.report import (
 from vae_edge.errors import UsageError
 
 RatioOf = Callable[[str, str, str], Ratio | None]
-"""Gives the ratio of a metric between two bundles, (metric, bundle, other bundle), where raw samples tell it."""
+"""Returns the ratio of a metric between two bundles, (metric, bundle, other bundle), if raw samples provide it."""
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -35,7 +35,7 @@ def parse_requirement(text: str) -> Requirement:
     """Read a requirement such as `image_auroc>=0.9`.
 
     Raises:
-        UsageError: it is not one, or the metric is unknown.
+        UsageError: the text is not a requirement, or the metric is unknown.
 
     Examples:
         >>> str(parse_requirement("p99_ms<=40"))
@@ -72,7 +72,7 @@ def parse_objective(minimize: str | None, maximize: str | None) -> Objective | N
 
 
 def options(requirements: Sequence[Requirement], objective: Objective | None) -> list[str]:
-    """Return the options of `vae-bench` that ask for the same."""
+    """Return the options of `vae-bench` for the same choice."""
     words = [word for each in requirements for word in ("--require", str(each).replace(" ", ""))]
     return words if objective is None else [*words, f"--{objective.direction}", objective.metric]
 
@@ -83,10 +83,10 @@ def recommend(
     objective: Objective | None = None,
     ratio: RatioOf = lambda *_: None,
 ) -> Recommendation:
-    """Choose a bundle and say why it and why not the others.
+    """Choose a bundle; explain why, and why not the others.
 
-    Without requirements and objective: of the bundles whose image AUROC lies within the interval of the best one's and
-    that have no unexplained flip, the fastest from file to verdict.
+    Without requirements and an objective: of the bundles whose image AUROC lies within the interval of the best one's
+    and that have no unexplained flip, the fastest from file to verdict.
     """
     is_default = not requirements and objective is None
     chosen_objective = objective or DEFAULT_OBJECTIVE
@@ -144,7 +144,7 @@ def _asked_rule(
                 misfits.setdefault(bundle.name, []).append(f"it has no {requirement.metric}: that was not measured")
             elif not _OPERATORS[requirement.operator](found[0], requirement.limit):
                 misfits.setdefault(bundle.name, []).append(
-                    f"its {requirement.metric} is {_text(bundle, requirement.metric)}, required is {requirement}"
+                    f"its {requirement.metric} is {_text(bundle, requirement.metric)}; the requirement is {requirement}"
                 )
     return rule, misfits
 
@@ -164,7 +164,7 @@ def _default_rule(bundles: Sequence[BundleResult]) -> tuple[str, dict[str, list[
                 )
     compared = [(bundle, bundle.comparison) for bundle in bundles if bundle.comparison is not None]
     if compared:
-        parts.append("no flip against the reference but on images at the threshold")
+        parts.append("no flip against the reference except on images at the threshold")
         for bundle, comparison in compared:
             if (n := comparison.unexplained_flips) > 0:
                 names = ", ".join(flip.image for flip in comparison.flips if not flip.is_explained)
@@ -173,11 +173,11 @@ def _default_rule(bundles: Sequence[BundleResult]) -> tuple[str, dict[str, list[
                     f"the threshold: {names}"
                 )
     condition = f"with {' and '.join(parts)} " if parts else "that ran (no accuracy was measured) "
-    return f"nobody asked for anything, so: of the bundles {condition}the fastest from file to verdict", misfits
+    return f"by default, of the bundles {condition}the fastest from file to verdict", misfits
 
 
 def _caveats(bundle: BundleResult, requirements: Sequence[Requirement]) -> list[str]:
-    """Return the limits that a value and the ends of its interval stand on both sides of."""
+    """Return the limits that lie within the interval of a value."""
     caveats = []
     for requirement in requirements if bundle.has_run else ():
         found = _find(bundle, requirement.metric)
@@ -187,7 +187,9 @@ def _caveats(bundle: BundleResult, requirements: Sequence[Requirement]) -> list[
         keeps = [_OPERATORS[requirement.operator](end, requirement.limit) for end in (interval.low, interval.high)]
         if keeps[0] != keeps[1]:
             kept = _OPERATORS[requirement.operator](value, requirement.limit)
-            caveats.append(f"{requirement} is {'kept' if kept else 'missed'}, but not for certain: {_range(interval)}")
+            caveats.append(
+                f"{requirement} is {'met' if kept else 'missed'}, but not with certainty: {_range(interval)}"
+            )
     return caveats
 
 
@@ -199,7 +201,7 @@ def _close_call(found: Ratio, chosen: str) -> str:
 def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequence[BundleResult]) -> str:
     if chosen is None:
         ran = sum(bundle.has_run for bundle in bundles)
-        return f"{ran} of {len(bundles)} bundles ran, and none of these keeps to the rule."
+        return f"{ran} of {len(bundles)} bundles ran, and none of them fits the rule."
     bundle = next(each for each in bundles if each.name == chosen)
     extreme = "least" if objective.direction == "minimize" else "most"
     value = f"{objective.metric} of {chosen} is {_text(bundle, objective.metric)}"
@@ -209,7 +211,7 @@ def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequ
 
 
 def _find(bundle: BundleResult, name: str) -> tuple[float, Interval | None] | None:
-    """Return a figure's value and interval; None where it was not measured."""
+    """Return a figure's value and interval; None if it was not measured."""
     found = FIGURES[name].find(bundle)
     return None if found is None or found.value is None else (found.value, found.interval)
 

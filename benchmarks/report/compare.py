@@ -15,12 +15,12 @@ from vae_edge.benchmarks.report.records.report import BundleResult, Report
 from vae_edge.errors import InputError, UsageError
 
 _SAME_MACHINE = ("board", "processor", "architecture", "cores_usable", "gpus", "frequency_governor", "power_mode")
-"""Facts that make another machine of it, or the same in another state, where they differ."""
+"""If any of these facts differ, it is a different machine, or the same machine in a different state."""
 
 
 @dataclass(frozen=True)
 class Worsening:
-    """One metric of one bundle in the new report divided by the old one, turned so that above 1 is worse."""
+    """One metric of one bundle in the new report divided by the old one, or inverted, so that above 1 is worse."""
 
     bundle: str
     metric: str
@@ -38,15 +38,15 @@ class Worsening:
 
 @dataclass(frozen=True)
 class ReportComparison:
-    """What two reports say of the bundles that both have."""
+    """The comparison of two reports for the bundles that both have."""
 
     worsenings: tuple[Worsening, ...]
     lost: tuple[str, ...]
-    """Bundles that ran in the old report and not in the new one."""
+    """Bundles that ran in the old report but not in the new one."""
     notes: tuple[str, ...]
 
     def fails(self, limit: float) -> bool:
-        """Return whether the gate fails: something is clearly worse by more than the limit, or runs no more."""
+        """Return whether the gate fails: something is certainly worse by more than the limit, or no longer runs."""
         return bool(self.lost) or any(each.verdict(limit) == "worse" for each in self.worsenings)
 
 
@@ -60,10 +60,10 @@ def compare_reports(
 ) -> ReportComparison:
     """Compare every bundle that both reports have, by name.
 
-    The rounds of two benchmarks are not pairs, so each side is resampled by itself.
+    The rounds of two benchmarks are not paired, so each side is resampled by itself.
 
     Raises:
-        UsageError: raw samples tell no ratio of such a metric.
+        UsageError: raw samples give no ratio of such a metric.
         InputError: a report or its samples cannot be read or were changed, no bundle is in both, or the machines or
             models differ and that was not allowed.
     """
@@ -117,16 +117,16 @@ def gate_lines(found: ReportComparison, limit: float | None) -> list[str]:
         else:
             meaning = {
                 "worse": f"certainly above {limit:g}",
-                "uncertain": f"may be above {limit:g}, not certain: take more rounds to know",
+                "uncertain": f"may be above {limit:g}, not certain: measure more rounds",
                 "fine": f"not above {limit:g}",
             }
             lines.append(f"{line}: {meaning[each.verdict(limit)]}")
-    lines += [f"{name} ran in the old report and not in the new one" for name in found.lost]
+    lines += [f"{name} ran in the old report but not in the new one" for name in found.lost]
     lines += found.notes
-    lines.append("New divided by old, turned so that above 1 is worse; in brackets the 95 % interval.")
+    lines.append("New divided by old, or inverted, so that above 1 is worse; in brackets the 95 % interval.")
     if limit is not None:
         lines.append(
-            f"The gate fails: a whole interval lies above {limit:g}, or a bundle runs no more."
+            f"The gate fails: a whole interval lies above {limit:g}, or a bundle no longer runs."
             if found.fails(limit)
             else f"The gate passes: no whole interval lies above {limit:g}."
         )
@@ -142,12 +142,12 @@ def _as_worsening(metric: str, ratio: Ratio) -> Ratio:
 
 
 def _check_machines(old: MachineFacts, new: MachineFacts) -> list[str]:
-    """Refuse two machines; return what else differs."""
+    """Refuse reports of two machines; return what else differs."""
     differing = [name for name in _SAME_MACHINE if getattr(old, name) != getattr(new, name)]
     if differing:
         what = "; ".join(f"{name}: {getattr(old, name)} and {getattr(new, name)}" for name in differing)
         raise InputError(
-            f"the reports are of different machines ({what}); measure both on one, or give --allow-different-machine"
+            f"the reports are from different machines ({what}); measure both on one, or pass --allow-different-machine"
         )
     return [
         f"{name} {old.packages.get(name, 'missing')} in the old report, {new.packages.get(name, 'missing')} in the new"
@@ -159,7 +159,7 @@ def _check_machines(old: MachineFacts, new: MachineFacts) -> list[str]:
 def _check_models(old: BundleResult, new: BundleResult) -> None:
     if old.model_sha256 != new.model_sha256:
         raise InputError(
-            f"{old.name} holds different models in the two reports; measure the same bundle, or give "
+            f"{old.name} holds different models in the two reports; measure the same bundle, or pass "
             "--allow-different-models"
         )
 
@@ -169,7 +169,7 @@ def _setting_notes(old: Report, new: Report) -> list[str]:
     differing = [name for name in names if getattr(old.settings, name) != getattr(new.settings, name)]
     notes = [f"measured differently: {name} is not the same in both reports" for name in differing]
     if old.data.timing_image_sizes != new.data.timing_image_sizes:
-        notes.append("the timed images have other sizes, which decoding and resizing depend on")
+        notes.append("the timed images have different sizes, on which decoding and resizing depend")
     return notes
 
 

@@ -30,7 +30,7 @@ class Seen:
     preparation: Preparation
     outputs: Outputs
     reference: Outputs | None = None
-    """Of its reference; None for the reference itself, and where there is none."""
+    """Outputs of its reference; None for the reference itself, and if there is none."""
 
 
 def draw_examples(
@@ -38,9 +38,9 @@ def draw_examples(
 ) -> tuple[tuple[ImageExample, ...], dict[str, bytes]]:
     """Choose images and draw them.
 
-    Hits, misses, false alarms and passes are of the bundles that are references: the others see nearly the same. Of
-    those, the images are shown that they decide differently. The most telling come first: the clearest hits, the misses
-    and false alarms furthest from the threshold, and the passes nearest to it.
+    Hits, misses, false alarms and passes come from the bundles that are references; the others give nearly the same.
+    For the others, only the images that they judge differently are shown. The most informative come first: the clearest
+    hits, the misses and false alarms furthest from the threshold, and the passes nearest to it.
 
     Args:
         files: the judged images.

@@ -1,4 +1,4 @@
-"""Every figure of a bundle, defined once: name, title, unit, form, direction, meaning, where it is, and who shows it.
+"""Every figure of a bundle, defined once: name, title, unit, format, direction, meaning, source and views.
 
 Requirements and objectives, `compare`, the terminal, report.md and report.html go through this table. A new figure is a
 row in `FIGURES` and the field that it is read from; the views that it names show it.
@@ -16,12 +16,12 @@ from vae_edge.errors import UsageError
 from vae_edge.manifest import ThresholdMethod
 
 ABSENT = "-"
-"""What was not measured is a dash, never a zero."""
+"""What was not measured is shown as a dash, never as a zero."""
 
 MIB = 1024 * 1024
 
 NOT_STABLE = "not stable"
-"""Note beside a latency that its own samples speak against."""
+"""Note next to a latency that its own samples show to be unstable."""
 
 
 def three_digits(value: float) -> str:
@@ -66,20 +66,20 @@ class Number:
     form: Form = three_digits
     interval: Interval | None = None
     note: str = ""
-    """What to know beside it."""
+    """A note about it."""
     is_bad: bool = False
-    """Whether the note is a reproach."""
+    """Whether the note reports a problem."""
     words: str = ""
-    """In the place of the number in its form, such as `2/110`, or `reference` for that one's difference from itself."""
+    """Shown instead of the number, such as `2/110`, or `reference` for the reference's difference from itself."""
 
     @property
     def text(self) -> str:
-        """The number alone, or what stands in its place."""
+        """The number alone, or the text shown instead."""
         return self.words or (ABSENT if self.value is None else self.form(self.value))
 
     @property
     def ends(self) -> str:
-        """The ends of the interval, empty where there is none."""
+        """The ends of the interval, empty if there is none."""
         if self.value is None or self.interval is None:
             return ""
         return f"{self.form(self.interval.low)} to {self.form(self.interval.high)}"
@@ -99,7 +99,7 @@ class View(Flag):
     NARROW = auto()
     """The table of a narrow terminal."""
     TILE = auto()
-    """Beside the recommended bundle in report.html."""
+    """Next to the recommended bundle in report.html."""
     ACCURACY = auto()
     """The tables of accuracy; it is a field of `Metrics`."""
     COST = auto()
@@ -117,14 +117,14 @@ class Figure:
     """One figure of a bundle."""
 
     name: str
-    """As requirements, objectives and `compare` are written with it."""
+    """Its name in requirements, objectives and `compare`."""
     title: str
     unit: str
     form: Form
     smaller_is_better: bool
     meaning: str
     find: Callable[[BundleResult], Number | None]
-    """Returns value, interval and note; None where it was not measured."""
+    """Returns value, interval and note; None if it was not measured."""
     views: View = _NOWHERE
     group: str = ""
     """Heading over its column and its neighbours'."""
@@ -135,7 +135,7 @@ class Figure:
         return f"{self.title} {self.unit}".strip()
 
     def number(self, bundle: BundleResult) -> Number:
-        """Return the figure of a bundle in its form, absent where it was not measured."""
+        """Return the formatted figure of a bundle, absent if it was not measured."""
         return self.find(bundle) or Number(None, self.form)
 
 
@@ -245,7 +245,7 @@ def _false_alarms(bundle: BundleResult) -> Number | None:
         return None
     promise, is_bad = bundle.accuracy.promise, False
     if bundle.accuracy.threshold_method is ThresholdMethod.F1_OPTIMAL:
-        note = "nothing promised: F1-optimal"
+        note = "no promise: F1-optimal"
     elif promise is None:
         return found
     else:
@@ -288,9 +288,9 @@ def _accuracy_figures() -> Iterator[Figure]:
         ("image_aupr", "image AUPR", share, False, _NOWHERE, "average precision of the images"),
         ("image_f1", "F1", share, False, View.TEXT, "F1 at the bundle's own threshold"),
         ("false_alarm_rate", "false alarms", percent, True, View.PAGE | View.TILE,
-         "share of the good test images called anomalous, and the rate promised"),
+         "share of the good test images called anomalous, and the promised rate"),
         ("pixel_auroc", "pixel AUROC", share, False, View.PAGE | View.TEXT,
-         "area under the ROC curve of the pixels: does the map show where"),
+         "area under the ROC curve of the pixels: whether the map shows where the defects are"),
         ("aupro", "AUPRO", share, False, View.PAGE | View.QUALITY,
          "mean overlap with the defects' regions, false-positive rates up to 0.3"),
     ):  # fmt: skip
@@ -306,8 +306,8 @@ FIGURES: dict[str, Figure] = {
                "p50 divided by the baseline's, rounds in pairs: below 1 is faster", _ratio, View.PAGE | View.TEXT,
                "File to verdict"),
         Figure("images_per_s", "images/s", "", three_digits, False,
-               "verdicts in a second of a stream of files, as opened by default", _throughput(best=False), _ALL_TABLES,
-               "File to verdict"),
+               "verdicts per second of a stream of files, opened with its defaults", _throughput(best=False),
+               _ALL_TABLES, "File to verdict"),
         Figure("best_images_per_s", "best images/s", "", three_digits, False,
                "the same in the best configuration measured", _throughput(best=True)),
         Figure("missed_share", "deadlines missed", "", percent, True,
@@ -315,23 +315,24 @@ FIGURES: dict[str, Figure] = {
         Figure("load_p99_ms", "p99 under load", "ms", three_digits, True,
                "p99 from due time to verdict at the worst of --load-fps", _load_p99),
         Figure("first_result_s", "start", "s", three_digits, True,
-               "from starting Python to the first verdict; what an earlier start compiled is kept", _start(cold=False),
-               View.PAGE | View.TEXT, "Needs"),
+               "from starting Python to the first verdict, with the model that an earlier start compiled",
+               _start(cold=False), View.PAGE | View.TEXT, "Needs"),
         Figure("cold_first_result_s", "cold start", "s", three_digits, True, "the same with nothing compiled yet",
                _start(cold=True)),
-        Figure("peak_memory_mib", "memory", "MiB", three_digits, True, "peak of resident memory, libraries included",
+        Figure("peak_memory_mib", "memory", "MiB", three_digits, True, "peak of resident memory, including libraries",
                _memory, _ALL_TABLES | View.TILE | View.COST, "Needs"),
         Figure("size_mib", "disk", "MiB", three_digits, True, "all files of the bundle", _size,
                View.PAGE | View.TEXT, "Needs"),
-        Figure("joules_per_image", "energy", "J", three_digits, True, "energy of chip or board for a verdict", _energy),
+        Figure("joules_per_image", "energy", "J", three_digits, True, "energy of the chip or board for a verdict",
+               _energy),
         *_accuracy_figures(),
-        Figure("flips", "flips", "", whole, True, "images that the reference decides otherwise", _flips, _ALL_TABLES,
+        Figure("flips", "flips", "", whole, True, "images that the reference judges differently", _flips, _ALL_TABLES,
                "Accuracy"),
         Figure("unexplained_flips", "unexplained flips", "", whole, True, "of these, those not near the threshold",
                _unexplained_flips),
     )
 }  # fmt: skip
-"""By name. What a bundle has no value of keeps no requirement."""
+"""By name. A bundle without a value for a figure does not meet a requirement on it."""
 
 
 def figures(view: View) -> list[Figure]:
@@ -343,7 +344,7 @@ def figure(name: str) -> Figure:
     """Return the figure of that name.
 
     Raises:
-        UsageError: there is none; with those that there are.
+        UsageError: there is none; the message lists the known names.
     """
     if name not in FIGURES:
         raise UsageError(f"there is no metric {name!r}; choose from {', '.join(FIGURES)}")
@@ -351,16 +352,17 @@ def figure(name: str) -> Figure:
 
 
 def figure_help() -> str:
-    """Return all names for a help text, the families of latencies in short."""
+    """Return all names for a help text, with the families of latencies abbreviated."""
     latencies = [each.name for each in _latencies()]
     return (
-        "mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, max_ms (from file to verdict; with predict_ or engine_ in front: "
-        "of a decoded image, of the runtime alone), " + ", ".join(name for name in FIGURES if name not in latencies)
+        "mean_ms, p50_ms, p90_ms, p95_ms, p99_ms, max_ms (from file to verdict; with the prefix predict_: "
+        "from a decoded image; engine_: the runtime alone), "
+        + ", ".join(name for name in FIGURES if name not in latencies)
     )
 
 
 def relative(difference: float | None, scale: float | None) -> str:
-    """Return a difference with the share of its scale: `1.2e-05 (3.0e-07)`.
+    """Return a difference and its share of the scale: `1.2e-05 (3.0e-07)`.
 
     Examples:
         >>> relative(1.2e-05, 40.0)

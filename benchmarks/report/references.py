@@ -1,4 +1,4 @@
-"""Which bundle the others are compared with, and how far their outputs are from its."""
+"""Which bundle the others are compared with, and how far their outputs are from its outputs."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def choose_references(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Choose a reference for every bundle that ran.
 
-    Unless one is requested, every training run has its own: the torch bundle in FP32, or else the first in FP32.
-    Bundles of another run come from another network: their differences would not be the export's.
+    Unless one is requested, every training run has its own: the torch bundle in FP32, or otherwise the first one in
+    FP32. Bundles of another run come from another network: the differences would not be caused by the export.
 
     Args:
         candidates: the bundles that ran, in order.
         asked: name of the bundle to compare all others with.
 
     Returns:
-        The reference's name by bundle (its own for the reference itself; no entry where there is none), and sentences
-        that say what was chosen and why.
+        The reference's name by bundle (its own for the reference itself; no entry if there is none), and sentences that
+        explain what was chosen and why.
     """
     if asked is not None:
         if asked not in [candidate.name for candidate in candidates]:
-            return {}, (f"the reference asked for, {asked}, could not run: nothing was compared",)
-        return {candidate.name: asked for candidate in candidates}, (f"{asked} is the reference, as asked for",)
+            return {}, (f"the requested reference, {asked}, could not run: nothing was compared",)
+        return {candidate.name: asked for candidate in candidates}, (f"{asked} is the reference, as requested",)
     references: dict[str, str] = {}
     notes = []
     for run in dict.fromkeys(candidate.run_fingerprint for candidate in candidates):
@@ -56,7 +56,7 @@ def choose_references(
             notes.append(f"no bundle {whose} in FP32 could run: nothing to compare {names} with")
             continue
         chosen = (torch or full)[0]
-        why = "the FP32 bundle of torch" if torch else "the first FP32 bundle; there is none of torch that could run"
+        why = "the FP32 bundle of torch" if torch else "the first FP32 bundle, because no torch bundle could run"
         notes.append(f"{chosen.name} is the reference {whose}: {why}")
         references.update({candidate.name: chosen.name for candidate in of_run})
     return references, tuple(notes)
@@ -96,7 +96,7 @@ def compare(
         verdicts=outputs.verdicts,
     )
     if not found.scores.is_finite or (found.maps is not None and not found.maps.is_finite):
-        raise InputError("a score or an anomaly map holds a value that is not a finite number; export the bundle again")
+        raise InputError("a score or an anomaly map has a value that is not a finite number; export the bundle again")
     # In the scale of the good parts' scores, so that a bundle whose scores are all twice as large has not moved.
     before, after = reference.margins, outputs.margins
     flips = tuple(

@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the numbers: results that warn about themselves."""
+"""What a reader must know before trusting the numbers: warnings that belong to the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_edge.decision import too_few_normals
 from vae_edge.manifest import Manifest, ThresholdMethod
 
 SLOWER_CLOCK = 0.05
-"""Change of the spin between rounds from which the clock is said to have drifted."""
+"""Change of the spin between rounds from which a warning says that the clock drifted."""
 
 _FEW_SAMPLES = 100
 
@@ -21,14 +21,14 @@ _FEW_NORMALS = 30
 
 
 def machine_warnings(machine: MachineFacts, settings: SuiteSettings) -> list[str]:
-    """Return what speaks against measuring on this machine now."""
+    """Return what makes measurements on this machine unreliable now."""
     found = []
     if settings.quick:
-        found.append("quick run: too short to compare machines or versions by; leave out --quick for that")
+        found.append("quick run: too short to compare machines or versions; leave out --quick for that")
     if settings.rounds < FEW_ROUNDS:
         few = f"{settings.rounds} round{'s' * (settings.rounds > 1)}"
         found.append(
-            f"{few} only: {'there are no intervals' if settings.rounds == 1 else 'the intervals are too narrow'}; "
+            f"only {few}: {'there are no intervals' if settings.rounds == 1 else 'the intervals are too narrow'}; "
             f"take {FEW_ROUNDS} or more, better 10"
         )
     load = machine.load_average_start
@@ -46,7 +46,7 @@ def machine_warnings(machine: MachineFacts, settings: SuiteSettings) -> list[str
 
 
 def bundle_warnings(result: BundleResult, manifest: Manifest, settings: SuiteSettings) -> list[str]:
-    """Return what speaks against one bundle's numbers."""
+    """Return what makes one bundle's numbers unreliable."""
     found = [
         *_latency_warnings(result),
         *round_warnings(result.rounds),
@@ -78,17 +78,17 @@ def round_warnings(rounds: Sequence[RoundRecord]) -> list[str]:
     if stolen:
         found.append(
             f"the virtual machine's host gave up to {max(stolen):.0%} of the processor time to others in {len(stolen)} "
-            f"of {len(rounds)} rounds; measure on a machine of its own"
+            f"of {len(rounds)} rounds; measure on a dedicated machine"
         )
     spins = [min(each.spin_before_ms, each.spin_after_ms) for each in rounds]
     if spins and max(spins) > (1 + SLOWER_CLOCK) * min(spins):
         found.append(
-            f"the clock drifted: the same arithmetic took {min(spins):.2f} to {max(spins):.2f} ms in different rounds; "
-            "let the device cool down, fix its clock, and stop what else runs"
+            f"the clock drifted: the same computation took {min(spins):.2f} to {max(spins):.2f} ms in different "
+            "rounds; let the device cool down, fix its clock, and stop other programs"
         )
     throttled = sum(each.n_throttled or 0 for each in rounds)
     if throttled:
-        found.append(f"the processor slowed down for heat {throttled} times; improve its cooling, or lower its clock")
+        found.append(f"the processor was throttled by heat {throttled} times; improve its cooling, or lower its clock")
     return found
 
 
@@ -118,7 +118,7 @@ def _device_warnings(result: BundleResult, settings: SuiteSettings) -> list[str]
     found = [f"as it was loaded: {note}" for note in result.notes]
     asked, used = settings.device.strip().lower(), result.device
     if used is not None and asked != "auto" and _kind(used) != _kind(asked):
-        found.append(f"it runs on {used} although {asked} was asked for ({result.device_reason})")
+        found.append(f"it runs on {used} although {asked} was requested ({result.device_reason})")
     elif used is not None and result.device_reason is not None and "because:" in result.device_reason:
         # A runtime that has a faster device and could not start it.
         found.append(f"it fell back to {used}: {result.device_reason}")
@@ -138,7 +138,7 @@ def _accuracy_warnings(result: BundleResult) -> list[str]:
     if auroc is not None and auroc.low <= 0.5:
         found.append(
             f"it may be no better than chance: the interval of its image AUROC goes down to {auroc.low:.3f}; "
-            "test on more images, or train it anew"
+            "test on more images, or train it again"
         )
     if result.accuracy.threshold_method is ThresholdMethod.F1_OPTIMAL:
         found.append(

@@ -29,11 +29,11 @@ from vae_edge.benchmarks.report.records.speed import (
 )
 
 WIDE_SPREAD = 0.10
-"""Standard deviation, as a share of the mean, from which a result is called unstable: pyperf's limit too."""
+"""Standard deviation, as a share of the mean, from which a result is called unstable; pyperf has the same limit."""
 
 WIDE_DRIFT = 0.05
 """Change of the median from the first half of the rounds to the second from which a result is called unstable: a
-processor that heats up or a machine that got busy."""
+processor that heats up or a machine that became busy."""
 
 _BINS = 40
 
@@ -153,7 +153,7 @@ def _stages(samples: RawSamples, latency: LatencyRecord, device: str) -> StageRe
         interval = latency_intervals(rounds).get("p50_ms")
         stages.append(Stage(name=name, what=what, p50_ms=float(rounds.figures()["p50_ms"][0]), interval=interval))
     why = (
-        "on a processor the input is used where it lies, and the outputs are small"
+        "on a CPU the input is used in place, and the outputs are small"
         if device == "cpu"
         else f"the call to the runtime on {device} returns only when the outputs are on the host"
     )
@@ -161,7 +161,7 @@ def _stages(samples: RawSamples, latency: LatencyRecord, device: str) -> StageRe
         stages=tuple(stages),
         sum_ms=sum(stage.p50_ms for stage in stages),
         end_to_end_ms=latency.file.p50_ms,
-        note=f"copying in, computing and copying out are together in `engine`: {why}",
+        note=f"`engine` includes copying in, computing and copying out: {why}",
     )
 
 
@@ -213,7 +213,7 @@ def _load(samples: RawSamples, fps: float, deadline_ms: float) -> LoadRecord:
 
 
 def missed_rate(latency: LatencyRounds, deadline_ms: float) -> RateRounds:
-    """Return images later than the deadline by images."""
+    """Return the share of images that were later than the deadline."""
     return RateRounds(
         {number: (float((values > deadline_ms).sum()), float(values.size)) for number, values in latency.rounds.items()}
     )
@@ -223,7 +223,9 @@ def _energy(samples: RawSamples) -> EnergyRecord:
     rate = samples.energy()
     readings = [result["energy"] for result in samples.rounds.values()]
     if rate is None:
-        return EnergyRecord(not_available_because=readings[-1]["not_available_because"] or "the counter stood still")
+        return EnergyRecord(
+            not_available_because=readings[-1]["not_available_because"] or "the counter did not advance"
+        )
     read = [reading for reading in readings if reading["joules"] is not None]
     return EnergyRecord(
         joules_per_image=rate.value(),

@@ -13,7 +13,7 @@ from vae_edge.errors import VaeEdgeError
 
 
 def run_study(command: Callable[..., Any]) -> None:
-    """Run a study as a program: its parameters are the options; an error is one line and its exit code."""
+    """Run a study as a program: its parameters are the options; an error prints one line and sets the exit code."""
     try:
         typer.run(command)
     except VaeEdgeError as error:

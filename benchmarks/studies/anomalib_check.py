@@ -1,6 +1,6 @@
 """One checkpoint in anomalib and as bundles: `python -m vae_edge.benchmarks.studies.anomalib_check DATA --out DIR`.
 
-Makes torchvision importable first, which Lightning asks for as soon as it is loaded.
+Makes torchvision importable first, because Lightning imports it as soon as it is loaded.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """One checkpoint in anomalib and as bundles: the command behind `vae_edge.benchmarks.studies.anomalib_check`.
 
 Needs an environment with anomalib (`make bench-anomalib DATA=...`). `vae_edge.anomalib.Vae` is trained by anomalib's
-`Engine`, or a checkpoint of it is taken; then the same weights are measured
+`Engine`, or an existing checkpoint of it is used; then the same weights are measured
 
 - by anomalib's evaluator, by this project's metrics on the network in torch, and by these on each bundle, on the whole
   test set: image and pixel AUROC, and the largest difference of a score from the torch network's;
 - as anomalib's OpenVINO export in its `OpenVINOInferencer` against the bundles in the `Detector`: time to the first
-  verdict, memory, images/s, in processes of their own, alternately.
+  verdict, memory, images/s, in separate processes, alternately.
 
 Pixel AUROC differs a little between the first and the others: anomalib shrinks masks by the nearest pixel, this project
-so that no thin defect is lost.
+in a way that keeps thin defects.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ _TIMED = 64
 def compare(
     data: Annotated[Path, typer.Argument(help="Image set in the layout of MVTec AD.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the bundles and the tables.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Of vae_edge.anomalib.Vae; default: trains one.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint of vae_edge.anomalib.Vae; default: train one.")
+    ] = None,
     image_size: Annotated[str, typer.Option(help="Height and width, as 336x288.")] = "256x256",
     tile_size: Annotated[int | None, typer.Option(help="Side of the tiles; default: whole images.")] = None,
     photometric: Annotated[str, typer.Option(help="none, image or local.")] = "none",
@@ -56,7 +58,7 @@ def compare(
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
     epochs: Annotated[int, typer.Option(help="Of the training.")] = 40,
     precision: Annotated[str, typer.Option(help="Of the training, as Lightning names it.")] = "32-true",
-    rounds: Annotated[int, typer.Option(help="Turns of the timing; 0: none.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing; 0: none.")] = 3,
     seconds: Annotated[float, typer.Option(help="Of each loop of the timing.")] = 5.0,
 ) -> None:
     """Measure one checkpoint in anomalib and as bundles."""
@@ -111,7 +113,7 @@ def compare(
 
 
 def _as_folder(root: Path) -> Any:
-    """Return anomalib's data module of a set in the layout of MVTec AD, with image files of any kind."""
+    """Return anomalib's data module for a set in the layout of MVTec AD, with image files of any kind."""
     from anomalib.data import Folder
 
     defects = sorted(path.name for path in (root / "ground_truth").iterdir() if path.is_dir())
@@ -134,7 +136,7 @@ def _accuracy_lines(theirs: dict[str, float], run: RunFolder, bundles: Sequence[
     _, scores = run_graph(run.load_graph(), load_images(tests, run.record.preparation))
     lines = [
         f"{len(tests)} test images; AUROC of the same weights, and the largest difference of a score from the torch "
-        "network's, beside the largest score.",
+        "network's, next to the largest score.",
         "",
         "| measured by | image AUROC | pixel AUROC | largest score difference | other verdicts |",
         "|---|---:|---:|---:|---:|",
@@ -225,7 +227,7 @@ def _timing(
         notes_console().print(line, markup=False, soft_wrap=True)
 
     rows = make_rows(run_rounds(candidates, plan, tell), [image.is_anomalous for image in tests])
-    facts = [f"The same checkpoint, {rounds} rounds by turns, {len(plan.files)} pictures timed."]
+    facts = [f"The same checkpoint, {rounds} rounds in turns, {len(plan.files)} pictures timed."]
     versions = environment.versions.items()
     facts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions) + ".")
     return to_markdown(rows, facts, [])

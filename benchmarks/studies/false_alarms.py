@@ -3,20 +3,19 @@
 The normals of a run that neither trained its network nor set the scale of its residual (roles `threshold` and `test`)
 are divided many times: one half calibrates, the other is fresh. Pictures of the same part stay in one half.
 
-Random is the division alone, and it follows from the seed. Network, scoring constants, images and their scores are
-the same in every division; so the range says how much a threshold depends on which of these normals it was fitted on,
-and how much a measured rate on which of them are fresh. The divisions share images: it is not a confidence interval for
-another training or for parts that are not among these. The `statistics` normals are left out, for the scale of the
-residual was fitted to them and their scores are too good.
+Only the division is random, and the seed determines it. Network, scoring constants, images and their scores are the
+same in every division, so the range shows how much a threshold depends on which of these normals it was fitted on, and
+how much a measured rate depends on which of them are fresh. The divisions share images: it is not a confidence interval
+for another training or for parts that are not among these. The `statistics` normals are left out, because the scale of
+the residual was fitted to them and their scores are too good.
 
-A random division makes both halves alike, whatever the run's own split was like. Whether its held-out normals are like
-the test images shows in another column: the threshold fitted on all the `threshold` normals, tried on the normals in
-`test`.
+A random division makes both halves alike, whatever the run's own split is. Another column shows whether its held-out
+normals are like the test images: the threshold fitted on all the `threshold` normals, applied to the normals in `test`.
 
 Where all images are exchangeable, the mean rate of n calibrating images is k / (n + 1), the largest such value that is
-no more than the promised one, or 1 / (n + 1) where n cannot support it (`vae_edge.decision`). Of pictures of the same
-part one calibrates, as in a training; the rate then holds on average for fresh parts, and varies as much as so few
-parts allow.
+no more than the promised one, or 1 / (n + 1) where n cannot support it (`vae_edge.decision`). Of the pictures of a part
+only one calibrates, as in training; the rate then holds on average for fresh parts, and varies as much as so few parts
+allow.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ _PERCENTILES = (2.5, 97.5)
 
 
 class AchievedRate(Record):
-    """What became of one promised rate."""
+    """The result for one promised rate."""
 
     promised: float
     mean: float
-    """Over the divisions, of the share of fresh images called anomalous, or of their pixels marked."""
+    """Mean over the divisions of the share of fresh images called anomalous, or of their pixels marked."""
     low: float
     """2.5 % of the divisions have at most this rate."""
     high: float
@@ -82,7 +81,7 @@ class FalseAlarmStudy(Record):
 
 
 def divide(parts: Sequence[str], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Draw which images calibrate: whole parts in random order, until they are half of the images or more.
+    """Draw the images that calibrate: whole parts in random order, until they are half of the images or more.
 
     At least one part is left.
 
@@ -163,7 +162,7 @@ def pixel_rates(
         is_threshold: see there.
         divisions: see there.
         promised: share of normal pixels that may be marked, in (0, 1).
-        progress: called with divisions done and their number.
+        progress: called with the number of divisions done and their total.
 
     Raises:
         InputError: see `vae_edge.decision.PixelTail`.
@@ -219,10 +218,10 @@ def study_run(
         group_by: which images show the same part: as the run recorded it, or again by `auto`, `none` or an expression,
             see `vae_edge.train.data.split.SplitSettings`.
         data: where the images are now; None: where they were.
-        progress: called with what is being done, how much of it and how much there is.
+        progress: called with the current step, how much of it is done and its total.
 
     Raises:
-        InputError: the images are not there, are too few, or a rate is outside (0, 1).
+        InputError: the images are missing, are too few, or a rate is outside (0, 1).
     """
     for rate in rates:
         check_rate(rate, "false-alarm rate")
@@ -277,7 +276,7 @@ def parse_rates(text: str) -> list[float]:
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"the rates are {text!r}; expected numbers with commas, such as 0.01,0.05") from error
+        raise UsageError(f"the rates are {text!r}; expected numbers separated by commas, such as 0.01,0.05") from error
     for rate in rates:
         check_rate(rate, "false-alarm rate")
     return rates

@@ -2,9 +2,9 @@
 
 `python -m vae_edge.benchmarks.studies.model_api_check BUNDLE MODEL_API_DIR --data PICTURES`
 
-Each side reads every picture from its file by its own road: `Detector.predict(path)`, and `model(cv2.imread(path))`.
-They take turns with every picture, so that what disturbs the machine disturbs both. Where `openvino-model-api` is not
-installed, the model is run by OpenVINO alone, without Model API's own postprocessing.
+Each side reads every picture from its file in its own way: `Detector.predict(path)`, and `model(cv2.imread(path))`.
+They take turns with every picture, so that a disturbance affects both. Where `openvino-model-api` is not installed, the
+model is run by OpenVINO alone, without Model API's own postprocessing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vae_edge.records import Record
 
 
 class ModelApiComparison(Record):
-    """What became of the pictures on either side."""
+    """The results for the pictures on both sides."""
 
     bundle: str
     opened_with: str
@@ -48,7 +48,7 @@ class ModelApiComparison(Record):
     equal_verdicts: int
     differing_images: tuple[str, ...]
     max_score_difference: float
-    """Between `pred_score` and what the Detector's score amounts to on the scale from 0 to 1."""
+    """Largest difference between `pred_score` and the Detector's score converted to the scale from 0 to 1."""
     order_inversions: int
     """Pairs of neighbours, in the order of the Detector's scores, that `pred_score` has the other way round."""
     detector_ms: float
@@ -79,8 +79,8 @@ def compare(
     Args:
         bundle: the bundle.
         folder: made from it by `vae-export --layout model-api`.
-        images: files to judge; 8 bits a channel, for `cv2.imread` scales others by rules of its own.
-        as_created: open it with `create_model(path)` and nothing else: the arithmetic is then the processor's choice.
+        images: files to judge; 8 bits per channel, because `cv2.imread` scales others by its own rules.
+        as_created: open it with just `create_model(path)`: the processor then chooses the arithmetic.
         progress: called after every picture.
 
     Raises:
@@ -179,10 +179,12 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 def main(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle for target openvino.")],
-    folder: Annotated[Path, typer.Argument(metavar="MODEL_API_DIR", help="What --layout model-api made from it.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Pictures to judge, in sub-folders too.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="MODEL_API_DIR", help="The folder that --layout model-api made from it.")
+    ],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Pictures to judge, including sub-folders.")],
     as_created: Annotated[
-        bool, typer.Option("--as-created", help="Open with create_model(path) alone, whatever it computes in.")
+        bool, typer.Option("--as-created", help="Open with just create_model(path), whatever arithmetic it uses.")
     ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures there as JSON.")] = None,
 ) -> None:
@@ -217,7 +219,7 @@ def print_comparison(found: ModelApiComparison) -> None:
     table.add_row("Model API", f"{found.model_api_ms:.1f} ms")
     results_console().print(table)
     if found.differing_images:
-        notes_console().print("another verdict: " + ", ".join(found.differing_images))
+        notes_console().print("different verdict: " + ", ".join(found.differing_images))
 
 
 if __name__ == "__main__":

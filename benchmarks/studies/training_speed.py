@@ -1,9 +1,9 @@
 """Training speed against a plain loop: `python -m vae_edge.benchmarks.studies.training_speed`.
 
-The plain loop is what one writes first: float32, channels first, Adam, batches picked from an array in memory; nothing
-is validated, logged or saved. The other side is `fit_vae` as `vae-train` calls it, with all of that: channels last, and
-bfloat16 where the device multiplies it. Both train the same network on the same random windows, alternately; figures
-are windows (or full images) in a second, and the median of the rounds' ratios with their range.
+The plain loop is the simplest one: float32, channels first, Adam, batches picked from an array in memory; nothing is
+validated, logged or saved. The other side is `fit_vae` as `vae-train` calls it, with all of that, in channels-last
+layout, and in bfloat16 if the device supports it. Both train the same network on the same random windows, alternately;
+figures are windows (or full images) in a second, and the median of the rounds' ratios with their range.
 """
 
 from __future__ import annotations

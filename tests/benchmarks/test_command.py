@@ -132,7 +132,7 @@ def test_an_option_that_makes_no_sense_is_refused(given: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--deadline-ms", "20"], "--deadline-ms is for images that come at a rate: add --load-fps"),
+        (["--deadline-ms", "20"], "--deadline-ms is for images that arrive at a rate: add --load-fps"),
         (["--simple-method"], "--simple-method is for test images: add --data"),
     ],
 )
@@ -152,7 +152,7 @@ def test_an_option_that_no_bundle_has_a_use_for_is_refused(command: Run, onnx_bu
     )
     code, out, err = command(only_torch, onnx_bundle.folder, "--requests", 2, "--reference", "gone", program="bench")
     assert (code, out) == (2, "")
-    assert "the reference 'gone' is none of the bundles" in err  # One of them has a use for it.
+    assert "the reference 'gone' is not one of the bundles" in err  # One of them has a use for it.
 
 
 def test_nothing_that_keeps_the_requirements_is_exit_code_3(
@@ -163,7 +163,7 @@ def test_nothing_that_keeps_the_requirements_is_exit_code_3(
     code, out, _ = command(*arguments, "--require", "p50_ms<=0.000001", program="bench")
     assert code == 3
     assert "No bundle fits." in out
-    assert "required is p50_ms <= 1e-06" in out
+    assert "the requirement is p50_ms <= 1e-06" in out
     found = read_report(tmp_path / "report").recommendation
     assert found is not None
     assert found.chosen is None
@@ -191,7 +191,7 @@ def test_a_report_that_is_newer_damaged_or_none_is_refused(report_folder: Path) 
     with pytest.raises(InputError, match="cannot be read"):
         read_report(file)
     report = Report.model_validate_json(json.dumps(content))
-    with pytest.raises(InputError, match="no earlier benchmark report"):
+    with pytest.raises(InputError, match="not a benchmark report"):
         write_report(report_folder, report, {})
 
 

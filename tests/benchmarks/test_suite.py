@@ -164,7 +164,7 @@ def test_few_rounds_and_a_few_good_test_images_are_warned_of(
     suite: tuple[Report, Path, list[SuiteProgress]],
 ) -> None:
     warnings = "\n".join(suite[0].warnings)
-    assert "2 rounds only: the intervals are too narrow" in warnings
+    assert "only 2 rounds: the intervals are too narrow" in warnings
     assert "squares-onnx-fp32: 4 good test images are few" in warnings
 
 
@@ -314,7 +314,7 @@ def test_a_reference_or_baseline_that_is_none_of_the_bundles_is_refused_before_m
     make_bundle: MakeBundle, inspection_folder: Path
 ) -> None:
     for settings in (SuiteSettings(reference="no"), SuiteSettings(baseline="no")):
-        with pytest.raises(InputError, match=r"'no' is none of the bundles; choose from only"):
+        with pytest.raises(InputError, match=r"'no' is not one of the bundles; choose from only"):
             run_suite([make_bundle("only")], inspection_folder, settings)
 
 
@@ -322,7 +322,7 @@ def test_a_report_folder_that_holds_something_else_is_refused_before_measuring(
     make_bundle: MakeBundle, inspection_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="no earlier benchmark report"):
+    with pytest.raises(InputError, match="not a benchmark report"):
         run_suite([make_bundle("only")], inspection_folder, report_folder=tmp_path)
 
 

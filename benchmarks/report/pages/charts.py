@@ -1,4 +1,4 @@
-"""The arithmetic of the page's drawings: axes, where things lie, how bundles look. The SVG is in `templates`."""
+"""The arithmetic of the page's drawings: axes, positions, how bundles look. The SVG is in `templates`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vae_edge.benchmarks.report.records.accuracy import CurveRecord
 from vae_edge.benchmarks.report.records.speed import Histogram
 
 _LOG_STEPS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
-"""Multiples of a power of ten that get a tick on a log axis: the coarsest that give enough ticks."""
+"""Multiples of a power of ten that get a tick on a log axis; the coarsest set with enough ticks is used."""
 
 _COLOURS = 8
 _MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross")
@@ -33,10 +33,10 @@ class Axis:
     ticks: tuple[float, ...]
     is_log: bool = False
     in_percent: bool = False
-    """Whether the ticks say `20%` where the value is 0.2."""
+    """Whether the tick for 0.2 says `20%`."""
 
     def share(self, value: float) -> float:
-        """Return where the value lies: 0 at the low end, 1 at the high one; what is outside goes to the end."""
+        """Return the position of the value: 0 at the low end, 1 at the high end; values outside are clamped."""
         if self.is_log:
             part = 0.0 if value <= 0 else math.log(value / self.low) / math.log(self.high / self.low)
         else:
@@ -44,11 +44,11 @@ class Axis:
         return min(max(part, 0.0), 1.0)
 
     def percent(self, value: float) -> str:
-        """Return where the value lies, as SVG has it in a drawing without a width of its own."""
+        """Return the position of the value as a percentage, for an SVG drawing without a fixed width."""
         return f"{100 * self.share(value):.2f}%"
 
     def labels(self) -> tuple[str, ...]:
-        """Return the ticks' texts, with as many decimals as tell them apart."""
+        """Return the ticks' texts, with as many decimals as needed to tell them apart."""
         if self.is_log:
             return tuple(f"{tick:g}" for tick in self.ticks)
         if self.in_percent:
@@ -102,9 +102,9 @@ def log_axis(values: Iterable[float], *, margin: float = 1.25, n_ticks: int = 4,
     """Return a logarithmic axis over the positive values.
 
     Args:
-        values: what must fit; values that are not positive are passed over, none gives 1 to 10.
-        margin: the ends lie that factor beyond the values.
-        n_ticks: at least so many ticks.
+        values: what must fit; values that are not positive are ignored, none gives 1 to 10.
+        margin: the ends lie this factor beyond the values.
+        n_ticks: at least this many ticks.
         max_ticks: at most this many.
     """
     known = [value for value in values if math.isfinite(value) and value > 0] or [1.0, 10.0]
@@ -142,11 +142,11 @@ class Plot:
     bottom: float
 
     def px(self, value: float) -> float:
-        """Return the horizontal place of a value."""
+        """Return the horizontal position of a value."""
         return self.left + (self.right - self.left) * self.x.share(value)
 
     def py(self, value: float) -> float:
-        """Return the vertical place of a value, which grows downwards."""
+        """Return the vertical position of a value; it grows downwards."""
         return self.top + (self.bottom - self.top) * (1.0 - self.y.share(value))
 
     def path(self, points: Iterable[tuple[float, float]]) -> str:
@@ -156,7 +156,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Look:
-    """How one bundle is drawn wherever it appears: colour, marker and dash together, never the colour alone."""
+    """How one bundle is drawn everywhere: by colour, marker and dash together, never by colour alone."""
 
     colour: int
     marker: str
@@ -169,7 +169,7 @@ class Look:
 
 
 def looks(n: int) -> tuple[Look, ...]:
-    """Return n looks that all differ: the three lists have lengths without a common divisor, so 280 of them do."""
+    """Return n different looks: the lengths of the three lists have no common divisor, so 280 looks differ."""
     colours, markers, dashes = cycle(range(_COLOURS)), cycle(_MARKERS), cycle(_DASHES)
     return tuple(Look(next(colours), next(markers), next(dashes)) for _ in range(n))
 
@@ -181,12 +181,12 @@ def decimal(value: float) -> str:
 
 
 def text_width(content: str, font_px: float) -> float:
-    """Return about how wide a text is, rather too wide: the reader's font is unknown here."""
+    """Return the approximate width of a text, rather too large: the reader's font is unknown here."""
     return font_px * sum(_NARROW.get(letter, 0.6) for letter in content)
 
 
 def shortened(name: str, most: int) -> str:
-    """Return a name that fits, with its middle left out: the ends are what tells bundles apart."""
+    """Return a name that fits, with its middle left out: the ends tell bundles apart."""
     if len(name) <= most:
         return name
     tail = most * 3 // 5
@@ -207,8 +207,8 @@ def curve_points(curve: CurveRecord, up_to: float) -> list[tuple[float, float]]:
 def violin(axis: Axis, histogram: Histogram, width: float, height: float) -> str:
     """Return the outline of a histogram mirrored at its own line, as SVG's `points`.
 
-    It is as wide as its highest bin, so bundles are compared by place and shape; on a log axis equal areas would mean
-    nothing to the eye either.
+    It is scaled to its highest bin, so bundles are compared by position and shape; on a log axis equal areas would not
+    be readable anyway.
     """
     bins = list(zip(histogram.counts, histogram.edges[:-1], histogram.edges[1:], strict=True))
     density = [count / max(high - low, 1e-300) for count, low, high in bins]

@@ -1,7 +1,7 @@
 """The report as one page, `report.html`: readable offline, on a phone, by keyboard, by a screen reader and on paper.
 
-What it says comes from `figures` and `tables`, where things lie from `charts` and `tradeoff`; `templates` has markup.
-Nothing here is imported by measuring: a page is made from report.json, on any machine (`render_report`).
+Its content comes from `figures` and `tables`, positions from `charts` and `tradeoff`, and markup from `templates`.
+Measuring does not import this module: a page is made from report.json, on any machine (`render_report`).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from vae_edge.platform.outside import printable
 from vae_edge.records import with_texts
 
 KINDS: dict[ExampleKind, str] = {
-    "flip": "Flip: the reference decides otherwise",
+    "flip": "Flip: the reference judges differently",
     "miss": "Miss",
     "false_alarm": "False alarm",
     "hit": "Hit",
     "pass": "Rightly passed",
 }
-"""In the order that an engineer asks for them."""
+"""In the order in which an engineer looks for them."""
 
 MOST_BYTES = 4 * 1024 * 1024
-"""Pictures beyond this much are left out of the page: it is sent by mail and opened on phones."""
+"""Pictures beyond this size are left out of the page: it is sent by mail and opened on phones."""
 
 _PRO_LIMIT = 0.3
 """False-positive rate up to which the area under the PRO curve is taken."""
@@ -68,13 +68,13 @@ def render_report(path: Path, out: Path | None = None) -> tuple[Path, ...]:
 
     Args:
         path: the `report.json`, or its folder.
-        out: where to write; None: beside it.
+        out: where to write; None: next to it.
 
     Returns:
         The files that were written.
 
     Raises:
-        InputError: there is no report, it is damaged, or a file of that name that is not a report is in the way.
+        InputError: there is no report, it is damaged, or a page's name is taken by a file that is not a report.
         MissingDependencyError: Jinja2 is not installed; report.md was written.
     """
     report = read_report(path)
@@ -91,17 +91,17 @@ def render_report(path: Path, out: Path | None = None) -> tuple[Path, ...]:
         if isinstance(error, VaeEdgeError):
             raise
         # Each value by itself is possible, else the file would have been refused; together they are not.
-        raise InputError(f"{path} holds values that do not belong together ({error}); run vae-bench again") from error
+        raise InputError(f"{path} has inconsistent values ({error}); run vae-bench again") from error
     return markdown, html
 
 
 def to_html(report: Report, images: Mapping[str, bytes] | None = None, most_bytes: int = MOST_BYTES) -> str:
-    """Return the page. It names no other file to load and asks nothing of any network.
+    """Return the page. It loads no other files and makes no network requests.
 
     Args:
-        report: what was found; every number on the page is one of its.
+        report: the results; every number on the page comes from it.
         images: JPEG and PNG files by the names in the report's examples; an example whose file is missing is left out.
-        most_bytes: of pictures; those beyond are counted and left out.
+        most_bytes: limit for all pictures; the rest are counted and left out.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -140,7 +140,7 @@ def to_html(report: Report, images: Mapping[str, bytes] | None = None, most_byte
 
 @cache
 def _engine() -> tuple[Any, Any]:
-    """Return the template engine, which escapes whatever is not markup, and the type of what is."""
+    """Return the template engine, which escapes everything that is not markup, and the type for markup."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -194,11 +194,11 @@ def _check_replaceable(file: Path, beginning: str) -> None:
         with file.open("rb") as opened:
             if opened.read(len(beginning)) == beginning.encode():
                 return
-    raise InputError(f"{file} is already there and is not a benchmark report; choose another --out or move it away")
+    raise InputError(f"{file} already exists and is not a benchmark report; choose another --out or move it away")
 
 
 def _pictures(folder: Path, report: Report) -> dict[str, bytes]:
-    """Return the report's pictures as far as they are there and no larger than a page may be."""
+    """Return those of the report's pictures that exist and are not larger than a page may be."""
     files = {name: folder / name for example in report.examples for name in example.pictures}
     return {
         name: file.read_bytes() for name, file in files.items() if file.is_file() and file.stat().st_size <= MOST_BYTES
@@ -206,7 +206,7 @@ def _pictures(folder: Path, report: Report) -> dict[str, bytes]:
 
 
 def _doubts(report: Report) -> list[str]:
-    """Return what the measurement's uncertainty leaves open about the chosen bundle."""
+    """Return what remains uncertain about the chosen bundle."""
     choice = report.recommendation
     if choice is None or choice.chosen is None:
         return []
@@ -223,7 +223,7 @@ def _doubts(report: Report) -> list[str]:
 
 
 def _warnings(report: Report) -> dict[str | None, list[str]]:
-    """Return the warnings by bundle; those of the whole under None."""
+    """Return the warnings by bundle; warnings about the whole benchmark are under None."""
     found: dict[str | None, list[str]] = {None: [], **{bundle.name: [] for bundle in report.bundles}}
     for warning in report.warnings:
         whose = next((name for name in found if name is not None and warning.startswith(f"{name}: ")), None)
@@ -371,7 +371,7 @@ Series = dict[str, list[tuple[float, float]]]
 
 
 def _conditions(report: Report) -> list[tuple[str, Series]]:
-    """Return what was seen of the conditions in each round, with the title of each."""
+    """Return the conditions that were recorded in each round, with their titles."""
     measured = [bundle for bundle in report.bundles if bundle.rounds]
     latency: Series = {}
     for bundle in measured:

@@ -1,4 +1,4 @@
-"""The report for a pull request: the verdict first, then tables with intervals, then why to believe them."""
+"""The report for a pull request: the recommendation first, then tables with intervals, then how they were measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_edge.records import with_texts
 
 
 def to_markdown(report: Report) -> str:
-    """Return the report as GitHub-flavoured Markdown. Every number in it is one of the report's."""
+    """Return the report as GitHub-flavoured Markdown. Every number in it comes from the report."""
     report = with_texts(report, plain_markdown)  # Names come from bundles and file names.
     has_sweep = any(bundle.throughput and bundle.throughput.sweep for bundle in report.bundles)
     ran = [bundle for bundle in report.bundles if bundle.has_run]
@@ -61,7 +61,7 @@ def _verdict(report: Report) -> Iterable[str]:
         verdict = "No bundle fits." if found.chosen is None else f"Put `{found.chosen}` on this device."
         yield f"**{verdict}** {_line(found.why)} The rule: {_line(found.rule)}."
     if report.interrupted_because is not None:
-        yield f"**Not complete**: {report.interrupted_because}. What is here comes from complete rounds."
+        yield f"**Not complete**: {report.interrupted_because}. All figures come from complete rounds."
     yield tables.summary(report)
     if found is not None:
         said = {each: "; ".join((*each.reasons, *each.caveats)) for each in found.judgements}
@@ -71,9 +71,9 @@ def _verdict(report: Report) -> Iterable[str]:
 
 
 def _legend(report: Report) -> str:
-    legend = "In brackets 95 % confidence intervals; percentiles with fewer than 10 samples beyond them have none."
+    legend = "In brackets: 95 % confidence intervals; percentiles with fewer than 10 samples beyond them have none."
     if report.baseline is not None:
-        legend += f" The ratio is of the p50 to that of {report.baseline}, paired by round."
+        legend += f" The ratio is the p50 divided by that of {report.baseline}, paired by round."
     return legend
 
 
@@ -88,7 +88,7 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """Keep a text in its cell: a bar would end it."""
+    """Escape the bars in a text: they would end its cell."""
     return _line(text).replace("|", "\\|")
 
 

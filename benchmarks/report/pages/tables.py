@@ -44,13 +44,13 @@ _CURVE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 
 @dataclass(frozen=True)
 class Table:
-    """A table; its first columns name what the others are numbers of."""
+    """A table; its first columns name what the numbers in the others describe."""
 
     caption: str
     headers: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     n_names: int = 1
-    """Columns from the left that are text; those after it are numbers."""
+    """Number of columns from the left that are text; the others are numbers."""
 
 
 Rows = Iterator[Sequence[Cell]]
@@ -72,7 +72,7 @@ def _table(
 
 
 def summary(report: Report) -> str:
-    """Return in a sentence what ran where."""
+    """Return a sentence about what ran where."""
     ran = sum(bundle.has_run for bundle in report.bundles)
     machine = report.machine
     place = machine.board or machine.processor or machine.architecture
@@ -88,7 +88,7 @@ def simple_method_name(record: SimpleMethodRecord) -> str:
 
 
 def overview(report: Report, view: View) -> Table:
-    """Return the figures of every bundle that a view shows, as far as any bundle has them."""
+    """Return the figures of every bundle that a view shows, if at least one bundle has them."""
     shown = [each for each in figures(view) if any(each.find(bundle) is not None for bundle in report.bundles)]
     rows: list[list[Cell]] = []
     for bundle in report.bundles:
@@ -131,12 +131,12 @@ def stages(report: Report) -> Table:
 
 
 @_table(
-    "Verdicts in a second by requests and batch size",
-    *("bundle", "asked for", "what the runtime made of it", "images/s"),
+    "Verdicts per second by requests and batch size",
+    *("bundle", "asked for", "what the runtime used", "images/s"),
     n_names=3,
 )
 def throughput(report: Report) -> Rows:
-    """Verdicts in a second in every configuration that was tried."""
+    """Verdicts per second in every configuration that was tried."""
     for bundle in report.bundles:
         for each in (bundle.throughput.default, *bundle.throughput.sweep) if bundle.throughput else ():
             rate = Number(each.images_per_s, digits, each.interval)
@@ -144,7 +144,7 @@ def throughput(report: Report) -> Rows:
 
 
 def configuration(requests: int | None, batch_size: int) -> str:
-    """Return what was asked of a stream, in words."""
+    """Describe the requested configuration of a stream."""
     if requests is None and batch_size == 1:
         return "default"
     words = "default requests" if requests is None else f"{requests} request{'s' * (requests != 1)}"
@@ -152,11 +152,11 @@ def configuration(requests: int | None, batch_size: int) -> str:
 
 
 @_table(
-    "Images at a fixed rate, from when one was due to its verdict",
+    "Images at a fixed rate, from the due time to the verdict",
     *("bundle", "images/s", "deadline ms", "missed", "p50 ms", "p99 ms", "keeps up"),
 )
 def loads(report: Report) -> Rows:
-    """How images at a fixed rate were kept up with; latency counts from when an image was due."""
+    """How well bundles kept up with images at a fixed rate; latency counts from when an image was due."""
     for bundle in report.bundles:
         for load in bundle.load:
             found = load.latency
@@ -235,7 +235,7 @@ def _share(value: float | None) -> str:
 
 
 def seen(report: Report) -> list[tuple[str, Detectability]]:
-    """Return what each training run finds of pasted defects, with its name; all of its bundles say the same."""
+    """Return the shares of pasted defects that each training run finds, with its name; its bundles all say the same."""
     runs = {
         (bundle.run or bundle.name, bundle.run_fingerprint): bundle.detectability
         for bundle in report.bundles
@@ -245,7 +245,7 @@ def seen(report: Report) -> list[tuple[str, Detectability]]:
 
 
 def seen_from(report: Report) -> list[str]:
-    """Say of each training run from which size on it finds pasted defects, and where it is blind."""
+    """Describe for each training run the size from which it finds pasted defects, and where it is blind."""
     return [
         f"{name}: {'; '.join(filter(None, (record.blindness(), record.headline())))}" for name, record in seen(report)
     ]
@@ -261,7 +261,7 @@ def detectability(report: Report) -> Rows:
 
 @_table("Height of the curves at false-positive rates", "bundle", "curve", *map(str, _CURVE_RATES), n_names=2)
 def curves(report: Report) -> Rows:
-    """The height of each curve at a few false-positive rates: what a screen reader can make of it."""
+    """The height of each curve at a few false-positive rates: the curve for screen readers."""
     for name, record in judged(report):
         for what, curve in (("images, ROC", record.roc), ("pixels, ROC", record.pixel_roc), ("PRO", record.pro)):
             if curve is not None:
@@ -269,7 +269,7 @@ def curves(report: Report) -> Rows:
 
 
 def _height(curve: CurveRecord, at: float) -> float:
-    """Return the height of a curve, straight between its corners; on a vertical step its upper end."""
+    """Return the height of a curve, linear between its corners; on a vertical step the upper end."""
     points = list(zip(curve.false_positive_rate, curve.hit_rate, strict=True))
     before = [point for point in points if point[0] <= at]
     after = next((point for point in points if point[0] > at), None)
@@ -324,12 +324,12 @@ def drift(report: Report) -> Rows:
 
 
 @_table(
-    "Images with another verdict",
+    "Images with a different verdict",
     *("image", "bundle", "defect class", "verdict", "margin before", "margin now", "explained"),
     n_names=4,
 )
 def flips(report: Report) -> Rows:
-    """The images that a bundle and its reference decide differently."""
+    """The images that a bundle and its reference judge differently."""
     for bundle in report.bundles:
         for flip in bundle.comparison.flips if bundle.comparison else ():
             defect = flip.defect if flip.defect is not None else "good or not known"
@@ -344,7 +344,7 @@ def flips(report: Report) -> Rows:
     n_names=2,
 )
 def exported(report: Report) -> Rows:
-    """What the export had found, to set beside what was found here."""
+    """What the export found, for comparison with what was found here."""
     for bundle in report.bundles:
         if (found := bundle.exported_parity) is not None:
             score = relative(found.max_score_difference, found.reference_score_scale)
@@ -358,7 +358,7 @@ def exported(report: Report) -> Rows:
     n_names=7,
 )
 def running(report: Report) -> Rows:
-    """What each bundle really ran on."""
+    """What each bundle actually ran on."""
     for bundle in report.bundles:
         device = f"{bundle.device or 'not known'}{f' ({bundle.device_reason})' if bundle.device_reason else ''}"
         size = f"{bundle.height}x{bundle.width}" if bundle.height else None
@@ -432,12 +432,12 @@ def _with_unit(value: float | None, unit: str) -> str:
 
 
 def method(report: Report) -> Iterator[str]:
-    """Return the rules that the numbers were taken by."""
+    """Return the rules by which the numbers were measured."""
     settings, rules, data = report.settings, report.settings.rules, report.data
     threads = "the runtime's own choice" if settings.threads is None else str(settings.threads)
     yield (
-        f"{settings.rounds} rounds. In each of them every bundle has its turn in fresh processes of its own; a round "
-        f"begins with another bundle than the one before. Device {settings.device}, threads: {threads}. The whole took "
+        f"{settings.rounds} rounds. In each of them every bundle has its turn in fresh processes; each round "
+        f"begins with a different bundle. Device {settings.device}, threads: {threads}. The benchmark took "
         f"{report.elapsed_s:.0f} s."
     )
     yield (
@@ -467,7 +467,7 @@ def method(report: Report) -> Iterator[str]:
     )
     yield (
         "Memory: largest resident memory of these processes after "
-        f"{min(settings.n_memory_images, data.n_timing_images)} image files; libraries included, a GPU's memory not."
+        f"{min(settings.n_memory_images, data.n_timing_images)} image files; libraries included, GPU memory excluded."
     )
     if settings.load_fps:
         yield (

@@ -65,7 +65,7 @@ def verdict_lines(report: Report) -> list[str]:
 
 
 def is_unstable(report: Report) -> bool:
-    """Return whether a `~` in the table marks a latency that its samples speak against."""
+    """Return whether a `~` in the table marks a latency whose samples show that it is unstable."""
     return any(FIGURES["p50_ms"].number(bundle).note == NOT_STABLE for bundle in report.bundles)
 
 
@@ -83,7 +83,7 @@ def _half_width(cell: Cell) -> str:
 
 
 def _two_lines(heading: str) -> str:
-    """Break a heading where its longer half is shortest."""
+    """Break a heading so that its longer half is as short as possible."""
     words = heading.split()
     splits = [(" ".join(words[:n]), " ".join(words[n:])) for n in range(len(words) + 1)]
     return "\n".join(min(splits, key=lambda split: max(map(len, split))))

@@ -1,4 +1,4 @@
-"""Latency against accuracy: which bundles no other one beats in both, and a drawing in which every name can be read."""
+"""Latency against accuracy: the bundles that no other one beats in both, and a drawing with readable names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _TRIES = (
     *((side * dx, up * dy) for dx, dy in ((14, 22), (0, 28), (18, 34), (22, 48), (26, 64), (30, 80))
       for side in (1, -1) for up in (-1, 1)),
 )  # fmt: skip
-"""Where a name may stand relative to its point, the best first: beside it, then above or below, then farther away."""
+"""Where a name may be placed relative to its point, the best place first: beside it, then above or below, then farther
+away."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class PlacedLabel:
 
     box: Box
     x: float
-    """Where the text begins, ends or has its middle, as `anchor` says."""
+    """Where the text begins, ends or has its middle, depending on `anchor`."""
     baseline: float
     anchor: str
     needs_leader: bool
-    """Whether it stands so far away that a thin line should lead to the point."""
+    """Whether it is so far away that a thin line should lead to the point."""
 
 
 def place_labels(
@@ -99,14 +100,14 @@ def place_labels(
     taken: Sequence[Box] = (),
     lines: Sequence[Box] = (),
 ) -> tuple[PlacedLabel, ...]:
-    """Find a place for every name, those in the thickest crowd first, on no other name, marker or error bar.
+    """Find a place for every name, the most crowded first, that covers no other name, marker or error bar.
 
     Args:
         points: x and y of what is named.
         widths: of the names.
-        bounds: no name leaves it.
+        bounds: all names stay inside.
         taken: what no name may cover, such as markers.
-        lines: what a name may cross rather than stand far away, such as error bars.
+        lines: what a name may cross if the alternative is far away, such as error bars.
     """
     placed: dict[int, PlacedLabel] = {}
     crowd = {
@@ -179,7 +180,7 @@ class Tradeoff:
 
     @property
     def front_line(self) -> list[tuple[float, float]]:
-        """The step line, in values: at a cost, the best quality that is to be had for it."""
+        """The step line, in values: for each cost, the best quality available."""
         corners: list[tuple[float, float]] = []
         for cost, quality in (point.at for point in self.front):
             # No line up to the first one: it would lie on that bundle's error bar.

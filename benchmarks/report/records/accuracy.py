@@ -1,4 +1,4 @@
-"""How right a bundle is and how far it is from the reference, as the report writes it."""
+"""How accurate a bundle is and how far it is from the reference, as written into the report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ScoreHistogram(Record):
 
 
 class PromiseRecord(Record):
-    """The false-alarm rate that the bundle promises, and what it does on the good test images."""
+    """The false-alarm rate that the bundle promises, and its rate on the good test images."""
 
     promised_rate: float = Field(gt=0, lt=1)
     n_normal: int = Field(ge=1)
@@ -47,14 +47,14 @@ class PromiseRecord(Record):
 
 
 class AccuracyRecord(Record):
-    """What the exported bundle's own outputs say on the labelled test images."""
+    """Metrics of the exported bundle's own outputs on the labelled test images."""
 
     metrics: Metrics
     intervals: dict[str, Interval] = Field(default_factory=dict)
     """By the metric's name: bootstrap over images for image_auroc, image_aupr, image_f1, pixel_auroc and aupro; exact
     binomial for recall and false_alarm_rate."""
     promise: PromiseRecord | None = None
-    """Absent without good test images, and for an F1-optimal threshold, which promises nothing."""
+    """Absent without good test images, and for an F1-optimal threshold, which promises no rate."""
     threshold_method: ThresholdMethod = ThresholdMethod.SPLIT_CONFORMAL
     roc: CurveRecord | None = None
     """Of the images."""
@@ -64,11 +64,11 @@ class AccuracyRecord(Record):
 
 
 class Flip(Record):
-    """An image that the reference and the bundle decide differently, each by its own threshold."""
+    """An image that the reference and the bundle judge differently, each by its own threshold."""
 
     image: str
     defect: str | None = None
-    """Its defect class; None for a good part, or where labels are not known."""
+    """Its defect class; None for a good part, or if labels are not known."""
     is_anomalous: bool
     """What the bundle calls it; the reference says the opposite."""
     reference_margin: float
@@ -84,7 +84,7 @@ class Comparison(Record):
     reference: str
     """Name of the reference bundle."""
     same_run: bool
-    """Whether both come from one training run: between two runs the differences are not the export's."""
+    """Whether both come from one training run: differences between two runs are not caused by the export."""
     n_images: int = Field(ge=1)
     label_flips: int = Field(ge=0)
     """Images that one calls anomalous and the other does not, each by its own threshold."""
@@ -100,7 +100,7 @@ class Comparison(Record):
     """Mean absolute difference of all pixels."""
     reference_map_scale: float | None = Field(default=None, ge=0)
     score_rank_correlation: float | None = None
-    """Spearman's; absent where either gives all images the same score."""
+    """Spearman's; absent if either gives all images the same score."""
 
     @property
     def flipped_images(self) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ class Comparison(Record):
 
     @property
     def unexplained_flips(self) -> int:
-        """Flips whose score moved further than an image at the threshold needs."""
+        """Flips whose score moved too far to be explained by an image at the threshold."""
         return sum(not flip.is_explained for flip in self.flips)
 
 
@@ -134,7 +134,7 @@ class ImageExample(Record):
     image: str
     """Name in the data."""
     kind: ExampleKind
-    """`flip` where the reference decides otherwise, whatever the label."""
+    """`flip` if the reference judges differently, whatever the label."""
     defect: str | None = None
     score: float
     threshold: float
@@ -148,7 +148,7 @@ class ImageExample(Record):
     mask_file: FileName
     """White where the map is above the bundle's pixel threshold."""
     truth_file: FileName | None = None
-    """White where the defect is; absent where that is not known, or for a good part."""
+    """White where the defect is; absent if that is not known, or for a good part."""
 
     @property
     def pictures(self) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def read_report(path: Path) -> Report:
     """Read a `report.json`, or the one in a folder.
 
     Raises:
-        InputError: there is none, it is not a report, or it was written by a newer version or one without rounds.
+        InputError: there is none, it is not a report, or it was written by a newer version or by one without rounds.
     """
     path = path / REPORT_FILE if path.is_dir() else path
     content = _read_json(path)
@@ -44,8 +44,8 @@ def read_report(path: Path) -> Report:
     version = content.get("schema_version")
     if isinstance(version, int) and version < REPORT_SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema {version}: its samples were not taken in rounds, so how uncertain they are cannot be "
-            "told; run vae-bench again"
+            f"{path} has schema {version}: its samples were not taken in rounds, so their uncertainty is unknown; "
+            "run vae-bench again"
         )
     return parse_record(
         content, path, Report, REPORT_SCHEMA_VERSION, advice="run vae-bench again", error_kind=InputError
@@ -53,7 +53,7 @@ def read_report(path: Path) -> Report:
 
 
 def read_samples(report_path: Path, bundle: BundleResult) -> Any:
-    """Read a bundle's raw samples, once their SHA-256 is what the report says.
+    """Read a bundle's raw samples and check their SHA-256 against the report.
 
     Args:
         report_path: the report's file or folder.
@@ -81,7 +81,7 @@ def read_samples(report_path: Path, bundle: BundleResult) -> Any:
 
 
 def samples_file(name: str, samples: Samples) -> tuple[SamplesFile, bytes]:
-    """Return raw samples as the bytes of a file, and what the report says of it."""
+    """Return raw samples as the bytes of a file, and the report's record of it."""
     content = (json.dumps(samples, separators=(",", ":")) + "\n").encode()
     return SamplesFile(name=name, sha256=hashlib.sha256(content).hexdigest()), content
 
@@ -90,23 +90,23 @@ def check_report_folder(folder: Path) -> None:
     """Refuse, before anything is measured, a folder that holds something other than an earlier report.
 
     Raises:
-        InputError: with what is there.
+        InputError: something else is there; the message names it.
     """
     if folder.is_dir() and (all(path.name == LOCK_FILE for path in folder.iterdir()) or _is_report(folder)):
         return
     check_place(folder.parent)
     if folder.exists() or folder.is_symlink():
         raise InputError(
-            f"{folder} is already there and is no earlier benchmark report; choose another folder or move it away"
+            f"{folder} already exists and is not a benchmark report; choose another folder or move it away"
         )
 
 
 def write_report(folder: Path, report: Report, files: Mapping[str, bytes]) -> None:
-    """Write report.json and what it names, replacing an earlier one with its pages, and nothing else beside them.
+    """Write report.json and the files it names; an earlier report and its pages are replaced, nothing else.
 
     Args:
         folder: made if it is missing.
-        report: what was found.
+        report: the results.
         files: the raw samples and pictures that the report names, by their names relative to the folder.
 
     Raises:
@@ -123,7 +123,7 @@ def write_report(folder: Path, report: Report, files: Mapping[str, bytes]) -> No
 
 
 def sample_file_name(bundle_name: str, taken: Sequence[str]) -> str:
-    """Return a file name for a bundle's raw samples that no other bundle has."""
+    """Return a unique file name for a bundle's raw samples."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", bundle_name).strip(".-") or "bundle"
     names = (f"{SAMPLES_FOLDER}/{stem}{suffix}.json" for suffix in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
     return next(name for name in names if name not in taken)

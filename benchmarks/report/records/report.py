@@ -1,4 +1,4 @@
-"""What a benchmark found, as data: the layout of report.json and the recommendation. `files` reads and writes it."""
+"""The results of a benchmark, as data: the layout of report.json and the recommendation. See `files` for reading it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vae_edge.targets import Precision, Target
 
 REPORT_SCHEMA_VERSION: Final = 2
 """Version of the report's layout. History: 1 (first), 2 (rounds, intervals, stages, load, energy, curves, pictures, the
-recommendation, and the samples' SHA-256; an older report has no rounds to take an interval from and is refused)."""
+recommendation, and the samples' SHA-256; an older report has no rounds to compute an interval from and is refused)."""
 
 REPORT_FORMAT: Final = "vae-edge benchmark report"
 
@@ -43,7 +43,7 @@ IMAGES_FOLDER = "images"
 
 
 class SamplesFile(Record):
-    """The raw samples of one bundle, beside the report."""
+    """The raw samples of one bundle, next to the report."""
 
     name: str
     """Relative to the report, such as `samples/tile-onnx-fp32.json`."""
@@ -51,7 +51,7 @@ class SamplesFile(Record):
 
 
 class BundleResult(Record):
-    """One row: a bundle's numbers, or why it has none."""
+    """One row: a bundle's numbers, or the reason why it has none."""
 
     name: str
     target: Target | None = None
@@ -62,18 +62,18 @@ class BundleResult(Record):
     """Name of the training run."""
     run_fingerprint: str | None = None
     model_sha256: Sha256 | None = None
-    """Over all model files: the same in two reports is the same model."""
+    """Hash over all model files: if it is equal in two reports, it is the same model."""
     size_bytes: int | None = None
     """All files that the manifest names."""
     not_run_because: str | None = None
     device: str | None = None
-    """What the runtime really runs on."""
+    """What the runtime actually runs on."""
     device_reason: str | None = None
     runtime: str | None = None
     layout: str | None = None
     """Requests, threads and batch in use, in words."""
     notes: tuple[str, ...] = ()
-    """What the backend says of how it was loaded."""
+    """What the backend reports about how it was loaded."""
     start: StartRecord | None = None
     memory: MemoryRecord | None = None
     latency: LatencyRecord | None = None
@@ -83,7 +83,8 @@ class BundleResult(Record):
     energy: EnergyRecord | None = None
     rounds: tuple[RoundRecord, ...] = ()
     ratios: dict[str, Ratio] = Field(default_factory=dict)
-    """To the baseline, by the metric's name (see `vae_edge.benchmarks.report.figures`); empty for the baseline."""
+    """Ratios to the baseline, by the metric's name (see `vae_edge.benchmarks.report.figures`); empty for the
+    baseline."""
     accuracy: AccuracyRecord | None = None
     comparison: Comparison | None = None
     """Against the reference, measured here; absent for the reference itself."""
@@ -92,7 +93,8 @@ class BundleResult(Record):
     exported_parity: ParityRecord | None = None
     """What the export wrote into the bundle."""
     detectability: Detectability | None = None
-    """What the run found of pasted defects, from the manifest; absent in bundles from before it was measured."""
+    """The shares of pasted defects that the run finds, from the manifest; absent in bundles older than this
+    measurement."""
     samples: SamplesFile | None = None
 
     @property
@@ -102,23 +104,23 @@ class BundleResult(Record):
 
 
 class Report(Record):
-    """Everything a benchmark found."""
+    """All results of a benchmark."""
 
     format: Literal["vae-edge benchmark report"] = REPORT_FORMAT
     schema_version: Literal[2] = REPORT_SCHEMA_VERSION
     created_utc: str
     elapsed_s: float = Field(ge=0)
     interrupted_because: str | None = None
-    """Why the benchmark ended before its time; what is here comes from complete rounds."""
+    """Why the benchmark ended early; the figures come from complete rounds."""
     reproduce: str
-    """The command line that measures the same again, with names in the place of paths."""
+    """The command line that repeats the benchmark, with names instead of paths."""
     settings: SuiteSettings
     machine: MachineFacts
     data: DataRecord
     recommendation: Recommendation | None = None
     """None where no bundle ran."""
     baseline: str | None = None
-    """Name of the bundle that ratios are to."""
+    """Name of the bundle that ratios refer to."""
     reference_notes: tuple[str, ...] = ()
     """Which bundle is the reference of which, and why."""
     bundles: tuple[BundleResult, ...]
@@ -144,7 +146,7 @@ Operator = Literal[">=", "<=", ">", "<"]
 
 
 class Requirement(Record):
-    """A limit that a bundle has to keep, such as p99_ms <= 40."""
+    """A limit that a bundle must keep to, such as p99_ms <= 40."""
 
     metric: str
     operator: Operator
@@ -155,7 +157,7 @@ class Requirement(Record):
 
 
 class Objective(Record):
-    """What the best of the bundles that fit is the best in."""
+    """The metric by which the best of the bundles that fit is chosen."""
 
     metric: str
     direction: Literal["minimize", "maximize"]
@@ -165,27 +167,27 @@ class Objective(Record):
 
 
 class Judgement(Record):
-    """What is said of one bundle."""
+    """The judgement of one bundle."""
 
     bundle: str
     fits: bool
-    """Whether it keeps every requirement."""
+    """Whether it meets every requirement."""
     objective_value: float | None = None
     reasons: tuple[str, ...] = ()
     """Why it does not fit, or why another one is better."""
     caveats: tuple[str, ...] = ()
-    """Limits that it keeps or misses by less than the measurement's uncertainty."""
+    """Limits that it meets or misses by less than the measurement's uncertainty."""
 
 
 class Recommendation(Record):
-    """The verdict of the benchmark."""
+    """The recommendation of the benchmark."""
 
     chosen: str | None = None
     """Name of the bundle; None: none fits."""
     rule: str
     """How it was chosen, in words."""
     is_default_rule: bool
-    """Whether nobody asked for requirements or an objective."""
+    """Whether no requirements and no objective were given."""
     requirements: tuple[Requirement, ...] = ()
     objective: Objective
     why: str

@@ -1,4 +1,4 @@
-"""What was measured of one bundle's speed, memory and energy, as the report writes it. Units are in the names."""
+"""The measured speed, memory and energy of one bundle, as written into the report. Units are in the names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Histogram(Record):
 
 
 class LatencyStatistics(Record):
-    """What the samples of one call say, those of all rounds together; milliseconds."""
+    """Statistics of the samples of one call over all rounds, in milliseconds."""
 
     n: int = Field(ge=1)
     n_rounds: int = Field(ge=1)
@@ -47,7 +47,7 @@ class LatencyStatistics(Record):
 
 
 class LatencyRecord(Record):
-    """Latencies of one image at a time, each measured on its own."""
+    """Latencies of one image at a time, each measured separately."""
 
     engine: LatencyStatistics
     """`Backend.run`: the prepared image on the host in, anomaly map and score on the host out."""
@@ -64,7 +64,7 @@ class Stage(Record):
     """One step from a file to its verdict, timed alone."""
 
     name: StageName
-    """`engine` stands for copying in, computing and copying out where the runtime does not let them be told apart."""
+    """`engine` includes copying in, computing and copying out if the runtime does not let them be timed separately."""
     what: str
     """What was timed, in words."""
     p50_ms: float
@@ -79,28 +79,29 @@ class StageRecord(Record):
     sum_ms: float
     """Sum of their medians."""
     end_to_end_ms: float
-    """Median from file to verdict, measured end to end; the difference to the sum is what the split cannot see."""
+    """Median from file to verdict, measured end to end; the difference from the sum is what the split does not
+    cover."""
     note: str
-    """Which steps are together, and why."""
+    """Which steps are timed together, and why."""
 
 
 class StreamRecord(Record):
-    """Verdicts in a second of `Detector.stream` over image files, in one configuration."""
+    """Verdicts per second of `Detector.stream` over image files, in one configuration."""
 
     requests: int | None = None
-    """Asked of `Detector.open`; None: its own choice."""
+    """Requested from `Detector.open`; None: its own choice."""
     batch_size: int = Field(ge=1)
     layout: str
-    """What the runtime made of it, in words."""
+    """What the runtime used, in words."""
     images_per_s: float = Field(gt=0)
-    """Images of all rounds by the time of all rounds."""
+    """Images of all rounds divided by the time of all rounds."""
     interval: Interval | None = None
     round_images_per_s: tuple[float, ...]
     n_images: int = Field(ge=1)
 
 
 class ThroughputRecord(Record):
-    """Verdicts in a second, as opened by default and by batch size and number of requests."""
+    """Verdicts per second, with the defaults and by batch size and number of requests."""
 
     default: StreamRecord
     sweep: tuple[StreamRecord, ...] = ()
@@ -120,7 +121,7 @@ class StartFigures(Record):
     interval: Interval | None = None
     """Of `first_result_s`."""
     process_s: float
-    """What of it is not inside the following: the operating system, Python itself, and telling of the verdict."""
+    """The part not covered by the following: the operating system, Python itself, and reporting the verdict."""
     import_s: float
     """Importing `vae_edge.detector`."""
     runtime_import_s: float
@@ -146,12 +147,12 @@ class MemoryRecord(Record):
     peak_resident_bytes: int
     """The largest of the measured starts."""
     before_open_bytes: int | None = None
-    """What Python and this library had needed before the bundle was opened."""
+    """What Python and this library needed before the bundle was opened."""
     n_images: int = Field(ge=1)
 
 
 class LoadRecord(Record):
-    """Latency while images come at a fixed rate, from when an image was due until its verdict was there."""
+    """Latency while images come at a fixed rate, from when an image was due until its verdict arrived."""
 
     fps: float = Field(gt=0)
     deadline_ms: float = Field(gt=0)
@@ -167,7 +168,7 @@ class LoadRecord(Record):
 
 
 class EnergyRecord(Record):
-    """Energy of the whole chip or board, not of this program alone, while files were decided one after the other."""
+    """Energy of the whole chip or board, not of this program alone, while files were judged one after the other."""
 
     joules_per_image: float | None = None
     interval: Interval | None = None
@@ -178,21 +179,21 @@ class EnergyRecord(Record):
 
 
 class RoundRecord(Record):
-    """The conditions of one round of one bundle: what a drift would show in."""
+    """The conditions of one round of one bundle, in which a drift would show."""
 
     number: int = Field(ge=1)
     begin_s: float
     """Since the benchmark began."""
     engine_p50_ms: float
     spin_before_ms: float
-    """A fixed piece of arithmetic on one core, before and after the measuring: longer is a slower clock."""
+    """Time of a fixed computation on one core, before and after the measurement: longer means a slower clock."""
     spin_after_ms: float
     frequency_mhz: float | None = None
     """Mean over the cores after the measuring."""
     temperature_c: float | None = None
     """The hottest thermal zone after the measuring."""
     n_throttled: int | None = None
-    """Times that the processor slowed down for heat meanwhile (Intel only)."""
+    """How often the processor was throttled by heat during the round (Intel only)."""
     foreign_cores: float | None = None
     """Cores that other programs kept busy on average."""
     stolen_share: float | None = None

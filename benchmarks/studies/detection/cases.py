@@ -1,4 +1,4 @@
-"""What is compared: trainings, and scorings of one trained network. Loads no torch."""
+"""What is compared: trainings, and scorings of one trained network. Does not load torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PLAIN_SIDE = 128
 """Side of the full images that the plain network sees."""
 
 PLAIN_EPOCHS = 60
-"""Of the plain network, as long as the plain scoring's earlier figures were measured with."""
+"""Epochs of the plain network, as many as in the earlier figures of the plain scoring."""
 
 TILE_SIDE = 64
-"""Side of the tiles where the choice was against tiles."""
+"""Side of the tiles if the choice was against tiles."""
 
 
 class Training(str, Enum):
@@ -35,11 +35,11 @@ class Training(str, Enum):
     AUTO = "auto"
     """The defaults of vae-train: everything is chosen."""
     PLAIN = "plain"
-    """The plain VAE: full images of 128 x 128, the published recipe, light as it is."""
+    """The plain VAE: full images of 128 x 128, the published recipe, light not normalized."""
     OTHER_SIZE = "other-size"
-    """As chosen, but full images of 128 x 128 instead of tiles; or tiles where full images were chosen."""
+    """As chosen, but full images of 128 x 128 instead of tiles; or tiles if full images were chosen."""
     OTHER_LIGHT = "other-light"
-    """As chosen, but light left as it is; where that was chosen, normalized by the image's own."""
+    """As chosen, but light not normalized; if that was chosen, normalized by the image's own."""
     RECIPE = "recipe"
     """As chosen, but the published recipe: a constant learning rate of 2e-4."""
 
@@ -105,7 +105,7 @@ def settings_of(
 
 
 def scorings_of(chosen: ScoringSettings) -> dict[str, ScoringSettings]:
-    """Return the scorings that the automatic run's network is measured with, by name: parts of the chosen one off."""
+    """Return the scorings to measure the automatic run's network with, by name: the chosen one with parts off."""
 
     def with_maps(**change: object) -> ScoringSettings:
         maps = tuple(dict.fromkeys(each.model_copy(update=change) for each in chosen.maps))
@@ -141,7 +141,7 @@ class AtRate(Record):
     rate: float
     """Asked for."""
     in_force: float
-    """Where the normals are too few for it, the smallest that they support."""
+    """If there are too few normals for it, the smallest rate that they support."""
     recall: float
     """Share of the defective images above the threshold."""
     false_alarm_rate: float
@@ -177,7 +177,7 @@ class Row(Record):
     name: str
     metrics: Metrics
     at_rates: tuple[AtRate, ...] = ()
-    """Of what is compared with other tools."""
+    """Figures that are compared with other tools."""
 
 
 class CaseResult(Record):
@@ -187,19 +187,19 @@ class CaseResult(Record):
     preset: str
     seed: int
     model: str
-    """What kind of network, and image and tile sizes, in words."""
+    """The kind of network, and image and tile sizes, in words."""
     n_tiles: int
     gflop: float = Field(ge=0)
     n_parameters: int
     photometric: str
     scoring: str
     because: tuple[str, ...]
-    """What the choices said."""
+    """The explanations of the choices."""
     training_s: float
     wall_s: float | None = None
-    """From image files to a complete run, calibrated and measured; None: it was trained in several goes."""
+    """From image files to a complete run, calibrated and measured; None: its training was interrupted."""
     images_per_s: float
-    """Of training: windows of images."""
+    """Training speed, in windows of images."""
     rows: tuple[Row, ...]
     hindsight: dict[str, float]
     """Image AUROC of every composition on the test images, with the same network."""

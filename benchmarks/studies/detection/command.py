@@ -33,7 +33,7 @@ _TABLES = "detection.md"
 
 @dataclass(frozen=True)
 class _Peers:
-    """What is asked for of the other tools."""
+    """What is requested of the other tools."""
 
     models: tuple[str, ...]
     environment: Path | None
@@ -47,7 +47,7 @@ def detection(
         list[str],
         typer.Argument(metavar="DIR|sample:PRODUCT...", help="Image sets in the layout of MVTec AD, with defects."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for runs, results and tables; an interrupted study goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and tables; an interrupted study is continued.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "0,1,2",
     preset: Annotated[str, typer.Option(help="Of the network; several are comma-separated.")] = "nano",
     trainings: Annotated[
@@ -56,13 +56,19 @@ def detection(
     ] = "all",
     repeats: Annotated[
         int | None,
-        typer.Option(help="Of the seeds so many for the other trainings than auto.", show_default="all seeds"),
+        typer.Option(help="Number of these seeds for trainings other than auto.", show_default="all seeds"),
     ] = None,
     ablate: Annotated[
-        bool, typer.Option("--ablate/--no-ablate", help="Measure parts of the scoring, hindsight and the template.")
+        bool,
+        typer.Option(
+            "--ablate/--no-ablate",
+            help="Also measure parts of the scoring, the best choice in hindsight, and the template.",
+        ),
     ] = True,
     epochs: Annotated[int | None, typer.Option(help="Of every training.", show_default="vae-train's")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes at a time.", show_default="one for each core")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes at the same time.", show_default="one for each core")
+    ] = None,
     peers: Annotated[
         str, typer.Option(help=f"Models of anomalib to measure on the first seed's split: {', '.join(PEERS)}; or all.")
     ] = "",
@@ -74,9 +80,9 @@ def detection(
     coreset: Annotated[
         float, typer.Option(min=0.001, max=1.0, help="Share of the patches that PatchCore keeps.")
     ] = 0.1,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds of timing beside the others; 0: none.")] = 3,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of timing together with the others; 0: none.")] = 3,
 ) -> None:
-    """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and of the same with a part switched off."""
+    """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and with each part switched off."""
     cases = _cases(data, out, seeds, preset, trainings, repeats, ablate=ablate, epochs=epochs)
     asked = _Peers(_models_of(peers), anomalib, peer_epochs, coreset, rounds)
     most = jobs or usable_cores()
@@ -170,7 +176,7 @@ def _time(
     environment: Environment,
     out: Path,
 ) -> TimingResult:
-    """Time all models of an image set, when nothing else of the study is running any more."""
+    """Time all models of an image set once nothing else of the study is running."""
     runs = {result.preset: run_of(out, result) for result in cases}
 
     def do(job: TimingJob, log: Path, cancel: threading.Event) -> TimingResult:
@@ -182,7 +188,7 @@ def _time(
 
 
 def _model_for_peers(results: Sequence[CaseResult]) -> CaseResult:
-    """Return the result whose run the others take their size from: that on features, where there is one."""
+    """Return the result whose run sets the size for the others: the one on features, if there is one."""
     return next((result for result in results if result.preset == Network.FEATURE), results[0])
 
 

@@ -1,7 +1,7 @@
 """anomalib's models on the split of a run: trained in anomalib's environment, measured by this project's metrics.
 
-They are trained on the normals that fit the run's network and set its scale, at the size at which its preset sees the
-pictures; their thresholds come from the same held-out normals.
+They are trained on the normals that fit the run's network and set its scale, at the input size of its preset; their
+thresholds come from the same held-out normals.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ PEERS = tuple(anomalib_peer.MODELS)
 
 
 class PeerJob(Record):
-    """What is to be measured."""
+    """What to measure."""
 
     model: str
     run: str
-    """Folder of the run whose split, seed and size are taken."""
+    """Folder of the run whose split, seed and size are used."""
     fingerprint: str
     """Of that run."""
     out: str
     """Folder for the exported model."""
     epochs: int
-    """Of what is trained by gradient descent."""
+    """Epochs of models that are trained by gradient descent."""
     coreset: float
     """Share of the patches that PatchCore keeps."""
 

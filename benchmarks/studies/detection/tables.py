@@ -45,7 +45,7 @@ def _set_tables(preset: str, data: str, results: Sequence[CaseResult]) -> str:
     lights = ", ".join(result.photometric for result in results)
     lines = [
         f"### {data}, `{preset}`, seeds {seeds}\n",
-        f"{results[0].model}; light chosen: {lights}; scorings chosen:\n",
+        f"{results[0].model}; chosen light: {lights}; chosen scorings:\n",
         *(f"* seed {result.seed}: `{result.scoring}`" for result in results),
         "",
         _row("", *(name for name, _ in _FIGURES)),
@@ -81,7 +81,7 @@ def _class_table(results: Sequence[CaseResult]) -> str:
 
 
 def _hindsight_table(preset: str, results: Sequence[CaseResult]) -> str:
-    """The automatic choice beside the best composition in hindsight: of each set, and the one that is best over all."""
+    """The automatic choice next to the best composition in hindsight: of each set, and the best one for all sets."""
     sets = list(dict.fromkeys(result.data for result in results))
     compositions = list(results[0].hindsight)
 
@@ -204,9 +204,9 @@ def _peer_row(
 
 
 def _in_force(own: Sequence[CaseResult]) -> list[str]:
-    """Say where the held-out normals are too few for a rate."""
+    """Return notes for rates for which there are too few held-out normals."""
     found = [each for result in own for each in result.rows[0].at_rates if each.in_force > each.rate]
     short = {each.rate: each.in_force for each in found}
     return [
-        f"The held-out normals support no less than {in_force:.1%} of {rate:.0%}." for rate, in_force in short.items()
+        f"For {rate:.0%} the held-out normals support no rate below {in_force:.1%}." for rate, in_force in short.items()
     ]

@@ -1,4 +1,4 @@
-"""Jobs of a study, several at a time, each with its result in a file: an interrupted study goes on where it was."""
+"""Jobs of a study, several at a time, each with its result in a file: an interrupted study continues where it was."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Kind(Generic[J, R]):
     job: type[J]
     result: type[R]
     do: Callable[[J, Path, threading.Event], R]
-    """With the file for the log, and what cancels it."""
+    """Does a job; gets the file for the log and the event that cancels it."""
 
 
 def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) -> dict[str, R]:
-    """Run jobs, so many at a time; what an earlier call with the same job left is taken as it is.
+    """Run jobs, several at a time; results that an earlier call with the same job left are reused.
 
     Args:
         kind: of all of them.
         jobs: by name.
         folder: for their results and logs.
-        most: at a time.
+        most: jobs at the same time.
 
     Raises:
-        InputError: one failed; the message has its reason and where its log is.
+        InputError: one failed; the message has the reason and the path of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [name for name, job in jobs.items() if not _is_done(kind, folder, name, job)]
@@ -68,7 +68,7 @@ def _run(kind: Kind[J, R], folder: Path, name: str, job: J, cancel: threading.Ev
     try:
         result = kind.do(job, log, cancel)
     except DeviceError as error:
-        raise InputError(f"{name} failed: {error}; all that it said is in {log}") from error
+        raise InputError(f"{name} failed: {error}; its whole output is in {log}") from error
     write_text(result_file, result.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 

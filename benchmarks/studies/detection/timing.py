@@ -36,7 +36,7 @@ class TimingJob(Record):
 
 
 class TimingResult(Record):
-    """What each took."""
+    """The times of each model."""
 
     models: dict[str, dict[str, float]]
     """By name, medians over the rounds: `file_p50_ms`, from an image file to a verdict, and `engine_p50_ms`."""
@@ -60,7 +60,7 @@ def time_models(
         runs: by preset.
         peers: the other tools' models.
         environment: of the other tool.
-        folder: for the bundles, and for what the tools keep.
+        folder: for the bundles, and for the tools' caches.
 
     Raises:
         DeviceError: a run could not be exported.

@@ -1,7 +1,7 @@
 """Trains and measures one image set with one seed, for `vae_edge.benchmarks.studies.detection.command`.
 
-A process of its own, so that several can use a core each. What an earlier, interrupted study trained is not trained
-again.
+It runs in its own process, so that several can use a core each. What an earlier, interrupted study trained is not
+trained again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from vae_edge.train.run.records import RunRecord
 
 
 class Job(Record):
-    """What a worker is to do."""
+    """The job of a worker."""
 
     data: str
     preset: str
@@ -59,12 +59,12 @@ class Job(Record):
     trainings: tuple[Training, ...]
     epochs: int | None = None
     ablate: bool = True
-    """Measure parts of the scoring, every composition in hindsight, and the template baseline."""
+    """Also measure parts of the scoring, every composition in hindsight, and the template baseline."""
 
 
 @dataclass(frozen=True)
 class _Test:
-    """The test images, prepared, with what is known of them."""
+    """The test images, prepared, with their labels and masks."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.bool_]
@@ -88,13 +88,13 @@ class _Test:
 
 
 def _note(sentence: str) -> None:
-    """Write to the log, so that it shows how far the worker is."""
+    """Write to the log, to show the worker's progress."""
     sys.stderr.write(f"{sentence}\n")
     sys.stderr.flush()
 
 
 class _Notes(Watcher):
-    """Writes what a run says to the log."""
+    """Writes a run's messages to the log."""
 
     def say(self, sentence: str) -> None:
         _note(sentence)
@@ -233,7 +233,7 @@ def _reconstructed(
 def _hindsight(
     run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
 ) -> dict[str, float]:
-    """Return the image AUROC on the test images of every composition that the choice had."""
+    """Return the image AUROC on the test images of every composition that could be chosen."""
     _note("measuring every composition in hindsight")
     maps = list(dict.fromkeys(each for scoring in CANDIDATES for each in scoring.maps))
     input_settings = run.record.input_settings
@@ -275,7 +275,7 @@ def _plain_mse(run: RunFolder) -> Metrics:
 
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
-    """Do the job and return the result as JSON takes it."""
+    """Do the job and return the result as a value for JSON."""
     return run_job(Job.model_validate(job)).model_dump(mode="json", exclude_none=True)
 
 

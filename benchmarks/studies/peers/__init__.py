@@ -1,1 +1,1 @@
-"""Other tools with the same weights on the same images, and what the Detector adds to the bare runtimes."""
+"""Other tools with the same weights on the same images, and the overhead of the Detector over the bare runtimes."""

@@ -6,7 +6,7 @@ The job: `program` (the network and its scoring, a torch program, see `studies.p
 `size` of the model, `input_size` (of the images if it is to be fixed, or null, which is anomalib's default),
 `image_threshold`, `pixel_threshold`, `files` to fit the normalization to, `calibration` (image files for INT8 by
 post-training quantization, or none of them for FP32), `out`, `declare_operators`. No anomalib release has a VAE, so the
-network comes as a model of its own; pre-processing, post-processing, quantization and export are anomalib's.
+network is passed in as a custom model; pre-processing, post-processing, quantization and export are anomalib's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Calibration:
-    """As much of an anomalib data module as its quantization asks for: images one by one, from 0 to 1."""
+    """The part of an anomalib data module that its quantization needs: images one by one, from 0 to 1."""
 
     def __init__(self, files: list[str]) -> None:
         self._files = files
@@ -90,7 +90,7 @@ def _make_model(job: dict[str, Any]) -> Any:
             self.program = torch.export.load(path).module()
 
         def train(self, mode: bool = True) -> Program:
-            # An exported program is in evaluation mode for good and refuses to be told so.
+            # An exported program is always in evaluation mode and refuses to be set to it.
             return self
 
         def forward(self, image: torch.Tensor) -> Any:
@@ -98,7 +98,7 @@ def _make_model(job: dict[str, Any]) -> Any:
             return InferenceBatch(pred_score=score[:, None], anomaly_map=anomaly_map[:, None])
 
     class TrainedVae(AnomalibModule):  # type: ignore[misc]  # anomalib need not be here when types are checked
-        """anomalib's road: its pre-processor, the network, its post-processor."""
+        """anomalib's pipeline: its pre-processor, the network, its post-processor."""
 
         def __init__(self) -> None:
             half = [0.5, 0.5, 0.5]

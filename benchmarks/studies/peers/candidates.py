@@ -1,4 +1,4 @@
-"""Who is measured: each tool with each model, in the layouts that it can be used in."""
+"""The candidates: each tool with each model, in the layouts in which it can be used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Models = Mapping[tuple[Target, Precision], Bundle]
 """The bundles, one of each kind."""
 
 FP32_ARITHMETIC = {"device": "CPU", "config": {"INFERENCE_PRECISION_HINT": "f32"}}
-"""Arguments of anomalib's inferencer with which it computes as the others do."""
+"""Arguments of anomalib's inferencer that make it compute as the others do."""
 
 _BENCHMARK_APP = (
     "import sys; sys.modules['openvino_telemetry'] = None; from openvino.tools.benchmark.main import main; main()"
@@ -33,7 +33,7 @@ class Candidate:
     row: str
     """Label of the row."""
     variant: str
-    """What sets it apart from the row's other candidates; empty where there is only one."""
+    """What distinguishes it from the row's other candidates; empty if there is only one."""
     environment: Environment | None
     """None: the program belongs to the system."""
     kind: Literal["process", "benchmark_app", "trtexec"]
@@ -44,11 +44,11 @@ class Candidate:
     """Of `measured_process.TOOLS`."""
     options: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
-    """Of the input of one image, for the programs that must be given it."""
+    """Shape of the input for one image, for programs that need it."""
     wanted: tuple[str, ...] = LOOPS
     """What is measured in each round."""
     beside: dict[str, Any] | None = None
-    """Another tool in the same process, whose calls are timed in turns with this one's."""
+    """Another tool in the same process, whose calls are timed in turns with the calls of this one."""
 
     @property
     def name(self) -> str:
@@ -145,7 +145,7 @@ def trtexec_candidates(models: Models) -> list[Candidate] | str:
 
 
 def anomalib_candidates(environment: Environment, default: Path, fixed: Path, int8: Path | None) -> list[Candidate]:
-    """Return anomalib's inferencer as it comes, and set up to compute as the others do.
+    """Return anomalib's inferencer with its defaults, and set up to compute as the others do.
 
     Args:
         environment: anomalib's.

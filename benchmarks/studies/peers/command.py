@@ -41,24 +41,26 @@ _N_CALIBRATION = 300
 
 
 def peers(
-    out: Annotated[Path, typer.Option(help="Folder for the table, and for all that is made on the way.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table and all intermediate files.")],
     run: Annotated[
         Path | None, typer.Option(help="A trained run; without one a small model is trained.", show_default=False)
     ] = None,
     bundles: Annotated[
-        Path | None, typer.Option(help="Its bundles, if they are there already.", show_default=False)
+        Path | None, typer.Option(help="Its bundles, if they already exist.", show_default=False)
     ] = None,
     data: Annotated[
         str, typer.Option(help="Folder in the layout of MVTec AD, or sample or sample:PRODUCT.")
     ] = "sample",
     environments: Annotated[
-        Path | None, typer.Option(help="Folder for the environments; else OUT/environments.", show_default=False)
+        Path | None, typer.Option(help="Folder for the environments; default: OUT/environments.", show_default=False)
     ] = None,
-    without_anomalib: Annotated[bool, typer.Option("--without-anomalib", help="Spare its 2 GB.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that every candidate is measured.")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter and 2 rounds, for trying things out.")] = False,
+    without_anomalib: Annotated[
+        bool, typer.Option("--without-anomalib", help="Leave out anomalib and its 2 GB.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of times that every candidate is measured.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="2 short rounds, for trying things out.")] = False,
 ) -> None:
-    """Measure vae-edge beside the bare runtimes and anomalib: same weights, same images, one run, in turn."""
+    """Measure vae-edge against the bare runtimes and anomalib: same weights, same images, one run, in turn."""
     started = datetime.now(timezone.utc)
     machine = machine_facts()
     out, places = out.absolute(), (environments or out / "environments").absolute()
@@ -86,7 +88,7 @@ def peers(
     if without_anomalib:
         skipped.append("anomalib: left out by --without-anomalib")
     elif trained is None:
-        skipped.append("anomalib: its model is made from the run's weights; give --run beside --bundles")
+        skipped.append("anomalib: its model is made from the run's weights; give --run together with --bundles")
     else:
         candidates += _anomalib(trained, places / "anomalib", out / "anomalib", images, skipped)
 
@@ -113,7 +115,7 @@ def peers(
 
 
 def _anomalib(run: RunFolder, place: Path, out: Path, images: BenchmarkImages, skipped: list[str]) -> list[Candidate]:
-    """Return anomalib's candidates; what cannot be had is added to `skipped` with the reason."""
+    """Return anomalib's candidates; those that cannot be made are added to `skipped` with the reason."""
     try:
         environment = make_anomalib(place, _tell)
         _tell("anomalib: exporting the same weights")
@@ -185,7 +187,7 @@ def _record(
     skipped: Sequence[str],
     facts: Sequence[str],
 ) -> dict[str, Any]:
-    """Return everything as JSON takes it, raw samples included."""
+    """Return everything as a value for JSON, raw samples included."""
     used: dict[str, Environment] = {}
     for entry in measured:
         if entry.candidate.environment is not None:

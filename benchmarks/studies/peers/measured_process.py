@@ -5,7 +5,7 @@ standard library and the tool itself is imported, and of the tool only what its 
 same loops, those of `vae_edge.benchmarks.measure.instruments`, which is loaded by its path.
 
 The job: `tool`, `model`, `options` of the tool; `files` (image files, the first of them for the first verdict),
-`n_start` (images until the peak of memory is read), `seconds` for each loop; and what is wanted: `judged` (image files
+`n_start` (images until the peak of memory is read), `seconds` for each loop; and what to measure: `judged` (image files
 to give scores for), `wanted` (some of `LOOPS`), `beside` (`tool`, `model` and `options` of another tool, to time single
 calls of both in turns), `memory_counts` (numbers of streamed files after which the peak of memory is read).
 """
@@ -35,20 +35,20 @@ else:
     _spec.loader.exec_module(instruments)
 
 LOOPS = ("file_p50_ms", "engine_p50_ms", "files_per_s", "ready_per_s")
-"""What a tool can be asked for."""
+"""The measurements that a tool can be asked for."""
 
 _WARMUP_SHARE = 0.3
 """Warm-up before the calls are timed, as a share of the time."""
 
 _TURNS = 8
-"""Turns that two tools take beside each other."""
+"""Turns of two tools that run side by side."""
 
 
 class Tool(ABC):
-    """What is measured: opened by its constructor with a model file and its own options."""
+    """A tool that is measured: its constructor opens it with a model file and its own options."""
 
     n_callers = 1
-    """Threads that call it at the same time where many images are judged."""
+    """Threads that call it at the same time if many images are judged."""
 
     @staticmethod
     @abstractmethod
@@ -60,18 +60,18 @@ class Tool(ABC):
 
     @abstractmethod
     def predict(self, image: Any) -> float:
-        """Return the score of an image file, decoded and resized here, or of an image that is ready."""
+        """Return the score of an image file, decoded and resized here, or of a prepared image."""
 
     @abstractmethod
     def make_ready(self, file: str) -> Any:
-        """Return an image as the tool's model takes it."""
+        """Return an image prepared for the tool's model."""
 
     @abstractmethod
     def run_engine(self, ready: Any) -> object:
         """Run the model alone."""
 
     def per_s(self, images: Sequence[Any], seconds: float) -> float:
-        """Return verdicts a second on files or ready images in rotation, by the tool's fastest call."""
+        """Return verdicts per second on files or prepared images in rotation, by the tool's fastest call."""
         return instruments.calls_per_s(self.predict, images, self.n_callers, seconds)
 
 
@@ -104,7 +104,7 @@ class _VaeEdge(Tool):
 
 
 class _Loop(Tool):
-    """The loop that one writes around a runtime: OpenCV decodes and resizes, a session infers."""
+    """The loop that a user would write around a runtime: OpenCV decodes and resizes, a session infers."""
 
     _size: tuple[int, int]
     """Width and height of the model's input."""
@@ -176,7 +176,7 @@ class _OpenVino(_Loop):
 
 
 class _Anomalib(Tool):
-    """`anomalib.deploy.OpenVINOInferencer`. It has one request, so one caller, and no call for many images."""
+    """`anomalib.deploy.OpenVINOInferencer`. It has one request, so only one caller, and no call for many images."""
 
     @staticmethod
     def load() -> None:
@@ -209,7 +209,7 @@ TOOLS: dict[str, type[Tool]] = {
 
 
 def keep_telemetry_off() -> None:
-    """Keep the runtimes from reporting to their makers, as `vae_edge` does, which may not be installed."""
+    """Turn off the runtimes' telemetry, as `vae_edge` does, which may not be installed here."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # looks missing
 
@@ -217,8 +217,8 @@ def keep_telemetry_off() -> None:
 def declare_torchvision_operators() -> None:
     """Let a torchvision that was built for CUDA be imported beside a torch for the CPU.
 
-    Its compiled operators cannot be loaded there, and the import fails because it describes two of them that nobody
-    has declared. They have to do with boxes and are not used here.
+    Its compiled operators cannot be loaded there, and the import fails because it describes two of them that were not
+    declared. They process boxes and are not used here.
     """
     import torch
 
@@ -229,7 +229,7 @@ def declare_torchvision_operators() -> None:
 
 
 def make_torchvision_importable() -> None:
-    """Import torchvision, with its operators declared before where it is built for CUDA and torch is not.
+    """Import torchvision; if it is built for CUDA and torch is not, declare its operators first.
 
     Raises:
         ImportError: it is not installed.
@@ -307,7 +307,7 @@ def _p50_ms(call: Callable[[Any], object], inputs: Sequence[Any], seconds: float
 
 
 def _in_turns(calls: dict[str, tuple[Callable[[Any], object], Sequence[Any]]], seconds: float) -> dict[str, float]:
-    """Return the median of each call, in ms; they take turns in random order, so a drift meets all of them."""
+    """Return the median of each call, in ms; they take turns in random order, so a drift affects all of them."""
     samples: dict[str, list[int]] = {name: [] for name in calls}
     for turn in range(_TURNS + 1):
         for name in random.sample(list(calls), len(calls)):

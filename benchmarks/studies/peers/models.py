@@ -1,4 +1,4 @@
-"""The one trained model that all candidates get: its run, its bundles, and what anomalib exports of its weights.
+"""The one trained model that all candidates use: its run, its bundles, and anomalib's export of its weights.
 
 The network and its scoring reach anomalib's environment as a torch program, which any torch reads without vae-edge;
 there `anomalib_export.py` puts it between anomalib's pre-processor and post-processor.
@@ -30,14 +30,14 @@ MEASURED = (
     (Target.OPENVINO, Precision.INT8),
 )
 
-# Of the thresholds nothing is measured: one training will do, however few the images.
+# The thresholds are not measured: one training is enough, however few the images.
 SMALL = ("--preset", "nano", "--image-size", "128", "--epochs", "12", "--learning-rate", "0.001", "--batch-size", "16",
          "--calibration", "split")  # fmt: skip
 """Options of `vae-train` for the model of `make bench-peers`."""
 
 LARGE = ("--preset", "edge", "--image-size", "256", "--epochs", "1")
-"""For that of `make bench-runtime`: trained for a minute its verdicts mean nothing, and its speed does not depend on
-that."""
+"""Options for the model of `make bench-runtime`: trained for a minute, its verdicts mean nothing, but its speed does
+not depend on training."""
 
 _EXPORT_TIMEOUT_S = 1200.0
 
@@ -45,10 +45,10 @@ Tell = Callable[[str], None]
 
 
 def train(folder: Path, data: str, options: Sequence[str], tell: Tell) -> RunFolder:
-    """Train on the data with these options of `vae-train`, or take the run that is there.
+    """Train on the data with these options of `vae-train`, or use the existing run.
 
     Raises:
-        DeviceError: training failed; it has said why.
+        DeviceError: training failed; it has printed the reason.
     """
     try:
         return RunFolder.open(folder)
@@ -60,9 +60,9 @@ def train(folder: Path, data: str, options: Sequence[str], tell: Tell) -> RunFol
 
 
 def export_missing(run: RunFolder, folder: Path, tell: Tell, options: Sequence[str] = ()) -> None:
-    """Export the run to the bundles that are not in the folder, with these options of `vae-export`.
+    """Export the run to the bundles that are missing in the folder, with these options of `vae-export`.
 
-    What the export refuses (INT8 that costs too much) stays missing.
+    Bundles that the export refuses (INT8 that costs too much accuracy) stay missing.
     """
     present = {_kind(bundle) for bundle in _open_all(folder)} if folder.is_dir() else set()
     for target, precision in MEASURED:
@@ -78,7 +78,7 @@ def find_models(folder: Path, run: RunFolder | None) -> Models:
     """Return the bundles of a folder that are measured, by kind.
 
     Raises:
-        InputError: there is none, two are of the same kind, or they are not of the run.
+        InputError: there is none, two are of the same kind, or one was not made from the run.
     """
     found: dict[tuple[Target, Precision], Bundle] = {}
     for bundle in _open_all(folder):
@@ -91,12 +91,14 @@ def find_models(folder: Path, run: RunFolder | None) -> Models:
                 "give a folder with the bundles of one run"
             )
         if run is not None and bundle.manifest.provenance.run_fingerprint != run.fingerprint:
-            raise InputError(f"{bundle.folder} was not exported from {run.folder}; all candidates get the same weights")
+            raise InputError(
+                f"{bundle.folder} was not exported from {run.folder}; all candidates must have the same weights"
+            )
         found[kind] = bundle
     if not found:
-        raise InputError(f"{folder} holds no bundle for ONNX Runtime or OpenVINO in FP32 or INT8; export some")
+        raise InputError(f"{folder} contains no bundle for ONNX Runtime or OpenVINO in FP32 or INT8; export some")
     if len({bundle.manifest.provenance.run_fingerprint for bundle in found.values()}) > 1:
-        raise InputError(f"the bundles in {folder} are of several runs; all candidates get the same weights")
+        raise InputError(f"the bundles in {folder} come from several runs; all candidates must have the same weights")
     return {kind: found[kind] for kind in MEASURED if kind in found}
 
 
@@ -109,10 +111,10 @@ def _kind(bundle: Bundle) -> tuple[Target, Precision]:
 
 
 class PixelGraph(AnomalyGraph):
-    """The anomaly graph behind a pre-processor: float32 [N, 3, H, W] in [-1, 1] instead of uint8 [N, H, W, 3]."""
+    """The anomaly graph after a pre-processor: float32 [N, 3, H, W] in [-1, 1] instead of uint8 [N, H, W, 3]."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Run all but the scaling of the image's values."""
+        """Run everything except the scaling of the image's values."""
         anomaly_map, score = self.score(self.reconstruct.of_pixels(image))
         return anomaly_map, score
 
@@ -139,7 +141,7 @@ def export_with_anomalib(
     *,
     calibration: Sequence[Path] = (),
 ) -> Path:
-    """Let anomalib export a run; what an earlier call left for the same weights is taken as it is.
+    """Let anomalib export a run; the result of an earlier call for the same weights is reused.
 
     Args:
         run: the trained network.

@@ -1,8 +1,8 @@
-"""What the Detector adds to the bare runtimes: `make bench-runtime`.
+"""The overhead of the Detector over the bare runtimes: `make bench-runtime`.
 
 Single calls of both sides take turns within one process. Streams, starts and memory are measured in processes that take
-turns in every round, so that what disturbs the machine disturbs both sides. Each figure is the median over the rounds,
-with the smallest and the largest.
+turns in every round, so that a disturbance affects both sides. Each figure is the median over the rounds, with the
+smallest and the largest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ratio:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours by theirs, round by round."""
+        """Ours divided by theirs, round by round."""
         return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
     def row(self) -> str:
@@ -69,7 +69,7 @@ class Ratio:
 def overhead(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[BUNDLE...]", help="onnx and openvino bundles; without any, a model is made first."),
+        typer.Argument(metavar="[BUNDLE...]", help="onnx and openvino bundles; default: make a model first."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the model and the results.")] = Path("bench"),
     rounds: Annotated[int, typer.Option(min=3, help="Rounds of every comparison.")] = 7,
@@ -109,7 +109,7 @@ def overhead(
 
 
 def candidates_of(bundle: Bundle, here: Environment) -> list[Candidate]:
-    """Return the processes of one bundle: the Detector beside the bare runtime, its stream, and the bare ones'."""
+    """Return the processes of one bundle: the Detector beside the bare runtime, and the streams of both."""
     name, target, precision = bundle.manifest.name, bundle.manifest.target, bundle.manifest.precision
     row, model = f"{name}, bare", bundle.model_path
     if target is Target.OPENVINO:
@@ -221,7 +221,7 @@ def _memory(bundle: Bundle, here: Environment, plan: Plan, n_images: int) -> str
 
 
 def _import_time(rounds: int) -> str:
-    """Return what `from vae_edge import Detector` costs, and the packages in it that cost most."""
+    """Return the time of `from vae_edge import Detector`, and the packages that take most of it."""
     use = "from vae_edge import Detector"
     script = f"import time; t = time.perf_counter(); {use}; print(time.perf_counter() - t)"
     values = [1e3 * float(run_process([sys.executable, "-c", script], 60.0).output) for _ in range(rounds + 1)][1:]
@@ -236,7 +236,7 @@ def _import_time(rounds: int) -> str:
     split = ", ".join(f"{package} {microseconds / 1e3:.0f}" for package, microseconds in largest)
     return (
         f"`{use}`: {median(values):.0f} ms ({min(values):.0f} to {max(values):.0f}); "
-        f"the modules' own time in ms, measured by `-X importtime`, which slows them: {split}."
+        f"the modules' own time in ms, measured by `-X importtime`, which slows them down: {split}."
     )
 
 

@@ -1,6 +1,6 @@
-"""Measuring the candidates in turn, several times over.
+"""Measuring the candidates in turn, several times.
 
-Round-robin: whatever else the machine does for a while meets all of them, and none has the cool processor to itself.
+Round-robin: other load on the machine affects all of them, and no candidate alone runs on the cool processor.
 Before the rounds each candidate runs once unmeasured and judges the labelled images, so that all caches (of the file
 system, of compiled models, of Python's bytecode) are filled for all.
 """
@@ -19,7 +19,7 @@ from vae_edge.benchmarks.studies.peers.candidates import Candidate
 from vae_edge.errors import DeviceError
 
 _FIRST_INFERENCE = re.compile(r"First inference took")
-"""The line of benchmark_app, and nothing of trtexec, that says that the first result is there."""
+"""The line of benchmark_app that reports the first result; trtexec has none."""
 
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -34,17 +34,17 @@ class Plan:
     """Image files to give scores for."""
     rounds: int
     seconds: float
-    """Of each loop: there are four in a round."""
+    """Duration of each loop; there are four in a round."""
     n_start: int
     """Images after which the peak of memory is read."""
     timeout_s: float
     scratch: Path
-    """Folder for what the tools keep: vae-edge's cache and anomalib's."""
+    """Folder for the tools' caches: those of vae-edge and anomalib."""
 
 
 @dataclass
 class Measured:
-    """What the rounds gave for one candidate."""
+    """The results of the rounds for one candidate."""
 
     candidate: Candidate
     samples: list[dict[str, float]] = field(default_factory=list)

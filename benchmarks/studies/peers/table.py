@@ -25,12 +25,12 @@ COLUMNS = (
     "**images/s, files**: from image files to verdicts, decoding and resizing included, by the fastest call that the "
     "tool has: `Detector.stream`, several callers, or for anomalib one caller.",
     "**images/s, ready**: the same from images in memory, ready for the tool (for anomalib of the file's size: it "
-    "resizes inside its model). benchmark_app and trtexec time nothing but the engine, on random pixels.",
+    "resizes inside its model). benchmark_app and trtexec time only the engine, on random pixels.",
     "**p50 file**: median of one call, image file to verdict, one after the other.",
     "**p50 engine**: median of the engine alone, host array in to host array out.",
     "**first verdict**: from the start of the process to its first verdict, with warm caches. For benchmark_app it is "
     "the first inference, on random pixels.",
-    "**peak**: the most memory the process held, over the first images; for benchmark_app over all of it.",
+    "**peak**: the most memory the process held, over the first images; for benchmark_app over its whole run.",
     "**environment**: all files in the site-packages of an environment with that tool only, without pip and without "
     "bytecode. A bare runtime is measured in vae-edge's environment, so it has no size of its own here.",
     "**benchmark_app** computes in FP32 like the others; with its default arithmetic OpenVINO takes bfloat16 where the "
@@ -39,7 +39,7 @@ COLUMNS = (
     "default: images of any size, device AUTO. fp32 and int8: the CPU plugin, floating-point layers in FP32, exported "
     "for the size of these images where they have one. int8 is its own post-training quantization, on the good parts "
     "of the training images.",
-    "Each figure is the median over the rounds, and behind it half the distance from the smallest to the largest.",
+    "Each figure is the median over the rounds, followed by half the distance from the smallest to the largest.",
 )
 
 
@@ -51,7 +51,7 @@ class Cell:
     half_range: float
     """Half of largest less smallest, as a share of the median."""
     variant: str
-    """The variant of the row that it is from: the best one."""
+    """The variant of the row that it comes from: the best one."""
 
 
 @dataclass
@@ -127,7 +127,7 @@ def to_markdown(rows: Sequence[Row], facts: Sequence[str], skipped: Sequence[str
     lines += ["", *[f"* {text}" for text in COLUMNS]]
     layouts = _layouts(rows)
     if layouts:
-        lines += ["", "Where a tool has several layouts, the best one is in the table:", "", *layouts]
+        lines += ["", "If a tool has several layouts, the table has the best one:", "", *layouts]
     missing = [*skipped, *[failure for row in rows for failure in row.failures]]
     if missing:
         lines += ["", "Not measured:", "", *[f"* {reason}" for reason in missing]]

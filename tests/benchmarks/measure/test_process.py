@@ -84,7 +84,7 @@ def test_the_start_imports_no_metrics_no_report_and_no_other_runtime(
 
 
 def test_a_job_that_takes_too_long_is_stopped(make_bundle: MakeBundle, inspection_folder: Path) -> None:
-    with pytest.raises(DeviceError, match="not done after 0 s"):
+    with pytest.raises(DeviceError, match="not finished after 0 s"):
         run_worker(start_job(make_bundle("slow"), inspection_folder / "train/good"), 0.01)
 
 
@@ -111,7 +111,7 @@ def test_machine_facts_are_known_or_absent_but_never_empty() -> None:
 
 
 def test_a_process_that_hangs_is_stopped() -> None:
-    with pytest.raises(DeviceError, match="not done after 1 s"):
+    with pytest.raises(DeviceError, match="not finished after 1 s"):
         run_process([sys.executable, "-c", "import time; time.sleep(60)"], 1.0)
 
 

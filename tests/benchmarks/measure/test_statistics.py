@@ -24,7 +24,7 @@ def test_the_binomial_interval_is_clopper_and_pearsons(n_hits: int, n: int) -> N
 
 @pytest.mark.parametrize(("n_hits", "n"), [(1, 0), (-1, 3), (4, 3)])
 def test_a_share_that_is_none_is_refused(n_hits: int, n: int) -> None:
-    with pytest.raises(InputError, match="is no share"):
+    with pytest.raises(InputError, match="is not a share"):
         binomial_interval(n_hits, n)
 
 

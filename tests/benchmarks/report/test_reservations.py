@@ -33,8 +33,11 @@ def test_quiet_rounds_are_not_warned_of() -> None:
     [
         ({"foreign_cores": 1.5}, "up to 1.5 cores busy in 1 of 2 rounds"),
         ({"stolen_share": 0.2}, "gave up to 20% of the processor time to others in 1 of 2 rounds"),
-        ({"spin_before_ms": 12.0, "spin_after_ms": 12.0}, "the clock drifted: the same arithmetic took 10.00 to 12.00"),
-        ({"n_throttled": 3}, "slowed down for heat 3 times"),
+        (
+            {"spin_before_ms": 12.0, "spin_after_ms": 12.0},
+            "the clock drifted: the same computation took 10.00 to 12.00",
+        ),
+        ({"n_throttled": 3}, "throttled by heat 3 times"),
     ],
 )
 def test_what_disturbs_a_round_is_told(changes: dict[str, Any], warning: str) -> None:
@@ -49,9 +52,9 @@ def test_one_slow_spin_beside_a_normal_one_is_no_drift_of_the_clock() -> None:
 def test_few_rounds_are_warned_of_before_measuring() -> None:
     machine = example_report().machine
     assert any(
-        "1 round only: there are no intervals" in each for each in machine_warnings(machine, SuiteSettings(rounds=1))
+        "only 1 round: there are no intervals" in each for each in machine_warnings(machine, SuiteSettings(rounds=1))
     )
-    assert not any("rounds only" in each for each in machine_warnings(machine, SuiteSettings(rounds=5)))
+    assert not any("too narrow" in each for each in machine_warnings(machine, SuiteSettings(rounds=5)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_few_rounds_are_warned_of_before_measuring() -> None:
         ("auto", "cpu", "the only one found", None),
         ("gpu", "gpu.0", "asked for", None),
         ("cuda:1", "cuda:1", "asked for", None),
-        ("cuda", "cpu", "no driver", "it runs on cpu although cuda was asked for"),
+        ("cuda", "cpu", "no driver", "it runs on cpu although cuda was requested"),
         ("auto", "cpu", "the CPU, because: no driver", "it fell back to cpu"),
     ],
 )
@@ -75,7 +78,7 @@ def test_a_device_that_is_not_the_one_asked_for_is_told(
     )
     found = " ".join(bundle_warnings(result, manifest, SuiteSettings(device=asked)))
     assert "as it was loaded: its engine was built anew" in found
-    assert (warning is None) == ("asked for (" not in found and "fell back" not in found)
+    assert (warning is None) == ("requested (" not in found and "fell back" not in found)
     assert warning is None or warning in found
 
 
@@ -112,5 +115,5 @@ def test_wherever_a_report_says_what_is_promised_an_f1_optimal_threshold_promise
     found = " ".join(bundle_warnings(changed, Bundle.open(make_bundle("by-f1")).manifest, SuiteSettings()))
     assert "promises no false-alarm rate" in found
     whole = report.model_copy(update={"bundles": (changed, *report.bundles[1:])})
-    assert "nothing promised: F1-optimal" in to_html(whole, example_pictures())
-    assert ", nothing promised: F1-optimal |" in to_markdown(whole)
+    assert "no promise: F1-optimal" in to_html(whole, example_pictures())
+    assert ", no promise: F1-optimal |" in to_markdown(whole)

@@ -93,7 +93,7 @@ def test_as_many_pixels_are_marked_as_were_promised() -> None:
 
 def test_rates_are_read_and_wrong_ones_refused() -> None:
     assert parse_rates("0.01, 0.1") == [0.01, 0.1]
-    with pytest.raises(InputError, match="expected numbers with commas"):
+    with pytest.raises(InputError, match="expected numbers separated by commas"):
         parse_rates("1 %")
     with pytest.raises(InputError, match="between 0 and 1"):
         parse_rates("0.1,5")

@@ -198,7 +198,9 @@ def test_bundles_that_may_be_as_good_as_the_recommended_one_are_named() -> None:
     assert choice is not None
     judgements = [item.model_copy(update={"caveats": ()}) for item in choice.judgements]
     caveat = f"not certainly worse than {choice.chosen}: the ratio is 1.2"
-    judgements[0] = judgements[0].model_copy(update={"caveats": (caveat, "recall >= 0.8 is kept, but not for certain")})
+    judgements[0] = judgements[0].model_copy(
+        update={"caveats": (caveat, "recall >= 0.8 is met, but not with certainty")}
+    )
     close = choice.model_copy(update={"judgements": tuple(judgements)})
     text = parse(to_html(example_report().model_copy(update={"recommendation": close}))).by_id("verdict").text
     before_the_fold = text.partition("What fits")[0]
@@ -346,7 +348,7 @@ def test_values_that_do_not_belong_together_are_told_in_a_sentence(
     change(content["bundles"][-2])
     (tmp_path / "report.json").write_text(json.dumps(content), encoding="utf-8")
     code, _, err = command("render", tmp_path, program="bench")
-    assert code == 0 or (code == 1 and err.count("\n") == 1 and "values that do not belong together" in err), err
+    assert code == 0 or (code == 1 and err.count("\n") == 1 and "has inconsistent values" in err), err
 
 
 def test_without_the_template_engine_the_error_says_where_to_make_the_page(
