@@ -135,8 +135,8 @@ class DriverFake:
         def called(*arguments: Any) -> int:
             try:
                 with self._lock:
-                    if list(function.argtypes) != types or function.restype is not c_int:
-                        raise AssertionError(f"{name} was declared as {function.argtypes}; cuda.h says {types}")
+                    if list(exported.argtypes) != types or exported.restype is not c_int:
+                        raise AssertionError(f"{name} was declared as {exported.argtypes}; cuda.h says {types}")
                     self.calls[name] += 1
                     if self.fault is not None and self.fault[:2] == (name, self.calls[name]):
                         return self.fault[2]
@@ -147,10 +147,10 @@ class DriverFake:
                 self.misuses.append(f"{name}: {error}")
                 return INVALID_VALUE
 
-        function: Any = CFUNCTYPE(c_int, *raw)(called)
+        exported: Any = CFUNCTYPE(c_int, *raw)(called)
         # Nothing is declared yet, as in a library that was just loaded.
-        function.argtypes, function.restype = [], None
-        return function
+        exported.argtypes, exported.restype = [], None
+        return exported
 
     def _cuInit(self, flags: int) -> int:
         self._is_started = True
