@@ -44,6 +44,7 @@ from vae_edge.export.quantization.onnx_network import (
 from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges, simulate_onnx
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
+from vae_edge.export.targets.tensorrt_rules import warnings_for_tensorrt
 from vae_edge.platform.work import Progress
 from vae_edge.targets import SUPPORTED, Precision, Target
 
@@ -73,6 +74,7 @@ class Exporter(TargetExporter):
             onnx.save(
                 to_half(onnx.load(str(self.source.onnx_path))) if quantized is None else quantized, str(onnx_path)
             )
+        warnings = warnings_for_tensorrt(onnx.load(str(onnx_path)))
         return Written(
             build_engine(
                 onnx_path,
@@ -81,7 +83,8 @@ class Exporter(TargetExporter):
                 progress=lambda phase, done, total: self.source.report(
                     f"{self.target} {precision}: {phase}", done, total
                 ),
-            )
+            ),
+            warnings,
         )
 
     def quantize(

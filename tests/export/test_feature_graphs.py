@@ -39,6 +39,7 @@ from vae_edge.export.targets.onnx_target import (
     export_program,
     quantize_for_onnxruntime,
 )
+from vae_edge.export.targets.tensorrt_rules import warnings_for_tensorrt
 from vae_edge.export.targets.tensorrt_target import TensorRtQuantizer, quantize_for_tensorrt
 from vae_edge.export.targets.torch_target import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
@@ -103,6 +104,13 @@ def drift(kind: str, found: Outputs, images: NDArray[np.uint8]) -> float:
     """Return the largest difference to torch's scores and maps, as a share of the largest value."""
     pairs = zip((found.maps, found.scores), run_graph(graph_of(kind), images), strict=True)
     return max(float(np.abs(first - second).max() / np.abs(second).max()) for first, second in pairs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensorrts_parser_takes_it_in_every_precision(kind: str, folder: Path) -> None:
+    single, rewritten = onnx.load(onnx_file(kind, folder)), rewritten_model(kind, folder)
+    for model in (single, to_half(single), quantize_for_tensorrt(rewritten, ranges_of(rewritten))):
+        assert warnings_for_tensorrt(model) == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)

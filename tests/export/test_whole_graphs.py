@@ -24,6 +24,7 @@ from vae_edge.export.quantization.onnx_network import network_nodes, quantizable
 from vae_edge.export.quantization.onnx_quantizer import activation_ranges
 from vae_edge.export.settings import Estimator
 from vae_edge.export.targets.onnx_target import export_onnx, export_program, quantize_for_onnxruntime
+from vae_edge.export.targets.tensorrt_rules import warnings_for_tensorrt
 from vae_edge.export.targets.tensorrt_target import quantize_for_tensorrt
 from vae_edge.export.targets.torch_target import save_program
 from vae_edge.manifest import graph_inputs, graph_outputs
@@ -184,6 +185,9 @@ class TestEveryRuntimeGivesTheMapAndTheScoreOfTorch:
         np.testing.assert_array_equal(outputs["anomaly_map"], maps.numpy())
         np.testing.assert_array_equal(outputs["score"], scores.numpy())
 
+    def test_tensorrts_parser_takes_it(self, case: Case, folder: Path) -> None:
+        assert warnings_for_tensorrt(onnx.load(onnx_file(case, folder))) == ()
+
     def test_tensorrt_rtx_builds_an_engine(self, case: Case, folder: Path) -> None:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
         from vae_edge.export.quantization.engine_layers import count_layers, read_layers
@@ -272,6 +276,8 @@ class TestInt8:
         layers = quantizable_layers(rewritten)
         assert layers == quantizable_layers(model)
         images = images_of(6, seed=9)
+        for low in (to_half(model), quantize_for_tensorrt(rewritten, ranges)):
+            assert warnings_for_tensorrt(low) == ()
         for quantized in (quantize_for_onnxruntime(rewritten, ranges), quantize_for_tensorrt(rewritten, ranges)):
             # What is rounded is what the network computes, and what it starts from.
             first, *_ = network_nodes(rewritten)

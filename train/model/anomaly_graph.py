@@ -335,7 +335,8 @@ def pool(values: Tensor, settings: MapSettings) -> Tensor:
 
 def pool_largest(values: Tensor, n: int) -> Tensor:
     """Return the mean of the n largest values of each map, float32 [N], for float32 [N, ...]."""
-    return torch.topk(values.flatten(1), n, dim=1, sorted=False).values.mean(dim=1)
+    # TensorRT takes sorted values only.
+    return torch.topk(values.flatten(1), n, dim=1, sorted=True).values.mean(dim=1)
 
 
 def n_pooled(fraction: float, height: int, width: int) -> int:

@@ -24,8 +24,8 @@ from pydantic import Field, model_validator
 from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
 
-MAX_POOLED_PIXELS = 3840
-"""TensorRT's largest k of TopK."""
+MAX_POOLED_PIXELS = 3839
+"""The largest K of TopK that TensorRT's ONNX parser promises to take."""
 
 MAX_MAPS = 8
 
@@ -117,7 +117,7 @@ class MapSettings(Record):
     """Subtract each pixel's mean and divide by its standard deviation over held-out normals."""
     pooling: Pooling = Pooling.TOP
     top_fraction: float = Field(default=0.0005, gt=0, le=1)
-    """With `top`: share of the map's pixels whose mean is the score, at most 3840 pixels."""
+    """With `top`: share of the map's pixels whose mean is the score, at most 3839 pixels."""
 
     def __str__(self) -> str:
         parts = [level.value for level in (self.level,) if level is not Level.NONE] + ["pixel"] * self.per_pixel
