@@ -43,8 +43,6 @@ class EngineLayer:
     """Types of the tensors it reads, in TensorRT's words: `Float`, `Half`, `Int8`, `UInt8`."""
     constants: tuple[str, ...]
     outputs: tuple[str, ...]
-    onnx_nodes: tuple[str, ...]
-    """Names of the ONNX nodes that it was made from."""
 
     @property
     def operands(self) -> str:
@@ -57,7 +55,6 @@ def parse_layers(description: str) -> list[EngineLayer]:
     layers = []
     for match in _LAYER.finditer(description):
         types = {kind: tuple(re.findall(r"Datatype: (\w+)", text)) for kind, text in _LIST.findall(match["rest"])}
-        nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", match["rest"]))
         layers.append(
             EngineLayer(
                 match["name"],
@@ -65,7 +62,6 @@ def parse_layers(description: str) -> list[EngineLayer]:
                 types.get("Inputs", ()),
                 types.get("Constants", ()),
                 types.get("Outputs", ()),
-                nodes,
             )
         )
     return layers

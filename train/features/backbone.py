@@ -102,16 +102,6 @@ def nearest_side(side: float) -> int:
     return max(SMALLEST_SIDE, SIDE_MULTIPLE * int(side / SIDE_MULTIPLE + 0.5))
 
 
-def tap_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Return height and width of the features at each of `TAPS`.
-
-    Raises:
-        UsageError: the size does not fit; see `check_size`.
-    """
-    check_size(height, width)
-    return tuple((height // tap.stride, width // tap.stride) for tap in TAPS)
-
-
 class SameConv(nn.Conv2d):
     """A convolution with bias that leaves the size as it is, or halves an even one as TensorFlow's "SAME" does."""
 
