@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.vae_edge.backends.cuda.driver_fake import (
+    ERRORS,
     HEADER,
     INVALID_VALUE,
     NO_DEVICE,
@@ -19,7 +21,7 @@ from tests.vae_edge.backends.cuda.driver_fake import (
     use,
 )
 from vae_edge.backends.cuda import driver
-from vae_edge.backends.cuda.driver import Driver
+from vae_edge.backends.cuda.driver import DeviceAttribute, Driver
 from vae_edge.backends.cuda.driver_memory import DriverMemory
 from vae_edge.backends.cuda.gpus import Gpu, find_gpus
 from vae_edge.backends.cuda.memory import Lane
@@ -58,6 +60,23 @@ def round_trip() -> None:
 
 def test_every_function_in_use_is_declared_as_in_the_header() -> None:
     assert set(driver._PROTOTYPES) == set(HEADER)
+
+
+def test_declarations_and_numbers_are_those_of_nvidias_own_package() -> None:
+    bindings = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    signatures = Path(bindings.__file__).with_name("cydriver.pxd").read_text(encoding="utf-8")
+    for name, arguments in HEADER.items():
+        found = re.search(rf"CUresult {name.removesuffix('_v2')}\(([^)]*)\)", signatures)
+        assert found is not None, name
+        types = [each.replace("const ", "").rsplit(" ", 1)[0] for each in found[1].split(", ")]
+        assert [each.replace("unsigned int", "unsigned") for each in types] == arguments.split(), name
+    for attribute in DeviceAttribute:
+        assert attribute == getattr(bindings.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{attribute.name}")
+    assert driver.DEVICE_MAP == bindings.CU_MEMHOSTALLOC_DEVICEMAP
+    assert driver.NON_BLOCKING == bindings.CUstream_flags.CU_STREAM_NON_BLOCKING
+    assert [hasattr(bindings.CUresult, name) for name in driver._ADVICE] == [True] * len(driver._ADVICE)
+    for code, (name, _) in ERRORS.items():
+        assert code == getattr(bindings.CUresult, name)
 
 
 def test_nothing_is_left_and_nothing_misused(fake: DriverFake) -> None:
