@@ -100,7 +100,10 @@ def _parsed(module: TensorRtModule, network: Any, onnx: bytes, onnx_path: Path) 
             parser_error = parser.get_error(index)
             where = f"node {parser_error.node_name()!r}, operator {parser_error.node_operator()!r}"
             problems.append(f"{parser_error.desc()} ({where})")
-        raise DeviceError(f"{module} cannot read {onnx_path}: {'; '.join(problems) or 'no reason was given'}")
+        reason = "; ".join(problems) or "no reason was given"
+        # A weakly typed network is read by the same parser.
+        advice = way_out(module, onnx, weakly_typed=True)
+        raise DeviceError(f"{module} cannot read {onnx_path}: {reason}{advice}")
     if network.num_inputs < 1 or network.num_outputs < 1:
         # Bytes that are not ONNX at all often pass as a protocol buffer without any field, and parse.
         raise DeviceError(f"{onnx_path} contains no model: {network.num_inputs} inputs, {network.num_outputs} outputs")

@@ -260,6 +260,15 @@ class TestLowPrecision:
         with pytest.raises(DeviceError, match=r"use the FP16 bundle \(vae-export RUN --precision fp16\)$"):
             self.build(onnx_path, double, HALF + INT8, weak_typing=True)
 
+    def test_an_int8_model_that_cannot_be_read_names_the_fp16_bundle(
+        self, onnx_path: Path, double: TensorRtDouble
+    ) -> None:
+        double.faults.add("parse")
+        with pytest.raises(
+            DeviceError, match=r"cannot read .*; if this device .* \(vae-export RUN --precision fp16\)$"
+        ):
+            self.build(onnx_path, double, HALF + INT8)
+
     def test_where_there_is_no_weak_typing_it_is_not_named(
         self, onnx_path: Path, monkeypatch: pytest.MonkeyPatch, double: TensorRtDouble
     ) -> None:
