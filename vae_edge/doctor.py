@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import util
@@ -28,7 +28,8 @@ from vae_edge.manifest import TensorSpec
 from vae_edge.platform.atomic import scratch_folder
 from vae_edge.platform.machine import Jetson, Machine, installed_version, look_at_machine
 from vae_edge.platform.telemetry import import_onnxruntime, import_openvino
-from vae_edge.platform.work import Progress
+from vae_edge.platform.windows import exit_code_text
+from vae_edge.platform.work import Progress, as_they_end
 
 Purpose = Literal["runs bundles", "reaches the GPU", "trains and exports"]
 Status = Literal["works", "partly", "broken", "missing"]
@@ -277,7 +278,7 @@ def examine(*, progress: Progress | None = None) -> Diagnosis:
     found: dict[str, Probe] = {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         futures = {pool.submit(_probe_apart, key): key for key in RUNTIME_PROBES}
-        for done, future in enumerate(as_completed(futures), start=1):
+        for done, future in enumerate(as_they_end(futures), start=1):
             found[futures[future]] = future.result()
             if progress is not None:
                 progress(done, len(futures))
@@ -342,7 +343,7 @@ def _probe_apart(key: str, *, command: str = _CHILD) -> Probe:
 
 def _ending(code: int) -> str:
     if code >= 0:
-        return f"exit code {code}"
+        return f"exit code {exit_code_text(code)}"
     try:
         return signal.Signals(-code).name
     except ValueError:

@@ -165,7 +165,9 @@ def test_a_bundle_that_is_exchanged_while_its_manifest_is_written_gets_no_old_th
         with pytest.raises(InputError, match="nothing was changed"):
             detector.refit_thresholds([dark_image(seed) for seed in range(20)], 0.1)
     monkeypatch.undo()
-    assert len(Bundle.open(bundle.folder).manifest.thresholds.calibration_scores) == 49
+    # Windows exchanges no folder in which something is open: there it is the other one that is refused.
+    n_normals = 49 if os.name == "posix" else 99
+    assert len(Bundle.open(bundle.folder).manifest.thresholds.calibration_scores) == n_normals
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 

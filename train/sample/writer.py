@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.platform.atomic import claim_name, new_folder
-from vae_edge.platform.work import Progress
+from vae_edge.platform.work import Progress, as_they_end
 from vae_edge.train.sample.drawing import (
     PRODUCTS,
     SAMPLE_VERSION,
@@ -99,7 +99,7 @@ def write_sample_set(
                 with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
                     futures = [pool.submit(_draw_to, unfinished, task, settings) for task in tasks[product]]
                     try:
-                        for future in as_completed(futures):
+                        for future in as_they_end(futures):
                             future.result()
                             done += 1
                             if progress is not None:

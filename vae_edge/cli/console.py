@@ -23,6 +23,7 @@ from rich.text import Text
 
 from vae_edge.errors import InputError
 from vae_edge.platform.outside import printable
+from vae_edge.platform.windows import reader_left
 
 _LEAST_COLUMNS = 40
 """`$COLUMNS` that says fewer is mistaken: nothing could be read."""
@@ -155,13 +156,12 @@ class _Results(_Stream):
     def _attempt(self, call: Callable[[], _Result], otherwise: _Result) -> _Result:
         try:
             return call()
-        except BrokenPipeError:
-            self._drop()
-            if self._for_lines:
-                raise ReaderLeftError from None
-            return otherwise
         except OSError as error:
             self._drop()
+            if reader_left(error):
+                if self._for_lines:
+                    raise ReaderLeftError from None
+                return otherwise
             self.is_lost = True
             why = "is closed" if error.errno == errno.EBADF else f"could not be written ({error.strerror or error})"
             raise InputError(
@@ -175,10 +175,11 @@ class _Notes(_Stream):
     def _attempt(self, call: Callable[[], _Result], otherwise: _Result) -> _Result:
         try:
             return call()
-        except BrokenPipeError:
-            self._drop()
-        except (OSError, ValueError):  # ValueError: it was closed.
-            pass
+        except OSError as error:
+            if reader_left(error):
+                self._drop()
+        except ValueError:
+            pass  # It was closed.
         return otherwise
 
 

@@ -43,6 +43,7 @@ from vae_edge.cli.console import (
 )
 from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
 from vae_edge.platform.outside import check_current_folder, printable, user_path
+from vae_edge.platform.windows import ENDING_SIGNALS
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -233,7 +234,7 @@ def _end_soon_after_a_signal() -> None:
     hears, told = socket.socketpair()
     told.setblocking(False)
     signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    ending = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+    ending = {getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)}
 
     def watch(_kept_open: socket.socket) -> None:
         while not (came := ending & set(hears.recv(1))):
@@ -257,7 +258,7 @@ def _end_soon_after_a_signal() -> None:
 
 @contextmanager
 def _ended_like_ctrl_c() -> Iterator[list[int]]:
-    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: with what it had begun cleared away.
+    """Let SIGTERM, Ctrl-Break and a closed terminal end a command as Ctrl-C does: with what it had begun cleared away.
 
     Gives the list that gets their numbers.
     """
@@ -270,7 +271,7 @@ def _ended_like_ctrl_c() -> Iterator[list[int]]:
         came.append(number)
         raise KeyboardInterrupt
 
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [getattr(signal, name) for name in ENDING_SIGNALS if name != "SIGINT" and hasattr(signal, name)]
     # Not if it is handled otherwise, as by nohup.
     ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:

@@ -303,6 +303,9 @@ def _is_output(others: set[str], *, has_images: bool) -> bool:
 
 def _identity(folder: Path) -> tuple[int, int]:
     state = folder.stat()
+    if not state.st_ino:
+        # Some network drives on Windows number nothing: then the path tells folders apart.
+        return -1, hash(os.path.normcase(folder.resolve()))
     return state.st_dev, state.st_ino
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -21,12 +22,14 @@ from typing import BinaryIO
 
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.platform.file_system import OWNER, LockFile, exchange, is_abandoned, lock, owner, sync_file, sync_folder
+from vae_edge.platform.windows import patiently, why_not_written
 
 LOCK_FILE = ".lock"
 """In a folder that a command is writing into; see `claim`."""
 
-_LONGEST_NAME = 150
-"""Bytes of a name that its temporary name takes over; file systems allow 255 with all that is added."""
+_LONGEST_NAME = 40 if sys.platform == "win32" else 150
+"""Bytes of a name that its temporary name takes over; file systems allow 255 with all that is added, and Windows 259
+characters for a whole path."""
 _SWAP_TAKES_S = 1.0
 _SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini", LOCK_FILE, f"{LOCK_FILE}.owner"}
 """What file managers leave in every folder, and what a killed process holds: see `LockFile`."""
@@ -60,6 +63,24 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         temporary.write_bytes(content)
 
 
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder; see `vae_edge.platform.windows.patiently`.
+
+    Raises:
+        OSError: it cannot be renamed, or on Windows the target exists.
+    """
+    patiently(lambda: source.rename(target))
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Give a file another's name, in one step; see `vae_edge.platform.windows.patiently`.
+
+    Raises:
+        OSError: it cannot be renamed, or on Windows a program has the target open.
+    """
+    patiently(lambda: source.replace(target))
+
+
 @contextmanager
 def new_file(final: Path, *, is_flushed: bool = True) -> Iterator[Path]:
     """Yield the name of an empty file that becomes `final` when the block ends without an error.
@@ -89,7 +110,7 @@ def new_file(final: Path, *, is_flushed: bool = True) -> Iterator[Path]:
             if is_flushed:
                 sync_file(temporary)
             _set_mode(temporary, mode)
-            temporary.replace(final)
+            replace_file(temporary, final)
         except OSError as error:
             raise _cannot_write(final, error) from error
         if is_flushed:
@@ -207,7 +228,7 @@ def restore(final: Path) -> None:
         abandoned = [path for path, made_by in olds if is_abandoned(path, made_by)]
         if abandoned:
             with suppress(OSError):
-                abandoned[0].rename(final)
+                rename(abandoned[0], final)
             return
         if not olds or time.monotonic() > deadline:
             return
@@ -287,24 +308,24 @@ def _publish(temporary: Path, final: Path) -> None:
         InputError: it is not.
     """
     if not os.path.lexists(final):
-        temporary.rename(final)
+        rename(temporary, final)
         return
     if exchange(temporary, final):
         return
     old = _temporary_name(final, "old")
-    final.rename(old)
+    rename(final, old)
     try:
-        temporary.rename(final)
+        rename(temporary, final)
     except BaseException as error:
         try:
-            old.rename(final)
+            rename(old, final)
         except OSError as second:
             raise InputError(
                 f"{final} could not be replaced ({error}) nor restored ({second}); its previous content is in {old}"
             ) from error
         raise
     # A name that `restore` does not put back: from here on it is being deleted.
-    old.rename(temporary)
+    rename(old, temporary)
 
 
 def _sync_name(final: Path) -> None:
@@ -376,7 +397,8 @@ def _remove(path: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     reason = error.strerror or str(error)
-    return InputError(f"{path} could not be written ({reason}); nothing was changed: make room or choose another place")
+    advice = why_not_written(path, error) or "make room or choose another place"
+    return InputError(f"{path} could not be written ({reason}); nothing was changed: {advice}")
 
 
 @contextmanager

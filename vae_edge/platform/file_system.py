@@ -11,12 +11,13 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+from vae_edge.platform import windows
+from vae_edge.platform.windows import patiently
+
+if sys.platform != "win32":
     import fcntl
 
 _REFUSED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EBADF}
@@ -26,6 +27,12 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # Linux: the same value as macOS's RENAME_SWAP
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "armv7l": 382}
 _UNKNOWN_MAY_BE_NEW_S = 60.0
+_UNKNOWN_WITHOUT_LOCK_S = 24 * 3600.0
+"""On Windows, where nobody can lock a folder: see `is_abandoned`."""
+_LOCKED_BYTE = 1 << 30
+"""On Windows, which lets nobody read a byte that is locked: far beyond the text, which others may read."""
+
+_RELEASE_TAKES_S = 0.1
 
 OWNER = re.compile(r"(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9a-f]+)")
 """What `owner` returns."""
@@ -115,7 +122,8 @@ def _sync(handle: int) -> None:
 
 def owner() -> str:
     """Return what names this process among all that may see a file: machine or container, number, and start."""
-    return f"{_host()}-{os.getpid()}-{_start(os.getpid())[0]}"
+    start = (windows.process_start(os.getpid()) or ("0",))[0] if sys.platform == "win32" else _start(os.getpid())[0]
+    return f"{_host()}-{os.getpid()}-{start}"
 
 
 def is_alive(name: str) -> bool | None:
@@ -123,20 +131,28 @@ def is_alive(name: str) -> bool | None:
     found = OWNER.fullmatch(name)
     if found is None or found["host"] != _host():
         return None
+    pid = int(found["pid"])
     if sys.platform == "win32":
-        return True if int(found["pid"]) == os.getpid() else None
-    try:
-        os.kill(int(found["pid"]), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        pass  # Another user's.
-    start, is_over = _start(int(found["pid"]))
+        # Here os.kill would end the process.
+        known = windows.process_start(pid) if pid < 1 << 32 else None
+        if known is None:
+            return False
+        start, is_over = known
+    else:
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except OSError:
+            pass  # Another user's.
+        start, is_over = _start(pid)
     return not is_over and (start == "0" or start == found["start"])
 
 
 def is_abandoned(path: Path, name: str) -> bool:
     """Return whether nobody works on a temporary file or folder any more.
+
+    One of another machine or container is when it is a minute old and not locked, on Windows when it is a day old.
 
     Args:
         path: the file or folder.
@@ -146,7 +162,10 @@ def is_abandoned(path: Path, name: str) -> bool:
     if alive is not None:
         return not alive
     try:
-        if time.time() - path.stat().st_mtime < _UNKNOWN_MAY_BE_NEW_S:
+        age_s = time.time() - path.stat().st_mtime
+        if sys.platform == "win32":
+            return age_s > _UNKNOWN_WITHOUT_LOCK_S
+        if age_s < _UNKNOWN_MAY_BE_NEW_S:
             return False
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -166,8 +185,7 @@ def lock(handle: int) -> bool | None:
     """
     try:
         if sys.platform == "win32":
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # Beyond the text, which others may read.
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            windows.lock_byte(handle, _LOCKED_BYTE)
         else:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -200,7 +218,9 @@ class LockFile:
             OSError: the folder cannot be written, or has no locks and none by name is wanted.
         """
         while self._handle is None:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            # Its holder may be deleting it, which on Windows takes until the last handle is closed.
+            handle = patiently(partial(os.open, self.path, flags, 0o666))
             locked = lock(handle)
             if locked is None and not self._or_by_name:
                 os.close(handle)
@@ -213,7 +233,8 @@ class LockFile:
             if locked is None or _is_same(handle, self.path):
                 self._handle, self._is_by_name = handle, locked is None
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, owner().encode(), 0) if hasattr(os, "pwrite") else os.write(handle, owner().encode())
+                os.lseek(handle, 0, os.SEEK_SET)  # On Windows the lock has moved it.
+                os.write(handle, owner().encode())
                 _held.add(handle)
             else:
                 os.close(handle)
@@ -262,7 +283,8 @@ class LockFile:
                 self._owner_path.unlink()
             if sys.platform == "win32":
                 os.close(handle)
-                self.path.unlink()
+                # Those who wait for it have it open for a moment each time; the last one deletes it.
+                patiently(self.path.unlink, _RELEASE_TAKES_S)
                 return
             if _is_same(handle, self.path):
                 self.path.unlink()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from vae_edge.platform import windows
+
 _TELLING_FLAGS = (
     "avx2",
     "avx512f",
@@ -95,11 +97,12 @@ def look_at_machine() -> Machine:
     virtual = sys.prefix != sys.base_prefix
     settings = read_system_file(Path(sys.prefix, "pyvenv.cfg")) if virtual else ""
     board = read_system_file(Path("/proc/device-tree/model")) or None
+    windows_name = windows.processor_name() if sys.platform == "win32" else None
     return Machine(
         system=_system_name(),
         architecture=platform.machine(),
         board=board,
-        processor=cpu.get("model name") or board or platform.processor() or None,
+        processor=cpu.get("model name") or board or windows_name or platform.processor() or None,
         n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         processor_flags=tuple(flag for flag in _TELLING_FLAGS if flag in flags),
         memory_bytes=_memory_bytes(),
@@ -116,12 +119,17 @@ def processor_features() -> str:
 
     Two machines with processors of one name can differ in them: a virtual machine hides some. Empty: not known.
     """
+    if sys.platform == "win32":
+        return _as_one_word(windows.processor_features())
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             cpu = _first_processor(file.read(1 << 14))  # Of hundreds of processors only the first is of use.
     except OSError:
         return ""
-    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    return _as_one_word((cpu.get("flags") or cpu.get("Features") or "").split())
+
+
+def _as_one_word(flags: list[str]) -> str:
     return hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:16] if flags else ""
 
 
@@ -174,6 +182,8 @@ def _system_name() -> str:
 
 
 def _memory_bytes() -> int | None:
+    if sys.platform == "win32":
+        return windows.memory_bytes()
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

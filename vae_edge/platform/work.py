@@ -6,11 +6,13 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from vae_edge.platform.after_fork import Process
+from vae_edge.platform.windows import LISTENING_WAIT_S
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,21 @@ THREAD_PREFIX = "vae-edge-worker"
 
 _PATIENCE_S = 5.0
 """How long the end waits for a worker that is inside the caller's source; nothing can wake it there."""
+
+
+def result_of(future: Future[_Result]) -> _Result:
+    """Return a future's result as `Future.result` does; on Windows, too, Ctrl-C ends the waiting."""
+    while not future.done():
+        wait([future], LISTENING_WAIT_S)
+    return future.result()
+
+
+def as_they_end(futures: Iterable[Future[_Result]]) -> Iterator[Future[_Result]]:
+    """Yield futures as `concurrent.futures.as_completed` does; on Windows, too, Ctrl-C ends the waiting."""
+    left = set(futures)
+    while left:
+        ended, left = wait(left, LISTENING_WAIT_S, return_when=FIRST_COMPLETED)
+        yield from ended
 
 
 class InOrder(Generic[_Item, _Result]):
@@ -103,7 +120,7 @@ class InOrder(Generic[_Item, _Result]):
             while self._n_given not in self._done:
                 if self._n_given == self._end:
                     return None
-                self._changed.wait()
+                self._changed.wait(LISTENING_WAIT_S)
             self._n_given += 1
             self._changed.notify_all()
             return self._done.pop(self._n_given - 1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.platform.atomic import scratch_folder
+from vae_edge.platform.atomic import replace_file, scratch_folder
 from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
 from vae_edge.sources.pictures import Picture
 from vae_edge.sources.video import n_frames_announced, video_name
@@ -142,7 +142,7 @@ class _Writer:
                 self._temporary.unlink(missing_ok=True)
             raise InputError(f"{self.path} could not be written completely; make room or choose another place")
         try:
-            self._temporary.replace(self.path)
+            replace_file(self._temporary, self.path)
         except OSError as error:
             raise cannot_write(str(self.path), error) from error
 

@@ -33,7 +33,7 @@ _RESULT_FILES = (PREDICTIONS_FILE, TABLE_FILE)
 _OVERLAY = re.compile(rf"{OVERLAYS_FOLDER}/[^/\\]+\.(jpg|png)")
 _LONGEST_NAME_BYTES = 150
 """Of 255 in most file systems; the rest is for a number, an ending, and a name while it is written."""
-_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|conin|conout|(com|lpt)[\d¹²³])(\..*)?", re.IGNORECASE)
 """Devices on Windows, whatever the ending."""
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from vae_edge.errors import InputError
+from vae_edge.platform.windows import decoded_path, has_input
 from vae_edge.sources.pictures import FileDecoder, Picture, Source
 
 _CHUNK_BYTES = 1 << 16
@@ -23,10 +25,12 @@ class _HasDescriptor(Protocol):
 
 
 class PathLines(Source):
-    """Pictures whose paths come as UTF-8 lines, each given without waiting for the next line.
+    """Pictures whose paths come as lines, each given without waiting for the next line.
+
+    Lines are UTF-8; on Windows those that are not are in the code page of the system or of the console.
 
     Lines may end like those of Windows; empty ones mean nothing. A path that does not exist is an error in its place.
-    Where input cannot be waited for with a time limit (Windows), `stop` takes effect when the next bytes come.
+    Where input cannot be waited for with a time limit (the console of Windows), `stop` takes effect with the next line.
 
     Args:
         file: what to read, such as `sys.stdin`, which is None where it is closed; its descriptor is read directly.
@@ -93,12 +97,16 @@ class PathLines(Source):
         if not self._null_separated:
             lines = [line.removesuffix(b"\r") for line in lines]
         # A name that is not UTF-8 stays what it is: the system calls undo the escape.
-        return [Path(line.decode("utf-8", "surrogateescape")) for line in lines if line.strip()]
+        return [decoded_path(line) for line in lines if line.strip()]
 
     def _chunks(self) -> Iterator[bytes]:
         descriptor = self._file.fileno()
         while not self._stopped.is_set():
-            if os.name == "posix" and not select.select([descriptor], [], [], _PATIENCE_S)[0]:
+            if sys.platform == "win32":
+                if not has_input(descriptor):
+                    self._stopped.wait(_PATIENCE_S)
+                    continue
+            elif not select.select([descriptor], [], [], _PATIENCE_S)[0]:
                 continue
             try:
                 chunk = os.read(descriptor, _CHUNK_BYTES)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import as_8_bit_rgb, read_pixels
+from vae_edge.platform.work import result_of
 
 _DECODERS = 2
 _AHEAD = 3
@@ -138,7 +139,7 @@ class FileDecoder:
             rest = iter(files)
             waiting.extend(self._pool.submit(self._read, *file) for file in islice(rest, _AHEAD))
             while waiting:
-                picture = waiting.popleft().result()
+                picture = result_of(waiting.popleft())
                 waiting.extend(self._pool.submit(self._read, *file) for file in islice(rest, 1))
                 yield picture
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from vae_edge.cli.console import notes_console
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.platform.atomic import write_text
+from vae_edge.platform.work import as_they_end
 from vae_edge.records import Record
 
 J = TypeVar("J", bound=Record)
@@ -48,7 +49,7 @@ def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) ->
     with ThreadPoolExecutor(most) as pool:
         try:
             running = {pool.submit(_run, kind, folder, name, jobs[name], cancel): name for name in waiting}
-            for number, done in enumerate(as_completed(running), 1):
+            for number, done in enumerate(as_they_end(running), 1):
                 done.result()
                 notes_console().print(f"{running[done]} done, {len(waiting) - number} to go", markup=False)
         finally:

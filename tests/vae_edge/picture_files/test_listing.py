@@ -101,6 +101,7 @@ def test_many_links_across_do_not_multiply_the_folders(tmp_path: Path) -> None:
     assert len(list_images(tmp_path).folders) <= 2 * 13
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes in the file system are POSIX's")
 def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
     put(tmp_path, "0.png")
     os.mkfifo(tmp_path / "1.png")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
-from vae_edge.platform.work import StepProgress
+from vae_edge.platform.work import StepProgress, result_of
 
 _Built = TypeVar("_Built")
 
@@ -109,7 +109,7 @@ def build_apart(build: Callable[[], _Built], monitor: BuildMonitor, activate: Ac
     future = pool.submit(work)
     pool.shutdown(wait=False)
     try:
-        return future.result()
+        return result_of(future)
     except BaseException as error:
         monitor.stop(error)
         while not future.done():
