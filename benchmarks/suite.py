@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -32,6 +31,7 @@ from vae_edge.benchmarks.report.summary import measured_fields
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError
 from vae_edge.image import Preparation
+from vae_edge.platform.atomic import scratch_folder
 from vae_edge.train.data.inspection_set import InspectionSet
 
 
@@ -78,16 +78,20 @@ def run_suite(
     images = choose_images(data, settings.n_timing_images)
     steps = Steps(len(rows) * (settings.rounds + 2), progress)
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="vae-bench-maps-") as scratch:
-        interrupted = measure_all(rows, images, settings, Path(scratch), steps)
-        report, files = _ReportMaker(rows, images, settings).make(
-            machine,
-            requirements,
-            objective,
-            steps,
-            interrupted_because=interrupted,
-            elapsed_s=time.perf_counter() - begin,
-        )
+    with scratch_folder("maps") as scratch:
+        try:
+            interrupted = measure_all(rows, images, settings, scratch, steps)
+            report, files = _ReportMaker(rows, images, settings).make(
+                machine,
+                requirements,
+                objective,
+                steps,
+                interrupted_because=interrupted,
+                elapsed_s=time.perf_counter() - begin,
+            )
+        finally:
+            for row in rows:
+                row.outputs = None  # Windows deletes no file that is mapped.
     if report_folder is not None:
         write_report(report_folder, report, files)
     return report

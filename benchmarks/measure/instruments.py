@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -239,6 +240,12 @@ def peak_resident_bytes() -> int | None:
     (see `exec_mmap` in the kernel's fs/exec.c), so a child of a large process starts with the parent's figure. Pages
     of mapped files (libraries, weights) count as long as they are resident; a GPU's own memory does not.
     """
+    if sys.platform == "win32":
+        with suppress(ImportError):
+            from vae_edge.platform.windows import peak_memory_bytes
+
+            return peak_memory_bytes(os.getpid())
+        return None
     with suppress(OSError):
         peak_bytes = high_water_mark(Path("/proc/self/status"))
         if peak_bytes is not None:

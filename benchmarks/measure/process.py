@@ -18,6 +18,8 @@ from typing import Any
 
 from vae_edge.benchmarks.measure.instruments import EVENT_PREFIX, high_water_mark
 from vae_edge.errors import DeviceError
+from vae_edge.platform import windows
+from vae_edge.platform.windows import exit_code_text
 
 _LOOK_EVERY_S = 0.1
 
@@ -40,7 +42,7 @@ class Finished:
     def ending(self) -> str:
         """How it ended, in words, with its last message."""
         if self.status >= 0:
-            how = f"ended with status {self.status}"
+            how = f"ended with status {exit_code_text(self.status)}"
         else:
             names = {each.value: each.name for each in signal.Signals}
             how = f"was ended by {names.get(-self.status, f'signal {-self.status}')}"
@@ -85,9 +87,9 @@ def run_process(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
-                env={**os.environ, **(variables or {})},
+                env={**os.environ, "PYTHONIOENCODING": "utf-8", **(variables or {})},
                 cwd=folder,
             )
         except OSError as error:
@@ -139,14 +141,14 @@ class _Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        status, end = Path(f"/proc/{self._process.pid}/status"), time.monotonic() + self._timeout_s
+        end = time.monotonic() + self._timeout_s
         # A process whose latency is measured is not looked at meanwhile.
         step_s = _LOOK_EVERY_S if self._watch_memory or self._cancel is not None else self._timeout_s
         while not self._done.wait(min(step_s, max(end - time.monotonic(), 0.0))):
             if self._watch_memory:
                 with suppress(OSError):
                     # One that has just ended has a status without memory: the last look counts.
-                    self.peak_bytes = high_water_mark(status) or self.peak_bytes
+                    self.peak_bytes = self._peak_bytes() or self.peak_bytes
             if time.monotonic() >= end:
                 self.killed_because = f"had not finished after {self._timeout_s:.0f} s and was stopped; allow more time"
             elif self._cancel is not None and self._cancel.is_set():
@@ -154,6 +156,11 @@ class _Watch:
             if self.killed_because is not None:
                 self._process.kill()
                 return
+
+    def _peak_bytes(self) -> int | None:
+        if sys.platform == "win32":
+            return windows.peak_memory_bytes(self._process.pid)
+        return high_water_mark(Path(f"/proc/{self._process.pid}/status"))
 
 
 class JobResult(dict[str, Any]):

@@ -194,7 +194,7 @@ class FeatureModel(GraphModel[FeatureConstants]):
             self.backbone.load_state_dict(loaded.module.state_dict())
             self.origin = loaded.origin
         maps = FeatureMaps(self._backbone_on_cpu(), *self.input_settings.image_size, self.input_settings.photometric)
-        self._folder = tempfile.TemporaryDirectory(prefix="vae-edge-features-")
+        self._folder = tempfile.TemporaryDirectory(prefix="vae-edge-features-", ignore_cleanup_errors=True)
         self._table = make_table(maps.eval(), np.concatenate([fit, statistics]), Path(self._folder.name))
         self._n_fit = len(fit)
         self._random.manual_seed(seed)

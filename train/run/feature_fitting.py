@@ -11,8 +11,10 @@ network that has not seen it, in units of the other folds' good parts.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +105,7 @@ def fit_with_features(
         MissingDependencyError, InputError: see `load_backbone`.
         InputError, TrainingInterruptedError: see `fit_vae`.
     """
+    fitting = None
     try:
         fitting = _Fitting(settings, division, files, images, out, watcher)
         network, choice = settings.network, None
@@ -114,7 +117,11 @@ def fit_with_features(
             return fitting.alone(choice)
         return fitting.with_pixels(choice, attached)
     finally:
-        (out / "checkpoints" / TABLE_FILE).unlink(missing_ok=True)
+        # Windows deletes no file that is mapped. What an exception still holds there, the next training replaces.
+        del fitting
+        gc.collect()
+        with suppress(PermissionError):
+            (out / "checkpoints" / TABLE_FILE).unlink(missing_ok=True)
 
 
 class _Fitting:
