@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-lowest lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-lowest test-windows-semantics lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,10 +49,13 @@ test: install ## all tests that need no GPU, in WORKERS processes of one thread 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist loadfile $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 test-runtime: ## the tests of the device side, without torch, on each installed one of PYTHONS="3.10 3.12 3.13"
-	@for version in $(PYTHONS); do bash tests/packaging/runtime_tests.sh $$version || exit 1; done
+	@for version in $(PYTHONS); do $(PYTHON) tests/packaging/runtime_tests.py $$version || exit 1; done
 
 test-lowest: ## the same with the lowest versions that pyproject.toml allows, on Python 3.10
-	@bash tests/packaging/runtime_tests.sh 3.10 lowest
+	@$(PYTHON) tests/packaging/runtime_tests.py 3.10 lowest
+
+test-windows-semantics: install ## tests under Windows' rules for files, locks, names and signals; all of them with WINDOWS="tests/vae_edge tests/export"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.windows_semantics.plugin -q -m "not gpu and not slow" $(or $(WINDOWS),@tests/windows_semantics/in_ci.txt)
 
 lint: install ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
