@@ -147,7 +147,7 @@ def predict_with_anomalib(checkpoint: Path, files: Sequence[ImageFile], progress
         raise
     except ImportError as error:
         raise MissingDependencyError(
-            f"anomalib is not installed ({error}); install it with: pip install 'vae-edge[anomalib]'"
+            f'anomalib is not installed ({error}); install it with: pip install "vae-edge[anomalib]"'
         ) from error
     model: Any = Vae.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     maps, scores = [], []

@@ -18,7 +18,7 @@ except ImportError as error:
         found = "anomalib is not installed"
     raise MissingDependencyError(
         f"vae_edge.anomalib needs anomalib 2.7 or later and torch, and {found} ({error}); install them with: "
-        "pip install 'vae-edge[anomalib]'"
+        'pip install "vae-edge[anomalib]"'
     ) from error
 
 __all__ = ["ConformalPostProcessor", "DevicePreProcessor", "Vae"]

@@ -49,7 +49,7 @@ _RELU_ONNX = (
 """An ONNX file: `y = Relu(x)`, float32 [1, 4], opset 13. As bytes, for a device has no package to write ONNX with."""
 
 _NO_GPU = "no NVIDIA GPU can be used here"
-GPU_FIX = "only for NVIDIA GPUs: install the driver, then pip install 'vae-edge[tensorrt-rtx]'"
+GPU_FIX = 'only for NVIDIA GPUs: install the driver, then pip install "vae-edge[tensorrt-rtx]"'
 _GPU_ACCESS = "sudo usermod -aG video $USER, then log in again; a container needs --runtime nvidia"
 
 _X = np.array([[-1.0, 2.0, -3.0, 4.0]], dtype=np.float32)
@@ -147,7 +147,7 @@ def probe_package(name: str, module: str, extra: str) -> Probe:
     """Look a package up without importing it: some of them take seconds."""
     version = installed_version(name)
     if version is None or util.find_spec(module) is None:
-        return Probe(name, "trains and exports", "missing", fix=f"pip install 'vae-edge[{extra}]'")
+        return Probe(name, "trains and exports", "missing", fix=f'pip install "vae-edge[{extra}]"')
     return Probe(name, "trains and exports", "works", version)
 
 
@@ -178,10 +178,10 @@ def probe(key: str) -> Probe:
         return function()
     except ModuleNotFoundError as error:
         return Probe(
-            title, purpose, "missing", notes=f"no package {error.name}", fix=f"pip install 'vae-edge[{extra}]'"
+            title, purpose, "missing", notes=f"no package {error.name}", fix=f'pip install "vae-edge[{extra}]"'
         )
     except MissingDependencyError as error:
-        return Probe(title, purpose, "missing", notes=str(error), fix=f"pip install 'vae-edge[{extra}]'")
+        return Probe(title, purpose, "missing", notes=str(error), fix=f'pip install "vae-edge[{extra}]"')
     except DeviceError as error:
         return Probe(title, purpose, "broken", installed_version(key), notes=str(error))
     except Exception as error:  # noqa: BLE001 - a damaged installation raises anything, and a report is wanted
@@ -246,7 +246,7 @@ def _compare(result: Any) -> None:
 
 
 def _reinstall(extra: str) -> str:
-    return f"pip install --force-reinstall 'vae-edge[{extra}]'"
+    return f'pip install --force-reinstall "vae-edge[{extra}]"'
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def _probe_apart(key: str, *, command: str = _CHILD) -> Probe:
     """Run one probe in its own process, so that a crash is a line of the report and not its end."""
     title, extra, _ = RUNTIME_PROBES[key]
     purpose: Purpose = "reaches the GPU" if key == "cuda" else "runs bundles"
-    fix = f"pip install --force-reinstall 'vae-edge[{extra}]'"
+    fix = f'pip install --force-reinstall "vae-edge[{extra}]"'
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with scratch_folder("doctor") as folder:
         result = Path(folder, "probe.json")

@@ -325,7 +325,7 @@ def _import_nncf() -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "int8 for target openvino needs the package 'nncf', which is not installed; "
-            "run: pip install 'vae-edge[export]'"
+            'run: pip install "vae-edge[export]"'
         ) from error
     finally:
         logging.setLoggerClass(kind)

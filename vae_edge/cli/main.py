@@ -404,7 +404,7 @@ def _explain_missing(error: ModuleNotFoundError, extra: str | None) -> None:
     if extra is None or error.name is None or error.name.split(".")[0] == "vae_edge":
         return
     raise MissingDependencyError(
-        f"this command needs the package {error.name!r}, which is not installed; run: pip install 'vae-edge[{extra}]'"
+        f'this command needs the package {error.name!r}, which is not installed; run: pip install "vae-edge[{extra}]"'
     ) from error
 
 

@@ -146,8 +146,8 @@ def _engine() -> tuple[Any, Any]:
         from markupsafe import Markup
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "the page needs the package 'jinja2', which is not installed; run: pip install 'vae-edge[bench]', or make "
-            "the page on another machine: vae-bench render report.json"
+            "the page needs the package 'jinja2', which is not installed; run: pip install \"vae-edge[bench]\", or "
+            "make the page on another machine: vae-bench render report.json"
         ) from error
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),

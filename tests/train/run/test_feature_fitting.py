@@ -190,7 +190,7 @@ def test_without_weights_a_choice_falls_on_pixels_and_says_what_is_missed(
     run = fit_run(settings(data, None, None), out=tmp_path / "run", watcher=listener)
     assert run.record.network is Network.PIXEL
     assert isinstance(run.load_graph(), AnomalyGraph)
-    assert any("pip install 'vae-edge[features]'" in sentence for sentence in listener.sentences)
+    assert any('pip install "vae-edge[features]"' in sentence for sentence in listener.sentences)
 
 
 def test_without_weights_a_network_on_features_is_refused_before_anything_is_written(

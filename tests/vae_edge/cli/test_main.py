@@ -149,11 +149,11 @@ def test_without_torch_training_and_export_say_what_to_install(name: str, tmp_pa
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert f"needs the package 'torch', which is not installed; run: pip install 'vae-edge[{name}]'" in done.stderr
+    assert f"needs the package 'torch', which is not installed; run: pip install \"vae-edge[{name}]\"" in done.stderr
 
 
 def test_a_missing_package_becomes_the_command_that_installs_it() -> None:
-    with pytest.raises(MissingDependencyError, match=r"needs the package 'torch.*pip install 'vae-edge\[train\]'"):
+    with pytest.raises(MissingDependencyError, match=r"needs the package 'torch.*pip install .vae-edge\[train\]."):
         main._explain_missing(ModuleNotFoundError("No module", name="torch"), "train")
     # A module of our own that is missing is a bug, and its traceback is wanted.
     main._explain_missing(ModuleNotFoundError("No module", name="vae_edge.train.gone"), "train")

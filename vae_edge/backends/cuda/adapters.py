@@ -85,7 +85,7 @@ def _open_chosen(choice: str, index: int) -> CudaMemory:
     except MissingDependencyError as error:
         raise MissingDependencyError(
             f"{VARIABLE} chooses {choice}, which does not load ({error}); "
-            f"run: pip install 'vae-edge[{choice}]', or unset {VARIABLE}"
+            f'run: pip install "vae-edge[{choice}]", or unset {VARIABLE}'
         ) from error
     except DeviceError as error:
         raise DeviceError(f"{VARIABLE} chooses {choice}, which does not start: {error}") from error

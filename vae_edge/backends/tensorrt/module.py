@@ -129,7 +129,7 @@ def find_tensorrt(flavour: str | None = None) -> TensorRtModule:
                     continue
                 _found[name] = wrap_tensorrt(api, FLAVOURS[name])
             return _found[name]
-    extras = " or ".join(f"pip install 'vae-edge[{FLAVOURS[name].extra}]'" for name in names)
+    extras = " or ".join(f'pip install "vae-edge[{FLAVOURS[name].extra}]"' for name in names)
     titles = " or ".join(FLAVOURS[name].title for name in names)
     raise MissingDependencyError(
         f"{titles} is not installed ({'; '.join(reasons)}); run: {extras}; "
@@ -149,7 +149,7 @@ def wrap_tensorrt(api: Any, flavour: Flavour) -> TensorRtModule:
     if not numbers or not hasattr(api, "Builder"):
         raise MissingDependencyError(
             f"the installed module {flavour.module!r} is not {flavour.title} or is damaged; "
-            f"run: pip install --force-reinstall 'vae-edge[{flavour.extra}]'"
+            f'run: pip install --force-reinstall "vae-edge[{flavour.extra}]"'
         )
     if numbers[:2] < flavour.minimum:
         floor = ".".join(map(str, flavour.minimum))

@@ -103,7 +103,7 @@ def test_a_choice_that_is_not_installed_is_told_and_nothing_else_is_tried(
         open_cuda_memory(0)
     assert str(caught.value) == (
         "VAE_EDGE_CUDA chooses pycuda, which does not load (pycuda: libcurand.so not found); "
-        "run: pip install 'vae-edge[pycuda]', or unset VAE_EDGE_CUDA"
+        'run: pip install "vae-edge[pycuda]", or unset VAE_EDGE_CUDA'
     )
 
 

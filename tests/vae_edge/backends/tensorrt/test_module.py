@@ -69,7 +69,7 @@ def test_a_library_that_does_not_load_is_told_with_both_ways_out(monkeypatch: py
     with pytest.raises(MissingDependencyError) as caught:
         find_tensorrt()
     assert "libtensorrt.so: cannot open" in str(caught.value)
-    assert "pip install 'vae-edge[tensorrt]' or pip install 'vae-edge[tensorrt-rtx]'" in str(caught.value)
+    assert 'pip install "vae-edge[tensorrt]" or pip install "vae-edge[tensorrt-rtx]"' in str(caught.value)
     assert "--system-site-packages" in str(caught.value)
 
 
