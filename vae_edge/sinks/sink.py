@@ -31,8 +31,8 @@ VIDEOS_FOLDER = "annotated"
 
 _RESULT_FILES = (PREDICTIONS_FILE, TABLE_FILE)
 _OVERLAY = re.compile(rf"{OVERLAYS_FOLDER}/[^/\\]+\.(jpg|png)")
-_LONGEST_NAME_BYTES = 150
-"""Of 255 in most file systems; the rest is for a number, an ending, and a name while it is written."""
+_LONGEST_NAME_BYTES = 100
+"""Of 255 in most file systems, and of 259 characters in a whole path on Windows, where the folder needs some too."""
 _RESERVED_NAME = re.compile(r"(con|prn|aux|nul|conin|conout|(com|lpt)[\d¹²³])(\..*)?", re.IGNORECASE)
 """Devices on Windows, whatever the ending."""
 
@@ -203,7 +203,7 @@ class FreeNames:
                 self._taken.setdefault(_same_name(path.stem), 1)
 
     def take(self, wanted: str) -> str:
-        """Return a name like the one that is wanted, without an ending: at most 160 bytes of UTF-8.
+        """Return a name like the one that is wanted, without an ending: at most 110 bytes of UTF-8.
 
         A longer one keeps its end and gets a hash of the whole, so that it is the same in every run.
         """
