@@ -59,7 +59,7 @@ def demo(
         asked: tuple[object, ...] = ("--data", data / name, "--out", run, "--overwrite")
         if epochs is None:
             # What auto chooses here, without the minute that it takes to compare.
-            asked += () if find_backbone() is None else ("--preset", "feature")
+            asked += () if find_backbone() is None else ("--preset", "both")
         else:
             asked += ("--preset", PIXEL_PRESET, "--image-size", IMAGE_SIZE, "--epochs", epochs, "--batch-size", 16)
         _step(2, "train on good parts only", "vae-train", *asked)

@@ -142,10 +142,10 @@ def _preset_in_force(preset: str | None, fields: dict[str, Any], given: TrainerA
     ]
     if preset is None:
         return PIXEL_PRESET if on_pixels else DEFAULT_PRESET
-    if on_pixels and preset_named(preset).network is Network.FEATURE:
+    if on_pixels and preset_named(preset).network in (Network.FEATURE, Network.BOTH):
         raise UsageError(
-            f"{', '.join(on_pixels)}: for a network on pixels, and the preset {preset!r} has none; leave it out, or "
-            "take the preset 'both' or 'nano'"
+            f"{', '.join(on_pixels)}: for networks that reconstruct whole pictures, and the preset {preset!r} trains "
+            "none; leave it out, or take the preset 'nano'"
         )
     return preset
 

@@ -309,8 +309,9 @@ def needs_of_options(
     kind = preset_named(common.preset).network
     yield Condition(
         ON_PIXELS,
-        kind is not Network.FEATURE,
-        f"for a network on pixels, but --preset {common.preset} has none: leave it out, or use --preset both or nano",
+        kind in (Network.PIXEL, None),
+        f"for networks that reconstruct whole pictures, and --preset {common.preset} trains none: leave it out, or "
+        "use --preset nano",
     )
     yield Condition(
         {"backbone_weights"},

@@ -43,11 +43,10 @@ def print_result(run: RunFolder) -> None:
         f"the weights of epoch {outcome.best_epoch}, held-out loss {outcome.best_held_out_loss:.5f}",
     )
     if record.feature is not None:
-        table.add_row("model" if record.network is Network.FEATURE else "on features", record.feature.describe())
+        table.add_row("model", record.feature.describe())
         table.add_row("scoring", record.feature.settings.describe())
-    if record.network is not Network.FEATURE:
-        name = "model" if record.network is Network.PIXEL else "on pixels"
-        table.add_row(name, f"{record.tiling.describe()}; {record.photometric.describe()}")
+    else:
+        table.add_row("model", f"{record.tiling.describe()}; {record.photometric.describe()}")
         table.add_row("scoring", record.scoring.describe())
     if record.choice is not None:
         table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")

@@ -24,7 +24,7 @@ from vae_edge.train.choice.synthetic_defects import paste_defects
 from vae_edge.train.data.inspection_set import ImageFile, map_in_threads, open_inspection_set
 from vae_edge.train.data.layout import existing_folder
 from vae_edge.train.data.sources import resolve_data
-from vae_edge.train.features.graph import FeatureGraph, FusedGraph
+from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.run.folder import RunFolder
 
@@ -127,7 +127,7 @@ def draw_calibration_set(
     # By models that had not seen them, in either kind of run: new images are like those.
     warnings += check_scores(scores, np.array(reference.thresholds.calibration_scores, np.float32), source)
     result = CalibrationSet(images, tuple(pool.names), source, tuple(warnings))
-    if isinstance(reference.graph, (FeatureGraph, FusedGraph)):
+    if isinstance(reference.graph, FeatureGraph):
         result = with_pasted_defects(result)
     check_disjoint(thresholds=alone, calibration=result, judging=judging)
     return result

@@ -1,11 +1,12 @@
 """Find the networks inside an exported ONNX graph, name their layers, and convert them to FP16.
 
-A graph has one or both of these:
+A graph has one of these:
 
 * a VAE on pixels, encoder to decoder, found by the Tanh that ends it;
 * the pretrained backbone of a VAE on features, up to the features that are taken from it, found by its nodes' names,
   which `export_onnx` begins with `BACKBONE`. The VAE behind it, a few 1 x 1 convolutions whose input and output are
-  subtracted from each other, is not one of them: in INT8 it cost a tenth of its AUROC.
+  subtracted from each other, is not one of them, nor is the VAE on patches: in INT8 it cost a tenth of
+  its AUROC.
 
 Everything around the networks stays in float32. The converter of `onnxruntime.transformers.float16` decides by operator
 and puts casts around every node that it leaves alone. Here a network is one connected piece with few edges in and out,

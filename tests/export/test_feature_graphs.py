@@ -1,4 +1,4 @@
-"""Graphs with a pretrained backbone, alone and beside a network on pixels, in every runtime and precision."""
+"""Graphs with a pretrained backbone, with and without a network on patches, in every runtime and precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from tests.export.tiny_networks import count_convolutions, nodes_of, run_model
-from tests.train.features.test_graph import SIZE, feature_graph, fused_graph
+from tests.train.features.test_graph import SIZE, feature_graph, graph_on_both
 from tests.train.random_backbones import random_weights
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import open_backend
@@ -46,17 +46,16 @@ from vae_edge.manifest import graph_inputs, graph_outputs
 from vae_edge.model_files.checks import check_model_files
 from vae_edge.targets import SUPPORTED, Target
 from vae_edge.train.features.backbone_weights import backbone_from
-from vae_edge.train.features.graph import FeatureGraph, FusedGraph
+from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.model.anomaly_graph import run_graph
 
-KINDS = ("feature", "fused")
+KINDS = ("feature", "both")
 N_BACKBONE = 33
 """The stem, two convolutions of the first block and three of each of the other ten."""
 N_IN_INT8 = 31
 """All but the stem and the first depthwise convolution."""
-N_PIXEL = {"feature": 0, "fused": 8}
-N_HEAD = 6
-"""1 x 1 convolutions of the VAE on features."""
+N_HEAD = {"feature": 6, "both": 12}
+"""Convolutions of the VAE on features, and of the one on patches of pixels: in float at every precision."""
 
 
 def images_of(n: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -68,9 +67,9 @@ def images_of(n: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 @cache
-def graph_of(kind: str) -> FeatureGraph | FusedGraph:
+def graph_of(kind: str) -> FeatureGraph:
     backbone = backbone_from(random_weights("package", 0), "random")
-    return feature_graph(backbone) if kind == "feature" else fused_graph(backbone)
+    return feature_graph(backbone) if kind == "feature" else graph_on_both(backbone)
 
 
 @cache
@@ -124,14 +123,12 @@ class TestTheNetworks:
         assert names[0].startswith("backbone.stem.")
         assert names[-1].startswith("backbone.blocks.10.project.")
         others = [node for node in nodes if node.op_type == "Conv" and node not in marked]
-        assert len(others) == N_HEAD + N_PIXEL[kind] // 2
+        assert len(others) == N_HEAD[kind]
 
-    def test_they_are_the_backbone_and_the_network_on_pixels_in_onnx_and_in_openvino(
-        self, kind: str, folder: Path
-    ) -> None:
+    def test_they_are_the_backbone_in_onnx_and_in_openvino(self, kind: str, folder: Path) -> None:
         model = onnx.load(onnx_file(kind, folder))
         layers = quantizable_layers(model)
-        assert len(layers) == N_IN_INT8 + N_PIXEL[kind]
+        assert len(layers) == N_IN_INT8
         assert not [name for name in layers if "vae" in name]
         graph = read_graph(onnx_file(kind, folder))
         assert openvino_layers(graph) == layers
@@ -139,10 +136,8 @@ class TestTheNetworks:
         kinds = [op.get_type_name() for op in network_operations(graph)]
         assert kinds.count("Maximum") == kinds.count("Minimum") > 20 or kinds.count("Clamp") > 20
 
-    def test_what_reconstructs_pixels_is_known_and_no_layer_of_a_backbone_is_it(self, kind: str, folder: Path) -> None:
-        last = reconstructing_layer(onnx.load(onnx_file(kind, folder)))
-        assert (last is None) == (kind == "feature")
-        assert last is None or not last.startswith(BACKBONE)
+    def test_none_of_them_reconstructs_pixels(self, kind: str, folder: Path) -> None:
+        assert reconstructing_layer(onnx.load(onnx_file(kind, folder))) is None
 
     def test_uneven_padding_is_inside_the_convolutions(self, kind: str, folder: Path) -> None:
         assert not nodes_of(onnx.load(onnx_file(kind, folder)), "Pad")
@@ -182,11 +177,11 @@ class TestHalfPrecision:
         inside = {name for node in network_nodes(half) for name in node.input}
         assert {name for name, type_ in kinds.items() if type_ == TensorProto.FLOAT16} <= inside
         head = [name for name in kinds if ".vae." in name]
-        assert len(head) >= N_HEAD
+        assert len(head) >= N_HEAD[kind]
         assert {kinds[name] for name in head} == {TensorProto.FLOAT}
         casts = [node for node in nodes_of(half, "Cast") if node.name.startswith("cast_")]
-        # The backbone: one in, and the features of four blocks out. The network on pixels: one in and one out.
-        assert len(casts) == 1 + 4 + (2 if kind == "fused" else 0)
+        # One in, and the features of four blocks out.
+        assert len(casts) == 1 + 4
 
     def test_the_scores_hardly_move(self, kind: str, folder: Path) -> None:
         images = images_of(4, seed=9)
@@ -204,7 +199,7 @@ class TestHalfPrecision:
         kinds = {op.get_friendly_name(): op.get_element_type().get_type_name() for op in constants}
         weights = [op for op in constants if kinds[op.get_friendly_name()] == "f16" and len(op.shape) >= 4]
         biases = [op for op in weights if op.shape[0] == 1 and list(op.shape[2:]) == [1, 1]]
-        assert len(weights) - len(biases) == N_BACKBONE + N_PIXEL[kind]
+        assert len(weights) - len(biases) == N_BACKBONE
         assert {type_ for name, type_ in kinds.items() if ".vae." in name or "channel_" in name} == {"f32"}
         images = images_of(4, seed=9)
         with open_backend(
@@ -227,8 +222,7 @@ class TestInt8:
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         onnxruntime.InferenceSession(quantized.SerializeToString(), options, providers=["CPUExecutionProvider"])
         optimized = onnx.load(tmp_path / "optimized.onnx")
-        n_layers = N_IN_INT8 + max(N_PIXEL[kind] - 1, 0)
-        assert len(nodes_of(optimized, "QLinearConv")) == n_layers
+        assert len(nodes_of(optimized, "QLinearConv")) == N_IN_INT8
         # The bounds of the others are the bounds of the integers.
         assert len(nodes_of(optimized, "Clip")) <= 2
         images = images_of(4, seed=9)
@@ -284,7 +278,7 @@ class TestInt8:
         model = rewritten_model(kind, folder)
         onnx.save(quantize_for_tensorrt(model, ranges_of(model)), tmp_path / "int8.onnx")
         counts = count_layers(read_layers(tmp_path / "int8.onnx"))
-        assert counts["convolution"] == {"Float": N_HEAD, "Half": 2, "Int8": N_IN_INT8 + N_PIXEL[kind]}
+        assert counts["convolution"] == {"Float": N_HEAD[kind], "Half": 2, "Int8": N_IN_INT8}
         assert "transposed convolution" not in counts
 
     def test_nncf_quantizes_their_layers_alone_and_gives_them_back(self, kind: str, folder: Path) -> None:
@@ -292,8 +286,8 @@ class TestInt8:
         settings = QuantizationSettings(fast_bias_correction=True, halve_weight_range=False)
         quantizer = OpenVinoQuantizer(onnx_file(kind, folder), images_of(6), settings)
         assert quantizer.layers == quantizable_layers(onnx.load(onnx_file(kind, folder)))
-        n_layers = N_IN_INT8 + N_PIXEL[kind]
-        assert count_convolutions(quantizer.model()) == {"int8": n_layers, "float": N_HEAD + 2}
+        n_layers = N_IN_INT8
+        assert count_convolutions(quantizer.model()) == {"int8": n_layers, "float": N_HEAD[kind] + 2}
         images = images_of(4, seed=9)
         full = drift(kind, quantizer.outputs(images), images)
         assert 0 < full < 0.5
@@ -304,14 +298,6 @@ class TestInt8:
         for op in quantizer.model().get_ops():
             if op.get_type_name() in ("AvgPool", "MatMul"):
                 assert not any(source.get_type_name() == "FakeQuantize" for source in sources(op))
-
-
-def test_a_network_on_pixels_has_no_nodes_of_a_backbone(tmp_path: Path) -> None:
-    graph = graph_of("fused")
-    assert isinstance(graph, FusedGraph)
-    export_onnx(export_program(graph.pixel), tmp_path / "model.onnx", metadata={})
-    names = [node.name for node in onnx.load(tmp_path / "model.onnx").graph.node]
-    assert all(name.startswith("node_") for name in names)
 
 
 class TestSaturation:

@@ -22,7 +22,7 @@ from vae_edge.train.anomalib.checkpoint import (
 from vae_edge.train.features.backbone_weights import backbone_from
 from vae_edge.train.features.graph import N_CHANNELS, FeatureGraph, FeatureMaps, FeatureResidual
 from vae_edge.train.features.network import FeatureVae
-from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.settings import FeatureSettings, MapSource
 from vae_edge.train.features.table import make_table
 from vae_edge.train.features.training import fit_constants, residuals_of
 from vae_edge.train.model.anomaly_graph import ScoringConstants
@@ -122,7 +122,9 @@ def save_features(
     table = make_table(FeatureMaps(backbone, *size).eval(), noise(max(n_constants, 2), *size, seed=5))
     mean, deviation = table.channel_statistics(range(len(table)))
     residual = FeatureResidual(network.convolutions(), mean, deviation).eval()
-    constants = fit_constants(residuals_of(residual, table, range(len(table))), settings, residual)
+    source = MapSource.FEATURES
+    residuals = {source: residuals_of(residual, table, range(len(table)))}
+    constants = fit_constants(residuals, settings, {source: residual})
     notes = make_notes(
         format=2,
         tiling=Tiling.whole(*size),

@@ -191,7 +191,7 @@ NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, but these are
             (*FOLDER, "--kl-weight", "0", "--kl-warmup", "0.1"),
             "--kl-warmup is for the Kullback-Leibler term, but --kl-weight is 0",
         ),
-        ((*FOLDER, "--preset", "feature", "--epochs", "3"), "--epochs is for a network on pixels"),
+        ((*FOLDER, "--preset", "feature", "--epochs", "3"), "--epochs is for networks that reconstruct whole pictures"),
         ((*FOLDER, "--preset", "nano", "--backbone-weights", "x"), "--backbone-weights is for a network on features"),
     ],
 )

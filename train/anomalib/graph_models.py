@@ -23,7 +23,7 @@ from vae_edge.train.features.backbone import Backbone, check_size
 from vae_edge.train.features.backbone_weights import load_backbone
 from vae_edge.train.features.graph import N_CHANNELS, FeatureConstants, FeatureGraph, FeatureMaps, FeatureResidual
 from vae_edge.train.features.network import FeatureVae
-from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.settings import FeatureSettings, MapSource
 from vae_edge.train.features.table import FeatureTable, make_table
 from vae_edge.train.features.training import fit_constants, residuals_of
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, ScoringConstants
@@ -212,9 +212,10 @@ class FeatureModel(GraphModel[FeatureConstants]):
     def loss(self) -> Tensor:
         """Return the loss of positions drawn from all pictures that train the network."""
         assert self._table is not None  # `prepare` was called.
-        drawn = self._table.positions(range(self._n_fit), self.settings.batch_size, self._random)
-        x = (drawn.to(self.channel_mean.device) - self.channel_mean.flatten()) / self.channel_deviation.flatten()
-        return self.vae.loss(x)
+        device, size = self.channel_mean.device, self.settings.batch_size
+        units = self.channel_mean.cpu(), self.channel_deviation.cpu()
+        x, target = self._table.draw(range(self._n_fit), size, self._random, *units)
+        return self.vae.loss(x.to(device), target.to(device))
 
     def outputs(self, graph: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `GraphModel.outputs`."""
@@ -228,7 +229,8 @@ class FeatureModel(GraphModel[FeatureConstants]):
         assert self._table is not None  # `prepare` was called.
         residual = self.residual_on_cpu()
         held_out = residuals_of(residual, self._table, range(self._n_fit, len(self._table)))
-        return fit_constants(held_out, self.settings, residual)
+        source = MapSource.FEATURES
+        return fit_constants({source: held_out}, self.settings, {source: residual})
 
     def residual_on_cpu(self) -> FeatureResidual:
         """Return a copy of the network up to its residual."""

@@ -24,6 +24,7 @@ from vae_edge.train.data.report import check_inspection_set
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import Split, SplitSettings, split_normals
 from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_feature_flops
+from vae_edge.train.features.settings import MapSource
 from vae_edge.train.features.table import make_table
 from vae_edge.train.features.training import fit_constants, residuals_of
 from vae_edge.train.loop.batches import as_pixels
@@ -261,7 +262,8 @@ def _fitted_on_features(
                 f"there are {len(residuals)} normal images to measure the residual on; expected 2 or more that the "
                 "network was not trained on"
             )
-        constants = fit_constants(residuals, feature.settings, feature.residual)
+        source = MapSource.FEATURES
+        constants = fit_constants({source: residuals}, feature.settings, {source: feature.residual})
     graph = FeatureGraph(
         feature.backbone, feature.residual.vae, feature.settings, constants, (height, width), settings.photometric
     )

@@ -111,28 +111,6 @@ def resolve_size(request: SizeRequest, typical: tuple[int, int], *, is_aligned: 
     return choose_tiling(request.image or choose_image_size(typical), side, request.overlap)
 
 
-def resolve_tiles_of(
-    picture: tuple[int, int], request: SizeRequest, typical: tuple[int, int], *, is_aligned: bool
-) -> Tiling:
-    """Return what a network on pixels sees of a picture that a network on features sees as well.
-
-    It is cut into tiles as it is, or shrunk to the size of a whole image where `resolve_size` would not cut.
-
-    Args:
-        picture: height and width of the picture.
-        request: what was asked for; its image size is that of the picture.
-        typical: height and width of a typical image in pixels.
-        is_aligned: see `DataTraits`.
-
-    Raises:
-        UsageError: what was asked for does not fit together.
-    """
-    own = resolve_size(request.model_copy(update={"image": None}), typical, is_aligned=is_aligned)
-    if own.n_tiles == 1:
-        return own
-    return choose_tiling(picture, None if request.tiles == "auto" else int(request.tiles), request.overlap)
-
-
 def check_request(request: SizeRequest) -> None:
     """Refuse, before any image is read, sizes that do not fit together whatever the images are.
 

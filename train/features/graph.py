@@ -1,11 +1,12 @@
 """The whole model on features in one torch module: from the uint8 image to the anomaly map and the score.
 
-    image -> backbone -> taps on one grid -> units of the training pictures     `FeatureMaps`
-          -> VAE at every position -> residual -> smoothing -> units of held-out normals -> pooling
+    image -> light -> backbone -> taps on one grid        `FeatureMaps`
+          -> units of the training pictures -> VAE at every position -> residual        `FeatureResidual`
+    image -> light -> units -> VAE on patches -> residual, where there is one on pixels     `PatchResidual`
+          -> smoothing -> units of held-out normals -> pooling -> mean        `FeatureScorer`
 
-and `FusedGraph`, in which a network on pixels looks at the same image. Like
-`vae_edge.train.model.anomaly_graph.AnomalyGraph` deterministic, without data-dependent control flow, with a dynamic
-batch only, and made of what ONNX Runtime, OpenVINO and TensorRT all have.
+Like `vae_edge.train.model.anomaly_graph.AnomalyGraph` deterministic, without data-dependent control flow, with a
+dynamic batch only, and made of what ONNX Runtime, OpenVINO and TensorRT all have.
 
 A residual in feature space instead of pixels: Shi, Yang and Qi, "Unsupervised anomaly segmentation via deep feature
 reconstruction", Neurocomputing 424, 2021 (an autoencoder with 1 x 1 kernels on stacked features). Features of several
@@ -23,14 +24,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_edge.train.features.backbone import TAPS, Backbone, check_size
-from vae_edge.train.features.settings import FeatureMap, FeatureSettings
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, n_pooled, pool_largest
+from vae_edge.train.features.patches import PATCH_STEP, PatchResidual
+from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource
+from vae_edge.train.model.anomaly_graph import DeployedGraph, n_pooled, pool_largest
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.residuals import Smoothing, enlarging_matrix
 
 GRID = 8
 """Pixels from one position of the grid to the next."""
+
+STEPS = {MapSource.FEATURES: GRID, MapSource.PIXELS: PATCH_STEP}
+"""Pixels from one value of a residual to the next."""
 
 N_CHANNELS = sum(tap.n_channels for tap in TAPS)
 
@@ -70,14 +75,12 @@ class FeatureMaps(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return float32 [N, 256, H / 8, W / 8] for uint8 [N, H, W, 3] RGB."""
-        # Cast before the transpose: TensorRT refuses to transpose uint8. The backbone was trained on (x - 127) / 128,
-        # which is the same but for half a grey value.
-        return self.of_pixels((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
+        return self.of_lit(self.photometric(to_pixels(image)))
 
-    def of_pixels(self, pixels: Tensor) -> Tensor:
-        """Return the same for float32 [N, 3, H, W], -1 to 1."""
+    def of_lit(self, pixels: Tensor) -> Tensor:
+        """Return the same for float32 [N, 3, H, W] whose light is evened out."""
         parts = []
-        for tap, features in zip(TAPS, self.backbone(self.photometric(pixels)), strict=True):
+        for tap, features in zip(TAPS, self.backbone(pixels), strict=True):
             if tap.stride < GRID:
                 parts.append(functional.avg_pool2d(features, 4, 2, 1, count_include_pad=False))
             elif tap.stride == GRID:
@@ -85,6 +88,13 @@ class FeatureMaps(nn.Module):
             else:
                 parts.append(self.down @ (features @ self.across))
         return torch.cat(parts, dim=1)
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """Return float32 [N, 3, H, W], -1 to 1, for uint8 [N, H, W, 3] RGB."""
+    # Cast before the transpose: TensorRT refuses to transpose uint8. The backbone was trained on (x - 127) / 128, which
+    # is the same but for half a grey value.
+    return (image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -96,15 +106,22 @@ class FeatureConstants:
     channel_deviation: Tensor
     """Of the same shape, above 0."""
     means: tuple[Tensor, ...]
-    """For each map what is subtracted, float32 [1, 1, H / 8, W / 8], from normals held out from the training."""
+    """For each map what is subtracted, float32 [1, 1, h, w] of its residual's size (`STEPS`), from normals held out
+    from the training."""
     scales: tuple[Tensor, ...]
     """For each map what it is divided by, of the same shape, above 0."""
+    pixel_mean: Tensor | None = None
+    """float32 [1, 3, 1, 1], of the pixels over the training pictures; None: no network sees them."""
+    pixel_deviation: Tensor | None = None
+    """Of the same shape, above 0."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the constants by name, as they are saved."""
         named = {"channel_mean": self.channel_mean, "channel_deviation": self.channel_deviation}
         named |= {f"mean.{i}": tensor for i, tensor in enumerate(self.means)}
         named |= {f"scale.{i}": tensor for i, tensor in enumerate(self.scales)}
+        if self.pixel_mean is not None and self.pixel_deviation is not None:
+            named |= {"pixel_mean": self.pixel_mean, "pixel_deviation": self.pixel_deviation}
         return {f"feature.{name}": tensor.clone().contiguous() for name, tensor in named.items()}
 
     @classmethod
@@ -120,6 +137,8 @@ class FeatureConstants:
             tensors["feature.channel_deviation"],
             tuple(tensors[f"feature.mean.{i}"] for i in range(n)),
             tuple(tensors[f"feature.scale.{i}"] for i in range(n)),
+            tensors.get("feature.pixel_mean"),
+            tensors.get("feature.pixel_deviation"),
         )
 
 
@@ -177,48 +196,66 @@ class FeatureMapMaker(nn.Module):
 
 
 class FeatureScorer(nn.Module):
-    """From the squared residual to the map and the score.
+    """From the squared residuals to the map and the score.
 
     Args:
         settings: of the maps.
         constants: of held-out normals.
-        size: height and width of the grid.
+        image_size: height and width of the picture.
     """
+
+    def __init__(self, settings: FeatureSettings, constants: FeatureConstants, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        if not len(settings.maps) == len(constants.means) == len(constants.scales):
+            raise KeyError(f"constants of {len(constants.means)} maps for a scoring of {len(settings.maps)}")
+        height, width = image_size
+        self.sources = [each.source for each in settings.maps]
+        sizes = [(height // STEPS[source], width // STEPS[source]) for source in self.sources]
+        self.makers = nn.ModuleList(
+            FeatureMapMaker(each, size) for each, size in zip(settings.maps, sizes, strict=True)
+        )
+        self.counts = [n_pooled(each.top_fraction, *size) for each, size in zip(settings.maps, sizes, strict=True)]
+        for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
+            if not {mean.shape, scale.shape} <= {(1, 1, *sizes[i])}:
+                raise KeyError(f"constants of {tuple(mean.shape)} for a grid of {sizes[i]}")
+            self.register_buffer(f"mean_{i}", mean)
+            self.register_buffer(f"unit_{i}", 1 / scale)
+        self.enlarge = nn.ModuleDict({str(each): _Enlarging(image_size, STEPS[each]) for each in settings.sources})
+
+    def forward(self, residuals: Mapping[MapSource, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the map, float32 [N, H, W], and the score, float32 [N], for float32 [N, 1, h, w] of each source."""
+        maps: dict[MapSource, list[Tensor]] = {}
+        scores = []
+        for i, (source, maker) in enumerate(zip(self.sources, self.makers, strict=True)):
+            values = (maker(residuals[source]) - getattr(self, f"mean_{i}")) * getattr(self, f"unit_{i}")
+            maps.setdefault(source, []).append(values)
+            scores.append(pool_largest(values, self.counts[i]))
+        parts = [self.enlarge[str(source)](_sum(values)) for source, values in maps.items()]
+        return (_sum(parts) / len(scores)).flatten(1, 2), _sum(scores) / len(scores)
+
+
+class _Enlarging(nn.Module):
+    """Brings float32 [N, 1, H / step, W / step] to the picture's pixels, [N, 1, H, W]."""
 
     down: Tensor
     across: Tensor
 
-    def __init__(self, settings: FeatureSettings, constants: FeatureConstants, size: tuple[int, int]) -> None:
+    def __init__(self, image_size: tuple[int, int], step: int) -> None:
         super().__init__()
-        if not len(settings.maps) == len(constants.means) == len(constants.scales):
-            raise KeyError(f"constants of {len(constants.means)} maps for a scoring of {len(settings.maps)}")
-        rows, columns = size
-        self.makers = nn.ModuleList(FeatureMapMaker(each, size) for each in settings.maps)
-        self.counts = [n_pooled(each.top_fraction, rows, columns) for each in settings.maps]
-        for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
-            if not {mean.shape, scale.shape} <= {(1, 1, *size)}:
-                raise KeyError(f"constants of {tuple(mean.shape)} for a grid of {size}")
-            self.register_buffer(f"mean_{i}", mean)
-            self.register_buffer(f"unit_{i}", 1 / scale)
-        self.register_buffer("down", enlarging_matrix(MAP_SIGMA * GRID, rows * GRID, GRID))
-        self.register_buffer("across", enlarging_matrix(MAP_SIGMA * GRID, columns * GRID, GRID).T.contiguous())
+        height, width = image_size
+        self.register_buffer("down", enlarging_matrix(MAP_SIGMA * step, height, step))
+        self.register_buffer("across", enlarging_matrix(MAP_SIGMA * step, width, step).T.contiguous())
 
-    def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map, float32 [N, H, W], and the score, float32 [N]."""
-        maps, scores = [], []
-        for i, maker in enumerate(self.makers):
-            values = (maker(residual) - getattr(self, f"mean_{i}")) * getattr(self, f"unit_{i}")
-            maps.append(values)
-            scores.append(pool_largest(values, self.counts[i]))
-        anomaly_map = self.down @ (_mean(maps) @ self.across)
-        return anomaly_map.flatten(1, 2), _mean(scores)
+    def forward(self, values: Tensor) -> Tensor:
+        made: Tensor = self.down @ (values @ self.across)
+        return made
 
 
-def _mean(parts: list[Tensor]) -> Tensor:
+def _sum(parts: list[Tensor]) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    return total / len(parts) if len(parts) > 1 else total
+    return total
 
 
 class FeatureGraph(DeployedGraph):
@@ -231,6 +268,7 @@ class FeatureGraph(DeployedGraph):
         constants: from held-out normals.
         image_size: height and width of the picture, multiples of 16.
         photometric: how light and contrast are evened out.
+        pixel_vae: from `patch_convolutions`, where the settings have a network on pixels.
     """
 
     def __init__(
@@ -241,12 +279,18 @@ class FeatureGraph(DeployedGraph):
         constants: FeatureConstants,
         image_size: tuple[int, int],
         photometric: Photometric = Photometric.NONE,
+        pixel_vae: nn.Sequential | None = None,
     ) -> None:
         super().__init__()
         self.image_size = image_size
         self.features = FeatureMaps(backbone, *image_size, photometric)
         self.residual = FeatureResidual(vae, constants.channel_mean, constants.channel_deviation)
-        self.score = FeatureScorer(settings, constants, self.features.size)
+        self.pixels: PatchResidual | None = None
+        if settings.pixels is not None:
+            if pixel_vae is None or constants.pixel_mean is None or constants.pixel_deviation is None:
+                raise KeyError("the network on pixels is missing")
+            self.pixels = PatchResidual(pixel_vae, constants.pixel_mean, constants.pixel_deviation)
+        self.score = FeatureScorer(settings, constants, image_size)
         self.settings = settings
         self.constants = constants
         height, width = image_size
@@ -258,97 +302,28 @@ class FeatureGraph(DeployedGraph):
     def describe(self) -> str:
         """Return what the graph does, in words."""
         height, width = self.image_size
+        on_pixels = "" if self.pixels is None else " and of one on patches of pixels"
         return (
             f"images of {height}x{width}; {self.input_settings.photometric.describe()}; squared residual of a VAE on "
-            f"features of EfficientNet-Lite0, "
-            f"{self.settings.describe()}"
+            f"features of EfficientNet-Lite0{on_pixels}, {self.settings.describe()}"
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the anomaly map and the score of a batch."""
-        anomaly_map, score = self.score(self.residual(self.features(image)))
-        return anomaly_map, score
+        return self.of_pixels(to_pixels(image))
 
     def of_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same for float32 [N, 3, H, W], -1 to 1."""
-        anomaly_map, score = self.score(self.residual(self.features.of_pixels(pixels)))
+        anomaly_map, score = self.score(self.residuals(pixels))
         return anomaly_map, score
 
-
-@dataclass(frozen=True)
-class FusionConstants:
-    """How the scores of two networks are brought to one scale.
-
-    The median of held-out normals becomes 0 and their 0.9-quantile 1, as in
-    `vae_edge.train.model.scoring_constants.fit_scoring_constants`.
-    """
-
-    pixel_center: float
-    pixel_unit: float
-    feature_center: float
-    feature_unit: float
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the constants by name, as they are saved."""
-        return {"fusion.units": torch.tensor(list(vars(self).values()), dtype=torch.float32)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FusionConstants:
-        """Make the constants from saved ones.
-
-        Raises:
-            KeyError: they are missing.
-        """
-        values = tensors["fusion.units"].tolist()
-        if len(values) != 4:
-            raise KeyError(f"{len(values)} units for the fusion of two networks")
-        return cls(*values)
-
-
-class FusedGraph(DeployedGraph):
-    """A network on features and one on pixels in one graph; map and score are the means of both, in units of normals.
-
-    Args:
-        feature: decides the size of the image.
-        pixel: sees the same image, shrunk or enlarged to its own size.
-        constants: the units.
-    """
-
-    def __init__(self, feature: FeatureGraph, pixel: AnomalyGraph, constants: FusionConstants) -> None:
-        super().__init__()
-        self.image_size = feature.image_size
-        self.feature = feature
-        self.pixel = pixel
-        self.settings = feature.settings
-        self.input_settings = pixel.input_settings
-        self.constants = constants
-        self.to_pixel = Resampling(feature.image_size, pixel.image_size)
-        self.from_pixel = Resampling(pixel.image_size, feature.image_size)
-        self.eval().requires_grad_(False)
-
-    def describe(self) -> str:
-        """Return what the graph does, in words."""
-        return (
-            f"mean of two networks in units of held-out normals: (1) {self.feature.describe()}; (2) "
-            f"{self.pixel.describe()}"
-        )
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the anomaly map and the score of a batch."""
-        feature_map, feature_score = self.feature(image)
-        pixel_map, pixel_score = self.pixel_outputs(image)
-        c = self.constants
-        feature_share, pixel_share = 0.5 / c.feature_unit, 0.5 / c.pixel_unit
-        offset = c.feature_center * feature_share + c.pixel_center * pixel_share
-        anomaly_map = feature_map * feature_share + self.from_pixel(pixel_map[:, None])[:, 0] * pixel_share - offset
-        return anomaly_map, feature_score * feature_share + pixel_score * pixel_share - offset
-
-    def pixel_outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return map and score of the network on pixels, of its own size, for uint8 [N, H, W, 3]."""
-        pixels = self.to_pixel((image.to(torch.float32) / 127.5 - 1.0).permute(0, 3, 1, 2))
-        reconstruct = self.pixel.reconstruct
-        anomaly_map, score = self.pixel.score(reconstruct.of_pixels(reconstruct.range(pixels)))
-        return anomaly_map, score
+    def residuals(self, pixels: Tensor) -> dict[MapSource, Tensor]:
+        """Return the squared residuals, float32 [N, 1, h, w] of each source, for float32 [N, 3, H, W], -1 to 1."""
+        lit = self.features.photometric(pixels)
+        made = {MapSource.FEATURES: self.residual(self.features.of_lit(lit))}
+        if self.pixels is not None:
+            made[MapSource.PIXELS] = self.pixels(lit)
+        return made
 
 
 def count_feature_flops(graph: FeatureGraph) -> int:
@@ -368,31 +343,6 @@ def count_feature_flops(graph: FeatureGraph) -> int:
         for hook in hooks:
             hook.remove()
     return total
-
-
-class Resampling(nn.Module):
-    """Resizes float32 [N, C, H, W] linearly; where it shrinks, over all the pixels that become one.
-
-    For maps as well as pictures, so that it does not round as `vae_edge.train.model.input_layers.AreaResizing` does.
-
-    Args:
-        before: height and width.
-        after: height and width.
-    """
-
-    down: Tensor
-    across: Tensor
-
-    def __init__(self, before: tuple[int, int], after: tuple[int, int]) -> None:
-        super().__init__()
-        self.is_identity = before == after
-        if not self.is_identity:
-            self.register_buffer("down", interpolation_matrix(before[0], after[0]))
-            self.register_buffer("across", interpolation_matrix(before[1], after[1]).T.contiguous())
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Resize a batch."""
-        return values if self.is_identity else self.down @ (values @ self.across)
 
 
 def interpolation_matrix(before: int, after: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A variational autoencoder on the features of one position of a picture.
+"""A variational autoencoder on what there is at one position of a picture: features, or a patch of pixels.
 
 The encoder and the decoder of Kingma and Welling 2013 on a vector instead of an image: convolutions with a 1 x 1 kernel
 over a map of features. It is trained on single positions, as linear layers over a table of them, which on a CPU are
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fusion
 
-from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.settings import PositionVae
 from vae_edge.train.model.network import LOG_VARIANCE_LIMIT
 
 
@@ -23,7 +23,7 @@ class FeatureVaeOutput(NamedTuple):
     """What the network makes of a table of positions."""
 
     reconstruction: Tensor
-    """float32 [n, C]."""
+    """float32 [n, outputs]."""
     mean: Tensor
     """float32 [n, latents]."""
     log_variance: Tensor
@@ -34,16 +34,17 @@ class FeatureVae(nn.Module):
     """The network for training.
 
     Args:
-        n_channels: features of a position.
+        n_channels: values of a position.
         settings: its size and the weight of the Kullback-Leibler term.
+        n_outputs: values to reconstruct; None: all that it sees.
     """
 
-    def __init__(self, n_channels: int, settings: FeatureSettings) -> None:
+    def __init__(self, n_channels: int, settings: PositionVae, n_outputs: int | None = None) -> None:
         super().__init__()
         self.settings = settings
         self.latent_vec_size = settings.latent_vec_size
         self.encoder = _perceptron(n_channels, settings.n_hidden, 2 * settings.latent_vec_size)
-        self.decoder = _perceptron(settings.latent_vec_size, settings.n_hidden, n_channels)
+        self.decoder = _perceptron(settings.latent_vec_size, settings.n_hidden, n_outputs or n_channels)
 
     def forward(self, x: Tensor) -> FeatureVaeOutput:
         """Encode and decode float32 [n, C]: z is drawn in training and the mean in evaluation."""
@@ -52,15 +53,19 @@ class FeatureVae(nn.Module):
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if self.training else mean
         return FeatureVaeOutput(self.decoder(z), mean, log_variance)
 
-    def loss(self, x: Tensor) -> Tensor:
-        """Return mean squared error + kl_weight * divergence, both averaged over positions, for float32 [n, C].
+    def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """Return mean squared error + kl_weight * divergence, both averaged over positions.
+
+        Args:
+            x: float32 [n, C].
+            target: float32 [n, outputs], what it is to reconstruct; None: x.
 
         The divergence is that of `vae_edge.train.model.network.Vae.loss`.
         """
         output = self(x)
         mean, log_variance = output.mean, output.log_variance
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
-        reconstruction: Tensor = functional.mse_loss(output.reconstruction, x)
+        reconstruction: Tensor = functional.mse_loss(output.reconstruction, x if target is None else target)
         loss: Tensor = reconstruction + self.settings.kl_weight * kl
         return loss
 
@@ -78,7 +83,7 @@ class FeatureVae(nn.Module):
         return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-def empty_convolutions(n_channels: int, settings: FeatureSettings) -> nn.Sequential:
+def empty_convolutions(n_channels: int, settings: PositionVae) -> nn.Sequential:
     """Return what `FeatureVae.convolutions` gives, for weights that are loaded afterwards."""
     return FeatureVae(n_channels, settings).convolutions()
 

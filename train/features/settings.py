@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from enum import Enum
+
+from pydantic import Field, model_validator
 
 from vae_edge.records import Record
 
@@ -17,9 +19,22 @@ _STEP = 32
 """Sides are multiples of it."""
 
 
+class MapSource(str, Enum):
+    """Whose residual a map shows."""
+
+    FEATURES = "features"
+    """Of the VAE on features, at every eighth pixel."""
+    PIXELS = "pixels"
+    """Of the VAE on patches of pixels, at every fourth pixel."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class FeatureMap(Record):
     """One map of the residual and its score; where there are several, map and score are their means."""
 
+    source: MapSource = MapSource.FEATURES
     smoothing_sigma: float = Field(default=0.4, ge=0, le=8)
     """Standard deviation, in positions, of the Gaussian over the residual."""
     by_level: bool = False
@@ -29,22 +44,34 @@ class FeatureMap(Record):
 
     def describe(self) -> str:
         """Return the map in words."""
+        whose = "of pixels, " if self.source is MapSource.PIXELS else ""
         level = "divided by its mean over the picture, " if self.by_level else ""
-        return f"{level}normalized per position by held-out normals, mean of the largest {self.top_fraction:.3%}"
+        return f"{whose}{level}normalized per position by held-out normals, mean of the largest {self.top_fraction:.3%}"
 
 
-class FeatureSettings(Record):
-    """The network on the features, its training and its scoring."""
+class PositionVae(Record):
+    """A VAE that sees one position of a picture at a time."""
 
     latent_vec_size: int = Field(default=16, ge=1, le=1024)
-    """Latents of each position. 16 to 64 found the same."""
+    """Latents of each position. Of features, 16 to 64 found the same."""
     n_hidden: int = Field(default=192, ge=1, le=4096)
     """Channels of the hidden layers, two before the latents and two after them."""
     kl_weight: float = Field(default=0.001, ge=0)
     """Weight of the Kullback-Leibler term, for each position; the other term is a mean over the channels."""
-    n_steps: int = Field(default=300, ge=1)
     batch_size: int = Field(default=4096, ge=2)
     """Positions in a step, drawn from all pictures."""
+
+
+PIXEL_MAP = FeatureMap(source=MapSource.PIXELS, smoothing_sigma=0.5, by_level=True, top_fraction=0.005)
+"""Divided by the picture's level, without which rough pictures of good parts have the largest values."""
+
+
+class FeatureSettings(PositionVae):
+    """The network on the features, the one on pixels where there is one, their training and their scoring."""
+
+    pixels: PositionVae | None = None
+    """The network on patches of pixels; None: there is none."""
+    n_steps: int = Field(default=300, ge=1)
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of Adam, at the top of one cycle."""
     maps: tuple[FeatureMap, ...] = Field(
@@ -55,6 +82,29 @@ class FeatureSettings(Record):
     n_folds: int = Field(default=4, ge=2, le=20)
     """Networks that measure the residual of good parts that they were not trained on, for the constants of the one that
     is deployed. Cross-conformal calibration brings its own."""
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> FeatureSettings:
+        if (self.pixels is not None) != (MapSource.PIXELS in self.sources):
+            raise ValueError("a network on pixels and a map of its residual come together; expected both or neither")
+        return self
+
+    @property
+    def sources(self) -> tuple[MapSource, ...]:
+        """Whose residuals the maps show, each once."""
+        return tuple(source for source in MapSource if any(each.source is source for each in self.maps))
+
+    def with_pixels(self) -> FeatureSettings:
+        """Return the settings with a network on patches of pixels and a map of its residual."""
+        if self.pixels is not None:
+            return self
+        pixels = PositionVae(latent_vec_size=8, n_hidden=128, batch_size=2048)
+        return self.model_copy(update={"pixels": pixels, "maps": (*self.maps, PIXEL_MAP)})
+
+    def without_pixels(self) -> FeatureSettings:
+        """Return the settings without them."""
+        maps = tuple(each for each in self.maps if each.source is MapSource.FEATURES)
+        return self.model_copy(update={"pixels": None, "maps": maps})
 
     def describe(self) -> str:
         """Return the scoring in words."""

@@ -46,6 +46,11 @@ class FeatureTable:
         """Height and width of the grid."""
         return self.values.shape[1], self.values.shape[2]
 
+    @property
+    def n_channels(self) -> int:
+        """Features of a position."""
+        return int(self.values.shape[3])
+
     def channel_statistics(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of each channel over some pictures, float32 [1, C, 1, 1]; the latter above 0."""
         total, squares = self._sums[:, list(rows)].sum(axis=1)
@@ -57,12 +62,19 @@ class FeatureTable:
         deviation = np.maximum(deviation, 1e-2 * max(float(np.median(deviation)), 1e-6))
         return _as_channels(mean), _as_channels(deviation)
 
-    def positions(self, rows: Sequence[int], n: int, random: torch.Generator) -> Tensor:
-        """Return features of so many positions drawn from some pictures, float32 [n, C]."""
+    def draw(
+        self, rows: Sequence[int], n: int, random: torch.Generator, mean: Tensor, deviation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return features of so many positions of some pictures, in units, and what is to be reconstructed: the same.
+
+        Both are float32 [n, C]; mean and deviation are from `channel_statistics`.
+        """
         height, width = self.size
         pictures = np.asarray(rows)[torch.randint(len(rows), (n,), generator=random).numpy()]
         places = torch.randint(height * width, (n,), generator=random).numpy()
-        return torch.from_numpy(self.values[pictures, places // width, places % width].astype(np.float32))
+        found = torch.from_numpy(self.values[pictures, places // width, places % width].astype(np.float32))
+        x = (found - mean.flatten()) / deviation.flatten()
+        return x, x
 
     def batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """Give float32 [N, C, h, w] of some pictures, in their order, a few at a time."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from vae_edge.errors import InputError
 from vae_edge.platform.work import Progress
 from vae_edge.train.features.graph import FeatureConstants, FeatureMapMaker, FeatureResidual
 from vae_edge.train.features.network import FeatureVae
-from vae_edge.train.features.settings import FeatureSettings
+from vae_edge.train.features.patches import PatchResidual, PatchTable, patch_convolutions, patch_vae
+from vae_edge.train.features.settings import FeatureSettings, MapSource
 from vae_edge.train.features.table import FeatureTable
 from vae_edge.train.model.anomaly_graph import n_pooled, pool_largest
 from vae_edge.train.model.residuals import Smoothing
@@ -25,20 +27,27 @@ nothing added it was 0.01 lower on the magnetic tiles, which have few parts."""
 _REPORT_EVERY = 10
 
 
-def train_on_features(
-    table: FeatureTable,
+Table: TypeAlias = FeatureTable | PatchTable
+"""What there is at each position of many pictures."""
+
+Residual: TypeAlias = FeatureResidual | PatchResidual
+"""A trained network up to its squared residual."""
+
+
+def train_on_table(
+    table: Table,
     rows: Sequence[int],
     settings: FeatureSettings,
     *,
     seed: int,
     progress: Progress | None = None,
-) -> FeatureResidual:
+) -> Residual:
     """Train a network on the positions of some pictures; the same seed gives the same weights on the same machine.
 
     Args:
-        table: features of pictures.
+        table: features of pictures, or their pixels.
         rows: which of them to train on, one or more.
-        settings: of the network and its training.
+        settings: of the networks and their training.
         seed: of weights, positions and latents.
         progress: receives steps done and in all.
 
@@ -52,12 +61,11 @@ def train_on_features(
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = FeatureVae(mean.shape[1], settings).train()
+        vae = _new_vae(table, settings).train()
         optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.n_steps)
         for step in range(1, settings.n_steps + 1):
-            x = (table.positions(rows, settings.batch_size, random) - mean.flatten()) / deviation.flatten()
-            loss = vae.loss(x)
+            loss = vae.loss(*table.draw(rows, vae.settings.batch_size, random, mean, deviation))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -65,18 +73,32 @@ def train_on_features(
             if step % _REPORT_EVERY == 0 or step == settings.n_steps:
                 if not torch.isfinite(loss):
                     raise InputError(
-                        f"the training on features diverged: its loss is {loss.item()} after {step} steps; expected a "
-                        "number: look for damaged pictures, or train with another --seed"
+                        f"the training on {_what(table)} diverged: its loss is {loss.item()} after {step} steps; "
+                        "expected a number: look for damaged pictures, or train with another --seed"
                     )
                 if progress is not None:
                     progress(step, settings.n_steps)
-        convolutions = vae.eval().convolutions()
-    return FeatureResidual(convolutions, mean, deviation).eval().requires_grad_(False)
+        made: Residual
+        if isinstance(table, PatchTable):
+            made = PatchResidual(patch_convolutions(vae.eval()), mean, deviation)
+        else:
+            made = FeatureResidual(vae.eval().convolutions(), mean, deviation)
+    made.eval().requires_grad_(False)
+    return made
 
 
-def residuals_of(
-    model: FeatureResidual, table: FeatureTable, rows: Sequence[int], progress: Progress | None = None
-) -> Tensor:
+def _new_vae(table: Table, settings: FeatureSettings) -> FeatureVae:
+    if isinstance(table, PatchTable):
+        assert settings.pixels is not None  # There is no such table without it.
+        return patch_vae(settings.pixels, table.n_colours)
+    return FeatureVae(table.n_channels, settings)
+
+
+def _what(table: Table) -> str:
+    return "patches of pixels" if isinstance(table, PatchTable) else "features"
+
+
+def residuals_of(model: Residual, table: Table, rows: Sequence[int], progress: Progress | None = None) -> Tensor:
     """Return the squared residuals of some pictures, float32 [rows, 1, h, w]."""
     made: list[Tensor] = []
     with torch.inference_mode():
@@ -87,22 +109,26 @@ def residuals_of(
     return torch.cat(made) if made else torch.empty(0, 1, *table.size)
 
 
-def fit_constants(residuals: Tensor, settings: FeatureSettings, model: FeatureResidual) -> FeatureConstants:
+def fit_constants(
+    residuals: Mapping[MapSource, Tensor], settings: FeatureSettings, models: Mapping[MapSource, Residual]
+) -> FeatureConstants:
     """Measure on held-out normals what each map is normalized by.
 
     Per position: `mean_and_deviation`. Where there are several maps each is brought to one scale by two quantiles of
     its own scores, as in `vae_edge.train.model.scoring_constants.fit_scoring_constants`.
 
     Args:
-        residuals: float32 [n, 1, h, w], n of 2 or more, by networks that were not trained on these pictures.
+        residuals: float32 [n, 1, h, w] of each source, n of 2 or more, by networks that were not trained on these
+            pictures.
         settings: of the maps.
-        model: the network that the constants are for.
+        models: the networks that the constants are for.
     """
-    size = int(residuals.shape[2]), int(residuals.shape[3])
     means, scales = [], []
     for each in settings.maps:
+        residual = residuals[each.source]
+        size = int(residual.shape[2]), int(residual.shape[3])
         with torch.inference_mode():
-            made = FeatureMapMaker(each, size)(residuals)
+            made = FeatureMapMaker(each, size)(residual)
         mean, scale = mean_and_deviation(made, each.smoothing_sigma)
         if len(settings.maps) > 1:
             scores = pool_largest((made - mean) / scale, n_pooled(each.top_fraction, *size))
@@ -111,7 +137,8 @@ def fit_constants(residuals: Tensor, settings: FeatureSettings, model: FeatureRe
             mean, scale = mean + center * scale, scale * unit
         means.append(mean)
         scales.append(scale)
-    return FeatureConstants(model.channel_mean.clone(), model.channel_deviation.clone(), tuple(means), tuple(scales))
+    units = [(models[each].channel_mean.clone(), models[each].channel_deviation.clone()) for each in settings.sources]
+    return FeatureConstants(*units[0], tuple(means), tuple(scales), *(units[1] if len(units) > 1 else ()))
 
 
 def mean_and_deviation(maps: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

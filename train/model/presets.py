@@ -118,7 +118,7 @@ class Network(str, Enum):
     FEATURE = "feature"
     """What a frozen, pretrained backbone sees in the picture: see `vae_edge.train.features`."""
     BOTH = "both"
-    """A network on each; their maps and scores are averaged."""
+    """That, and small patches of pixels; the mean of their maps and scores is taken."""
 
     def __str__(self) -> str:
         return self.value
@@ -157,7 +157,7 @@ class Preset(Record):
     max_features: int | None
     purpose: str
     network: Network | None = Network.PIXEL
-    """What is reconstructed; None: the data choose. The other numbers are those of the part on pixels."""
+    """What is reconstructed; None: the data choose. The other numbers are those of a network on whole pictures."""
     recipe: Recipe = EDGE_RECIPE
     """How it is trained, unless told otherwise."""
     precision: str = AUTO_PRECISION
@@ -192,7 +192,11 @@ PRESETS: dict[str, Preset] = {
         network=Network.FEATURE,
     ),
     "both": Preset(
-        n_features=16, latent_vec_size=128, max_features=128, purpose="feature and nano in one", network=Network.BOTH
+        n_features=16,
+        latent_vec_size=128,
+        max_features=128,
+        purpose="on features and on patches of pixels",
+        network=Network.BOTH,
     ),
     "reference": Preset(
         n_features=64,

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from vae_edge.decision import check_n_normals
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.records import make_record
-from vae_edge.train.choice.image_size import resolve_size, resolve_tiles_of
+from vae_edge.train.choice.image_size import resolve_size
 from vae_edge.train.choice.photometric_choice import forget_pilots
 from vae_edge.train.data.grouping import Grouping
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
@@ -197,16 +197,13 @@ def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Wa
 
 
 def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
-    found = None
-    if settings.network is not Network.PIXEL:
+    if settings.network is Network.PIXEL:
+        fitted, calibration = _fit_on_pixels(settings, data, out, watcher, attached)
+    else:
         files = data.division.files
         images = load_images(files, settings.preparation, watcher.progress_of("reading images"))
-        found = fit_with_features(settings, data.division, files, images, out, watcher, attached)
+        fitted, calibration = fit_with_features(settings, data.division, files, images, out, watcher)
         del images
-        if found is None:
-            pixels = {"network": Network.PIXEL, "picture_size": None, "tiling": None}
-            settings = _with_sizes(settings.model_copy(update=pixels), data, watcher)
-    fitted, calibration = found or _fit_on_pixels(settings, data, out, watcher, attached)
     settings = settings.model_copy(update={"network": fitted.settings.network})
     normals = data.division.judges or data.division.setting_thresholds
     metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, normals, watcher)
@@ -361,7 +358,7 @@ def _with_sizes(settings: TrainSettings, data: _Data, watcher: Watcher) -> Train
 
 
 def _with_picture_size(settings: TrainSettings, typical: tuple[int, int], watcher: Watcher) -> TrainSettings:
-    """Decide the size at which the backbone sees the pictures, and what a network on pixels would see of them."""
+    """Decide the size at which the backbone sees the pictures."""
     request = settings.size or SizeRequest()
     picture = request.image or choose_feature_size(typical)
     check_size(*picture)
@@ -370,15 +367,8 @@ def _with_picture_size(settings: TrainSettings, typical: tuple[int, int], watche
         f"the pictures are typically {typical[0]}x{typical[1]} (height x width); a network on features sees them at "
         f"{picture[0]}x{picture[1]}"
     )
-    traits = settings.traits
-    assert traits is not None
-    if settings.network is Network.FEATURE:
-        tiling = Tiling(image_height=picture[0], image_width=picture[1], tile_height=picture[0], tile_width=picture[1])
-        return settings.model_copy(update={"tiling": tiling})
-    tiling = resolve_tiles_of(picture, request, typical, is_aligned=traits.is_aligned)
-    sides = {"height": tiling.tile_height, "width": tiling.tile_width}
-    architecture = make_record(Architecture, settings.architecture.model_dump() | sides)
-    return settings.model_copy(update={"tiling": tiling, "architecture": architecture})
+    tiling = Tiling(image_height=picture[0], image_width=picture[1], tile_height=picture[0], tile_width=picture[1])
+    return settings.model_copy(update={"tiling": tiling})
 
 
 def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher: Watcher) -> LabelledImages | None:

@@ -128,14 +128,13 @@ class RunFolder:
         """
         from vae_edge.train.model.network import Vae
 
-        if self.record.network is Network.FEATURE:
+        if self.record.network is not Network.PIXEL:
             raise InputError(
-                f"the run {self.folder} has a network on features alone; expected one on pixels: train with --preset "
-                "nano, edge, reference or both"
+                f"the run {self.folder} has a network on features; expected one on pixels: train with --preset nano, "
+                "edge or reference"
             )
         with self._weights_errors():
-            tensors = _load_tensors(self.folder / MODEL_FILE)
-            return Vae.from_weights(self.record.architecture, _without(tensors, "backbone.", "feature."))
+            return Vae.from_weights(self.record.architecture, _load_tensors(self.folder / MODEL_FILE))
 
     def load_graph(self) -> DeployedGraph:
         """Build the whole model with its weights and scoring constants, in evaluation mode on the CPU.
@@ -143,25 +142,19 @@ class RunFolder:
         Raises:
             BundleError: the weights do not belong to the architecture.
         """
-        from vae_edge.train.features.graph import FusedGraph, FusionConstants
         from vae_edge.train.model.anomaly_graph import AnomalyGraph
 
-        network = self.record.network
-        feature = None if network is Network.PIXEL else self._load_feature_graph()
-        if feature is not None and network is Network.FEATURE:
-            return feature
+        if self.record.network is not Network.PIXEL:
+            return self._load_feature_graph()
         vae, constants = self.load_vae(), self.load_constants()
         with self._weights_errors():
-            pixel = AnomalyGraph(vae, self.record.scoring, constants, self.record.input_settings)
-            if feature is None:
-                return pixel
-            tensors = _load_tensors(self.folder / SCORING_FILE)
-            return FusedGraph(feature, pixel, FusionConstants.from_tensors(tensors))
+            return AnomalyGraph(vae, self.record.scoring, constants, self.record.input_settings)
 
     def _load_feature_graph(self) -> FeatureGraph:
         from vae_edge.train.features.backbone import Backbone
         from vae_edge.train.features.graph import N_CHANNELS, FeatureConstants, FeatureGraph
         from vae_edge.train.features.network import empty_convolutions
+        from vae_edge.train.features.patches import patch_convolutions, patch_vae
 
         record = self.record.feature
         assert record is not None  # The record checks that it is there.
@@ -172,8 +165,12 @@ class RunFolder:
             vae = empty_convolutions(N_CHANNELS, record.settings)
             vae.load_state_dict(_below(tensors, "feature."))
             constants = FeatureConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
+            pixel_vae = None
+            if record.settings.pixels is not None:
+                pixel_vae = patch_convolutions(patch_vae(record.settings.pixels))
+                pixel_vae.load_state_dict(_below(tensors, "pixels."))
             size = record.height, record.width
-            return FeatureGraph(backbone, vae, record.settings, constants, size, record.photometric)
+            return FeatureGraph(backbone, vae, record.settings, constants, size, record.photometric, pixel_vae)
 
     def load_constants(self) -> ScoringConstants:
         """Load what held-out normals say about each pixel.
@@ -184,9 +181,7 @@ class RunFolder:
         from vae_edge.train.model.anomaly_graph import ScoringConstants
 
         with self._weights_errors():
-            return ScoringConstants.from_tensors(
-                _without(_load_tensors(self.folder / SCORING_FILE), "feature.", "fusion.")
-            )
+            return ScoringConstants.from_tensors(_load_tensors(self.folder / SCORING_FILE))
 
     @contextmanager
     def _weights_errors(self) -> Iterator[None]:
@@ -444,11 +439,6 @@ def _as_recorded(found: ImageFile, recorded: SplitImage) -> ImageFile:
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """Return the tensors of the network on pixels, whose own names begin otherwise."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

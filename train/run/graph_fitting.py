@@ -18,7 +18,7 @@ from torch import Tensor
 from vae_edge.train.choice.candidates import CANDIDATES, ChoiceRecord, Ranked
 from vae_edge.train.choice.photometric_choice import choose_photometric
 from vae_edge.train.choice.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
-from vae_edge.train.features.graph import FeatureGraph, FusedGraph, FusionConstants
+from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.loop.settings import DecidedSettings, TrainingOutcome, TrainSettings
 from vae_edge.train.loop.trainer_arguments import NOTHING_ATTACHED, Attached
 from vae_edge.train.loop.training import fit_vae
@@ -57,30 +57,21 @@ class FittedGraph:
     """What was chosen and why; None: nothing was."""
     feature: FeatureRecord | None = None
     """Of a network on features, where there is one."""
-    fusion: FusionConstants | None = None
-    """Of both."""
 
     def weights(self) -> dict[str, Tensor]:
         """Return the networks' weights by name, as they are saved."""
         tensors = {} if self.vae is None else dict(self.vae.state_dict())
-        feature = self._on_features()
-        if feature is not None:
-            tensors |= {f"backbone.{name}": each for name, each in feature.features.backbone.state_dict().items()}
-            tensors |= {f"feature.{name}": each for name, each in feature.residual.vae.state_dict().items()}
+        if isinstance(self.graph, FeatureGraph):
+            tensors |= {f"backbone.{name}": each for name, each in self.graph.features.backbone.state_dict().items()}
+            tensors |= {f"feature.{name}": each for name, each in self.graph.residual.vae.state_dict().items()}
+            if self.graph.pixels is not None:
+                tensors |= {f"pixels.{name}": each for name, each in self.graph.pixels.vae.state_dict().items()}
         return tensors
 
     def scoring_tensors(self) -> dict[str, Tensor]:
         """Return what held-out normals say by name, as it is saved."""
         tensors = {} if self.constants is None else self.constants.tensors()
-        feature = self._on_features()
-        if feature is not None:
-            tensors |= feature.constants.tensors()
-        return tensors if self.fusion is None else tensors | self.fusion.tensors()
-
-    def _on_features(self) -> FeatureGraph | None:
-        if isinstance(self.graph, FusedGraph):
-            return self.graph.feature
-        return self.graph if isinstance(self.graph, FeatureGraph) else None
+        return tensors | (self.graph.constants.tensors() if isinstance(self.graph, FeatureGraph) else {})
 
 
 def fit_graph(

@@ -104,7 +104,11 @@ class FeatureRecord(Record):
 
     def describe(self) -> str:
         """Return the model in words."""
-        return f"images of {self.height}x{self.width}; {self.photometric.describe()}; features of {self.backbone.name}"
+        pixels = "" if self.settings.pixels is None else " and patches of pixels"
+        return (
+            f"images of {self.height}x{self.width}; {self.photometric.describe()}; features of {self.backbone.name}"
+            f"{pixels}"
+        )
 
 
 class RunRecord(Record):

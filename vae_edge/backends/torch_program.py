@@ -221,6 +221,7 @@ OPERATORS = {
     "aten.narrow.default": _Operator("self:tensor dim:int start:int length:int", _same),
     "aten.pad.default": _Operator("self:tensor pad:ints mode:mode= value:number?=", _padded),
     "aten.permute.default": _Operator("self:tensor dims:ints", _same),
+    "aten.pixel_shuffle.default": _Operator("self:tensor upscale_factor:count", _same),
     "aten.relu.default": _Operator("self:tensor", _same),
     "aten.relu6.default": _Operator("self:tensor", _same),
     "aten.reshape.default": _Operator("self:tensor shape:ints", _same),

@@ -163,17 +163,11 @@ def _at_rates(run: RunFolder, test: _Test) -> tuple[AtRate, ...]:
 
 
 def _describe(record: RunRecord) -> str:
-    parts = [] if record.feature is None else [record.feature.describe()]
-    if record.network is not Network.FEATURE:
-        parts.append(record.tiling.describe())
-    return " and ".join(parts)
+    return record.tiling.describe() if record.feature is None else record.feature.describe()
 
 
 def _describe_scoring(record: RunRecord) -> str:
-    parts = [] if record.feature is None else [record.feature.settings.describe()]
-    if record.network is not Network.FEATURE:
-        parts.append(str(record.scoring))
-    return " and ".join(parts)
+    return str(record.scoring) if record.feature is None else record.feature.settings.describe()
 
 
 def _has_steady_light(run: RunFolder) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,13 @@ from vae_edge.train.features.graph import (
     FeatureGraph,
     FeatureMapMaker,
     FeatureMaps,
-    FusedGraph,
-    FusionConstants,
     interpolation_matrix,
+    to_pixels,
 )
 from vae_edge.train.features.network import FeatureVae
-from vae_edge.train.features.settings import FeatureMap, FeatureSettings
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, ScoringConstants
-from vae_edge.train.model.input_settings import InputSettings, Tiling
-from vae_edge.train.model.network import Vae
-from vae_edge.train.model.scoring import MSE_SCORING
+from vae_edge.train.features.patches import patch_convolutions, patch_vae
+from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource, PositionVae
+from vae_edge.train.model.input_settings import Photometric
 
 SIZE = (64, 96)
 SETTINGS = FeatureSettings(n_hidden=24, latent_vec_size=4)
@@ -44,20 +42,27 @@ def images() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (3, *SIZE, 3), dtype=np.uint8)
 
 
-def feature_graph(backbone: Backbone, settings: FeatureSettings = SETTINGS) -> FeatureGraph:
+def feature_graph(
+    backbone: Backbone, settings: FeatureSettings = SETTINGS, photometric: Photometric = Photometric.NONE
+) -> FeatureGraph:
     torch.manual_seed(2)
     vae = FeatureVae(N_CHANNELS, settings).eval().convolutions()
     ones = torch.ones(1, N_CHANNELS, 1, 1)
-    grid = torch.rand(1, 1, SIZE[0] // 8, SIZE[1] // 8)
-    n = len(settings.maps)
-    return FeatureGraph(backbone, vae, settings, FeatureConstants(0 * ones, ones, (grid,) * n, (grid + 0.5,) * n), SIZE)
+    sizes = [4 if each.source is MapSource.PIXELS else 8 for each in settings.maps]
+    grids = tuple(torch.rand(1, 1, SIZE[0] // step, SIZE[1] // step) for step in sizes)
+    constants = FeatureConstants(0 * ones, ones, grids, tuple(grid + 0.5 for grid in grids))
+    pixel_vae = None
+    if settings.pixels is not None:
+        pixel_vae = patch_convolutions(patch_vae(settings.pixels).eval())
+        colours = torch.tensor([0.1, 0.0, -0.1]).reshape(1, 3, 1, 1)
+        constants = replace(constants, pixel_mean=colours, pixel_deviation=torch.full((1, 3, 1, 1), 0.5))
+    return FeatureGraph(backbone, vae, settings, constants, SIZE, photometric, pixel_vae)
 
 
-def fused_graph(backbone: Backbone) -> FusedGraph:
-    torch.manual_seed(3)
-    vae = Vae(4, 4, image_size=(32, 32), max_features=8).eval()
-    pixel = AnomalyGraph(vae, MSE_SCORING, ScoringConstants.neutral(MSE_SCORING), InputSettings(Tiling.whole(32, 32)))
-    return FusedGraph(feature_graph(backbone), pixel, FusionConstants(0.1, 0.2, 1.0, 4.0))
+def graph_on_both(backbone: Backbone) -> FeatureGraph:
+    both = SETTINGS.with_pixels()
+    small = PositionVae(n_hidden=12, latent_vec_size=4)
+    return feature_graph(backbone, both.model_copy(update={"pixels": small}), Photometric.IMAGE)
 
 
 def test_the_convolutions_compute_what_the_trained_layers_do_with_the_mean_of_the_latents() -> None:
@@ -111,21 +116,44 @@ def test_constants_of_another_size_are_refused(backbone: Backbone) -> None:
         FeatureGraph(backbone, FeatureVae(N_CHANNELS, SETTINGS).convolutions(), SETTINGS, constants, (64, 64))
 
 
-def test_the_fused_score_is_the_mean_of_both_in_units_of_normals(backbone: Backbone, images: np.ndarray) -> None:
-    fused = fused_graph(backbone)
-    image = torch.from_numpy(images)
-    _, feature_score = fused.feature(image)
-    small = torch.from_numpy(images).float() / 127.5 - 1
-    shrunk = fused.to_pixel(small.permute(0, 3, 1, 2))
-    seen = fused.pixel.reconstruct.of_pixels(shrunk)
-    pixel_score = (seen.pixels - seen.reconstruction).square().mean(dim=(1, 2, 3))
-    expected = ((pixel_score - 0.1) / 0.2 + (feature_score - 1) / 4) / 2
-    assert torch.allclose(fused(image)[1], expected, atol=1e-5)
+def test_the_score_on_both_is_the_mean_over_all_maps(backbone: Backbone, images: np.ndarray) -> None:
+    graph = graph_on_both(backbone)
+    residuals = graph.residuals(to_pixels(torch.from_numpy(images)))
+    assert residuals[MapSource.FEATURES].shape == (3, 1, SIZE[0] // 8, SIZE[1] // 8)
+    assert residuals[MapSource.PIXELS].shape == (3, 1, SIZE[0] // 4, SIZE[1] // 4)
+    scores = []
+    for i, each in enumerate(graph.settings.maps):
+        residual = residuals[each.source]
+        made = FeatureMapMaker(each, (residual.shape[2], residual.shape[3]))(residual)
+        values = ((made - graph.constants.means[i]) / graph.constants.scales[i]).flatten(1)
+        n = max(1, round(each.top_fraction * values.shape[1]))
+        scores.append(values.sort(dim=1, descending=True).values[:, :n].mean(dim=1))
+    anomaly_map, score = graph(torch.from_numpy(images))
+    assert anomaly_map.shape == (3, *SIZE)
+    assert torch.allclose(score, torch.stack(scores).mean(dim=0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["feature", "fused"])
+def test_a_spot_on_pixels_is_in_the_map_where_it_was_seen(backbone: Backbone) -> None:
+    graph = graph_on_both(backbone)
+    image = torch.full((1, *SIZE, 3), 100, dtype=torch.uint8)
+    image[:, :, ::7] = 160  # A picture of one colour has no contrast to be evened out.
+    spot = image.clone()
+    spot[:, 20:24, 60:64] = 255
+    change = (graph(spot)[0] - graph(image)[0]).abs()[0]
+    row, column = divmod(int(change.argmax()), SIZE[1])
+    assert abs(row - 22) <= 8
+    assert abs(column - 62) <= 8
+
+
+def test_without_the_network_on_pixels_its_settings_are_refused(backbone: Backbone) -> None:
+    graph = graph_on_both(backbone)
+    with pytest.raises(KeyError, match="the network on pixels is missing"):
+        FeatureGraph(backbone, graph.residual.vae, graph.settings, graph.constants, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["feature", "both"])
 def test_onnx_runtime_computes_the_same(kind: str, backbone: Backbone, images: np.ndarray, tmp_path: Path) -> None:
-    graph = feature_graph(backbone) if kind == "feature" else fused_graph(backbone)
+    graph = feature_graph(backbone) if kind == "feature" else graph_on_both(backbone)
     path = tmp_path / "model.onnx"
     export_onnx(export_program(graph), path, metadata={})
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

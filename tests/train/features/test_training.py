@@ -15,7 +15,7 @@ from vae_edge.train.features.backbone_weights import backbone_from
 from vae_edge.train.features.graph import FeatureMaps
 from vae_edge.train.features.settings import FeatureSettings, choose_feature_size
 from vae_edge.train.features.table import TABLE_FILE, FeatureTable, make_table
-from vae_edge.train.features.training import mean_and_deviation, residuals_of, train_on_features
+from vae_edge.train.features.training import mean_and_deviation, residuals_of, train_on_table
 
 SETTINGS = FeatureSettings(n_hidden=32, latent_vec_size=4, n_steps=60, batch_size=256)
 
@@ -40,7 +40,7 @@ def test_a_network_finds_what_leaves_the_features_of_its_pictures() -> None:
     table = drawn_table()
     table.values[11, 2:4, 2:4] += np.random.default_rng(1).normal(scale=4, size=20).astype(np.float16)
     table = FeatureTable(table.values)
-    model = train_on_features(table, range(8), SETTINGS, seed=0)
+    model = train_on_table(table, range(8), SETTINGS, seed=0)
     normal, strange = residuals_of(model, table, [8, 9, 10]), residuals_of(model, table, [11])
     assert strange[0, 0, 2:4, 2:4].mean() > 3 * normal.mean()
 
@@ -50,10 +50,10 @@ def test_the_same_seed_gives_the_same_network_and_leaves_torchs_own_random_numbe
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)
-    first = train_on_features(table, range(8), SETTINGS, seed=3)
+    first = train_on_table(table, range(8), SETTINGS, seed=3)
     assert torch.equal(torch.rand(2), expected)
-    second = train_on_features(table, range(8), SETTINGS, seed=3)
-    other = train_on_features(table, range(8), SETTINGS, seed=4)
+    second = train_on_table(table, range(8), SETTINGS, seed=3)
+    other = train_on_table(table, range(8), SETTINGS, seed=4)
     rows = [9, 10]
     assert torch.equal(residuals_of(first, table, rows), residuals_of(second, table, rows))
     assert not torch.equal(residuals_of(first, table, rows), residuals_of(other, table, rows))
@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_says_after_how_many_steps() 
     table = drawn_table()
     table.values[0, 0, 0, 0] = np.inf
     with pytest.raises(InputError, match=r"diverged: its loss is nan after \d+ steps"):
-        train_on_features(FeatureTable(table.values), range(4), SETTINGS, seed=0)
+        train_on_table(FeatureTable(table.values), range(4), SETTINGS, seed=0)
 
 
 def test_a_large_table_is_a_file_and_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,10 +224,14 @@ class Looker(Watcher):
 
 @pytest.fixture(scope="module")
 def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """All files that trainings had in their folders at some time: networks on features, both, pilots, folds."""
+    """All files that trainings had in their folders at some time: networks on features, pilots, folds."""
     folder = tmp_path_factory.mktemp("written")
     weights = folder / "backbone.safetensors"
     save_file(random_weights("timm", 0), weights)
+    sizes = SampleSettings(image_size=64, n_train=24, n_test_good=2, n_test_per_defect=1)
+    (unsteady,) = write_sample_set(
+        folder / "data", ["fabric"], sizes
+    )  # Its light differs: ways to even it out are tried.
     given = {
         "source": {"root": str(trained / "data")},
         "feature": {"n_hidden": 16, "latent_vec_size": 4, "n_steps": 20, "batch_size": 64},
@@ -236,16 +240,19 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]
         "architecture": Architecture(n_features=4, latent_vec_size=8, height=32, width=32),
         "epochs": 1,
         "accelerator": "cpu",
+        "photometric": None,
         "scoring": NORMALIZED_SCORING,
     }
     kinds: list[dict[str, object]] = [
         {"network": None, "calibration": "split"},
-        {"network": "both", "calibration": "cross", "folds": 2, "trainer": {"profiler": "pytorch"}},
+        {"network": "pixel", "calibration": "cross", "folds": 2, "trainer": {"profiler": "pytorch"}},
+        {"network": "pixel", "calibration": "split", "source": {"root": str(unsteady)}},
     ]
     seen: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae_edge.train.features.table.MOST_BYTES_IN_MEMORY", 0)
-        patch.setattr("vae_edge.train.run.feature_fitting.FEWEST_NORMALS", 2)
+        for module in ("feature_fitting", "graph_fitting"):
+            patch.setattr(f"vae_edge.train.run.{module}.FEWEST_NORMALS", 2)
         for number, kind in enumerate(kinds):
             looker = Looker(folder / f"run-{number}")
             fit_run(make_record(TrainSettings, given | kind), out=looker.folder, watcher=looker)
