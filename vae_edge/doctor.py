@@ -27,6 +27,7 @@ from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import TensorSpec
 from vae_edge.platform.atomic import scratch_folder
 from vae_edge.platform.machine import Jetson, Machine, installed_version, look_at_machine
+from vae_edge.platform.opencv import OpenCv, look_at_opencv
 from vae_edge.platform.telemetry import import_onnxruntime, import_openvino
 from vae_edge.platform.windows import exit_code_text
 from vae_edge.platform.work import Progress, as_they_end
@@ -256,6 +257,8 @@ class Diagnosis:
     vae_edge: str
     machine: Machine
     probes: tuple[Probe, ...]
+    opencv: OpenCv
+    """What reads images and cameras."""
 
     @property
     def can_run_bundles(self) -> bool:
@@ -265,7 +268,10 @@ class Diagnosis:
     @property
     def fixes(self) -> tuple[str, ...]:
         """The steps that fix what is missing or broken, without repetition."""
-        return tuple(dict.fromkeys(probe.fix for probe in self.probes if probe.fix))
+        fixes = [probe.fix for probe in self.probes if probe.fix]
+        if fix := opencv_fix(self.opencv, self.machine):
+            fixes.append(fix)
+        return tuple(dict.fromkeys(fixes))
 
 
 def examine(*, progress: Progress | None = None) -> Diagnosis:
@@ -284,7 +290,20 @@ def examine(*, progress: Progress | None = None) -> Diagnosis:
                 progress(done, len(futures))
     probes = [_advise(key, found[key], machine) for key in RUNTIME_PROBES]
     probes += [probe_package(*package) for package in PACKAGES]
-    return Diagnosis(__version__, machine, tuple(probes))
+    return Diagnosis(__version__, machine, tuple(probes), look_at_opencv())
+
+
+def opencv_fix(opencv: OpenCv, machine: Machine) -> str | None:
+    """Return how to get an OpenCV that does what this machine needs; None: this one does.
+
+    On a Jetson the cameras are read through GStreamer, which no wheel has. Elsewhere a wheel without it is no fault.
+    """
+    if opencv.is_too_old:
+        return f"pip install 'opencv-python-headless>=4.8.0.76': OpenCV {opencv.version} in {opencv.folder} is too old"
+    if machine.jetson is None or not opencv.hides_gstreamer or opencv.wheel is None:
+        return None
+    fix = f"pip uninstall -y {opencv.wheel.split()[0]}"
+    return fix if opencv.numpy.startswith("1.") else f"{fix} && pip install 'numpy<2'"
 
 
 def tensorrt_advice(machine: Machine, probe: Probe) -> Probe:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 
 from tests.vae_edge.backends.cuda.driver_fake import NO_DEVICE, OUT_OF_MEMORY, DriverFake, use
@@ -28,6 +29,7 @@ from vae_edge.doctor import (
     write_probe,
 )
 from vae_edge.platform.machine import Jetson, find_jetson, look_at_machine
+from vae_edge.platform.opencv import look_at_opencv
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -177,7 +179,7 @@ def test_without_a_runtime_nothing_can_run_and_the_report_says_what_to_install(
         Probe(title, "runs bundles", "missing", notes="no package", fix=f'pip install "vae-edge[{extra}]"')
         for title, extra, _ in RUNTIME_PROBES.values()
     )
-    diagnosis = Diagnosis("0.1.0", look_at_machine(), probes)
+    diagnosis = Diagnosis("0.1.0", look_at_machine(), probes, look_at_opencv())
     assert not diagnosis.can_run_bundles
     assert len(diagnosis.fixes) == 4
     _print(diagnosis, results_console())
@@ -200,8 +202,10 @@ def test_doctor_prints_a_report_of_every_runtime(command: Run, monkeypatch: pyte
     assert sorted(calls) == sorted(RUNTIME_PROBES)
     assert 'pip install "vae-edge[torch]"' in content["fixes"]
     monkeypatch.setenv("COLUMNS", "80")
+    assert content["opencv"]["version"] == cv2.__version__
     code, out, _ = command("doctor")
     assert "To install or fix what you need" in out
+    assert f"OpenCV        {cv2.__version__}, " in out
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from vae_edge.cli.options import JsonOption
 from vae_edge.cli.progress import progress_bar
 from vae_edge.doctor import Diagnosis, Probe, examine
 from vae_edge.platform.machine import Machine
+from vae_edge.platform.opencv import OpenCv
 
 _MARKS = {
     "works": Text("works", "green"),
@@ -45,7 +46,7 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
     table = plain_table(title=f"vae-edge {diagnosis.vae_edge}", headers=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
-    for name, value in _machine_rows(diagnosis.machine):
+    for name, value in [*_machine_rows(diagnosis.machine), ("OpenCV", describe_opencv(diagnosis.opencv))]:
         table.add_row(name, value)
     console.print(table)
     for purpose, title in (
@@ -61,7 +62,7 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
     if diagnosis.fixes:
         console.print("To install or fix what you need", style="bold")
         for fix in diagnosis.fixes:
-            names = ", ".join(probe.name for probe in diagnosis.probes if probe.fix == fix)
+            names = ", ".join(probe.name for probe in diagnosis.probes if probe.fix == fix) or "OpenCV"
             console.print(f"  {fix}", soft_wrap=True)
             console.print(f"    for {names}", style="dim", soft_wrap=True)
     else:
@@ -82,6 +83,13 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     if machine.jetson is not None:
         rows.insert(1, ("Jetson", f"L4T {machine.jetson.l4t}, JetPack {machine.jetson.jetpack}"))
     return rows
+
+
+def describe_opencv(opencv: OpenCv) -> str:
+    """Return which `cv2` is used, where it comes from, and whether it has GStreamer."""
+    origin = f"pip's {opencv.wheel}" if opencv.wheel else "not from pip"
+    text = f"{opencv.version}, {origin}, in {opencv.folder}, with{'' if opencv.has_gstreamer else 'out'} GStreamer"
+    return f"{text}; hides the one in {opencv.hidden}" if opencv.hidden else text
 
 
 def _probe_table(title: str, probes: list[Probe]) -> object:

@@ -191,6 +191,11 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "there is not enough memory; close other programs, or use smaller images or fewer at a time"
+    if isinstance(error, ImportError) and (error.name == "cv2" or "multiarray" in str(error)):
+        return (
+            f"OpenCV cannot be imported ({error}); run pip install opencv-python-headless, or, to use a system's one "
+            "that was compiled for NumPy 1, pip install 'numpy<2'"
+        )
     if not isinstance(error, OSError):
         return (
             f"unexpected {type(error).__name__}: {error}; this is a bug in vae-edge: run the command again with "

@@ -247,3 +247,17 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_with_130(onnx_bundle: Bundle, tm
     assert "interrupted after" in err
     assert "Traceback" not in err
     assert lines.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'cv2'", name="cv2"),
+        ImportError("numpy.core.multiarray failed to import"),  # A cv2 for NumPy 1 beside NumPy 2.
+    ],
+)
+def test_an_opencv_that_cannot_be_imported_is_no_bug(error: ImportError) -> None:
+    said = main._sentence(error)
+    assert said.startswith("OpenCV cannot be imported (")
+    assert "pip install opencv-python-headless" in said
+    assert "'numpy<2'" in said
