@@ -57,6 +57,9 @@ test-lowest: ## the same with the lowest versions that pyproject.toml allows, on
 test-windows-semantics: install ## tests under Windows' rules for files, locks, names and signals; all of them with WINDOWS="tests/vae_edge tests/export"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.windows_semantics.plugin -q -m "not gpu and not slow" $(or $(WINDOWS),@tests/windows_semantics/in_ci.txt)
 
+test-arm: install ## verdicts, and the runtime's tests, on an emulated Arm processor (qemu-user-static) with JetPack's versions; 1.5 GB, an hour or two
+	@PYTHON=$(BIN)/python bash tests/arm/run.sh
+
 lint: install ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +74,4 @@ build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets created, including .venv
-	rm -rf $(VENV) .venv-anomalib .venv-runtime build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
