@@ -31,7 +31,7 @@ for name, lowest in (line.split("==") for line in lines):
     found = version(name)
     assert sys.argv[1] != "lowest" or (found + ".").startswith(lowest + "."), f"{name} is {found}, not {lowest}"
 shown = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pydantic", "rich", "typer", "click")
-print("Python", sys.version, *(f"{name} {version(name)}" for name in shown), sep=", ", flush=True)
+print("Python " + sys.version.split()[0], *(f"{name} {version(name)}" for name in shown), sep=", ", flush=True)
 """
 
 
