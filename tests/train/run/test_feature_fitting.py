@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
-from vae_edge.train.run import fitting
+from vae_edge.train.run import feature_fitting, fitting
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import MODEL_FILE, RECORD_FILE, RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set
@@ -261,3 +263,23 @@ def test_pixels_join_unless_they_show_too_little_or_clearly_spoil_what_features_
     assert ranking(0.9, 0.90, 0.6).chosen is Network.FEATURE
     assert ranking(0.7, 0.8, 0.85).chosen is Network.BOTH
     assert "feature 0.700, both 0.800, pixel 0.850" in ranking(0.7, 0.8, 0.85).sentence()
+
+
+def test_the_table_on_disk_is_deleted_although_it_was_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "checkpoints" / TABLE_FILE
+    table.parent.mkdir()
+
+    class Mapping:
+        def __init__(self, *_: Any) -> None:
+            self.table = np.memmap(table, np.float16, "w+", shape=(4,))
+            self.itself = self  # Only the garbage collector ends such a cycle.
+
+        def finish(self, network: Any, choice: Any) -> str:
+            return "fitted"
+
+    monkeypatch.setattr(feature_fitting, "_Fitting", Mapping)
+    nothing: Any = None
+    settings: Any = SimpleNamespace(network=Network.FEATURE)
+    fitted: Any = feature_fitting.fit_with_features(settings, nothing, [], nothing, tmp_path, nothing)
+    assert fitted == "fitted"
+    assert not table.exists()
