@@ -190,6 +190,8 @@ class _ReportMaker:
         if not row.has_run or manifest is None:
             reason = row.failure or "the benchmark was interrupted before its first round"
             return BundleResult(not_run_because=reason, **fields)
+        if row.references is not None:
+            fields |= {"references_agree": row.references.agrees, "references": tuple(row.references.measures)}
         samples, content = samples_file(sample_file_name(row.name, list(self._files)), row.samples.as_dict())
         self._files[samples.name] = content
         result = BundleResult(

@@ -11,9 +11,9 @@ import torch
 
 from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError, MissingDependencyError, UsageError
-from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
+from vae_edge.export.parity import check_parity, measure_parity
 from vae_edge.export.reference import MAX_TEST_IMAGES
-from vae_edge.manifest import ParityRecord
+from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
 from vae_edge.platform.work import Progress
 from vae_edge.train.anomalib.checkpoint import TrainedElsewhere, read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over

@@ -29,7 +29,13 @@ from vae_edge.export.options import (
     ScoreOptions,
     needs_of_options,
 )
-from vae_edge.export.settings import CHECKPOINT_SUFFIXES, Budget, ExportLayout, LowPrecisionSettings
+from vae_edge.export.settings import (
+    CHECKPOINT_SUFFIXES,
+    Budget,
+    ExportLayout,
+    LowPrecisionSettings,
+    ReferenceSettings,
+)
 from vae_edge.export.summary import print_model_api, print_results
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.platform.work import StepProgress
@@ -113,6 +119,7 @@ def export(
             only_supported=only_supported,
             engine=engine_settings,
             low_precision=low_settings,
+            references=_reference_settings(common.references),
         )
         _export_trained(source, kind, common.out, settings, score.input_range, form.layout)
 
@@ -165,6 +172,12 @@ def _low_precision_settings(low: LowPrecisionOptions) -> LowPrecisionSettings:
     )
 
 
+def _reference_settings(given: Path | None) -> ReferenceSettings:
+    if given is None:
+        return ReferenceSettings()
+    return ReferenceSettings(drawn=True) if str(given) == "none" else ReferenceSettings(folder=given)
+
+
 def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) -> SourceKind:
     """Return what the source is and what it becomes.
 
@@ -197,7 +210,13 @@ def _rebuild(source: Bundle, out: Path, name: str | None, engine: EngineSettings
     with step_progress() as progress:
         bundle = rebuild_engine(source, out, engine, name=name, progress=progress)
     results_console().print(f"{bundle.folder}: {size_text(bundle.size_bytes)}")
-    print_warning(f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}")
+    if bundle.manifest.verified:
+        results_console().print(f"It gives its reference outputs with {bundle.manifest.verified_by}.", soft_wrap=True)
+    else:
+        print_warning(
+            f"{bundle.manifest.name} is not verified: {bundle.manifest.not_verified_because}; on the device, run: "
+            f"vae-edge verify {bundle.folder}"
+        )
 
 
 def _model_api_targets(text: str, targets: tuple[Target, ...]) -> tuple[Target, ...]:

@@ -40,6 +40,15 @@ class CommonOptions(OptionGroup):
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="First part of the bundles' names; default: the run's name.")
     ] = None
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|none",
+            help="Pictures that travel with each bundle, for a device to prove itself by; none: drawn ones that show "
+            "no part. Default: good parts that the run holds out, and defects pasted on them.",
+            show_default=False,
+        ),
+    ] = None
     data: Annotated[
         Path | None,
         typer.Option(

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 
 from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import ParityError
-from vae_edge.manifest import ParityRecord
-
-FP32_TOLERANCE = 1e-3
-"""Largest difference allowed between FP32 models in maps and scores, as a share of the reference's largest value.
-
-A different order of rounding moves them by about 1e-5 of it; ten times that indicates a mistake."""
+from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
 
 
 def measure_parity(

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 import vae_edge
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
@@ -15,14 +18,16 @@ from vae_edge.backends.tensorrt.build import EngineSettings
 from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
 from vae_edge.decision import check_askable_rate
 from vae_edge.detectability import Detectability
-from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, UsageError, VaeEdgeError
+from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, ParityError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecision, QuantizedModel
-from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
+from vae_edge.export.parity import check_parity, measure_parity
 from vae_edge.export.reference import Reference, measure_reference
-from vae_edge.export.settings import LowPrecisionSettings
+from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences, drawn_pictures, given_pictures
+from vae_edge.export.settings import LowPrecisionSettings, ReferenceSettings
 from vae_edge.export.targets.base import ONNX_FILE, Source, TargetExporter, open_exporter
 from vae_edge.export.targets.onnx_target import export_onnx, export_program
 from vae_edge.manifest import (
+    FP32_TOLERANCE,
     MANIFEST_FILE,
     AccuracyRecord,
     Manifest,
@@ -34,10 +39,12 @@ from vae_edge.manifest import (
     graph_outputs,
 )
 from vae_edge.platform.atomic import scratch_folder
-from vae_edge.platform.machine import installed_versions
+from vae_edge.platform.machine import installed_version, installed_versions
 from vae_edge.platform.work import StepProgress
 from vae_edge.records import file_record
+from vae_edge.reference_file import REFERENCES_FILE
 from vae_edge.targets import SUPPORTED, Precision, Target, combinations
+from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.model.scoring import ScoringSettings
 from vae_edge.train.run.folder import RunFolder
 
@@ -66,6 +73,7 @@ class ExportSettings:
     """Leave out the combinations of target and precision that do not exist instead of refusing them."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     low_precision: LowPrecisionSettings = field(default_factory=LowPrecisionSettings)
+    references: ReferenceSettings = field(default_factory=ReferenceSettings)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def export_run(
         false_alarm_rate=settings.false_alarm_rate,
         progress=report,
     )
+    references, remarks = _measure_references(reference, settings.references, report)
     report("tracing the graph", 0, 1)
     program = export_program(reference.graph)
     report("tracing the graph", 1, 1)
@@ -124,7 +133,8 @@ def export_run(
         for (target, precision), folder in folders.items():
             try:
                 exporter = open_exporter(target, source)
-                results.append(_BundleExport(reference, low_precision, exporter, precision, report).publish(folder))
+                one = _BundleExport(reference, references, low_precision, exporter, precision, report).publish(folder)
+                results.append(replace(one, warnings=(*one.warnings, *remarks)))
             except MissingDependencyError as error:
                 if settings.skip_missing_runtimes:
                     results.append(ExportResult(target, precision, None, skipped=str(error)))
@@ -135,11 +145,52 @@ def export_run(
     return results
 
 
+def _measure_references(
+    reference: Reference, settings: ReferenceSettings, report: StepProgress
+) -> tuple[TrainedReferences, tuple[str, ...]]:
+    """Take the pictures that travel with every bundle and run the trained model over them.
+
+    Returns:
+        What every bundle is compared with, and remarks for the user.
+
+    Raises:
+        InputError: a picture of the folder cannot be used.
+        BundleError: the run's pictures are damaged.
+        ParityError: the trained model gives one no finite score.
+    """
+    run = reference.run
+    remarks: tuple[str, ...] = ()
+    preparation = run.record.preparation
+    if settings.folder is not None:
+        pictures = given_pictures(settings.folder, preparation)
+    elif settings.drawn or run.record.references is None:
+        pictures = drawn_pictures(preparation)
+        if not settings.drawn:
+            remarks = (
+                f"the run {run.folder.name} is of an earlier version and keeps no pictures for references: drawn ones "
+                "are used, which show no part; train again, or pass --references DIR",
+            )
+    else:
+        pictures = Pictures.of_file(run.read_references(), run.record.references)
+
+    def model(images: NDArray[np.uint8]) -> Outputs:
+        return Outputs(*run_graph(reference.graph, images, progress=lambda *n: report("scoring references", *n)))
+
+    measured = TrainedReferences.measure(
+        pictures,
+        model,
+        threshold=reference.thresholds.image_threshold,
+        computed_by=f"torch {installed_version('torch')}, fp32 (the trained model)",
+    )
+    return measured, remarks
+
+
 @dataclass(frozen=True)
 class _BundleExport:
     """Makes one bundle."""
 
     reference: Reference
+    references: TrainedReferences
     low_precision: LowPrecision
     exporter: TargetExporter
     precision: Precision
@@ -156,7 +207,10 @@ class _BundleExport:
                 quantized = self.low_precision.quantize(self.exporter)
             written = self.exporter.write(temporary, precision, None if quantized is None else quantized.model)
             self.report(step, 1, 1)
-            manifest = self._manifest(folder.name, written.runtime, quantized, self._verify(temporary), temporary)
+            trust = self._verify(temporary)
+            assert trust.references is not None
+            trust.references.file.write(temporary / REFERENCES_FILE)
+            manifest = self._manifest(folder.name, written.runtime, quantized, trust, temporary)
             (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
         warnings = written.warnings if quantized is None else (*quantized.calibration.warnings, *written.warnings)
         return ExportResult(target, precision, Bundle.open(folder), warnings=warnings)
@@ -165,6 +219,7 @@ class _BundleExport:
         self, name: str, runtime: RuntimeRecord, quantized: QuantizedModel | None, trust: _Trust, folder: Path
     ) -> Manifest:
         reference, record = self.reference, self.reference.run.record
+        own = None if trust.references is None else trust.references.record.own
         height, width = record.preparation.height, record.preparation.width
         return Manifest(
             name=name,
@@ -183,7 +238,9 @@ class _BundleExport:
             accuracy=trust.accuracy,
             parity=trust.parity,
             detectability=_detectability(reference),
+            references=None if trust.references is None else trust.references.record,
             verified=trust.not_verified_because is None,
+            verified_by=None if own is None else f"{own.runtime} on {own.device}",
             not_verified_because=trust.not_verified_because,
             files=tuple(file_record(path) for path in sorted(folder.iterdir())),
             provenance=Provenance(
@@ -198,7 +255,11 @@ class _BundleExport:
         )
 
     def _verify(self, folder: Path) -> _Trust:
-        """Run the exported model here: fit its thresholds on its own scores and compare it with the trained model."""
+        """Run the exported model here: fit its thresholds on its own scores and compare it with the trained model.
+
+        Raises:
+            ParityError: it does not give the trained model's outputs, as far as its precision can.
+        """
         target, is_single = self.exporter.target, self.precision is Precision.FP32
         try:
             backend = self._open(folder)
@@ -213,8 +274,31 @@ class _BundleExport:
                 self.reference.images if is_single else self.low_precision.baseline.images,
                 progress=lambda done, total: self.report(f"{target} {self.precision}: verifying", done, total),
             )
-        scored_by = f"{backend.version} on {backend.device.name}"
-        return self._check_single(outputs, scored_by) if is_single else self._check_low(outputs, scored_by)
+            pictured = run_backend(backend, self.references.pictures.images)
+        ran = backend.version, backend.device.name
+        scored_by = " on ".join(ran)
+        trust = self._check_single(outputs, scored_by) if is_single else self._check_low(outputs, scored_by)
+        return self._with_references(trust, pictured, ran)
+
+    def _with_references(self, trust: _Trust, pictured: Outputs | None, ran: tuple[str, str] | None) -> _Trust:
+        """Add what the bundle, or its simulation, gives for the references.
+
+        Raises:
+            ParityError: it is not what the trained model gives.
+        """
+        found = self.references.bundle_references(
+            None if pictured is None else self.references.blocks(pictured),
+            image_threshold=trust.thresholds.image_threshold,
+            precision=self.precision,
+            ran=ran,
+        )
+        check = found.check()
+        if check is not None and not check.agrees:
+            raise ParityError(
+                f"the model does not give the trained model's outputs for its references, {check.images}: "
+                f"{check.disagreement()}: the bundle was not written"
+            )
+        return replace(trust, references=found)
 
     def _open(self, folder: Path) -> Backend:
         _, height, width, _ = self.reference.images.shape
@@ -232,13 +316,15 @@ class _BundleExport:
         """Keep the trained model's thresholds, or, in low precision, those of a simulation of the same graph."""
         simulator, target = self.exporter.simulated_by, self.exporter.target
         if self.precision is Precision.FP32 or simulator is None:
-            return _Trust(self.reference.thresholds, not_verified_because=reason)
+            return self._with_references(_Trust(self.reference.thresholds, not_verified_because=reason), None, None)
         outputs = self.exporter.simulate(
             folder,
             self.low_precision.baseline.images,
             lambda done, total: self.report(f"{target}: simulating", done, total),
         )
-        return replace(self._check_low(outputs, simulator), not_verified_because=reason)
+        pictured = self.exporter.simulate(folder, self.references.pictures.images)
+        trust = replace(self._check_low(outputs, simulator), not_verified_because=reason)
+        return self._with_references(trust, pictured, None)
 
     def _check_single(self, outputs: Outputs, scored_by: str) -> _Trust:
         reference = self.reference
@@ -284,6 +370,7 @@ class _Trust:
     parity: ParityRecord | None = None
     accuracy: AccuracyRecord | None = None
     not_verified_because: str | None = None
+    references: BundleReferences | None = None
 
 
 def _model_metadata(reference: Reference, name: str) -> dict[str, str]:

@@ -102,6 +102,16 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class ReferenceSettings:
+    """Which pictures travel with the bundles as references; by default those that the run keeps."""
+
+    folder: Path | None = None
+    """Pictures of a folder instead."""
+    drawn: bool = False
+    """Drawn ones instead, which show no part."""
+
+
+@dataclass(frozen=True)
 class LowPrecisionSettings:
     """How FP16 and INT8 models are made and how much accuracy they may cost."""
 

@@ -114,7 +114,7 @@ def _warn(results: list[ExportResult]) -> None:
     for reason, names in unverified.items():
         warn_once(
             f"not verified: {', '.join(names)}, whose thresholds come from another runtime's scores: {reason}; on the "
-            f"device, run: vae-edge verify {names[0]} --data NORMALS"
+            f"device, run: vae-edge verify {names[0]}"
         )
     for result in results:
         if result.bundle is not None and (too_few := too_few_normals(result.bundle.manifest.thresholds)):

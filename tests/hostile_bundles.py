@@ -72,6 +72,16 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_first_schema(content: dict[str, Any]) -> None:
     """Turn a parsed manifest into one that vae-edge 0.1 wrote; to be given to `hostile_bundle`."""
+    as_second_schema(content)
     content["schema_version"] = 1
     content["provenance"]["vae_edge_version"] = "0.1.0"
     del content["digest"]
+
+
+def as_second_schema(content: dict[str, Any]) -> None:
+    """Turn a parsed manifest into one that vae-edge 0.2 wrote; its references stay in the folder and are not listed."""
+    content["schema_version"] = 2
+    content["provenance"]["vae_edge_version"] = "0.2.0"
+    for name in ("references", "verified_by"):
+        content.pop(name, None)
+    content["files"] = [each for each in content["files"] if each["name"] != "references.safetensors"]

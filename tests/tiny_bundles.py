@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import vae_edge
+from vae_edge.agreement import Outputs
 from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.detectability import CONTRASTS, Detectability, FoundByKind, FoundBySize
+from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences
 from vae_edge.image import Preparation
 from vae_edge.manifest import (
     MANIFEST_FILE,
@@ -32,6 +34,7 @@ from vae_edge.manifest import (
     graph_outputs,
 )
 from vae_edge.records import file_record
+from vae_edge.reference_file import REFERENCES_FILE, ReferenceKind, Size
 from vae_edge.targets import SUPPORTED, Precision, Target
 
 SIZE = 32
@@ -82,6 +85,8 @@ def make_bundle(
         names = [SUPPORTED[target].model_file, *SUPPORTED[target].other_files]
         for name, content in zip(names, _model_files(target), strict=True):
             (temporary / name).write_bytes(content)
+        toy_references(n_normals).file.write(temporary / REFERENCES_FILE)
+        names.append(REFERENCES_FILE)
         manifest = make_manifest(
             target, [temporary / name for name in names], n_normals=n_normals, verified=verified, max_batch=max_batch
         ).model_copy(update={"detectability": detectability})
@@ -92,8 +97,7 @@ def make_bundle(
 def make_manifest(
     target: Target, files: Sequence[Path], *, n_normals: int = 99, verified: bool = True, max_batch: int | None = None
 ) -> Manifest:
-    """Return a valid manifest for a toy whose files lie where `files` says."""
-    maps, scores = toy_outputs(np.stack([dark_image(seed) for seed in range(n_normals)]))
+    """Return a valid manifest for a toy whose files, `toy_references` among them, lie where `files` says."""
     return Manifest(
         name=f"toy-{target}-fp32",
         target=target,
@@ -105,7 +109,8 @@ def make_manifest(
         max_batch=max_batch,
         preparation=Preparation(height=SIZE, width=SIZE),
         scoring="brightness, smoothed; the largest value",
-        thresholds=fit_thresholds(scores, maps, scored_by="NumPy"),
+        thresholds=_thresholds(n_normals),
+        references=toy_references(n_normals).record,
         verified=verified,
         not_verified_because=None if verified else "there was no such device",
         files=tuple(file_record(path) for path in files),
@@ -117,6 +122,28 @@ def make_manifest(
             data_fingerprint="1" * 64,
             library_versions={"numpy": np.__version__},
         ),
+    )
+
+
+@cache
+def _thresholds(n_normals: int) -> Thresholds:
+    maps, scores = toy_outputs(np.stack([dark_image(seed) for seed in range(n_normals)]))
+    return fit_thresholds(scores, maps, scored_by="NumPy")
+
+
+@cache
+def toy_references(n_normals: int = 99, precision: Precision = Precision.FP32) -> BundleReferences:
+    """Return three dark and three spotted pictures with what the toy gives for them, on a processor of its own."""
+    images = [draw(seed) for seed in range(2000, 2003) for draw in (dark_image, spotted_image)]
+    pictures = Pictures.encode(images, ReferenceKind.DRAWN, "dark and spotted noise", Size(SIZE, SIZE))
+    threshold = _thresholds(n_normals).image_threshold
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        return Outputs(*toy_outputs(images))
+
+    trained = TrainedReferences.measure(pictures, run, threshold=threshold, computed_by="NumPy")
+    return trained.bundle_references(
+        trained.outputs, image_threshold=threshold, precision=precision, ran=("NumPy", "cpu")
     )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Before anything imports ONNX Runtime, which reads it once; see the module.
 disable_onnxruntime_telemetry()
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
     "Bundle": "vae_edge.bundle",

@@ -20,7 +20,7 @@ from vae_edge.manifest import (
     MANIFEST_FILE,
     MANIFEST_LIMITS,
     MAX_OTHER_VALUES,
-    NO_DIGEST,
+    NEVER_VERIFIED,
     SCHEMA_VERSION,
     Manifest,
     manifest_digest,
@@ -37,6 +37,7 @@ from vae_edge.records import (
     read_bounded,
     recorded_names,
 )
+from vae_edge.reference_file import REFERENCES_FILE
 from vae_edge.targets import Target
 
 _log = logging.getLogger(__name__)
@@ -80,10 +81,11 @@ class Bundle:
     def model_sha256(self) -> str:
         """Hash of the files that are compiled on a device, by their hashes in the manifest.
 
-        A TensorRT engine is compiled itself; what counts there is the ONNX it is made of.
+        A TensorRT engine is compiled itself; what counts there is the ONNX it is made of. References are not compiled.
         """
-        compiled = self.manifest.model_file if self.manifest.target is Target.TENSORRT else None
-        lines = sorted(f"{file.sha256} {file.name}" for file in self.manifest.files if file.name != compiled)
+        engine = self.manifest.model_file if self.manifest.target is Target.TENSORRT else None
+        left_out = {engine, REFERENCES_FILE}
+        lines = sorted(f"{file.sha256} {file.name}" for file in self.manifest.files if file.name not in left_out)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @classmethod
@@ -109,8 +111,8 @@ class Bundle:
         if _stamp(folder / MANIFEST_FILE) != manifest_stamp:
             raise BundleError(f"the bundle {folder} was replaced or changed while it was opened; open it again")
         bundle = cls(folder, manifest, seen)
-        if bundle.manifest.schema_version == 1:
-            _log.warning("%s is not verified: %s", folder, NO_DIGEST)
+        if bundle.manifest.schema_version in NEVER_VERIFIED:
+            _log.warning("%s is not verified: %s", folder, NEVER_VERIFIED[bundle.manifest.schema_version])
         if check_files:
             _refuse_special_files(folder)
             check_recorded_files(folder, bundle.manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
@@ -198,19 +200,22 @@ def _stamp(path: Path) -> Stamp:
 def manifest_text(manifest: Manifest) -> str:
     """Return the manifest as it is written, with its digest: JSON with a line for each value.
 
-    A manifest of the first schema stays one: it was read from a bundle that has no digest, and adding one now would
-    vouch for content that was never checked.
+    A manifest of an older schema stays one. One of the first was read from a bundle that has no digest, and adding one
+    now would vouch for content that was never checked.
     """
+    later = set(_LATER_FIELDS) if manifest.schema_version < 3 else set()
     if manifest.schema_version == 1:
-        return manifest.model_dump_json(indent=2, exclude={"digest"}) + "\n"
-    content = json.loads(manifest.model_dump_json())
-    return manifest.model_copy(update={"digest": manifest_digest(content)}).model_dump_json(indent=2) + "\n"
+        return manifest.model_dump_json(indent=2, exclude={"digest", *later}) + "\n"
+    content = json.loads(manifest.model_dump_json(exclude=later))
+    digest = manifest_digest(content)
+    return manifest.model_copy(update={"digest": digest}).model_dump_json(indent=2, exclude=later) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a bundle and check that it is the one that was written.
 
-    One of the first schema has no digest to check. It is returned as not verified, whatever it claims.
+    One of the first schema has no digest to check, and one of the second no references. It is returned as not verified,
+    whatever it claims.
 
     Raises:
         BundleError: there is none, it is damaged, or it was changed or made newer or older than it is.
@@ -230,10 +235,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict) or type(content.get("schema_version")) is not int:
         raise BundleError(f"{path} is damaged: it has no integer schema_version; {_ADVICE}")
     manifest = parse_record(content, path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
-    if manifest.schema_version == 1:
-        manifest = _without_digest(manifest, path)
-    elif manifest.digest != manifest_digest(content):
+    if manifest.schema_version > 1 and manifest.digest != manifest_digest(content):
         raise BundleError(f"{path} was changed: its digest does not match its content; {_ADVICE}")
+    if manifest.schema_version in NEVER_VERIFIED:
+        manifest = _of_older_schema(manifest, path)
     try:
         check_thresholds(manifest.thresholds)
     except ValueError as error:
@@ -266,20 +271,29 @@ def _refuse_special_files(folder: Path) -> None:
                 raise BundleError(f"{entry.path} is a link, a FIFO, a socket or a device; expected a file; {_ADVICE}")
 
 
-def _without_digest(manifest: Manifest, path: Path) -> Manifest:
-    """Return a manifest of the first schema, which may have been changed, as not verified.
+_WROTE_SCHEMA = {1: r"0\.[01](\.|$)", 2: r"0\.[0-2](\.|$)"}
+"""The versions of vae-edge that wrote an older schema."""
+
+_LATER_FIELDS = ("references", "verified_by")
+"""What schema 3 added."""
+
+
+def _of_older_schema(manifest: Manifest, path: Path) -> Manifest:
+    """Return a manifest of an older schema, which has too little in it to be verified, as not verified.
 
     Raises:
-        BundleError: it is a later one without its digest.
+        BundleError: it is a later one, stripped down.
     """
-    version = manifest.provenance.vae_edge_version
-    if manifest.digest is not None or not re.match(r"0\.[01](\.|$)", version):
+    schema, version = manifest.schema_version, manifest.provenance.vae_edge_version
+    has_later = manifest.digest is not None and schema == 1
+    if has_later or not re.match(_WROTE_SCHEMA[schema], version):
         raise BundleError(
-            f"{path} was changed: it has schema 1 but was written by vae-edge {version!r} with a later one; {_ADVICE}"
+            f"{path} was changed: it has schema {schema} but was written by vae-edge {version!r} with a later one; "
+            f"{_ADVICE}"
         )
-    reason = manifest.not_verified_because
-    if reason is None or NO_DIGEST not in reason:
-        reason = NO_DIGEST if reason is None else f"{reason}; and {NO_DIGEST}"
+    reason, why = manifest.not_verified_because, NEVER_VERIFIED[schema]
+    if reason is None or why not in reason:
+        reason = why if reason is None else f"{reason}; and {why}"
     return manifest.model_copy(update={"verified": False, "not_verified_because": reason})
 
 

@@ -22,11 +22,13 @@ from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
 from vae_edge.platform.after_fork import Process
+from vae_edge.platform.atomic import check_place
 from vae_edge.platform.machine import usable_cores
 from vae_edge.platform.work import InOrder, Progress, StepProgress
 from vae_edge.prediction import Prediction
 
 if TYPE_CHECKING:
+    from vae_edge.references import ReferenceCheck
     from vae_edge.refit import Refit
 
 Source = str | Path | NDArray[Any]
@@ -74,6 +76,8 @@ class Detector:
         self._arguments: dict[str, Any] | None = None
         self._preparation = bundle.manifest.preparation
         self._max_pixels: int | None = None
+        self._agrees = False
+        """Whether the bundle's references were run here, and agree."""
         self._take_thresholds(bundle.manifest.thresholds)
 
     def _take_thresholds(self, thresholds: Thresholds) -> None:
@@ -92,9 +96,12 @@ class Detector:
         cache: bool = True,
         rebuild: bool = True,
         max_pixels: int | None = None,
+        check: bool = False,
         progress: StepProgress | None = None,
     ) -> Detector:
         """Check a bundle and load its model.
+
+        A TensorRT engine that was rebuilt here is held to the bundle's references at its first start, in any case.
 
         On a CPU no single configuration is best for both one image and many. So by default `predict` uses
         all threads for one image, and the first `stream` loads the model again with one image per core.
@@ -110,10 +117,14 @@ class Detector:
             rebuild: rebuild a TensorRT engine that does not fit this device from the bundle's ONNX.
             max_pixels: refuse a picture file with more pixels before it is decoded; None: see
                 `vae_edge.image.read_image`.
+            check: run the bundle's references, about 16 pictures, and refuse the bundle where it does not give the
+                outputs here that it is known to give.
             progress: called with the steps of such a build, which takes minutes.
 
         Raises:
-            BundleError: the bundle is damaged, changed or too new, or was replaced while it was opened.
+            BundleError: the bundle is damaged, changed or too new, or was replaced while it was opened; or `check` was
+                asked for and it is older than references.
+            ParityError: it does not give its reference outputs here.
             MissingDependencyError: its runtime is not installed.
             DeviceError: the device or the runtime cannot run it.
             InputError: an argument is invalid.
@@ -169,8 +180,40 @@ class Detector:
             "cache": cache,
             "rebuild": rebuild,
             "max_pixels": max_pixels,
+            "check": check,
         }
+        try:
+            if check:
+                detector.check_references().require(str(opened.folder))
+            elif backend.rebuilt_sha256 is not None:
+                detector._check_rebuilt(keep=cache, progress=progress)
+        except BaseException:
+            detector.close()
+            raise
         return detector
+
+    def check_references(self, *, progress: Progress | None = None) -> ReferenceCheck:
+        """Run the bundle's references on this device and compare; nothing is written.
+
+        Args:
+            progress: called with pictures done and in all.
+
+        Raises:
+            BundleError: the bundle is older than references, or was replaced or changed since it was opened.
+            DeviceError: the runtime failed, or this process was forked since.
+        """
+        self._process.check()
+        from vae_edge.references import check_references  # Most programs never do this.
+
+        found = check_references(self.bundle, self.backend, progress=progress)
+        self._agrees = found.agrees
+        return found
+
+    def _check_rebuilt(self, *, keep: bool, progress: StepProgress | None) -> None:
+        from vae_edge.references import check_rebuilt
+
+        step = None if progress is None else lambda done, total: progress("checking the engine", done, total)
+        check_rebuilt(self.bundle, self.backend, keep=keep, progress=step)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle how it was opened, without `progress`; what comes out of the pickle is another detector.
@@ -360,6 +403,8 @@ class Detector:
         images together. It guarantees no false-alarm rate; the resulting rate among the normals is recorded, and
         an image is anomalous, as always, when its p-value is at most that rate. See `fit_f1_threshold`.
 
+        Before that the bundle's references are run, unless that was done: thresholds of a broken model are none.
+
         Args:
             images: paths or arrays of good parts that the model was not trained on; may be a stream. What cannot be
                 read is left out. A rate of 0.01 needs 99 of them; with fewer, the smallest rate they support is in
@@ -380,6 +425,7 @@ class Detector:
                 does not go with the method; no anomalous image scores above a normal one; or the bundle cannot be
                 written. The bundle is not changed.
             BundleError: the bundle was replaced or changed since it was opened. The new one is not changed.
+            ParityError: the bundle does not give its reference outputs here. It is not changed.
             DeviceError: the runtime failed, a score is not a finite number, or this process was forked since. The
                 bundle is as it was.
         """
@@ -388,6 +434,10 @@ class Detector:
             _check_is_many(source)
         # Loaded when it is needed: most programs on a device never do this.
         from vae_edge.refit import refit_thresholds
+
+        check_place(self.bundle.folder)  # Before the work.
+        if self.bundle.manifest.references is not None and not self._agrees:
+            self.check_references().require(str(self.bundle.folder))
 
         def scored_by() -> str:
             backend = self.stream_backend()

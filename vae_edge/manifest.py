@@ -15,13 +15,23 @@ from pydantic import BeforeValidator, Field, model_validator
 from vae_edge.detectability import Detectability
 from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
+from vae_edge.reference_file import REFERENCES_FILE, ReferencesRecord
 from vae_edge.targets import SUPPORTED, Precision, Target
 
-SCHEMA_VERSION: Final = 2
-"""Version of the manifest's layout. History: 1 (first), 2 (`digest`; vae-edge 0.2)."""
+SCHEMA_VERSION: Final = 3
+"""Version of the manifest's layout. History: 1 (first), 2 (`digest`; vae-edge 0.2), 3 (`references`, `verified_by`;
+vae-edge 0.3)."""
 
-NO_DIGEST = "its manifest has schema 1, which has no digest: export it again with this version of vae-edge"
-"""Why a bundle of the first schema never counts as verified."""
+NEVER_VERIFIED = {
+    1: "its manifest has schema 1, which has no digest: export it again with this version of vae-edge",
+    2: "its manifest has schema 2, which has no references: export it again with this version of vae-edge",
+}
+"""Why a bundle of an older schema never counts as verified."""
+
+FP32_TOLERANCE = 1e-3
+"""Largest difference allowed between FP32 models in maps and scores, as a share of the reference's largest value.
+
+A different order of rounding moves them by about 1e-5 of it; a hundred times that indicates a mistake."""
 
 MANIFEST_FILE = "manifest.json"
 
@@ -268,7 +278,7 @@ class Provenance(Record):
 class Manifest(Record):
     """Everything about a bundle except the model file itself."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     digest: Sha256 | None = None
     """`manifest_digest` of the file; set when a new or changed manifest is written."""
     name: str
@@ -293,8 +303,13 @@ class Manifest(Record):
     """The sizes of pasted defects that the trained model finds at the thresholds of its run; None if this was not
     measured, or the export changed scoring or rate. FP16 and INT8 bundles also have the trained model's values: what
     they change is in `accuracy`."""
+    references: ReferencesRecord | None = None
+    """Pictures with the outputs that a device has to give for them; None in schema 1 and 2."""
     verified: bool
-    """Whether this bundle itself was run and its thresholds come from its own outputs."""
+    """Whether this very bundle gave the outputs of its references, where it was exported or on the device that has it,
+    and its thresholds are of its own outputs or were confirmed by the references."""
+    verified_by: str | None = None
+    """Runtime and device that gave them; None: it is not verified."""
     not_verified_because: str | None = None
     files: tuple[FileRecord, ...]
     provenance: Provenance
@@ -319,6 +334,23 @@ class Manifest(Record):
         total = sum(file.size_bytes for file in self.files)
         if total > 2 * MAX_FILE_BYTES:
             raise ValueError(f"the files have {total} bytes together; expected at most {2 * MAX_FILE_BYTES}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Manifest:
+        names = {file.name for file in self.files}
+        if self.schema_version < 3:
+            if self.references is not None or self.verified_by is not None:
+                raise ValueError(f"schema {self.schema_version} has no references")
+            return self
+        if self.references is None:
+            raise ValueError("its references are missing")
+        if self.references.file != REFERENCES_FILE or REFERENCES_FILE not in names:
+            raise ValueError(f"size and SHA-256 of the references, {REFERENCES_FILE}, are missing")
+        if self.precision is Precision.FP32 and not (
+            self.references.score_tolerance <= FP32_TOLERANCE and self.references.map_tolerance <= FP32_TOLERANCE
+        ):
+            raise ValueError(f"the tolerance of its references exceeds that of FP32, {FP32_TOLERANCE}")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,6 @@ from vae_edge.decision import (
 )
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
 from vae_edge.manifest import ThresholdMethod, Thresholds
-from vae_edge.platform.atomic import check_place
 from vae_edge.platform.work import Progress
 from vae_edge.prediction import Prediction
 
@@ -86,8 +85,8 @@ def refit_thresholds(
 ) -> Refit:
     """Fit thresholds for a bundle and return the bundle with them; nothing is written.
 
-    It counts as verified then, unless its manifest has no digest. Memory grows by a thousandth of the maps' pixels, not
-    by the maps.
+    It counts as verified then, if it has references, which the caller has run. Memory grows by a thousandth of the
+    maps' pixels, not by the maps.
 
     Args:
         bundle: the one whose model scores the images.
@@ -105,7 +104,6 @@ def refit_thresholds(
     check_askable_rate(rate, "false-alarm rate")
     if max_images < 1:
         raise UsageError(f"max_images is {max_images}; expected 1 or more")
-    check_place(bundle.folder)  # Not after all images have been run.
     old, size = bundle.manifest.thresholds, bundle.manifest.preparation
     n_most = _most(images, max_images)
     n_all = n_most + (0 if anomalous is None else _most(anomalous, max_images))
@@ -142,8 +140,9 @@ def refit_thresholds(
     else:
         thresholds = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by=scored_by())
     changed = bundle.manifest.model_copy(update={"thresholds": thresholds})
-    if changed.schema_version > 1:
-        changed = changed.model_copy(update={"verified": True, "not_verified_because": None})
+    if changed.references is not None:
+        verified = {"verified": True, "verified_by": thresholds.scored_by, "not_verified_because": None}
+        changed = changed.model_copy(update=verified)
     labelled = None if defects is None else _count(thresholds.image_threshold, scores, defects)
     return Refit(replace(bundle, manifest=changed), old, n_images, tuple(unreadable), labelled)
 

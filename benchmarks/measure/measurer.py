@@ -45,6 +45,15 @@ class SuiteProgress:
     n_steps: int
 
 
+@dataclass(frozen=True)
+class ReferenceResult:
+    """What running a bundle's references said."""
+
+    agrees: bool
+    measures: list[str]
+    """A line each."""
+
+
 @dataclass
 class Row:
     """A bundle while it is being measured."""
@@ -53,6 +62,7 @@ class Row:
     folder: Path
     manifest: Manifest | None = None
     outputs: Outputs | None = None
+    references: ReferenceResult | None = None
     samples: RawSamples = field(default_factory=RawSamples)
     failure: str | None = None
     """Why it is not measured any further."""
@@ -106,6 +116,8 @@ class Measurer:
         files = tuple(str(file.path.resolve()) for file in self._images.judged)
         job = OutputsJob(**{**self._opening(row), "images": files}, maps_file=str(maps_file))
         found = run_worker(job, self._settings.worker_timeout_s)
+        if found["references"] is not None:
+            row.references = ReferenceResult(**found["references"])
         row.outputs = Outputs(
             np.asarray(found["scores"], dtype=np.float64),
             np.load(maps_file, mmap_mode="r", allow_pickle=False),

@@ -156,8 +156,9 @@ def _run_load(job: LoadJob) -> dict[str, Any]:
 
 
 def _take_outputs(job: OutputsJob) -> dict[str, Any]:
-    """Compute the scores (returned) and maps (written to the job's file) of all images; also return the device used."""
+    """Compute the scores (returned) and maps (written to the job's file) of all images, and run the references."""
     with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
+        check = None if detector.bundle.manifest.references is None else detector.check_references()
         preparation = detector.bundle.manifest.preparation
         shape = (len(job.images), preparation.height, preparation.width)
         # Written as they come: the maps of a large test set need not fit into a small device's memory.
@@ -167,4 +168,5 @@ def _take_outputs(job: OutputsJob) -> dict[str, Any]:
             maps[position] = prediction.anomaly_map
             scores.append(prediction.score)
         maps.flush()
-        return {"scores": scores}
+        references = None if check is None else {"agrees": check.agrees, "measures": check.lines()}
+        return {"scores": scores, "references": references}

@@ -10,7 +10,7 @@ from vae_edge.benchmarks.measure.statistics import FEW_ROUNDS
 from vae_edge.benchmarks.report.records.report import BundleResult
 from vae_edge.benchmarks.report.records.speed import RoundRecord
 from vae_edge.decision import too_few_normals
-from vae_edge.manifest import Manifest, ThresholdMethod
+from vae_edge.manifest import NEVER_VERIFIED, Manifest, ThresholdMethod
 
 SLOWER_CLOCK = 0.05
 """Change of the spin between rounds from which a warning says that the clock drifted."""
@@ -53,10 +53,12 @@ def bundle_warnings(result: BundleResult, manifest: Manifest, settings: SuiteSet
         *_device_warnings(result, settings),
         *_accuracy_warnings(result),
     ]
-    if manifest.schema_version == 1:
+    if manifest.schema_version in NEVER_VERIFIED:
         found.append(f"it is not verified: {manifest.not_verified_because}")
     elif not manifest.verified:
-        found.append(f"its thresholds are not its own ({manifest.not_verified_because or 'not verified'})")
+        found.append(f"it is not verified: {manifest.not_verified_because or 'its references were never run'}")
+    if result.references_agree is False:
+        found.append(f"it does not give its reference outputs here: {'; '.join(result.references)}")
     few = too_few_normals(manifest.thresholds)
     if few is not None:
         found.append(few)

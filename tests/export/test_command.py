@@ -172,6 +172,7 @@ def test_a_model_api_name_that_is_taken_is_refused_before_any_work(
 
 
 OPTIONS = {
+    "references": ("--references", "none"),
     "precision": ("--precision", "fp16"),
     "data": ("--data", "pictures"),
     "false_alarm_rate": ("--false-alarm-rate", "0.05"),

@@ -20,7 +20,6 @@ from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import open_backend
 from vae_edge.export.calibration.calibration_set import CalibrationSet, with_pasted_defects
 from vae_edge.export.openvino_ir import export_openvino, network_operations, read_graph, sources
-from vae_edge.export.parity import FP32_TOLERANCE
 from vae_edge.export.quantization.deconvolution import rewrite_transposed_convolutions
 from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer, QuantizationSettings
 from vae_edge.export.quantization.nncf_quantizer import quantizable_layers as openvino_layers
@@ -42,7 +41,7 @@ from vae_edge.export.targets.onnx_target import (
 from vae_edge.export.targets.tensorrt_rules import warnings_for_tensorrt
 from vae_edge.export.targets.tensorrt_target import TensorRtQuantizer, quantize_for_tensorrt
 from vae_edge.export.targets.torch_target import save_program
-from vae_edge.manifest import graph_inputs, graph_outputs
+from vae_edge.manifest import FP32_TOLERANCE, graph_inputs, graph_outputs
 from vae_edge.model_files.checks import check_model_files
 from vae_edge.targets import SUPPORTED, Target
 from vae_edge.train.features.backbone_weights import backbone_from

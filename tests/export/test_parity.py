@@ -5,8 +5,8 @@ import pytest
 
 from vae_edge.agreement import Outputs
 from vae_edge.errors import ParityError
-from vae_edge.export.parity import FP32_TOLERANCE, check_parity, measure_parity
-from vae_edge.manifest import ParityRecord
+from vae_edge.export.parity import check_parity, measure_parity
+from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
 
 MAPS = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32) * 10
 SCORES = np.array([1.0, 2.0, 3.0, 10.0], dtype=np.float32)

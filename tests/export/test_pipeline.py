@@ -1,23 +1,29 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.train.fake_datamodule import FakeDataModule, rows_of
 from vae_edge.agreement import Outputs, run_backend
+from vae_edge.backends.base import Backend
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError, ParityError
 from vae_edge.export.pipeline import ExportSettings, export_run
-from vae_edge.export.settings import Budget, LowPrecisionSettings
+from vae_edge.export.settings import Budget, LowPrecisionSettings, ReferenceSettings
 from vae_edge.image import load_prepared
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.platform.atomic import sha256_file
+from vae_edge.reference_file import REFERENCES_FILE, ReferenceFile, ReferenceKind
+from vae_edge.references import size_of
 from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train import fit
 from vae_edge.train.model.anomaly_graph import run_graph
@@ -39,7 +45,7 @@ def test_every_target_leaves_a_whole_bundle_named_after_the_run(bundles: dict[Ta
     assert [bundle.folder.name for bundle in bundles.values()] == [f"dial-{target}-fp32" for target in Target]
     for target, bundle in bundles.items():
         names = {record.name for record in bundle.manifest.files}
-        assert names == {SUPPORTED[target].model_file, *SUPPORTED[target].other_files}
+        assert names == {SUPPORTED[target].model_file, *SUPPORTED[target].other_files, REFERENCES_FILE}
         assert {path.name for path in bundle.folder.iterdir()} == names | {MANIFEST_FILE}
         for record in bundle.manifest.files:
             assert sha256_file(bundle.folder / record.name) == record.sha256
@@ -129,6 +135,76 @@ def test_a_full_disk_leaves_no_bundle(trained_run: RunFolder, tmp_path: Path, mo
     (result,) = export_run(trained_run, tmp_path, ExportSettings(targets=(Target.ONNX,)))
     assert result.bundle is None
     assert "No space left" in str(result.error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_bundle_has_the_pictures_that_the_run_kept(bundles: dict[Target, Bundle], trained_run: RunFolder) -> None:
+    kept = trained_run.read_references()
+    for target, bundle in bundles.items():
+        record = bundle.manifest.references
+        assert record is not None
+        assert trained_run.record.references is not None
+        assert (record.kind, record.images) == (ReferenceKind.PARTS, trained_run.record.references.images)
+        file = ReferenceFile.read(bundle.folder / record.file, record, size_of(bundle.manifest))
+        assert file.pictures == kept.pictures
+        assert (file.own is not None) == (target in RUNNABLE) == (record.own is not None)
+        assert record.trained_threshold == trained_run.thresholds.image_threshold
+
+
+def test_a_run_of_an_earlier_version_gets_drawn_ones_and_says_so(own_run: Path, tmp_path: Path) -> None:
+    record = json.loads((own_run / "model.json").read_text())
+    record["schema_version"] = 3
+    del record["references"]
+    record["files"] = [each for each in record["files"] if each["name"] != REFERENCES_FILE]
+    (own_run / "model.json").write_text(json.dumps(record))
+    (own_run / REFERENCES_FILE).unlink()
+    (result,) = export_run(RunFolder.open(own_run), tmp_path / "out", ExportSettings(targets=(Target.ONNX,)))
+    assert result.bundle is not None
+    assert result.bundle.manifest.references is not None
+    assert result.bundle.manifest.references.kind is ReferenceKind.DRAWN
+    assert any("is of an earlier version and keeps no pictures" in warning for warning in result.warnings)
+
+
+def test_a_folder_of_pictures_or_drawn_ones_take_the_place_of_the_runs(
+    trained_run: RunFolder, sample_data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for chosen in (ReferenceSettings(folder=sample_data / "test"), ReferenceSettings(drawn=True)):
+        settings = ExportSettings(targets=(Target.ONNX,), references=chosen)
+        (result,) = export_run(trained_run, tmp_path, settings)
+        assert result.bundle is not None
+        assert result.warnings == ()
+        assert result.bundle.manifest.references is not None
+        with Detector.open(result.bundle, check=True):
+            found.append(result.bundle.manifest.references)
+    assert [(each.kind, each.shows_parts) for each in found] == [
+        (ReferenceKind.GIVEN, True),
+        (ReferenceKind.DRAWN, False),
+    ]
+    assert "pictures of the folder test" in found[0].images
+
+
+def test_too_few_pictures_of_a_folder_are_refused(trained_run: RunFolder, sample_data: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted((sample_data / "train" / "good").iterdir())[:5]):
+        (tmp_path / "few").mkdir(exist_ok=True)
+        shutil.copyfile(path, tmp_path / "few" / f"{number}.png")
+    settings = ExportSettings(targets=(Target.ONNX,), references=ReferenceSettings(folder=tmp_path / "few"))
+    with pytest.raises(InputError, match=r"there are 5 pictures in .*few, given with --references; expected 6 or more"):
+        export_run(trained_run, tmp_path / "out", settings)
+
+
+def test_a_bundle_that_differs_on_its_references_alone_is_not_published(
+    trained_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifting(backend: Backend, images: NDArray[np.uint8], **kwargs: Any) -> Outputs:
+        outputs = run_backend(backend, images, **kwargs)
+        factor = np.float32(1.01 if len(images) == 16 else 1)
+        return Outputs(outputs.maps * factor, outputs.scores * factor)
+
+    monkeypatch.setattr("vae_edge.export.pipeline.run_backend", drifting)
+    (result,) = export_run(trained_run, tmp_path, ExportSettings(targets=(Target.ONNX,)))
+    assert isinstance(result.error, ParityError)
+    assert "does not give the trained model's outputs for its references" in str(result.error)
     assert list(tmp_path.iterdir()) == []
 
 

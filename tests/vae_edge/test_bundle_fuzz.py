@@ -115,6 +115,9 @@ def judge(folder: Path) -> None:
             assert math.isfinite(prediction.score)
             assert prediction.is_anomalous == (prediction.score > threshold)
             assert prediction.anomaly_map.shape == (32, 32)
+        if detector.bundle.manifest.references is not None:
+            check = detector.check_references()
+            assert len(check.lines()) >= 3
 
 
 def refusal_of(folder: Path, number: int) -> VaeEdgeError | None:

@@ -160,7 +160,7 @@ def test_a_bundle_that_is_exchanged_while_its_manifest_is_written_gets_no_old_th
         check(self)
         replace_folder(self)
 
-    with Detector.open(bundle.folder, hint="latency") as detector:
+    with Detector.open(bundle.folder, hint="latency", check=True) as detector:
         monkeypatch.setattr(Bundle, "check_unchanged", check_and_be_late)
         with pytest.raises(InputError, match="nothing was changed"):
             detector.refit_thresholds([dark_image(seed) for seed in range(20)], 0.1)

@@ -136,7 +136,7 @@ def test_on_a_full_disk_the_bundle_stays_as_it_is(
         with pytest.raises(InputError, match="No space left"):
             detector.refit_thresholds(normals)
     assert Bundle.open(onnx_bundle.folder).manifest == onnx_bundle.manifest
-    assert len(list(onnx_bundle.folder.iterdir())) == 2
+    assert len(list(onnx_bundle.folder.iterdir())) == 3
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])

@@ -37,7 +37,7 @@ from vae_edge.train.model.presets import REFERENCE_RECIPE, Network
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 from vae_edge.train.run.calibration import Division, calibrate, group_images
-from vae_edge.train.run.finishing import finish_run, measure
+from vae_edge.train.run.finishing import finish_run, keep_references, measure
 from vae_edge.train.run.folder import (
     SETTINGS_FILE,
     RunFolder,
@@ -116,6 +116,7 @@ def take_over(
     if shortage := division.shortage(settings.false_alarm_rate):
         watcher.say(shortage)
     metrics = measure(settings, fitted.graph, images, calibration.thresholds, judges, watcher)
+    references = keep_references(settings, fitted.graph, calibration.thresholds, judges, watcher)
     with only_training(out):
         claim_folder(out, overwrite=False)
         write_record(out / SETTINGS_FILE, settings)
@@ -127,6 +128,7 @@ def take_over(
             division.record(images.test),
             calibration,
             metrics,
+            references,
             taken_from=f"{trained.path.name}: {trained.description}",
         )
         forget_replaced(out)

@@ -34,9 +34,9 @@ class Calibration(str, Enum):
         return self.value
 
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the layout of a run folder. History: 1 (first), 2 (tiles, evened light, compositions, recipe), 3 (networks
-on features)."""
+on features), 4 (pictures for references)."""
 
 OLDEST_SCHEMA = 2
 """Runs from this version on are read."""

@@ -35,6 +35,8 @@ from vae_edge.train.run.folder import (
 from vae_edge.train.run.graph_fitting import FittedGraph
 from vae_edge.train.run.metrics import Metrics, evaluate
 from vae_edge.train.run.records import CalibrationRecord, RunRecord, SplitRecord
+from vae_edge.train.run.references import MOST_NORMALS as MOST_REFERENCE_NORMALS
+from vae_edge.train.run.references import RunPictures, choose_references
 
 _PACKAGES = ("torch", "lightning", "safetensors", "numpy", "opencv-python-headless", "pydantic")
 
@@ -84,6 +86,36 @@ def measure(
     return metrics.model_copy(update={"detectability": detectability, "recall_at_requested_rate": recall})
 
 
+def keep_references(
+    settings: TrainSettings,
+    graph: DeployedGraph,
+    thresholds: Thresholds,
+    normals: Sequence[ImageFile],
+    watcher: Watcher,
+) -> RunPictures:
+    """Choose the pictures that travel with every bundle, and say so.
+
+    Args:
+        settings: of the run.
+        graph: the whole model.
+        thresholds: in force.
+        normals: as for `measure`.
+        watcher: receives progress and the sentence.
+    """
+    kept = choose_references(
+        lambda pictures: run_graph(graph, pictures)[1],
+        load_images(spread(normals, MOST_REFERENCE_NORMALS), settings.preparation),
+        thresholds,
+        seed=settings.seed,
+        progress=watcher.progress_of("choosing references"),
+    )
+    watcher.say(
+        f"{kept.record.n_images} pictures of parts stay in the run and travel with every bundle, for a device to prove "
+        f"itself by: {kept.record.images}; vae-export --references none takes drawn ones instead"
+    )
+    return kept
+
+
 def finish_run(
     out: Path,
     settings: TrainSettings,
@@ -92,6 +124,7 @@ def finish_run(
     split: SplitRecord,
     calibration: CalibrationRecord,
     metrics: Metrics,
+    references: RunPictures,
     *,
     taken_from: str | None = None,
 ) -> None:
@@ -105,6 +138,7 @@ def finish_run(
         split: which image was used for what.
         calibration: from `calibrate` or `cross_calibrate`.
         metrics: from `measure`.
+        references: from `keep_references`.
         taken_from: where the network comes from, if this package did not train it here.
 
     Raises:
@@ -115,6 +149,7 @@ def finish_run(
     write_record(out / SPLIT_FILE, split)
     write_record(out / CALIBRATION_FILE, calibration)
     write_text(out / METRICS_FILE, metrics.to_json() + "\n")
+    references.write(out)
     files = describe_files(out)
     record = RunRecord(
         name=out.absolute().name,
@@ -133,6 +168,7 @@ def finish_run(
         taken_from=taken_from,
         data=report,
         counts=split.counts(),
+        references=references.record,
         library_versions={
             "python": platform.python_version(),
             "vae-edge": __version__,

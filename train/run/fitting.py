@@ -43,7 +43,7 @@ from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.cross_conformal import PixelFolds, announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.run.feature_fitting import fit_with_features
-from vae_edge.train.run.finishing import finish_run, measure
+from vae_edge.train.run.finishing import finish_run, keep_references, measure
 from vae_edge.train.run.folder import (
     CHECKPOINT,
     SETTINGS_FILE,
@@ -207,7 +207,8 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
     settings = settings.model_copy(update={"network": fitted.settings.network})
     normals = data.division.judges or data.division.setting_thresholds
     metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, normals, watcher)
-    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics)
+    references = keep_references(settings, fitted.graph, calibration.thresholds, normals, watcher)
+    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics, references)
     forget_folds(out)
     forget_pilots(out)
     forget_replaced(out)

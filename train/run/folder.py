@@ -7,6 +7,7 @@ model.safetensors   the network's weights
 scoring.safetensors what held-out normals say about each pixel
 calibration.json    scores of normals by a network that has not seen them, and the thresholds
 metrics.json        what was measured on the test images
+references.safetensors  pictures that travel with every bundle
 model.json          everything else, and the hashes of these files; written last, so it marks a complete run
 """
 
@@ -26,6 +27,7 @@ from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.atomic import LOCK_FILE, check_place, claim, new_file, remove_leftovers_in, write_text
 from vae_edge.records import FileRecord, Record, check_recordable, check_recorded_files, file_record, read_record
+from vae_edge.reference_file import REFERENCES_FILE, ReferenceFile, Size
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, open_inspection_set
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import SCHEMA_VERSION, TrainSettings
@@ -50,14 +52,14 @@ METRICS_FILE = "metrics.json"
 RECORD_FILE = "model.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 
-RECORDED_FILES = (MODEL_FILE, SCORING_FILE, SPLIT_FILE, CALIBRATION_FILE, METRICS_FILE)
+RECORDED_FILES = (MODEL_FILE, SCORING_FILE, SPLIT_FILE, CALIBRATION_FILE, METRICS_FILE, REFERENCES_FILE)
 """Files whose hashes `model.json` holds."""
 _ADVICE = "copy the run again or train again"
 
 _log = logging.getLogger(__name__)
 
 _OWN_FILE = re.compile(
-    r"(training|split|calibration|metrics|model)\.json|(model|scoring)\.safetensors|\.lock"
+    r"(training|split|calibration|metrics|model)\.json|(model|scoring|references)\.safetensors|\.lock"
     r"|(.+/)?checkpoints/(last\.ckpt|features\.f16)"
     r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv|[^/]+\.pt\.trace\.json)"
 )
@@ -192,6 +194,20 @@ class RunFolder:
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"the weights in {self.folder} cannot be used ({reason}); train again") from error
+
+    def read_references(self) -> ReferenceFile:
+        """Read the pictures that travel with every bundle.
+
+        Raises:
+            InputError: the run is older than these.
+            BundleError: their file is missing or was changed.
+        """
+        if self.record.references is None:
+            raise InputError(f"the run {self.folder} is of an earlier version and keeps no pictures; train again")
+        preparation = self.record.preparation
+        return ReferenceFile.read(
+            self.folder / REFERENCES_FILE, self.record.references, Size(preparation.height, preparation.width)
+        )
 
     def find_images(
         self, roles: Sequence[Role] = ("threshold",), data_root: str | Path | None = None

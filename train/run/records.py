@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from vae_edge.image import Preparation
 from vae_edge.manifest import BackboneOrigin, ThresholdMethod, Thresholds
 from vae_edge.records import FileRecord, Record, Sha256
+from vae_edge.reference_file import PicturesRecord
 from vae_edge.train.choice.candidates import ChoiceRecord
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.report import DataReport
@@ -114,7 +115,7 @@ class FeatureRecord(Record):
 class RunRecord(Record):
     """Everything about a run; `model.json`, the last file to be written, marks a run as complete."""
 
-    schema_version: Literal[2, 3] = 3
+    schema_version: Literal[2, 3, 4] = 4
     name: str
     created_utc: str
     network: Network = Network.PIXEL
@@ -138,6 +139,8 @@ class RunRecord(Record):
     data: DataReport
     counts: dict[Role, int]
     library_versions: dict[str, str]
+    references: PicturesRecord | None = None
+    """Pictures that travel with every bundle; None: the run is older than these."""
     files: tuple[FileRecord, ...]
     fingerprint: Sha256
     """Hash over the weights and the scoring constants."""

@@ -182,6 +182,9 @@ class Backend(ABC):
     notes: tuple[str, ...] = ()
     """What the user should know of how it was loaded, such as that an engine was rebuilt."""
 
+    rebuilt_sha256: str | None = None
+    """SHA-256 of what runs, where that is not the bundle's own file but was built of it on this device."""
+
     def __init__(
         self,
         inputs: tuple[TensorSpec, ...],

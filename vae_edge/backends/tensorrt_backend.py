@@ -103,6 +103,7 @@ class TensorRtBackend(Backend):
             self.close()
             raise
         self.notes = () if loaded.note is None else (loaded.note,)
+        self.rebuilt_sha256 = loaded.rebuilt_sha256
         self.max_batch = loaded.largest_batch if max_batch is None else max_batch
         self._sizes_bytes = {spec.name: _size_bytes(spec, self.max_batch) for spec in (*inputs, *outputs)}
 

@@ -220,9 +220,11 @@ def _detectability_section(manifest: Manifest) -> dict[str, list[tuple[str, str]
 
 
 def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    rows = [("verified", "yes: thresholds come from this bundle's own outputs" if manifest.verified else "no")]
+    by = f" with {manifest.verified_by}" if manifest.verified_by else ""
+    rows = [("verified", f"yes: it gave its reference outputs{by}" if manifest.verified else "no")]
     if manifest.not_verified_because:
         rows.append(("because", manifest.not_verified_because))
+    rows += _reference_rows(manifest)
     parity = manifest.parity
     if parity is None:
         rows.append(("parity", "not measured"))
@@ -250,6 +252,24 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
         if (saturation := quantization.saturation) is not None:
             rows.append(("", f"at most {saturation.share:.2%} of values beyond their range, in {saturation.layer}"))
         rows.append(("in float", ", ".join(quantization.given_back) or "no layer went back to float"))
+    return rows
+
+
+def _reference_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    found = manifest.references
+    if found is None:
+        return [("references", "none")]
+    size_bytes = next(file.size_bytes for file in manifest.files if file.name == found.file)
+    parts = "they show parts" if found.shows_parts else "they show no part"
+    trained = f"scores within {found.score_tolerance:.3%}, maps within {found.map_tolerance:.3%} of {found.computed_by}"
+    rows = [
+        ("references", f"{found.n_images} pictures, {size_text(size_bytes)}: {found.images}; {parts}"),
+        ("", trained),
+    ]
+    own = found.own
+    if own is not None:
+        within = f"scores within {own.score_tolerance:.3%}, maps within {own.map_tolerance:.3%}"
+        rows.append(("", f"{within} of its own at export, {own.runtime} on {own.device}"))
     return rows
 
 

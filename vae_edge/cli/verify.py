@@ -1,4 +1,4 @@
-"""`vae-edge verify`: run a bundle over normal images on this device and write thresholds that fit its scores."""
+"""`vae-edge verify`: run a bundle's references on this device, and fit its thresholds here if there are images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ import typer
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.cli.options import DeviceOption, NoRebuildOption, RecursiveOption, refuse_idle
+from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, RecursiveOption, refuse_idle
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import need_of_recursion, needs_of_targets
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
 from vae_edge.detector import Detector
-from vae_edge.errors import InputError, UsageError
+from vae_edge.errors import InputError, ParityError, UsageError
 from vae_edge.image import read_pixels, white_level_remark
 from vae_edge.manifest import ThresholdMethod
 from vae_edge.picture_files.name_meanings import named_not_good
+from vae_edge.platform.outside import printable
+from vae_edge.references import not_verified, record_of, recorded
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
+
+_OF_DATA = frozenset({"false_alarm_rate", "abnormal", "method", "recursive"})
+"""Options that have no effect without images."""
 
 _NAMED = 10
 _LOOKED_AT = 8
@@ -43,9 +48,12 @@ def verify(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder made by vae-export.")],
     data: Annotated[
-        list[str],
-        typer.Option(help="Normal images that were not used in training: a folder, files or a glob in quotes."),
-    ],
+        list[str] | None,
+        typer.Option(
+            help="Normal images that were not used in training, to fit the thresholds on: a folder, files or a glob in "
+            "quotes."
+        ),
+    ] = None,
     false_alarm_rate: Annotated[
         float | None,
         typer.Option(
@@ -69,37 +77,88 @@ def verify(
     recursive: RecursiveOption = False,
     no_rebuild: NoRebuildOption = False,
 ) -> None:
-    """Re-fit a bundle's thresholds on this device and record them in the bundle.
+    """Run a bundle's references on this device, and record in the bundle whether it gives their outputs here.
 
-    Every image of --data must show a good part: a defective one would raise the threshold. Images in the folder of
-    --data that are named after defects or masks are refused.
+    With --data its thresholds are then fitted again, on this device's scores. Every image of --data must show a good
+    part: a defective one would raise the threshold. Images in the folder of --data that are named after defects or
+    masks are refused.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the bundle does not give its reference outputs here; it no longer
+    counts as verified then.
     """
     if false_alarm_rate is not None:
         check_askable_rate(false_alarm_rate, "false-alarm rate")
     _check_method(method, abnormal, false_alarm_rate)
     opened = Bundle.open(bundle)
-    refuse_idle(context, needs_of_targets({opened.manifest.target}))
-    files = _good_files(data, recursive=recursive)
+    needs_data = Condition(_OF_DATA, bool(data), "for fitting thresholds: add --data, a folder of normal images")
+    refuse_idle(context, [*needs_of_targets({opened.manifest.target}), needs_data])
+    if not data:
+        record_of(opened)  # One that has no references is refused before its model is loaded.
+    files = _good_files(data or [], recursive=recursive)
     defects = image_files(abnormal, recursive=recursive) if abnormal else None
-    refuse_idle(context, [need_of_recursion([*data, *(abnormal or ())])])
+    if data:
+        refuse_idle(context, [need_of_recursion([*data, *(abnormal or ())])])
     _check_apart(files, defects or [])
-    with step_progress() as progress:
-        detector = Detector.open(opened, device=device, hint=Hint.THROUGHPUT, rebuild=not no_rebuild, progress=progress)
+    detector = _open(opened, device, rebuild=not no_rebuild)
     remark = white_level_remark(_largest_16_bit(files[:_LOOKED_AT]), opened.manifest.preparation.white_level)
     if remark is not None:
         print_warning(remark)
     for note in detector.backend.notes:
         print_warning(note)
-    with detector, progress_bar("verifying") as report:
-        refit = detector.refit_thresholds(
-            files,
-            false_alarm_rate,
-            anomalous=defects,
-            method=ThresholdMethod(method.value),
-            max_images=max(len(files), len(defects or [])),
-            progress=report,
-        )
+    with detector:
+        if detector.bundle.manifest.references is not None:
+            _run_references(detector, confirms=not data)
+        if not data:
+            return
+        with progress_bar("fitting thresholds") as report:
+            refit = detector.refit_thresholds(
+                files,
+                false_alarm_rate,
+                anomalous=defects,
+                method=ThresholdMethod(method.value),
+                max_images=max(len(files), len(defects or [])),
+                progress=report,
+            )
     _print_refit(refit)
+
+
+def _open(bundle: Bundle, device: str, *, rebuild: bool) -> Detector:
+    """Open a bundle; if an engine that is built for that does not give its reference outputs, it is not verified."""
+    try:
+        with step_progress() as progress:
+            return Detector.open(bundle, device=device, hint=Hint.THROUGHPUT, rebuild=rebuild, progress=progress)
+    except ParityError as error:
+        bundle.with_manifest(not_verified(bundle.manifest, str(error)))
+        raise
+
+
+def _run_references(detector: Detector, *, confirms: bool) -> None:
+    """Run the references, print a line for each measure, and record in the bundle what follows.
+
+    Args:
+        detector: the bundle, opened.
+        confirms: whether it becomes verified by this alone, with the thresholds that it has.
+
+    Raises:
+        ParityError: they do not agree; the bundle is not verified then, whatever it was before.
+        InputError: the bundle cannot be written.
+    """
+    bundle, console = detector.bundle, results_console()
+    with progress_bar("running references") as report:
+        check = detector.check_references(progress=report)
+    console.print(f"References: {printable(check.images)}; run with {printable(check.ran_on)}.", soft_wrap=True)
+    for line in check.lines():
+        console.print(f"  {printable(line)}", soft_wrap=True)
+    if check.agrees and not confirms:
+        return
+    changed = recorded(bundle.manifest, check)
+    if changed != bundle.manifest:
+        detector.bundle = bundle.with_manifest(changed)
+    check.require(str(bundle.folder))
+    console.print(
+        f"{bundle.folder} is verified on this device; its thresholds stay as they are (--data fits them here).",
+        soft_wrap=True,
+    )
 
 
 def _good_files(data: Sequence[str], *, recursive: bool) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 from vae_edge.bundle import Bundle
 from vae_edge.decision import too_few_normals
 from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.manifest import Thresholds
+from vae_edge.manifest import NEVER_VERIFIED, Thresholds
 from vae_edge.platform.atomic import remove_leftovers_in
 from vae_edge.prediction import Prediction
 from vae_edge.sources.pictures import Picture
@@ -235,13 +235,10 @@ def trust_warnings(bundle: Bundle) -> list[str]:
     """Return warnings about a bundle whose verdicts are less reliable than they should be."""
     manifest = bundle.manifest
     warnings = []
-    # Of a bundle of the first schema, which cannot be verified here, that was said when it was opened.
-    if not manifest.verified and manifest.schema_version > 1:
+    # Of a bundle of an older schema, which cannot be verified here, that was said when it was opened.
+    if not manifest.verified and manifest.schema_version not in NEVER_VERIFIED:
         because = f" ({manifest.not_verified_because})" if manifest.not_verified_because else ""
-        warnings.append(
-            f"this bundle was never run before its thresholds were written{because}; "
-            f"run: vae-edge verify {bundle.folder} --data NORMALS"
-        )
+        warnings.append(f"this bundle is not verified{because}; run: vae-edge verify {bundle.folder}")
     few = too_few_normals(manifest.thresholds)
     return [*warnings, few] if few else warnings
 

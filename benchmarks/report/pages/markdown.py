@@ -47,6 +47,7 @@ def to_markdown(report: Report) -> str:
         "## Machine",
         _table(Table("", ["fact", "value"], list(tables.machine(report).items()), n_names=2)),
         _titled(tables.running(report)),
+        _titled(tables.references(report)),
         "## How it was measured",
         _bullets(tables.method(report)),
         "## How to reproduce",

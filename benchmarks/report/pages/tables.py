@@ -352,6 +352,14 @@ def exported(report: Report) -> Rows:
             yield bundle.name, found.images, str(found.n_images), str(found.label_flips), score, drift
 
 
+@_table("References of each bundle, run here", *("bundle", "agrees", "measures"), n_names=3)
+def references(report: Report) -> Rows:
+    """Whether each bundle gave the outputs here that it is known to give, and how far it was from them."""
+    for bundle in report.bundles:
+        if bundle.references_agree is not None:
+            yield bundle.name, "yes" if bundle.references_agree else "NO", "; ".join(bundle.references)
+
+
 @_table(
     "Device, runtime and layout in use",
     *("bundle", "device", "runtime", "requests, threads, batch", "input", "training run", "notes"),

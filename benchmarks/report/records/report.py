@@ -92,6 +92,10 @@ class BundleResult(Record):
     is_baseline: bool = False
     exported_parity: ParityRecord | None = None
     """What the export wrote into the bundle."""
+    references_agree: bool | None = None
+    """Whether the bundle gave its reference outputs here; absent for a bundle that is older than references."""
+    references: tuple[str, ...] = ()
+    """How far it was from them, a line for each measure."""
     detectability: Detectability | None = None
     """The shares of pasted defects that the run finds, from the manifest; absent in bundles older than this
     measurement."""

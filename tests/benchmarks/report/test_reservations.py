@@ -16,7 +16,7 @@ from vae_edge.benchmarks.report.records.accuracy import PromiseRecord
 from vae_edge.benchmarks.report.records.speed import RoundRecord
 from vae_edge.benchmarks.report.reservations import bundle_warnings, machine_warnings, round_warnings
 from vae_edge.bundle import Bundle
-from vae_edge.manifest import NO_DIGEST, ThresholdMethod
+from vae_edge.manifest import NEVER_VERIFIED, ThresholdMethod
 
 
 def a_round(number: int, **changes: Any) -> RoundRecord:
@@ -86,7 +86,7 @@ def test_a_bundle_of_the_first_schema_is_told_as_not_verified(make_bundle: MakeB
     old = hostile_bundle(make_bundle("whole"), tmp_path / "old", manifest=as_first_schema)
     result = example_report().bundles[0]
     found = bundle_warnings(result, Bundle.open(old).manifest, SuiteSettings())
-    assert f"{result.name}: it is not verified: {NO_DIGEST}" in found
+    assert f"{result.name}: it is not verified: {NEVER_VERIFIED[1]}" in found
 
 
 def test_an_accuracy_that_may_be_chance_and_a_broken_promise_are_told(make_bundle: MakeBundle) -> None:

@@ -28,7 +28,7 @@ from vae_edge.export.model_api.folder import (
 )
 from vae_edge.export.model_api.graph import Scale, Scales, as_model_api
 from vae_edge.image import Preparation
-from vae_edge.manifest import NO_DIGEST, Thresholds
+from vae_edge.manifest import NEVER_VERIFIED, Thresholds
 from vae_edge.targets import Precision, Target
 
 SIZES = (SIZE, 2 * SIZE, 50, 20, 97)
@@ -72,7 +72,7 @@ def test_the_folder_says_what_it_is_and_where_it_comes_from(bundle: Bundle, expo
 def test_the_record_says_that_its_bundle_was_not_verified(bundle: Bundle, tmp_path: Path) -> None:
     old = Bundle.open(hostile_bundle(bundle, tmp_path / "old", manifest=as_first_schema))
     record = export_model_api(old, tmp_path / "out")
-    assert record.bundle_not_verified_because == NO_DIGEST
+    assert record.bundle_not_verified_because == NEVER_VERIFIED[1]
     assert export_model_api(bundle, tmp_path / "other").bundle_not_verified_because is None
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.hostile_bundles import as_first_schema, hostile_bundle
 from tests.tiny_bundles import TARGETS, dark_image, example_detectability, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
-from vae_edge.manifest import NO_DIGEST, ThresholdMethod
+from vae_edge.manifest import NEVER_VERIFIED, ThresholdMethod
 from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
@@ -133,10 +133,10 @@ def test_every_command_says_once_that_a_bundle_of_the_first_schema_is_not_verifi
     ):
         code, said, err = command(*arguments)
         assert code == 0
-        assert " ".join(err.split()).count(NO_DIGEST) == 1
+        assert " ".join(err.split()).count(NEVER_VERIFIED[1]) == 1
         assert "is verified now" not in " ".join(said.split())
     found = json.loads(command("inspect", out, "--json")[1])["manifest"]
-    assert (found["verified"], found["not_verified_because"]) == (False, NO_DIGEST)
+    assert (found["verified"], found["not_verified_because"]) == (False, NEVER_VERIFIED[1])
 
 
 @pytest.mark.parametrize(

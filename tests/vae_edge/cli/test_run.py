@@ -175,7 +175,7 @@ def test_a_bundle_of_little_trust_says_so_after_the_verdicts(command: Run, piece
     code, _, err = command("run", tmp_path / "few", pieces / "left")
     assert code == 0
     assert "warning: a false-alarm rate of 0.01 needs at least 99 held-out normals, there are 5" in err
-    assert f"vae-edge verify {tmp_path / 'few'} --data NORMALS" in err
+    assert f"run: vae-edge verify {tmp_path / 'few'}" in err
 
 
 def test_a_changed_bundle_gives_no_verdict(command: Run, onnx_bundle: Bundle, pieces: Path) -> None:

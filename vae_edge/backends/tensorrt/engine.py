@@ -7,6 +7,7 @@ bundle, whose files are recorded with their hashes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 import time
@@ -174,6 +175,8 @@ class LoadedEngine:
     largest_batch: int
     note: str | None = None
     """What the user should know: that it is not the bundle's own, and why."""
+    rebuilt_sha256: str | None = None
+    """Of an engine that was built here; None: it is the bundle's own."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ def load_engine(
         )
     rebuild = Rebuild(onnx_path, place.module, gpu, max_batch, place.activate)
     try:
-        result = rebuild.find_or_build(lambda content: deserialize(place.module, content, max_batch), options)
+        result = rebuild.find_or_build(lambda content: _deserialize_rebuilt(place.module, content, max_batch), options)
     except (DeviceError, InputError, MisfitError) as error:
         what = f"the one built from {_ONNX_FILE} {error}" if isinstance(error, MisfitError) else str(error)
         raise DeviceError(f"the engine {plan} {misfit}; building one for {gpu} failed: {what}") from error
@@ -270,6 +273,12 @@ def deserialize(module: TensorRtModule, content: bytes, max_batch: int | None) -
     if max_batch is not None and largest < max_batch:
         raise MisfitError(f"supports batches up to {largest}, but {max_batch} is required")
     return LoadedEngine(runtime, engine, largest)
+
+
+def _deserialize_rebuilt(module: TensorRtModule, content: bytes, max_batch: int | None) -> LoadedEngine:
+    loaded = deserialize(module, content, max_batch)
+    loaded.rebuilt_sha256 = hashlib.sha256(content).hexdigest()
+    return loaded
 
 
 def _check_validity(module: TensorRtModule, runtime: Any, content: bytes) -> None:

@@ -1,0 +1,365 @@
+"""Does a bundle give here what it is known to give? Its references, run on this device and compared.
+
+Two comparisons, each of scores and of block means of maps, with tolerances that the export wrote into the manifest:
+
+- With the trained model in FP32: what an FP32 model may be off is fixed (`FP32_TOLERANCE`, the tolerance of every
+  export); what FP16 or INT8 is off was measured by the export on these very pictures, and twice that is allowed.
+- With the bundle's own outputs where it was exported, on a device of the same kind. Correct implementations of one
+  graph differ by rounding alone, whatever the processor, so this is far tighter: `OWN_TOLERANCES`.
+
+Both are relative to each picture (`Units`): next to a glaring defect, whose score is thirty times the threshold, what
+spoils the score of every good part would not be seen.
+
+A verdict counts as another one only where the trained model's score is farther from its threshold than a score may be
+off. Thresholds are those of the export: a re-fit for another line changes the verdicts, and not the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_edge.agreement import Agreement, Outputs, compare_outputs
+from vae_edge.backends.base import Backend
+from vae_edge.bundle import Bundle
+from vae_edge.cache import compiled
+from vae_edge.cache.compiled import CompiledKey
+from vae_edge.errors import BundleError, ParityError
+from vae_edge.manifest import FP32_TOLERANCE, Manifest
+from vae_edge.platform.machine import look_at_machine
+from vae_edge.platform.work import Progress
+from vae_edge.reference_file import (
+    REFERENCES_FILE,
+    BlockOutputs,
+    ReferenceFile,
+    ReferencesRecord,
+    Size,
+    block_means,
+)
+from vae_edge.targets import Precision
+
+FP16_TOLERANCE = 1e-2
+"""The least that is allowed of FP16, wherever it was measured: some devices round every value to it, and others only
+the weights."""
+
+INT8_TOLERANCE = 2e-2
+"""The same of INT8."""
+
+LOW_PRECISION_MARGIN = 2.0
+"""How many times the drift that the export measured of an FP16 or INT8 bundle is allowed."""
+
+UNMEASURED = {Precision.FP32: FP32_TOLERANCE, Precision.FP16: 0.02, Precision.INT8: 0.2}
+"""What is allowed where a bundle could be neither run nor simulated at export."""
+
+OWN_TOLERANCES = {
+    Precision.FP32: (2e-4, 6e-4),
+    Precision.FP16: (3e-3, 3e-3),
+    Precision.INT8: (5e-3, 5e-3),
+}
+"""Of a score and of a block of a map: how far a bundle may be from its own outputs at export on a device of the same
+kind, by precision.
+
+FP32: processors and versions round in another order, which moved scores by 2e-6 between runtimes and by 2e-5 on Arm; of
+maps the file's own rounding to float16 takes 5e-4. FP16: Arm processors compute in it, others convert. INT8: the sums
+are exact, and what is rounded to a level may become its neighbour: 1e-6 between AVX2 and AVX-512 VNNI."""
+
+SATURATING_TOLERANCE = 3e-2
+"""The same of INT8 where one of the two processors adds 8-bit products up in 16 bits: of weights in 7 bits OpenVINO's
+scores moved by 1.2e-2 with AVX-512 without VNNI. Those of 8 bits saturate there, and scores move by 2."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One quantity of a comparison, of the picture where it is largest, in that picture's unit."""
+
+    what: str
+    share: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is allowed; what is not finite never is."""
+        return bool(np.isfinite(self.share)) and self.share <= self.allowed
+
+    def __str__(self) -> str:
+        return f"{self.what}: {_percent(self.share)} (at most {_percent(self.allowed)})"
+
+
+@dataclass(frozen=True)
+class ReferenceCheck:
+    """How a bundle's outputs for its references compare, on one device."""
+
+    images: str
+    """What the pictures are, in words."""
+    n_images: int
+    flipped: tuple[int, ...]
+    """Positions of the pictures that get another verdict, and not only by a score at the threshold."""
+    measures: tuple[Measure, ...]
+    ran_on: str
+    """Runtime and device."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the bundle gives here what it is known to give."""
+        return not self.flipped and all(measure.holds for measure in self.measures)
+
+    def lines(self) -> list[str]:
+        """Return a line for each measure."""
+        same = self.n_images - len(self.flipped)
+        verdicts = f"verdicts: {same} of {self.n_images} are the trained model's"
+        return [verdicts, *(str(measure) for measure in self.measures)]
+
+    def disagreement(self) -> str | None:
+        """Return what does not agree, as a part of a sentence; None: everything does."""
+        if self.agrees:
+            return None
+        found = [str(measure) for measure in self.measures if not measure.holds]
+        if self.flipped:
+            found.insert(0, f"{len(self.flipped)} of {self.n_images} verdicts are not the trained model's")
+        return "; ".join(found)
+
+    def require(self, bundle: str) -> None:
+        """Refuse a bundle that does not agree.
+
+        Args:
+            bundle: what it is called in the message.
+
+        Raises:
+            ParityError: with what differs.
+        """
+        problem = self.disagreement()
+        if problem is not None:
+            raise ParityError(
+                f"{bundle} does not give its reference outputs with {self.ran_on}: {problem}; its model was "
+                "changed, or this runtime or device computes something else: export it again, or use another version "
+                "of the runtime"
+            )
+
+
+def check_references(bundle: Bundle, backend: Backend, *, progress: Progress | None = None) -> ReferenceCheck:
+    """Run a bundle's references and compare.
+
+    Args:
+        bundle: whose references they are.
+        backend: its model, loaded on the device in question.
+        progress: called with pictures done and in all.
+
+    Raises:
+        BundleError: it has none, or their file does not fit the manifest, or was changed since it was opened.
+        DeviceError: the runtime failed.
+    """
+    record = record_of(bundle)
+    size = size_of(bundle.manifest)
+    file = ReferenceFile.read(bundle.folder / record.file, record, size)
+    bundle.check_unchanged()
+    saturates = look_at_machine().saturates_int8_sums
+    outputs = run_blocks(
+        backend, file.images(f"{bundle.folder / record.file}: picture"), size, len(file.pictures), progress
+    )
+    return compare(
+        record,
+        file,
+        outputs,
+        ran_on=f"{backend.version} on {backend.device.name}",
+        device=backend.device.name,
+        saturates=saturates,
+    )
+
+
+def check_rebuilt(bundle: Bundle, backend: Backend, *, keep: bool, progress: Progress | None = None) -> None:
+    """Check an engine that was built on this device, once: that it agrees is kept in the cache of compiled models.
+
+    Args:
+        bundle: whose references they are; one that is older than references is not checked.
+        backend: with `rebuilt_sha256`.
+        keep: whether to look for an earlier check, and to keep this one.
+        progress: called with pictures done and in all.
+
+    Raises:
+        BundleError, DeviceError: see `check_references`.
+        ParityError: it does not agree.
+    """
+    if bundle.manifest.references is None:
+        return
+    key = CompiledKey(
+        "reference-checks",
+        bundle.model_sha256,
+        backend.version,
+        backend.device.name,
+        (
+            ("engine", str(backend.rebuilt_sha256)),
+            ("references", next(file.sha256 for file in bundle.manifest.files if file.name == REFERENCES_FILE)),
+            ("tolerances", bundle.manifest.references.model_dump_json()),
+        ),
+    )
+    if keep and compiled.find(key) is not None:
+        return
+    check = check_references(bundle, backend, progress=progress)
+    check.require(f"the engine that was built here from {bundle.folder}")
+    if keep:
+        text = "\n".join(check.lines()) + "\n"
+        compiled.keep(key, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def recorded(manifest: Manifest, check: ReferenceCheck) -> Manifest:
+    """Return a bundle's manifest with what a check of its references says about it: verified, or not any more."""
+    problem = check.disagreement()
+    if problem is None:
+        return manifest.model_copy(update={"verified": True, "verified_by": check.ran_on, "not_verified_because": None})
+    return not_verified(manifest, f"it did not give its reference outputs with {check.ran_on}: {problem}")
+
+
+def not_verified(manifest: Manifest, reason: str) -> Manifest:
+    """Return a bundle's manifest as that of one that is not verified, or not any more."""
+    return manifest.model_copy(update={"verified": False, "verified_by": None, "not_verified_because": reason})
+
+
+def record_of(bundle: Bundle) -> ReferencesRecord:
+    """Return the record of a bundle's references.
+
+    Raises:
+        BundleError: the bundle is older than references.
+    """
+    record = bundle.manifest.references
+    if record is None:
+        raise BundleError(
+            f"{bundle.folder} has no references (its manifest has schema {bundle.manifest.schema_version}): export it "
+            "again with this version of vae-edge"
+        )
+    return record
+
+
+def size_of(manifest: Manifest) -> Size:
+    """Return the size of a bundle's model."""
+    return Size(manifest.preparation.height, manifest.preparation.width)
+
+
+def run_blocks(
+    backend: Backend,
+    images: Iterable[NDArray[np.uint8]],
+    size: Size,
+    n_images: int,
+    progress: Progress | None = None,
+) -> Outputs:
+    """Run a model over prepared pictures, uint8 [H, W, 3], one at a time, and keep block means of its maps.
+
+    Returns:
+        Maps float64 [n, rows, columns], not yet divided, and scores float32 [n].
+
+    Raises:
+        DeviceError: the runtime failed.
+    """
+
+    def results() -> Iterator[tuple[NDArray[np.float64], float]]:
+        for number, image in enumerate(images, 1):
+            outputs = backend.run({"image": np.ascontiguousarray(image)[None]})
+            yield block_means(outputs["anomaly_map"], size)[0], float(outputs["score"][0])
+            if progress is not None:
+                progress(number, n_images)
+
+    maps, scores = zip(*results(), strict=True)
+    return Outputs(np.stack(maps), np.array(scores, dtype=np.float32))
+
+
+def compare(
+    record: ReferencesRecord,
+    file: ReferenceFile,
+    outputs: Outputs,
+    *,
+    ran_on: str,
+    device: str,
+    saturates: bool = False,
+) -> ReferenceCheck:
+    """Compare a bundle's outputs for its references.
+
+    Args:
+        record: from the manifest.
+        file: the file that it describes.
+        outputs: of the bundle: scores, and block means as `run_blocks` gives them.
+        ran_on: runtime and device, for people.
+        device: such as `cpu` or `cuda:0`.
+        saturates: whether the processor is one of `Machine.saturates_int8_sums`.
+    """
+    assert file.trained is not None  # The record of a bundle has outputs.
+    units = Units.of(file.trained, record.trained_threshold)
+    found = _compare(record, units, file.trained, outputs)
+    # An NPU computes in FP16 whatever the bundle says: see `vae_edge.backends.openvino_backend`.
+    at_least = FP16_TOLERANCE if _kind(device) == "npu" else 0.0
+    measures = [*_measures("from the trained model's", found, record.score_tolerance, record.map_tolerance, at_least)]
+    if record.own is not None and file.own is not None and _kind(record.own.device) == _kind(device):
+        own = record.own
+        what = f"from its own at export ({own.runtime} on {own.device})"
+        is_apart = own.saturating_sums is not None and (own.saturating_sums or saturates)
+        measures += _measures(
+            what,
+            _compare(record, units, file.own, outputs),
+            own.score_tolerance,
+            own.map_tolerance,
+            SATURATING_TOLERANCE if is_apart else 0.0,
+        )
+    margins = np.abs(file.trained.scores.astype(np.float64) - record.trained_threshold)
+    clear = margins > record.score_tolerance * units.scores
+    flipped = tuple(position for position in found.flipped if clear[position])
+    return ReferenceCheck(record.images, record.n_images, flipped, tuple(measures), ran_on)
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a difference is a share of, for each picture."""
+
+    scores: NDArray[np.float64]
+    """float64 [n], the trained model's absolute score, or its threshold where that is larger."""
+    maps: NDArray[np.float64]
+    """float64 [n, 1, 1], the largest absolute block mean of the trained model's map, divided by `map_scale`."""
+
+    @classmethod
+    def of(cls, trained: BlockOutputs, threshold: float) -> Units:
+        """Return the units of references; none is below a hundredth of the largest score or block.
+
+        Examples:
+            >>> maps = np.array([[[0.5, 1.0]], [[0.001, 0.001]]], np.float16)
+            >>> units = Units.of(BlockOutputs(np.array([50.0, 0.2], np.float32), maps), 2.5)
+            >>> units.scores.tolist(), units.maps.ravel().tolist()
+            ([50.0, 2.5], [1.0, 0.01])
+        """
+        scores = np.abs(trained.scores.astype(np.float64))
+        maps = np.abs(trained.maps.astype(np.float64)).max(axis=(1, 2), keepdims=True)
+        least = max(abs(threshold), 0.01 * float(scores.max())) or 1.0
+        return cls(np.maximum(scores, least), np.maximum(maps, 0.01))
+
+    def share(self, outputs: Outputs) -> Outputs:
+        """Return outputs, whose maps are divided by `map_scale`, in these units."""
+        return Outputs(outputs.maps / self.maps, outputs.scores / self.scores)
+
+
+def _compare(record: ReferencesRecord, units: Units, known: BlockOutputs, outputs: Outputs) -> Agreement:
+    reference = Outputs(known.maps.astype(np.float64), known.scores)
+    with np.errstate(all="ignore"):  # What a broken model gives may be anything.
+        return compare_outputs(
+            units.share(reference),
+            units.share(Outputs(outputs.maps / record.map_scale, outputs.scores)),
+            reference_verdicts=reference.verdicts(record.trained_threshold),
+            verdicts=outputs.verdicts(record.image_threshold),
+        )
+
+
+def _measures(
+    what: str, found: Agreement, score_tolerance: float, map_tolerance: float, at_least: float = 0.0
+) -> list[Measure]:
+    assert found.maps is not None  # All maps have the blocks of one size.
+    return [
+        Measure(f"scores {what}", found.scores.largest, max(score_tolerance, at_least)),
+        Measure(f"maps {what}", found.maps.largest, max(map_tolerance, at_least)),
+    ]
+
+
+def _kind(device: str) -> str:
+    """Return the kind of a device: `cuda` for `cuda:1`, `gpu` for `gpu.0`."""
+    return device.lower().partition(":")[0].partition(".")[0]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
