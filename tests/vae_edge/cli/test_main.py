@@ -69,7 +69,7 @@ def test_a_typing_mistake_is_wrong_usage(command: Run) -> None:
     assert "No such command 'rnu'" in err
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["run", "--no-such-option"], ["verify", "bundle"], ["sample"]])
+@pytest.mark.parametrize("arguments", [["run"], ["run", "--no-such-option"], ["verify"], ["sample"]])
 def test_wrong_usage_ends_with_2(command: Run, arguments: list[str]) -> None:
     code, out, err = command(*arguments)
     assert code == 2
