@@ -17,7 +17,7 @@ off. Thresholds are those of the export: a re-fit for another line changes the v
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,12 @@ SATURATING_TOLERANCE = 3e-2
 scores moved by 1.2e-2 with AVX-512 without VNNI. Those of 8 bits saturate there, and scores move by 2."""
 
 
+_EXPORT_HERE = (
+    "it was exported on a processor with VNNI, without which sums of its 8-bit weights saturate on this one: export it "
+    "again on such a processor, or in fp32"
+)
+
+
 @dataclass(frozen=True)
 class Measure:
     """One quantity of a comparison, of the picture where it is largest, in that picture's unit."""
@@ -101,6 +107,8 @@ class ReferenceCheck:
     measures: tuple[Measure, ...]
     ran_on: str
     """Runtime and device."""
+    advice: str = "export it again, or use another version of the runtime"
+    """What to do if it does not agree."""
 
     @property
     def agrees(self) -> bool:
@@ -135,8 +143,7 @@ class ReferenceCheck:
         if problem is not None:
             raise ParityError(
                 f"{bundle} does not give its reference outputs with {self.ran_on}: {problem}; its model was "
-                "changed, or this runtime or device computes something else: export it again, or use another version "
-                "of the runtime"
+                f"changed, or this runtime or device computes something else: {self.advice}"
             )
 
 
@@ -304,7 +311,10 @@ def compare(
     margins = np.abs(file.trained.scores.astype(np.float64) - record.trained_threshold)
     clear = margins > record.score_tolerance * units.scores
     flipped = tuple(position for position in found.flipped if clear[position])
-    return ReferenceCheck(record.images, record.n_images, flipped, tuple(measures), ran_on)
+    check = ReferenceCheck(record.images, record.n_images, flipped, tuple(measures), ran_on)
+    if saturates and record.own is not None and record.own.saturating_sums is False:
+        return replace(check, advice=_EXPORT_HERE)
+    return check
 
 
 @dataclass(frozen=True)
