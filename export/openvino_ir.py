@@ -30,10 +30,10 @@ def export_openvino(
 ) -> RuntimeRecord:
     """Convert the ONNX file and write `model.xml` and `model.bin`.
 
-    `fp16` stores the network's weights in FP16, which halves the file; the device decides the type it computes in:
-    CPUs compute such a model in FP32, GPUs in FP16. The scoring's constants (means, scales, smoothing) stay in
-    FP32. On an `edge` network of 256 x 256 the scores then moved by 3e-5 of the largest; with the compression of
-    OpenVINO's own `save_model`, which includes the constants and saves 2 % more, by 5e-4.
+    `fp16` stores the network's weights in FP16, which halves the file. `OpenVinoBackend` has CPUs and GPUs compute
+    such a model in FP32; an NPU computes every model in FP16. The scoring's constants (means, scales, smoothing)
+    stay in FP32. On an `edge` network of 256 x 256 the scores then moved by 3e-5 of the largest; with the compression
+    of OpenVINO's own `save_model`, which includes the constants and saves 2 % more, by 5e-4.
 
     Args:
         onnx_path: the file to convert.

@@ -108,7 +108,7 @@ class Detector:
 
         Args:
             bundle: the bundle's folder, or a bundle that is open already.
-            device: `auto`, or the runtime's name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`.
+            device: `auto`, or the runtime's name of a device: `cpu`, `gpu`, `npu`, `cuda:1`, `hetero:gpu,cpu`.
             hint: load only one configuration, for both `predict` and `stream`: `latency` or `throughput`.
             threads: processor threads in use; None: as many as there are usable cores.
             requests: images that `stream` works on at the same time; None: as many as this device is fastest with.

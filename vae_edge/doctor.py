@@ -23,6 +23,7 @@ import numpy as np
 
 from vae_edge import __version__
 from vae_edge.backends.base import RuntimeOptions
+from vae_edge.backends.onnxruntime_devices import installed
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import TensorSpec
 from vae_edge.platform.atomic import scratch_folder
@@ -77,7 +78,7 @@ def probe_onnxruntime() -> Probe:
     providers = tuple(onnxruntime.get_available_providers())
     session = onnxruntime.InferenceSession(_RELU_ONNX, providers=["CPUExecutionProvider"])
     _compare(session.run(None, {"x": _X})[0])
-    devices = ("cpu", *(("cuda",) if "CUDAExecutionProvider" in providers else ()))
+    devices = tuple(installed(providers))
     notes = "ran a layer on the CPU; providers: " + ", ".join(
         name.replace("ExecutionProvider", "") for name in providers
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import RuntimeOptions
-from vae_edge.backends.openvino_backend import OpenVinoBackend, _arithmetic
+from vae_edge.backends.openvino_backend import OpenVinoBackend
 from vae_edge.cli.model_file import describe_model_file
 from vae_edge.errors import DeviceError, InputError
 from vae_edge.export.openvino_ir import export_openvino, network_operations, read_graph
@@ -118,22 +118,3 @@ def test_the_network_ends_where_scoring_begins(scoring: str, tmp_path: Path) -> 
     assert (kinds.count("Convolution"), kinds.count("ConvolutionBackpropData")) == (4, 4)
     assert kinds[-1] == "Tanh"
     assert "ReduceMean" not in kinds
-
-
-@pytest.mark.parametrize(
-    ("stored", "device", "arithmetic"),
-    [
-        ("fp16", "gpu", "f16"),
-        ("fp16", "gpu.1", "f16"),
-        ("fp16", "cpu", "f32"),
-        ("int8", "gpu", "f32"),
-        ("", "gpu", "f32"),
-    ],
-)
-def test_only_an_fp16_model_on_a_gpu_computes_in_fp16(
-    stored: str, device: str, arithmetic: str, onnx_path: Path
-) -> None:
-    model = openvino.Core().read_model(onnx_path)
-    if stored:
-        model.set_rt_info(stored, ["vae_edge", "precision"])
-    assert _arithmetic(model, device) == arithmetic

@@ -10,6 +10,7 @@ REQUIRE_PYTHONS set that is a failure. It is run by any Python, and needs none o
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LOWEST = ROOT / "constraints-lowest.txt"
 
+WITH_OPENVINO = "3.12"
+"""The Python whose newest environment has the build of ONNX Runtime with OpenVINO's provider, for its tests."""
+
 # A test is skipped where its runtime is not installed; so they are imported here, and their versions compared with the
 # file.
 CHECK = """
 import importlib.util, sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 import cv2, numpy, onnx, onnxruntime, openvino
 assert importlib.util.find_spec("torch") is None, "torch is installed, but nothing here needs it"
 lines = [line.strip() for line in open("constraints-lowest.txt", encoding="utf-8") if "==" in line and line[0] != "#"]
@@ -30,7 +34,12 @@ assert len(lines) > 5, lines
 for name, lowest in (line.split("==") for line in lines):
     found = version(name)
     assert sys.argv[1] != "lowest" or (found + ".").startswith(lowest + "."), f"{name} is {found}, not {lowest}"
-shown = ("numpy", "onnxruntime", "opencv-python-headless", "openvino", "pydantic", "rich", "typer", "click")
+try:
+    build = "onnxruntime-openvino" if version("onnxruntime-openvino") else ""
+    assert "OpenVINOExecutionProvider" in onnxruntime.get_available_providers()
+except PackageNotFoundError:
+    build = "onnxruntime"
+shown = ("numpy", build, "opencv-python-headless", "openvino", "pydantic", "rich", "typer", "click")
 print("Python " + sys.version.split()[0], *(f"{name} {version(name)}" for name in shown), sep=", ", flush=True)
 """
 
@@ -56,7 +65,7 @@ def find_python(version: str) -> str | None:
     return None
 
 
-def make_environment(folder: Path, python: str, *, lowest: bool) -> Path:
+def make_environment(folder: Path, python: str, version: str, *, lowest: bool) -> Path:
     """Make the environment unless it is there, and return its Python."""
     program = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     mark = folder / "installed"
@@ -68,11 +77,17 @@ def make_environment(folder: Path, python: str, *, lowest: bool) -> Path:
     # Not this package: an editable one would write into the checkout while CI builds the wheel from it.
     named = [line.partition("==")[0] for line in LOWEST.read_text(encoding="utf-8").splitlines() if "==" in line]
     wanted = [name for name in named if not name.startswith("#")] + ["pytest", "onnx"]
+    if version == WITH_OPENVINO and not lowest and _has_openvino_build():
+        wanted = ["onnxruntime-openvino" if name == "onnxruntime" else name for name in wanted]
     constraint = ["--constraint", str(LOWEST)] if lowest else []
     pip = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *wanted, *constraint], check=True)
     mark.touch()
     return program
+
+
+def _has_openvino_build() -> bool:
+    return sys.platform in ("linux", "win32") and platform.machine().lower() in ("x86_64", "amd64")
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +98,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"skipped: tests on Python {version}, which is neither on the path nor in pyenv\n")
         return int(bool(os.environ.get("REQUIRE_PYTHONS")))
     folder = ROOT / ".venv-runtime" / f"{version}-{versions}"
-    program = str(make_environment(folder, python, lowest=versions == "lowest"))
+    program = str(make_environment(folder, python, version, lowest=versions == "lowest"))
     subprocess.run([program, "-c", CHECK, versions], check=True, cwd=ROOT)
     marks = "not gpu" + (f" and {os.environ['MARKS']}" if os.environ.get("MARKS") else "")
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, "tests/vae_edge", "tests/train/sample"]

@@ -59,7 +59,7 @@ class RuntimeOptions:
     """How a runtime should use the device."""
 
     device: str = "auto"
-    """`auto`, or the runtime's own name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`."""
+    """`auto`, or the runtime's own name of a device: `cpu`, `gpu`, `npu`, `cuda`, `cuda:1`, `hetero:gpu,cpu`."""
     hint: Hint = Hint.LATENCY
     threads: int | None = None
     """Processor threads in use, by all inferences together; None: the backend decides."""
@@ -68,6 +68,9 @@ class RuntimeOptions:
     spinning: bool = False
     """Whether a runtime's idle threads keep a processor core busy while they wait for work (ONNX Runtime only). It
     gains a little on a machine that does nothing else, and loses a lot where pictures are decoded on the same cores."""
+    reduced: bool = False
+    """Whether floating-point layers may be computed in the device's own faster type instead of FP32, such as bfloat16
+    on a CPU or FP16 on a GPU (OpenVINO only): verdicts near the threshold can change."""
     model_sha256: str | None = None
     """Hash of the model's files, the key of the cache of compiled models; None: no cache."""
     rebuild: bool = True
@@ -83,7 +86,7 @@ class RuntimeOptions:
             if value is not None and not 1 <= value <= MOST_THREADS:
                 raise UsageError(f"{name} is {value}; expected 1 to {MOST_THREADS}, or None to let the backend choose")
         if not self.device.strip():
-            raise UsageError("the device is empty; expected auto, cpu, gpu, npu, cuda or cuda:N")
+            raise UsageError("the device is empty; expected auto or the runtime's name of a device, such as cpu")
 
 
 @dataclass(frozen=True)

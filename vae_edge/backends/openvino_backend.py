@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
 from math import prod
@@ -24,6 +24,7 @@ from vae_edge.backends.base import (
     Tensors,
     check_signature,
 )
+from vae_edge.backends.openvino_devices import Place, arithmetic, parse
 from vae_edge.backends.openvino_module import (
     check_can_load,
     model_is_freed,
@@ -32,7 +33,7 @@ from vae_edge.backends.openvino_module import (
     version_of,
 )
 from vae_edge.cache import compiled
-from vae_edge.errors import BundleError, DeviceError
+from vae_edge.errors import BundleError
 from vae_edge.manifest import TensorSpec
 from vae_edge.platform.machine import processor_features, usable_cores
 from vae_edge.platform.telemetry import import_openvino
@@ -55,22 +56,21 @@ _NOT_FROM_THE_IMAGE = {
 }
 """What no export holds, by the layer's type."""
 
-_DEVICES = ("cpu", "gpu", "npu")
-
 
 class OpenVinoBackend(Backend):
     """Runs `model.xml` on an Intel CPU (other x86-64 and Arm CPUs too), GPU or NPU.
 
-    `device`: `auto` and `cpu` take the CPU; `gpu`, `gpu.N` or `npu` another device. Outputs are copies.
+    `device`: `auto` and `cpu` take the CPU; `gpu`, `gpu.N` and `npu` another device; `hetero:npu,cpu`, `auto:gpu,cpu`
+    and `multi:gpu,cpu` several, see `vae_edge.backends.openvino_devices`. Outputs are copies.
 
-    | bundle | on a CPU                                   | on a GPU                    | on an NPU |
-    |--------|--------------------------------------------|-----------------------------|-----------|
-    | FP32   | FP32                                       | FP32                        | FP16      |
-    | FP16   | FP32, with weights that FP16 has rounded   | FP16                        | FP16      |
-    | INT8   | convolutions in INT8, the rest in FP32     | the same                    | INT8, FP16 |
+    | bundle | on a CPU                                 | on a GPU | on an NPU, with the CPU for what it cannot run |
+    |--------|------------------------------------------|----------|------------------------------------------------|
+    | FP32   | FP32                                     | the same | FP16                                           |
+    | FP16   | FP32, with weights that FP16 has rounded | the same | FP16                                           |
+    | INT8   | convolutions in INT8, the rest in FP32   | the same | INT8, FP16                                     |
 
-    The half precision that GPUs and bfloat16 CPUs take by default is turned off but for FP16 bundles on a GPU, so that
-    the verdict stays the trained model's. bfloat16 is never used: it has three bits less than FP16.
+    The half precision that GPUs and bfloat16 CPUs take by default is turned off, so that the verdict stays the trained
+    model's; `RuntimeOptions.reduced` allows it.
 
     The model is compiled for one image at a time: static shapes are faster (6.6 against 8.5 ms, 15.8 against 19.7 ms on
     two CPU cores), and the NPU knows no others. A larger batch is spread over the requests.
@@ -89,14 +89,14 @@ class OpenVinoBackend(Backend):
     ) -> None:
         check_can_load()
         core = openvino_core()
-        device = _choose_device(core, options.device)
-        self._loaded: _Loaded | None = _load(core, model, inputs, device.name, options)
+        place, reason = _choose_device(core, options.device)
+        self._loaded: _Loaded | None = _load(core, model, inputs, place, options)
         compiled_model = self._loaded.model
         found = _signature(compiled_model.inputs, inputs), _signature(compiled_model.outputs, outputs)
         check_signature(model, found, inputs, outputs)
         layout = Layout(
             requests=_requests(options) or compiled_model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
-            threads=compiled_model.get_property("INFERENCE_NUM_THREADS") if device.name == "cpu" else None,
+            threads=compiled_model.get_property("INFERENCE_NUM_THREADS") if place.plugin == "CPU" else None,
             batch=1,
         )
         # A request serves one inference at a time. The one used last comes first: its memory is still in the cache.
@@ -105,7 +105,7 @@ class OpenVinoBackend(Backend):
             inputs,
             outputs,
             max_batch=max_batch,
-            device=device,
+            device=DeviceChoice(place.name, reason + _shares(place, compiled_model, self._loaded.shares)),
             layout=layout,
             version=f"OpenVINO {version_of(openvino)}",
         )
@@ -173,8 +173,12 @@ class OpenVinoBackend(Backend):
 class _Loaded:
     """A compiled model, with the mapped file of the cache that its weights may be read from as long as it lives."""
 
-    def __init__(self, model: Any, blob: NDArray[np.uint8] | None = None) -> None:
+    def __init__(
+        self, model: Any, blob: NDArray[np.uint8] | None = None, shares: Mapping[str, int] | None = None
+    ) -> None:
         self.model = model
+        self.shares = shares or {}
+        """How many layers each of several devices runs; empty: not known, or there is one device."""
         self.blob = blob  # After the model: Python releases attributes in the order they were set.
 
 
@@ -203,30 +207,30 @@ class _Request:
         return {name: view.copy() for name, view in self._outputs.items()}
 
 
-def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, options: RuntimeOptions) -> _Loaded:
+def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], place: Place, options: RuntimeOptions) -> _Loaded:
     """Take the compiled model from the cache, or compile it and keep it there."""
-    plugin = device.upper()
-    settings = _settings(core, model, device, options)
+    settings = _settings(place, options)
     key = None
-    if options.model_sha256 is not None:
+    if options.model_sha256 is not None and _can_be_kept(core, place):
+        names = [f"{member} {core.get_property(member, 'FULL_DEVICE_NAME')}" for member in place.members]
         key = compiled.CompiledKey(
             kind="openvino",
             model_sha256=options.model_sha256,
             runtime=f"OpenVINO {openvino.__version__}",
-            device=f"{plugin} {core.get_property(plugin, 'FULL_DEVICE_NAME')}",
-            settings=_key_settings(core, plugin, inputs, settings),
+            device=", ".join([place.plugin, *names] if place.is_virtual else names),
+            settings=_key_settings(core, place, inputs, settings),
         )
         kept = compiled.find(key)
         if kept is not None:
             try:
-                return _import(core, kept, plugin, settings)
+                return _import(core, kept, place.plugin, settings)
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the cached compiled model could not be used and is compiled again: %s", error)
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     _check_sizes(model, network, prod(size or 1 for spec in inputs for size in spec.shape))
-    compiled_model = core.compile_model(network, plugin, settings)
-    if key is not None and "EXPORT_IMPORT" in core.get_property(plugin, "OPTIMIZATION_CAPABILITIES"):
+    compiled_model = core.compile_model(network, place.plugin, settings)
+    if key is not None:
         try:
             exported = compiled_model.export_model()
         except RuntimeError as error:
@@ -235,7 +239,26 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], device: str, o
             # OpenVINO 2024 gives bytes, later ones a stream.
             blob = exported if isinstance(exported, bytes) else exported.getbuffer()
             compiled.keep(key, lambda path: path.write_bytes(blob))
-    return _Loaded(compiled_model)
+    # Not for one member: there is nothing to count.
+    split = core.query_model(network, place.plugin) if place.splits_layers and len(place.members) > 1 else {}
+    return _Loaded(compiled_model, shares=Counter(split.values()))
+
+
+def _can_be_kept(core: Any, place: Place) -> bool:
+    """Return whether a compiled model can be exported: AUTO and MULTI, which change devices, cannot."""
+    devices = (*place.members, *((place.plugin.partition(":")[0],) if place.is_virtual else ()))
+    return all("EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES") for device in devices)
+
+
+def _shares(place: Place, compiled_model: Any, shares: Mapping[str, int]) -> str:
+    """Return, of a device made of others, which of them compute and how many layers of the model each runs."""
+    if not place.is_virtual:
+        return ""
+    if shares:
+        return "; layers: " + ", ".join(f"{member} {shares.get(member, 0)}" for member in place.members)
+    with suppress(RuntimeError):
+        return f"; runs on {', '.join(compiled_model.get_property('EXECUTION_DEVICES'))}"
+    return ""
 
 
 def _check_sizes(model: Path, network: Any, n_values: int) -> None:
@@ -300,16 +323,17 @@ _TUNING_VARIABLES = ("DNNL_", "ONEDNN_", "OV_")
 
 
 def _key_settings(
-    core: Any, plugin: str, inputs: tuple[TensorSpec, ...], settings: Mapping[str, Any]
+    core: Any, place: Place, inputs: tuple[TensorSpec, ...], settings: Mapping[str, Any]
 ) -> tuple[tuple[str, str], ...]:
     """Return, for the key of the cache, what decides what comes out of compiling beside model, runtime and device."""
     facts = {spec.name: f"{spec.dtype} {[1, *spec.shape[1:]]}" for spec in inputs}
     facts |= {name: str(value) for name, value in settings.items()}
-    facts |= {name: str(version.build_number) for name, version in core.get_versions(plugin).items()}
-    for name in _DEVICE_FACTS:
-        with suppress(RuntimeError):
-            facts[name] = str(core.get_property(plugin, name))
-    if plugin == "CPU":
+    facts |= {name: str(version.build_number) for name, version in core.get_versions(place.plugin).items()}
+    for member in place.members:
+        for name in _DEVICE_FACTS:
+            with suppress(RuntimeError):
+                facts[f"{member} {name}" if place.is_virtual else name] = str(core.get_property(member, name))
+    if place.uses_cpu:
         facts["cores"], facts["processor"] = str(usable_cores()), processor_features()
     facts |= {name: value for name, value in os.environ.items() if name.startswith(_TUNING_VARIABLES)}
     return tuple(sorted(facts.items()))
@@ -329,40 +353,29 @@ def _requests(options: RuntimeOptions) -> int | None:
     return options.requests if options.hint is Hint.THROUGHPUT else None
 
 
-def _settings(core: Any, model: Path, device: str, options: RuntimeOptions) -> dict[str, Any]:
+def _settings(place: Place, options: RuntimeOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": options.hint.value.upper()}
     requests = _requests(options)
-    if options.threads is not None and device == "cpu":
-        settings["INFERENCE_NUM_THREADS"] = options.threads
-    if requests is not None:
-        settings["NUM_STREAMS" if device == "cpu" else "PERFORMANCE_HINT_NUM_REQUESTS"] = requests
-    if device == "cpu":
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
-    elif device != "npu":
-        settings["INFERENCE_PRECISION_HINT"] = _arithmetic(core.read_model(model), device)
-    return settings
+    if requests is not None and place.plugin != "CPU":
+        settings["PERFORMANCE_HINT_NUM_REQUESTS"] = requests
+    of_members: dict[str, dict[str, Any]] = {}
+    for member in place.members:
+        of_members[member] = arithmetic(member, reduced=options.reduced)
+        if options.threads is not None and member == "CPU":
+            of_members[member]["INFERENCE_NUM_THREADS"] = options.threads
+        if requests is not None and place.plugin == "CPU":
+            of_members[member]["NUM_STREAMS"] = requests
+    if not place.is_virtual:
+        return settings | of_members[place.members[0]]
+    # One value for all of them would reach the NPU, which refuses a precision other than its own.
+    return settings | {"DEVICE_PROPERTIES": {member: own for member, own in of_members.items() if own}}
 
 
-def _arithmetic(network: Any, device: str) -> str:
-    """Return what floating-point layers are computed in: `f16` on a GPU where the model was exported for it."""
-    key = ["vae_edge", "precision"]
-    stored = str(network.get_rt_info(key).astype(str)) if network.has_rt_info(key) else "fp32"
-    return "f16" if stored == "fp16" and device.startswith("gpu") else "f32"
-
-
-def _choose_device(core: Any, asked: str) -> DeviceChoice:
-    name = asked.strip().lower()
+def _choose_device(core: Any, asked: str) -> tuple[Place, str]:
+    """Return the device and the reason for it."""
     available = core.available_devices
-    if name == "auto":
+    if asked.strip().lower() == "auto":
         others = [found.lower() for found in available if found != "CPU"]
         more = f"; {', '.join(others)} found too: measure with vae-bench --device" if others else ", the only one found"
-        return DeviceChoice("cpu", f"OpenVINO's CPU plugin computes as in training{more}")
-    kind = name.split(".")[0]
-    if kind not in _DEVICES:
-        raise DeviceError(f"OpenVINO does not know the device {asked!r}; expected auto, {', '.join(_DEVICES)}")
-    if not any(found.lower() == name or found.lower().split(".")[0] == name for found in available):
-        raise DeviceError(
-            f"OpenVINO {version_of(openvino)} finds no {asked} here (it finds {', '.join(available) or 'nothing'}); "
-            "install the device's driver, or open with device='cpu'"
-        )
-    return DeviceChoice(name, "asked for")
+        return Place("cpu", "CPU", ("CPU",)), f"OpenVINO's CPU plugin computes as in training{more}"
+    return parse(asked, available, version_of(openvino)), "asked for"

@@ -27,7 +27,7 @@ import typer
 from vae_edge.errors import UsageError
 
 DeviceOption = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, gpu, npu, cuda or cuda:N; doctor lists them.")
+    str, typer.Option(metavar="NAME", help="auto or the runtime's name: cpu, gpu, npu, cuda:1; doctor lists them.")
 ]
 RecursiveOption = Annotated[bool, typer.Option("--recursive", help="Include sub-folders.")]
 NoRebuildOption = Annotated[
