@@ -1,7 +1,7 @@
-"""The features of many pictures, computed once and kept in memory or, where they are many, on disk.
+"""What networks on features and on patches see of many pictures, kept in memory or, where it is much, on disk.
 
-Everything that trains and measures networks on features reads them from here, so that the backbone, which takes most of
-the work, sees each picture once however many networks there are.
+Everything that trains and measures them reads it from here, so that the backbone, which takes most of the work, sees
+each picture once however many networks there are, and light is evened out once.
 """
 
 from __future__ import annotations
@@ -14,14 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from vae_edge.platform.work import Progress
-from vae_edge.train.features.graph import N_CHANNELS, FeatureMaps
+from vae_edge.train.features.graph import N_CHANNELS, FeatureMaps, to_pixels
+from vae_edge.train.features.patches import MARGIN, PATCH, PATCH_SIDE, PATCH_STEP
+from vae_edge.train.model.input_layers import PhotometricNormalization
 
 MOST_BYTES_IN_MEMORY = 1 << 30
 """A table that is larger than this is a file, of which the system keeps in memory what it has room for."""
 
 _BATCH_PIXELS = 8 * 256 * 256
+
+
+FEATURES_FILE, PIXELS_FILE = "features.f16", "pixels.f16"
+TABLE_FILES = (FEATURES_FILE, PIXELS_FILE)
+"""Names of the tables' files, where they are large."""
+
+_SMALLEST_DEVIATION = 1e-3
+"""Of pixels, on a scale from -1 to 1: pictures of one colour have no deviation to divide by."""
 
 
 class FeatureTable:
@@ -84,6 +95,70 @@ class FeatureTable:
             yield torch.from_numpy(chosen).permute(0, 3, 1, 2)
 
 
+class PatchTable:
+    """Pixels of pictures whose light is evened out, float16, in the pictures' order: what `patch_vae` is trained on.
+
+    Args:
+        values: float16 [n, H + 8, W + 8, 3], H and W multiples of 8; NaN in a margin of 4 pixels around each picture.
+    """
+
+    def __init__(self, values: NDArray[np.float16]) -> None:
+        self.values = values
+        self._sums = np.empty((2, len(values), values.shape[3]))
+        for i in range(len(values)):
+            pixels = self._inner(i).astype(np.float64)
+            self._sums[0, i], self._sums[1, i] = pixels.sum(axis=(0, 1)), np.square(pixels).sum(axis=(0, 1))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def n_colours(self) -> int:
+        """Channels of a picture."""
+        return int(self.values.shape[3])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the residual."""
+        height, width = (side - 2 * MARGIN for side in self.values.shape[1:3])
+        return height // PATCH_STEP, width // PATCH_STEP
+
+    def channel_statistics(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the mean of each colour and one deviation for all, float32 [1, 3, 1, 1]; the latter above 0."""
+        total, squares = self._sums[:, list(rows)].sum(axis=1)
+        n = len(rows) * math.prod(self._inner(0).shape[:2])
+        mean = total / n
+        deviation = float(np.sqrt(np.maximum(squares / n - mean * mean, 0).mean()))
+        return _as_channels(mean), _as_channels(np.full_like(mean, max(deviation, _SMALLEST_DEVIATION)))
+
+    def draw(
+        self, rows: Sequence[int], n: int, random: torch.Generator, mean: Tensor, deviation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return so many patches of some pictures, in units, and what is to be reconstructed of them: the middle.
+
+        They are float32 [n, 3 * 16 * 16] and [n, 3 * 8 * 8]; mean and deviation are from `channel_statistics`. Beyond a
+        picture's edges there is the mean, as in the graph.
+        """
+        windows = np.lib.stride_tricks.sliding_window_view(self.values, (PATCH_SIDE, PATCH_SIDE), axis=(1, 2))
+        pictures = np.asarray(rows)[torch.randint(len(rows), (n,), generator=random).numpy()]
+        down, across = (torch.randint(windows.shape[i], (n,), generator=random).numpy() for i in (1, 2))
+        found = torch.from_numpy(windows[pictures, down, across].astype(np.float32))
+        x = ((found - mean) / deviation).nan_to_num(0.0)
+        middle = slice(MARGIN, MARGIN + PATCH)
+        return x.flatten(1), x[:, :, middle, middle].flatten(1)
+
+    def batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
+        """Give float32 [N, 3, H, W] of some pictures, in their order, a few at a time."""
+        step = _batch_size(*self._inner(0).shape[:2])
+        for start in range(0, len(rows), step):
+            chosen = self._inner(list(rows[start : start + step])).astype(np.float32)
+            yield torch.from_numpy(chosen).permute(0, 3, 1, 2)
+
+    def _inner(self, rows: int | list[int]) -> NDArray[np.float16]:
+        found: NDArray[np.float16] = self.values[rows][..., MARGIN:-MARGIN, MARGIN:-MARGIN, :]
+        return found
+
+
 def make_table(
     maps: FeatureMaps, images: NDArray[np.uint8], folder: Path | None = None, progress: Progress | None = None
 ) -> FeatureTable:
@@ -95,12 +170,7 @@ def make_table(
         folder: where a file goes if the table is large; it is to be deleted with the folder. None: always in memory.
         progress: receives the pictures done and in all.
     """
-    shape = (len(images), *maps.size, N_CHANNELS)
-    if folder is not None and 2 * math.prod(shape) > MOST_BYTES_IN_MEMORY:
-        folder.mkdir(parents=True, exist_ok=True)
-        values: NDArray[np.float16] = np.memmap(folder / TABLE_FILE, np.float16, "w+", shape=shape)
-    else:
-        values = np.empty(shape, np.float16)
+    values = _new_values((len(images), *maps.size, N_CHANNELS), folder, FEATURES_FILE)
     step = _batch_size(*images.shape[1:3])
     with torch.inference_mode():
         for start in range(0, len(images), step):
@@ -111,7 +181,26 @@ def make_table(
     return FeatureTable(values)
 
 
-TABLE_FILE = "features.f16"
+def make_patch_table(
+    light: PhotometricNormalization, images: NDArray[np.uint8], folder: Path | None = None
+) -> PatchTable:
+    """Even out the light of pictures; arguments as for `make_table`."""
+    n, height, width, n_colours = images.shape
+    values = _new_values((n, height + 2 * MARGIN, width + 2 * MARGIN, n_colours), folder, PIXELS_FILE)
+    step = _batch_size(height, width)
+    with torch.inference_mode():
+        for start in range(0, n, step):
+            lit = light(to_pixels(torch.from_numpy(images[start : start + step])))
+            padded = functional.pad(lit, (MARGIN,) * 4, value=math.nan)
+            values[start : start + step] = padded.permute(0, 2, 3, 1).numpy()
+    return PatchTable(values)
+
+
+def _new_values(shape: tuple[int, ...], folder: Path | None, name: str) -> NDArray[np.float16]:
+    if folder is None or 2 * math.prod(shape) <= MOST_BYTES_IN_MEMORY:
+        return np.empty(shape, np.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    return np.memmap(folder / name, np.float16, "w+", shape=shape)
 
 
 def _batch_size(height: int, width: int) -> int:

@@ -12,9 +12,9 @@ from vae_edge.errors import InputError
 from vae_edge.platform.work import Progress
 from vae_edge.train.features.graph import FeatureConstants, FeatureMapMaker, FeatureResidual
 from vae_edge.train.features.network import FeatureVae
-from vae_edge.train.features.patches import PatchResidual, PatchTable, patch_convolutions, patch_vae
+from vae_edge.train.features.patches import PatchResidual, patch_convolutions, patch_vae
 from vae_edge.train.features.settings import FeatureSettings, MapSource
-from vae_edge.train.features.table import FeatureTable
+from vae_edge.train.features.table import FeatureTable, PatchTable
 from vae_edge.train.model.anomaly_graph import n_pooled, pool_largest
 from vae_edge.train.model.residuals import Smoothing
 from vae_edge.train.model.scoring_constants import center_and_unit

@@ -33,9 +33,8 @@ from vae_edge.train.data.inspection_set import ImageFile, spread_places
 from vae_edge.train.data.split import one_of_each_part, rank_of
 from vae_edge.train.features.backbone_weights import load_backbone
 from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_feature_flops
-from vae_edge.train.features.patches import PatchTable
 from vae_edge.train.features.settings import FeatureSettings, MapSource
-from vae_edge.train.features.table import TABLE_FILE, make_table
+from vae_edge.train.features.table import TABLE_FILES, make_patch_table, make_table
 from vae_edge.train.features.training import Residual, Table, fit_constants, residuals_of, train_on_table
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
@@ -117,8 +116,9 @@ def fit_with_features(
         # Windows deletes no file that is mapped. What an exception still holds there, the next training replaces.
         del fitting
         gc.collect()
-        with suppress(PermissionError):
-            (out / "checkpoints" / TABLE_FILE).unlink(missing_ok=True)
+        for name in TABLE_FILES:
+            with suppress(PermissionError):
+                (out / "checkpoints" / name).unlink(missing_ok=True)
 
 
 class _Fitting:
@@ -150,7 +150,7 @@ class _Fitting:
             MapSource.FEATURES: make_table(self.maps, used, out / "checkpoints", progress)
         }
         if self.feature.pixels is not None:
-            self.tables[MapSource.PIXELS] = PatchTable(used, self.maps.photometric)
+            self.tables[MapSource.PIXELS] = make_patch_table(self.maps.photometric, used, out / "checkpoints")
         self.fold_of = _folds(settings, division, files[: self.n_used])
         self.trained = self._train_all()
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.train.features.patches import (
-    MARGIN,
-    PATCH,
-    PatchResidual,
-    PatchTable,
-    patch_convolutions,
-    patch_vae,
-)
+from vae_edge.train.features import table as table_module
+from vae_edge.train.features.patches import MARGIN, PATCH, PatchResidual, patch_convolutions, patch_vae
 from vae_edge.train.features.settings import FeatureSettings, PositionVae
+from vae_edge.train.features.table import PIXELS_FILE, PatchTable, make_patch_table
 from vae_edge.train.features.training import residuals_of, train_on_table
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import Photometric
@@ -35,7 +32,7 @@ def stripes(n: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def table_of(images: NDArray[np.uint8], photometric: Photometric = Photometric.NONE) -> PatchTable:
-    return PatchTable(images, PhotometricNormalization(photometric, *SIZE))
+    return make_patch_table(PhotometricNormalization(photometric, *SIZE), images)
 
 
 def test_the_convolutions_see_what_the_trained_layers_were_drawn() -> None:
@@ -107,3 +104,22 @@ def test_pictures_of_one_colour_have_a_finite_residual() -> None:
     settings = FeatureSettings(n_steps=5).with_pixels().model_copy(update={"pixels": SMALL})
     model = train_on_table(table, range(3), settings, seed=0)
     assert torch.isfinite(residuals_of(model, table, [3])).all()
+
+
+def test_a_large_table_is_a_file_and_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    light, images = PhotometricNormalization(Photometric.IMAGE, *SIZE), stripes(9)
+    in_memory = make_patch_table(light, images, tmp_path)
+    assert not (tmp_path / PIXELS_FILE).exists()
+    monkeypatch.setattr(table_module, "MOST_BYTES_IN_MEMORY", 1000)
+    on_disk = make_patch_table(light, images, tmp_path)
+    assert (tmp_path / PIXELS_FILE).stat().st_size == on_disk.values.nbytes
+    assert np.array_equal(in_memory.values, on_disk.values, equal_nan=True)
+    first = [batch for table in (in_memory, on_disk) for batch in table.batches([2, 7])]
+    assert torch.equal(first[0], first[1])
+
+
+def test_beyond_the_edges_there_is_the_mean() -> None:
+    table = table_of(np.full((2, *SIZE, 3), 200, np.uint8))
+    mean, deviation = table.channel_statistics([0, 1])
+    x, _ = table.draw([0, 1], 300, torch.Generator().manual_seed(0), mean, deviation)
+    assert x.abs().max() < 0.5

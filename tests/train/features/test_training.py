@@ -14,7 +14,7 @@ from vae_edge.train.features import table as table_module
 from vae_edge.train.features.backbone_weights import backbone_from
 from vae_edge.train.features.graph import FeatureMaps
 from vae_edge.train.features.settings import FeatureSettings, choose_feature_size
-from vae_edge.train.features.table import TABLE_FILE, FeatureTable, make_table
+from vae_edge.train.features.table import FEATURES_FILE, FeatureTable, make_table
 from vae_edge.train.features.training import mean_and_deviation, residuals_of, train_on_table
 
 SETTINGS = FeatureSettings(n_hidden=32, latent_vec_size=4, n_steps=60, batch_size=256)
@@ -70,10 +70,10 @@ def test_a_large_table_is_a_file_and_holds_the_same(tmp_path: Path, monkeypatch:
     maps = FeatureMaps(backbone_from(random_weights("package", 0), "random"), 32, 48).eval()
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
     in_memory = make_table(maps, images, tmp_path)
-    assert not (tmp_path / TABLE_FILE).exists()
+    assert not (tmp_path / FEATURES_FILE).exists()
     monkeypatch.setattr(table_module, "MOST_BYTES_IN_MEMORY", 1000)
     on_disk = make_table(maps, images, tmp_path)
-    assert (tmp_path / TABLE_FILE).stat().st_size == on_disk.values.nbytes
+    assert (tmp_path / FEATURES_FILE).stat().st_size == on_disk.values.nbytes
     assert np.array_equal(in_memory.values, on_disk.values)
 
 

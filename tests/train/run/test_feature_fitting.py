@@ -19,7 +19,7 @@ from vae_edge.train.choice.network_choice import NetworkRanking
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.features import backbone_weights
 from vae_edge.train.features.graph import FeatureGraph
-from vae_edge.train.features.table import TABLE_FILE
+from vae_edge.train.features.table import FEATURES_FILE
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
@@ -104,7 +104,7 @@ def test_a_run_on_features_holds_all_of_the_model_and_names_its_backbone(run: Ru
     names = set(load_file(run.folder / MODEL_FILE))
     assert any(name.startswith("backbone.") for name in names)
     assert all(name.startswith(("backbone.", "feature.")) for name in names)
-    assert not (run.folder / "checkpoints" / TABLE_FILE).exists()
+    assert not (run.folder / "checkpoints" / FEATURES_FILE).exists()
     assert isinstance(run.load_graph(), FeatureGraph)
 
 
@@ -266,7 +266,7 @@ def test_pixels_join_unless_they_show_too_little_or_clearly_spoil_what_features_
 
 
 def test_the_table_on_disk_is_deleted_although_it_was_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = tmp_path / "checkpoints" / TABLE_FILE
+    table = tmp_path / "checkpoints" / FEATURES_FILE
     table.parent.mkdir()
 
     class Mapping:

@@ -19,7 +19,7 @@ from vae_edge.platform.file_system import owner
 from vae_edge.records import make_record
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
-from vae_edge.train.features.table import TABLE_FILE
+from vae_edge.train.features.table import FEATURES_FILE
 from vae_edge.train.loop.settings import SCHEMA_VERSION, Calibration, DecidedSettings, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import run_graph
@@ -268,7 +268,7 @@ def leave(folder: Path, names: set[str]) -> None:
 
 
 def test_every_file_that_a_training_may_leave_is_known(written: set[str], tmp_path: Path) -> None:
-    for part in (TABLE_FILE, "pilots/", "fold-2/", ".pt.trace.json", "tfevents", "metrics.csv", CHECKPOINT):
+    for part in (FEATURES_FILE, "pilots/", "fold-2/", ".pt.trace.json", "tfevents", "metrics.csv", CHECKPOINT):
         assert any(part in name for name in written), part
     leave(tmp_path / "run", written)
     assert claim_folder(tmp_path / "run", overwrite=True)
