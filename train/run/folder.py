@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 
 _OWN_FILE = re.compile(
     r"(training|split|calibration|metrics|model)\.json|(model|scoring|references)\.safetensors|\.lock"
-    r"|(.+/)?checkpoints/(last\.ckpt|features\.f16)"
+    r"|(.+/)?checkpoints/(last\.ckpt|(features|pixels)\.f16)"
     r"|(.+/)?logs/([^/]+/)*(events\.out\.tfevents\.[^/]+|hparams\.yaml|metrics\.csv|[^/]+\.pt\.trace\.json)"
 )
 """What a training writes, relative to its folder, Lightning's profiler included; all other files are the user's."""
