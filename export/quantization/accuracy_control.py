@@ -4,7 +4,8 @@ There are two common ways to find the layers that do the harm. OpenVINO reverts 
 (AccuracyAwareQuantization and "Quantizing with Accuracy Control" in its documentation); others quantize each layer
 alone and measure the loss (sensitivity analysis; DAMO-YOLO's partial quantization does so with TensorRT). This module
 uses the second: where two layers are bad, reverting one gains nothing measurable, because the other still spoils every
-output. Quantized alone, each shows its own harm. Both ways cost one pass for each layer.
+output. Quantized alone, each shows its own harm. Both ways cost one run for each layer; here over a few dozen images,
+because an order needs less than a verdict does. How many go back is then found by doubling and halving.
 
 Layers are ordered by a harm that every layer has, not by the AUROC, which most layers leave unchanged: how far scores
 and maps move relative to each other, which is what changes a ranking. A shift or a stretch common to all does not
@@ -29,7 +30,11 @@ from vae_edge.export.reference import Reference, ThresholdRule
 from vae_edge.export.settings import Budget
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.platform.work import StepProgress
+from vae_edge.train.data.inspection_set import spread_places
 from vae_edge.train.model.anomaly_graph import run_graph
+
+RANKED_ON = 64
+"""Judging images, at most, that the harm of a single layer is measured on."""
 
 
 class LayerQuantizer(Protocol):
@@ -142,7 +147,10 @@ class ControlResult:
     judgement: Judgement
     """Of the model with these layers in float."""
     passes: tuple[Pass, ...]
-    """Every model that was run, in order."""
+    """Every model that was run over all images, in order."""
+    harms: dict[str, float]
+    """What each layer, quantized alone, does to some images: see `measure_harm`. Empty if the budget was kept at
+    once."""
 
     @property
     def keep_float(self) -> frozenset[str]:
@@ -161,9 +169,10 @@ def keep_accuracy(
     """Quantize as many layers as the budget allows.
 
     Everything is quantized first. If that exceeds the budget, the model with every layer in float is run: if that
-    exceeds the budget too, nothing will help. Then each layer is quantized alone, to rank them; then they go back to
-    float one after the other, the most harmful first, until the budget is kept. With n layers that is 1 pass at best
-    and 2 n + 1 at most. At least one layer stays quantized.
+    exceeds the budget too, nothing will help. Then each layer is quantized alone and run over `RANKED_ON` images, to
+    rank them. Then 1, 2, 4, ... of them go back to float, the most harmful first, until the budget is kept, and the
+    number is halved back to the smallest that keeps it. With n layers that is 1 pass over all images at best and about
+    2 + 2 log2(n) at most. At least one layer stays quantized.
 
     Args:
         quantizer: the model.
@@ -182,7 +191,7 @@ def keep_accuracy(
     runner = _Runner(quantizer, baseline, budget, scored_by, progress, layers, [])
     full = runner.run(frozenset(), f"quantized, all of {len(layers)} layers")
     if full.holds:
-        return runner.result(full, ())
+        return runner.result(full, (), {})
     whole = runner.run(frozenset(layers), "all layers in float")
     if not whole.holds:
         raise ParityError(
@@ -191,17 +200,25 @@ def keep_accuracy(
             "fp32 bundle, or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
         )
     harms = {
-        layer: runner.run(frozenset(layers) - {layer}, f"only layer {position} of {len(layers)} quantized").harm
+        layer: runner.harm(frozenset(layers) - {layer}, f"only layer {position} of {len(layers)} quantized")
         for position, layer in enumerate(layers, start=1)
     }
     # Of equals the first in the graph: what it spoils goes through all others.
     ranked = sorted(layers, key=lambda layer: -harms[layer])
+
+    def give_back(count: int) -> Pass:
+        return runner.run(frozenset(ranked[:count]), f"layers back in float: {count} of {len(layers)}")
+
     best: Pass | None = None
-    for count in range(1, len(layers)):
-        tried = runner.run(frozenset(ranked[:count]), f"layers back in float: {count} of {len(layers)}")
+    too_few, count = 0, 1
+    while count < len(layers):
+        tried = give_back(count)
         if tried.holds:
-            return runner.result(tried, tuple(ranked[:count]))
+            found, fewest = _fewest(give_back, too_few, count, tried)
+            return runner.result(found, tuple(ranked[:fewest]), harms)
         best = tried if best is None or tried.harm < best.harm else best
+        # All but one is tried last.
+        too_few, count = count, min(2 * count, len(layers) - 1) if count < len(layers) - 1 else len(layers)
     reached = (
         ""
         if best is None
@@ -212,6 +229,18 @@ def keep_accuracy(
         f"judged on {baseline.judging.description}{reached} ({len(runner.passes)} models were tried); export in fp16 "
         "or fp32, or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
     )
+
+
+def _fewest(give_back: Callable[[int], Pass], too_few: int, enough: int, found: Pass) -> tuple[Pass, int]:
+    """Return the pass with the fewest layers back in float that keeps the budget, by halving, and their number."""
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        tried = give_back(middle)
+        if tried.holds:
+            enough, found = middle, tried
+        else:
+            too_few = middle
+    return found, enough
 
 
 def measure_harm(reference: Outputs, outputs: Outputs) -> float:
@@ -274,7 +303,20 @@ class _Runner:
         self.passes.append(one)
         return one
 
-    def result(self, last: Pass, given_back: tuple[str, ...]) -> ControlResult:
+    def harm(self, keep_float: frozenset[str], what: str) -> float:
+        """Run one model over a few of the judging images, spread evenly, and return its harm."""
+        first = len(self.baseline.normals)
+        places = [first + place for place in spread_places(len(self.baseline.images) - first, RANKED_ON)]
+        progress = self.progress
+        outputs = self.quantizer.outputs(
+            self.baseline.images[places],
+            keep_float,
+            None if progress is None else lambda done, total: progress(f"accuracy control: {what}", done, total),
+        )
+        reference = Outputs(self.baseline.outputs.maps[places], self.baseline.outputs.scores[places])
+        return measure_harm(reference, outputs)
+
+    def result(self, last: Pass, given_back: tuple[str, ...], harms: dict[str, float]) -> ControlResult:
         """Describe what was found."""
         assert last.judgement is not None  # a model without one breaks every budget
-        return ControlResult(self.layers, given_back, last.judgement, tuple(self.passes))
+        return ControlResult(self.layers, given_back, last.judgement, tuple(self.passes), harms)

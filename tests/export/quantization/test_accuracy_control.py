@@ -161,8 +161,8 @@ def test_of_two_spoilt_layers_that_hide_each_other_both_are_given_back_the_worse
     result = control(RoundingQuantizer(graph, bits), baseline)
     names = tuple(bits)
     assert set(result.given_back) == {names[1], names[5]}
-    alone = {one.keep_float: one.harm for one in result.passes}
-    harms = [alone[tuple(name for name in names if name != layer)] for layer in result.given_back]
+    assert set(result.harms) == set(names)
+    harms = [result.harms[layer] for layer in result.given_back]
     assert harms == sorted(harms, reverse=True)
 
 
@@ -170,9 +170,22 @@ def test_the_number_of_passes_is_bounded_and_no_model_is_run_twice(graph: Anomal
     quantizer = RoundingQuantizer(graph, bits_of(graph, 2))
     with pytest.raises(ParityError, match=r"the budget cannot be kept: with all \d+ layers quantized .* in float"):
         control(quantizer, baseline, Budget(max_auroc_drop=0, max_pixel_auroc_drop=0, max_flip_rate=0))
-    assert len(quantizer.calls) <= 2 * len(quantizer.layers) + 1
-    assert len(set(quantizer.calls)) == len(quantizer.calls)
+    n_layers = len(quantizer.layers)
+    # All, none, each alone, and 1, 2, 4, ... back in float; of eight layers seven at last, which is one alone again.
+    assert len(quantizer.calls) == 2 + n_layers + 4
+    assert len(set(quantizer.calls)) == len(quantizer.calls) - 1
     assert frozenset(quantizer.layers) in quantizer.calls
+
+
+@pytest.mark.parametrize("n_spoilt", [2, 3, 5])
+def test_no_more_layers_are_given_back_than_are_needed(graph: AnomalyGraph, baseline: Baseline, n_spoilt: int) -> None:
+    bits = bits_of(graph, 12, **{f"at{position}": 2 for position in range(n_spoilt)})
+    result = control(RoundingQuantizer(graph, bits), baseline)
+    assert result.given_back
+    assert set(result.given_back) <= set(tuple(bits)[:n_spoilt])
+    kept = {one.keep_float: one.holds for one in result.passes}
+    fewer = tuple(name for name in result.layers if name in result.given_back[:-1])
+    assert kept[fewer] is False
 
 
 def test_a_runtime_that_is_wrong_even_in_float_is_refused_after_two_passes(
@@ -219,7 +232,7 @@ def test_progress_tells_every_pass(graph: AnomalyGraph, baseline: Baseline) -> N
     result = keep_accuracy(
         quantizer, baseline, TIGHT, scored_by="rounding", progress=lambda what, done, total: told.append(what)
     )
-    assert len(dict.fromkeys(told)) == len(result.passes)
+    assert len(dict.fromkeys(told)) == len(result.passes) + len(quantizer.layers)
     assert all(what.startswith("accuracy control: ") for what in told)
 
 
