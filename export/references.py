@@ -6,6 +6,7 @@ can run here adds what it gives itself, and how far a device may be from both.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,6 +258,7 @@ def with_own(
         score_tolerance=score,
         map_tolerance=maps,
         saturating_sums=look_at_machine().saturates_int8_sums if precision is Precision.INT8 else None,
+        architecture=platform.machine() if precision is Precision.FP16 else None,
     )
     return record.model_copy(update={"own": own}), replace(file, own=_stored(outputs, record.map_scale))
 

@@ -16,6 +16,7 @@ off. Thresholds are those of the export: a re-fit for another line changes the v
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ from vae_edge.platform.work import Progress
 from vae_edge.reference_file import (
     REFERENCES_FILE,
     BlockOutputs,
+    OwnOutputs,
     ReferenceFile,
     ReferencesRecord,
     Size,
@@ -64,8 +66,9 @@ kind, by precision.
 
 FP32: processors and versions round in another order, which moved scores by 5e-6 between runtimes and by 1e-6 between
 ONNX Runtime 1.32 with AVX-512 and 1.23 on an emulated Cortex-A72; of maps the rounding to float16 takes 5e-4.
-FP16: equal to 1e-6 there too, where both convert; processors that compute in it round more often. INT8: the sums are
-exact, and a value that is rounded to a level may become its neighbour: 1e-6 between AVX2, AVX-512 VNNI and Arm."""
+FP16: equal to 1e-6 there too, where both convert; Arm processors that compute in it are not held to x86's. INT8: the
+sums are exact, and a value that is rounded to a level may become its neighbour: 1e-6 between AVX2, AVX-512 VNNI and
+Arm."""
 
 SATURATING_TOLERANCE = 3e-2
 """The same of INT8 where one of the two processors adds 8-bit products up in 16 bits: of weights in 7 bits OpenVINO's
@@ -297,8 +300,8 @@ def compare(
     # An NPU computes in FP16 whatever the bundle says: see `vae_edge.backends.openvino_backend`.
     at_least = FP16_TOLERANCE if _kind(device) == "npu" else 0.0
     measures = [*_measures("from the trained model's", found, record.score_tolerance, record.map_tolerance, at_least)]
-    if record.own is not None and file.own is not None and _kind(record.own.device) == _kind(device):
-        own = record.own
+    own = record.own
+    if own is not None and file.own is not None and _computes_alike(own, device):
         what = f"from its own at export ({own.runtime} on {own.device})"
         is_apart = own.saturating_sums is not None and (own.saturating_sums or saturates)
         measures += _measures(
@@ -365,6 +368,11 @@ def _measures(
         Measure(f"scores {what}", found.scores.largest, max(score_tolerance, at_least)),
         Measure(f"maps {what}", found.maps.largest, max(map_tolerance, at_least)),
     ]
+
+
+def _computes_alike(own: OwnOutputs, device: str) -> bool:
+    """Return whether this machine computes with a device as the one does that own outputs are of."""
+    return _kind(own.device) == _kind(device) and own.architecture in (None, platform.machine())
 
 
 def _kind(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -123,6 +124,17 @@ def test_own_outputs_count_on_the_same_kind_of_device_alone() -> None:
     assert not compared(times(1.0004)).agrees
     assert compared(times(1.0004), device="cuda:0").agrees
     assert not compared(times(1.002), device="cuda:0").agrees
+
+
+@pytest.mark.parametrize(("architecture", "agrees"), [(None, False), (platform.machine(), False), ("pdp11", True)])
+def test_own_outputs_in_fp16_count_on_the_same_kind_of_processor_alone(architecture: str | None, agrees: bool) -> None:
+    whole = toy_references(precision=Precision.FP16)
+    assert whole.outputs is not None
+    assert whole.record.own is not None
+    assert whole.record.own.architecture == platform.machine()
+    record = own_of(whole.record, architecture=architecture)
+    check = compare(record, whole.file, times(1.005)(whole.outputs), ran_on="a test", device="cpu")
+    assert check.agrees is agrees
 
 
 def test_an_npu_computes_in_half_precision() -> None:
