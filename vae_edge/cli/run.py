@@ -57,7 +57,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Images, folders, globs (in quotes), videos, a camera's index, a URL, or - for paths from stdin.",
+            help="Images, folders, globs (in quotes), videos, cameras (0, /dev/video0, gst:PIPELINE), URLs, or - for "
+            "paths from stdin.",
         ),
     ],
     result: ResultOptions,

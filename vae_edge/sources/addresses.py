@@ -28,6 +28,7 @@ _SECRET_IN_QUERY = re.compile(
     r"|auth|(?:api)?key|sig(?:nature)?)=)[^&;#\s]*",
     re.IGNORECASE,
 )
+_LOGIN_PROPERTY = re.compile(r"\b((?:user|proxy)-(?:id|pw)\s*=\s*)(?:\"[^\"]*\"|[^\s!]+)", re.IGNORECASE)
 _MOST_REDIRECTS = 5
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _environment = threading.Lock()
@@ -43,7 +44,13 @@ def without_password(address: str) -> str:
         'http://camera/still?pwd=***&n=1'
         >>> without_password("part.png")
         'part.png'
+        >>> without_password("gst:rtspsrc location=rtsp://user:secret@camera/1 user-pw=secret ! appsink")
+        'gst:rtspsrc location=rtsp://camera/1 user-pw=*** ! appsink'
     """
+    if address.startswith("gst:"):
+        # A pipeline has addresses among its words, and logs in with properties of its elements.
+        words = [without_password(word) if "://" in word else word for word in address[4:].split(" ")]
+        return "gst:" + _LOGIN_PROPERTY.sub(r"\1***", " ".join(words))
     scheme, separator, rest = address.partition("://")
     if not separator:
         return address

@@ -15,9 +15,12 @@ import cv2
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.sources.addresses import without_password
+from vae_edge.sources.cameras import is_camera
+from vae_edge.sources.gstreamer import GStreamerCapture
 from vae_edge.sources.pictures import Picture, Source
 from vae_edge.sources.video import (
     DEFAULT_TIMEOUT_S,
+    Capture,
     Video,
     frame_image,
     frame_name,
@@ -63,7 +66,7 @@ class LiveOptions:
 def open_video(
     address: str, *, every: int = 1, max_frames: int | None = None, live: LiveOptions | None = None
 ) -> Source:
-    """Open a camera's index or a URL: as a recording where it announces its length, else as something live.
+    """Open a camera or a URL: as a recording where it announces its length, else as something live.
 
     Raises:
         InputError: it cannot be opened.
@@ -71,7 +74,7 @@ def open_video(
     options = LiveOptions() if live is None else live
     video = open_capture(address, timeout_s=options.timeout_s, other_hosts=options.other_hosts)
     # A camera's driver may answer any question; a URL of a file in a store knows how long the file is.
-    recorded = not address.isdecimal() and n_frames_announced(video) is not None
+    recorded = not is_camera(address) and n_frames_announced(video) is not None
     video.release()
     if recorded:
         return Video(address, every=every, max_frames=max_frames, other_hosts=options.other_hosts)
@@ -79,10 +82,10 @@ def open_video(
 
 
 class LiveVideo(Source):
-    """A camera (its index) or a stream (its URL), read by a thread that keeps the newest frame.
+    """A camera or a stream (its URL), read by a thread that keeps the newest frame.
 
     Args:
-        address: index or URL, of something that could be opened a moment ago.
+        address: a camera as `open_capture` takes it, or a URL, of something that could be opened a moment ago.
         every: of the frames that arrive, consider 0, N, 2N and so on; the others do not count as skipped.
         max_frames: stop after this many pictures; None: never.
         options: skipping, reconnection and patience.
@@ -225,6 +228,8 @@ class _Reader(threading.Thread):
         try:
             while not self._over:
                 if video is None or not _succeeds(video.grab):
+                    if isinstance(video, GStreamerCapture) and video.has_ended:
+                        return
                     if video is not None:
                         video.release()
                     n_stills = n_stills + 1 if n_here == 1 else 0
@@ -255,7 +260,7 @@ class _Reader(threading.Thread):
             self._newest = _Frame(number, time_s, rate, retrieved, skipped)
             self._changed.notify_all()
 
-    def _reconnect(self) -> cv2.VideoCapture | None:
+    def _reconnect(self) -> Capture | None:
         """Retry, less and less often, until a frame has been grabbed again; None: given up, or no longer wanted."""
         lost = f"{self._shown} returns no more frames after {self.n_read}"
         advice = "check the camera or the network"
@@ -280,7 +285,7 @@ class _Reader(threading.Thread):
         self.failure = InputError(f"{lost}, and could not be reconnected within {patience_s:g} s; {advice}")
         return None
 
-    def _try_to_open(self) -> cv2.VideoCapture | None:
+    def _try_to_open(self) -> Capture | None:
         try:
             options = self._options
             return open_capture(self._address, timeout_s=options.timeout_s, other_hosts=options.other_hosts)
@@ -288,7 +293,7 @@ class _Reader(threading.Thread):
             return None
 
 
-def _retrieve(video: cv2.VideoCapture) -> tuple[bool, Any]:
+def _retrieve(video: Capture) -> tuple[bool, Any]:
     try:
         return video.retrieve()
     except cv2.error:
@@ -299,4 +304,7 @@ def _succeeds(grab: Callable[[], bool]) -> bool:
     try:
         return grab()
     except cv2.error:
+        return False
+    except InputError as error:  # A pipeline's element failed.
+        _log.warning("%s", error)
         return False

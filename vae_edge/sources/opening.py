@@ -12,6 +12,7 @@ from vae_edge.errors import InputError, UsageError
 from vae_edge.picture_files.listing import IMAGE_SUFFIXES, is_image_file, is_left_out, list_images
 from vae_edge.platform.outside import user_path
 from vae_edge.sources.addresses import file_of_url
+from vae_edge.sources.cameras import is_camera, is_device, is_pipeline
 from vae_edge.sources.live import LiveOptions, open_video
 from vae_edge.sources.path_lines import PathLines
 from vae_edge.sources.pictures import Chain, ImageFiles, OneError, Picture, Source
@@ -40,8 +41,9 @@ def open_sources(
     """Interpret the arguments of a command line; nothing is decoded yet.
 
     Args:
-        texts: paths of images and videos, folders (their image files), globs, camera indices, URLs (of streams,
-            videos and still pictures), and `-` for standard input, whose lines are paths of images.
+        texts: paths of images and videos, folders (their image files), globs, cameras (indices, `/dev/videoN`,
+            `v4l:NAME`, `gst:PIPELINE`), URLs (of streams, videos and still pictures), and `-` for standard input,
+            whose lines are paths of images.
         recursive: take the folders' sub-folders too.
         every: of a video, every N-th frame.
         max_frames: of each video or camera, at most this many frames.
@@ -58,7 +60,7 @@ def open_sources(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; expected 1 or more")
     if not texts:
-        raise InputError("no source was given; expected images, folders, globs, videos, a camera's index or a URL")
+        raise InputError("no source was given; expected images, folders, globs, videos, a camera or a URL")
     if list(texts).count(STANDARD_INPUT) > 1:
         raise UsageError("- was given twice, but standard input can be read only once")
     if null_separated and STANDARD_INPUT not in texts:
@@ -82,7 +84,9 @@ def open_sources(
         text = file_of_url(text)
         if _is_live(text):
             end_images()
-            still = open_still(text, live=live, white_level=white_level, max_pixels=max_pixels)
+            still = (
+                None if is_camera(text) else open_still(text, live=live, white_level=white_level, max_pixels=max_pixels)
+            )
             sources.append(still or open_video(text, every=every, max_frames=max_frames, live=live))
             continue
         for path, name in _files_of(text, recursive=recursive, except_in=except_in, passed_over=passed_over):
@@ -232,5 +236,7 @@ def _lies_in(path: Path, folder: Path | None) -> bool:
 
 
 def _is_live(text: str) -> bool:
-    """Tell a camera's index or a stream's URL from a file; a file called `0` is a file."""
+    """Tell a camera or a stream's URL from a file; a file called `0` is a file."""
+    if is_pipeline(text) or is_device(text):
+        return True
     return "://" in text or (text.isdecimal() and not Path(text).exists())

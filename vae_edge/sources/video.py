@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError
 from vae_edge.image import read_head, set_opencv_log_level
 from vae_edge.picture_files.header import HEAD_BYTES, format_of
+from vae_edge.platform.opencv import reports_gstreamer
 from vae_edge.sources.addresses import ffmpeg_redirects_off, final_address, without_password
+from vae_edge.sources.cameras import NAME, cameras_here, index_of, is_camera, is_device, is_pipeline
+from vae_edge.sources.gstreamer import GStreamerCapture, check_pipeline
 from vae_edge.sources.pictures import Picture, Source
 
 VIDEO_SUFFIXES = (
@@ -71,19 +75,28 @@ def is_video_content(head: bytes) -> bool:
     )
 
 
-def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, other_hosts: bool = False) -> cv2.VideoCapture:
-    """Open a video file, a camera (its index) or a stream (its URL).
+Capture = cv2.VideoCapture | GStreamerCapture
+
+
+def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, other_hosts: bool = False) -> Capture:
+    """Open a video file, a camera (its index, device, name or GStreamer pipeline) or a stream (its URL).
 
     Args:
-        address: path, index or URL.
+        address: path, index, `/dev/videoN`, `v4l:NAME`, `gst:PIPELINE` or URL.
         timeout_s: how long a stream may take to answer, and to send its next frame.
         other_hosts: follow a redirect to another host.
 
     Raises:
         InputError: it cannot be opened, did not answer in time, or leads to another host.
     """
-    if address.isdecimal():
+    if is_pipeline(address):
+        if not reports_gstreamer(cv2.getBuildInformation()):
+            return GStreamerCapture(address, timeout_s=timeout_s)
+        video = cv2.VideoCapture(check_pipeline(address), cv2.CAP_GSTREAMER)
+    elif address.isdecimal():
         video = cv2.VideoCapture(int(address))
+    elif is_device(address):
+        video = cv2.VideoCapture(index_of(address), cv2.CAP_V4L2)
     elif "://" in address:
         limit_ms = max(1, round(timeout_s * 1000))
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms]
@@ -96,23 +109,28 @@ def open_capture(address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, other_ho
     if video.isOpened():
         return video
     video.release()
-    kind = "camera" if address.isdecimal() else "video"
-    advice = (
-        "check that it responds and that no other program uses it"
-        if address.isdecimal() or "://" in address
-        else "expected MP4, AVI, MKV or MOV with a codec that OpenCV supports, such as H.264"
-    )
+    kind = "camera" if is_camera(address) else "video"
+    if is_pipeline(address):
+        advice = "try the pipeline with gst-launch-1.0"
+    elif is_camera(address):
+        advice = f"check that no other program uses it; {cameras_here()}"
+    else:
+        advice = (
+            "check that it responds and that no other program uses it"
+            if "://" in address
+            else "expected MP4, AVI, MKV or MOV with a codec that OpenCV supports, such as H.264"
+        )
     raise InputError(f"{kind} {without_password(address)} could not be opened; {advice}")
 
 
-def n_frames_announced(video: cv2.VideoCapture) -> int | None:
+def n_frames_announced(video: Capture) -> int | None:
     """Return how many frames an open video says it has; None for a live one, and where there is no index."""
     announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
     # What announces nothing gives 0, less than that, or nonsense.
     return int(announced) if 0 < announced < 1e9 else None
 
 
-def frame_rate(video: cv2.VideoCapture) -> float | None:
+def frame_rate(video: Capture) -> float | None:
     """Return the frames in a second that an open video announces; None if it does not."""
     rate = video.get(cv2.CAP_PROP_FPS)
     return float(rate) if 0 < rate <= _HIGHEST_RATE else None
@@ -124,7 +142,11 @@ def frame_name(address: str, frame: int) -> str:
 
 
 def video_name(address: str) -> str:
-    """Return the short name of a video: its file's without the ending, or a camera's index."""
+    """Return the short name of a video: its file's without the ending, or a camera's index or name."""
+    if is_pipeline(address):
+        return "gstreamer"  # A pipeline is no name for a file.
+    if address.startswith(NAME):
+        return re.sub(r"\W+", "-", address.removeprefix(NAME)).strip("-")
     return Path(address).stem or address
 
 
