@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import ParityError
 from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
+
+ROUNDING = 2e-6
+"""Share of the largest score that another order of additions in float32 moves one by."""
 
 
 def measure_parity(
@@ -21,7 +25,9 @@ def measure_parity(
 ) -> ParityRecord:
     """Compare an exported model's outputs with the FP32 torch reference's.
 
-    A flip is an image that one model calls anomalous and the other does not, each by its own threshold.
+    A flip is an image that one model calls anomalous and the other does not, each by its own threshold. The normal that
+    a threshold was taken from has just that score, and rounding decides on which side of it: where both scores equal
+    their thresholds but for `ROUNDING`, nothing flipped.
 
     Args:
         reference: outputs of the trained model.
@@ -40,6 +46,16 @@ def measure_parity(
         outputs,
         reference_verdicts=reference.verdicts(reference_threshold),
         verdicts=outputs.verdicts(threshold),
+    )
+    limit = ROUNDING * found.scores.scale
+    found = replace(
+        found,
+        flipped=tuple(
+            place
+            for place in found.flipped
+            if abs(float(reference.scores[place]) - reference_threshold) > limit
+            or abs(float(outputs.scores[place]) - threshold) > limit
+        ),
     )
     if found.maps is None or not (found.scores.is_finite and found.maps.is_finite):
         raise ParityError(

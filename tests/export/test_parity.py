@@ -46,6 +46,15 @@ def test_a_flipped_label_is_refused_and_named() -> None:
         compare(Outputs(MAPS, SCORES), threshold=3.0)
 
 
+@pytest.mark.parametrize(("moved", "flips"), [(5e-6, 0), (5e-5, 1)])
+def test_the_normal_that_a_threshold_was_taken_from_flips_by_more_than_rounding_only(moved: float, flips: int) -> None:
+    scores = np.array([1.0, 2.0, 3.0 + moved, 10.0], dtype=np.float32)
+    record = measure_parity(
+        Outputs(MAPS, SCORES), 3.0, Outputs(MAPS, scores), 3.0, names=NAMES, images="four", tolerance=FP32_TOLERANCE
+    )
+    assert record.label_flips == flips
+
+
 def test_an_output_that_is_not_finite_is_refused() -> None:
     scores = SCORES.copy()
     scores[1] = np.nan
