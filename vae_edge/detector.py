@@ -93,6 +93,7 @@ class Detector:
         threads: int | None = None,
         requests: int | None = None,
         spinning: bool = False,
+        arithmetic: Literal["fp32", "auto"] = "fp32",
         cache: bool = True,
         rebuild: bool = True,
         max_pixels: int | None = None,
@@ -113,6 +114,9 @@ class Detector:
             threads: processor threads in use; None: as many as there are usable cores.
             requests: images that `stream` works on at the same time; None: as many as this device is fastest with.
             spinning: let ONNX Runtime's threads wait for work at full load.
+            arithmetic: what floating-point layers are computed in: `fp32`, or `auto` for the device's faster arithmetic
+                (bfloat16, FP16 or TF32, where OpenVINO or ONNX Runtime offers it) if the bundle's references agree in
+                it, else FP32. `detector.backend.device.reason` says which one and why.
             cache: use the cache of compiled models in the user's cache folder.
             rebuild: rebuild a TensorRT engine that does not fit this device from the bundle's ONNX.
             max_pixels: refuse a picture file with more pixels before it is decoded; None: see
@@ -133,6 +137,8 @@ class Detector:
         manifest = opened.manifest
         max_pixels_in_force(max_pixels)
         chosen = None if hint is None else _checked_hint(hint)
+        if arithmetic not in ("fp32", "auto"):
+            raise UsageError(f"arithmetic is {arithmetic!r}; expected 'fp32' or 'auto'")
         if chosen is Hint.LATENCY and requests is not None:
             raise UsageError(f"requests is {requests} and the hint latency, which implies 1; leave one of them out")
         options = RuntimeOptions(
@@ -167,7 +173,11 @@ class Detector:
         def load_for_streams() -> Backend:
             return load(replace(options, hint=Hint.THROUGHPUT), detector.bundle)
 
-        backend = load(options, opened)
+        if arithmetic == "auto":
+            backend = _load_in_faster_arithmetic(load, options, opened)
+            options = replace(options, reduced=backend.reduced_to is not None)
+        else:
+            backend = load(options, opened)
         is_one = chosen is not None or not backend.separate_throughput
         detector = cls(opened, backend, open_for_streams=None if is_one else load_for_streams)
         detector._max_pixels = max_pixels
@@ -177,6 +187,7 @@ class Detector:
             "threads": threads,
             "requests": requests,
             "spinning": spinning,
+            "arithmetic": arithmetic,
             "cache": cache,
             "rebuild": rebuild,
             "max_pixels": max_pixels,
@@ -479,6 +490,34 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _load_in_faster_arithmetic(
+    load: Callable[[RuntimeOptions, Bundle], Backend], options: RuntimeOptions, bundle: Bundle
+) -> Backend:
+    """Load a model in less than FP32 if its references agree in that here, else in FP32; its device says why."""
+    from vae_edge.references import check_references  # Most programs never do this.
+
+    def because(backend: Backend, why: str) -> Backend:
+        backend.device = replace(backend.device, reason=f"{backend.device.reason}; {why}")
+        return backend
+
+    backend = load(replace(options, reduced=True), bundle)
+    reduced_to = backend.reduced_to
+    if reduced_to is None:
+        return because(backend, "there is no faster arithmetic for this model here")
+    try:
+        found = check_references(bundle, backend)
+        problem = found.disagreement()
+    except (BundleError, DeviceError) as error:
+        problem = str(error)
+    except BaseException:
+        backend.close()
+        raise
+    if problem is None:
+        return because(backend, f"it computes in {reduced_to}, in which the references agree")
+    backend.close()
+    return because(load(options, bundle), f"it computes in FP32, because in {reduced_to}: {problem}")
 
 
 def n_stream_workers(layout: Layout) -> int:

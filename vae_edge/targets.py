@@ -58,7 +58,7 @@ SUPPORTED: dict[Target, TargetRecord] = {
         (),
         "vae_edge.backends.onnxruntime_backend:OnnxRuntimeBackend",
         "onnxruntime",
-        frozenset({"threads", "requests", "spinning"}),
+        frozenset({"threads", "requests", "spinning", "arithmetic"}),
     ),
     Target.OPENVINO: TargetRecord(
         (Precision.FP32, Precision.FP16, Precision.INT8),
@@ -66,7 +66,7 @@ SUPPORTED: dict[Target, TargetRecord] = {
         ("model.bin",),
         "vae_edge.backends.openvino_backend:OpenVinoBackend",
         "openvino",
-        frozenset({"threads", "requests", "cache"}),
+        frozenset({"threads", "requests", "cache", "arithmetic"}),
     ),
     Target.TENSORRT: TargetRecord(
         (Precision.FP32, Precision.FP16, Precision.INT8),

@@ -70,7 +70,7 @@ class RuntimeOptions:
     gains a little on a machine that does nothing else, and loses a lot where pictures are decoded on the same cores."""
     reduced: bool = False
     """Whether floating-point layers may be computed in the device's own faster type instead of FP32, such as bfloat16
-    on a CPU or FP16 on a GPU (OpenVINO only): verdicts near the threshold can change."""
+    on a CPU or FP16 on a GPU (OpenVINO, ONNX Runtime): verdicts near the threshold can change."""
     model_sha256: str | None = None
     """Hash of the model's files, the key of the cache of compiled models; None: no cache."""
     rebuild: bool = True
@@ -181,6 +181,9 @@ class Backend(ABC):
 
     separate_throughput = False
     """Whether the model has to be loaded once more, with `Hint.THROUGHPUT`, to use the device fully in a stream."""
+
+    reduced_to: str | None = None
+    """What floating-point layers are computed in where `RuntimeOptions.reduced` had an effect, such as `bfloat16`."""
 
     notes: tuple[str, ...] = ()
     """What the user should know of how it was loaded, such as that an engine was rebuilt."""

@@ -89,6 +89,7 @@ class OnnxRuntimeBackend(Backend):
         self._names = [spec.name for spec in outputs]
         # Reentrant: a signal handler that interrupts an inference may run another one.
         self._one_at_a_time: AbstractContextManager[Any] = RLock() if asked.device.one_caller else nullcontext()
+        self.reduced_to = asked.reduced_to if options.reduced else None
         super().__init__(
             inputs,
             outputs,
@@ -148,7 +149,7 @@ def _open_session(model: Path, asked: Asked, layout: Layout, options: RuntimeOpt
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     for name, value in asked.device.environment.items():
         os.environ.setdefault(name, value)
-    provider, values = asked.device.provider, _provider_options(asked, layout)
+    provider, values = asked.device.provider, _provider_options(asked, layout, reduced=options.reduced)
     if provider in onnxruntime.get_available_providers():
         if provider in _OF_CUDA:
             _preload_cuda()
@@ -176,15 +177,17 @@ def _index(device: OnnxDevice, index: str | None) -> dict[str, str]:
     return {} if index is None or device.index_option is None else {device.index_option: index}
 
 
-def _provider_options(asked: Asked, layout: Layout) -> dict[str, str]:
+def _provider_options(asked: Asked, layout: Layout, *, reduced: bool) -> dict[str, str]:
     values = {**asked.device.options, **_index(asked.device, asked.index)}
+    if reduced:
+        values |= asked.device.reduced_options
     if asked.device.name == "xnnpack":
         values["intra_op_num_threads"] = str((layout.threads or 1) // layout.requests)
     if asked.device.name == "openvino":
         values["device_type"] = asked.place or "CPU"
         if asked.place != "NPU":  # Which knows FP16 only.
             # Without it HETERO and AUTO compute in bfloat16 on a CPU that has it: a score moved by 0.05.
-            values["precision"] = "ACCURACY"
+            values["precision"] = "FP16" if reduced and asked.reduced_to == "FP16" else "ACCURACY"
         if asked.runs_on_cpu:
             values["num_of_threads"], values["num_streams"] = str(layout.threads), str(layout.requests)
     return values

@@ -102,6 +102,10 @@ class OnnxDevice:
     hardware: str
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of the provider."""
+    reduced_options: Mapping[str, str] = field(default_factory=dict)
+    """Options that let it compute in less than FP32; empty: there are none."""
+    reduced_to: str | None = None
+    """What that is."""
     index_option: str | None = None
     """The option that takes the N of `NAME:N`; None: there is one such device."""
     takes_place: bool = False
@@ -141,6 +145,8 @@ DEVICES: dict[str, OnnxDevice] = {
             "NVIDIA GPUs",
             # TF32 has 10 bits of mantissa and is on by default: it would move the scores away from the trained model's.
             options={"use_tf32": "0"},
+            reduced_options={"use_tf32": "1"},
+            reduced_to="TF32",
             index_option="device_id",
             wheels=(_GPU,),
             target="tensorrt",
@@ -180,6 +186,8 @@ DEVICES: dict[str, OnnxDevice] = {
             "Macs, with Core ML",
             # An ML program computes in the types of its tensors; the older kind, a neural network, in FP16 on a GPU.
             options={"ModelFormat": "MLProgram", "AllowLowPrecisionAccumulationOnGPU": "0"},
+            reduced_options={"AllowLowPrecisionAccumulationOnGPU": "1"},
+            reduced_to="FP32 with sums in FP16",
             wheels=(_MACOS,),
             one_image=True,
         ),
@@ -218,6 +226,13 @@ class Asked:
     def one_image(self) -> bool:
         """Whether the model is opened for one image at a time."""
         return self.device.one_image or "NPU" in (self.place or "")
+
+    @property
+    def reduced_to(self) -> str | None:
+        """What it computes in where less than FP32 is allowed; None: in FP32 still, or not in FP32 anyway."""
+        if self.device.name == "openvino" and (self.place or "").startswith("GPU"):
+            return "FP16"
+        return self.device.reduced_to
 
     @property
     def runs_on_cpu(self) -> bool:

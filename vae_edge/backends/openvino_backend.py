@@ -109,6 +109,8 @@ class OpenVinoBackend(Backend):
             layout=layout,
             version=f"OpenVINO {version_of(openvino)}",
         )
+        if options.reduced:
+            self.reduced_to = _reduced_to(place, compiled_model)
         model_is_there(self)
 
     @property
@@ -347,6 +349,16 @@ def _import(core: Any, kept: Path, plugin: str, settings: dict[str, Any]) -> _Lo
         return _Loaded(core.import_model(content, plugin, settings), blob)
     except TypeError:  # Before 2025.4 it takes bytes only, and copies them.
         return _Loaded(core.import_model(blob.tobytes(), plugin, settings), blob)
+
+
+def _reduced_to(place: Place, compiled_model: Any) -> str | None:
+    """Return what a model computes in that was compiled without FP32; None: FP32, or an NPU's FP16 in any case."""
+    if any(member.partition(".")[0] == "NPU" for member in place.members):
+        return None
+    if place.is_virtual:
+        return "its devices' own precision"  # They do not tell it.
+    name = compiled_model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return {"f32": None, "bf16": "bfloat16", "f16": "FP16"}.get(name, name)
 
 
 def _requests(options: RuntimeOptions) -> int | None:

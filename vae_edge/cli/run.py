@@ -133,6 +133,7 @@ def _open_detector(bundle: Bundle, runtime: RuntimeChoices, *, is_live: bool) ->
             threads=runtime.threads,
             requests=runtime.requests,
             spinning=runtime.spinning,
+            arithmetic=runtime.arithmetic.value,
             cache=not runtime.no_cache,
             rebuild=not runtime.no_rebuild,
             progress=progress,

@@ -155,6 +155,13 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
         return WatchOptions(**given) if self.watch else None
 
 
+class Arithmetic(str, Enum):
+    """What floating-point layers are computed in; see `Detector.open`."""
+
+    FP32 = "fp32"
+    AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class RuntimeChoices(OptionGroup, panel="Running the model"):
     """Running the model."""
@@ -182,6 +189,12 @@ class RuntimeChoices(OptionGroup, panel="Running the model"):
     spinning: Annotated[
         bool, typer.Option("--spinning", help="ONNX Runtime: let idle threads spin while they wait for work.")
     ] = False
+    arithmetic: Annotated[
+        Arithmetic,
+        typer.Option(
+            help="ONNX Runtime, OpenVINO: auto is the device's faster arithmetic if the bundle's references agree."
+        ),
+    ] = Arithmetic.FP32
     no_cache: Annotated[
         bool,
         typer.Option("--no-cache", help="OpenVINO, TensorRT: do not use or write the cache of compiled models."),

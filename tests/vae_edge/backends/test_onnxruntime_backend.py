@@ -165,6 +165,25 @@ def test_directml_is_called_by_one_thread_at_a_time(bundle: Bundle, runtime: typ
         assert settings.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
 
 
+@pytest.mark.parametrize(
+    ("device", "option", "value", "reduced_to"),
+    [
+        ("cuda", "use_tf32", "1", "TF32"),
+        ("openvino:gpu", "precision", "FP16", "FP16"),
+        ("openvino", "precision", "ACCURACY", None),
+        ("coreml", "AllowLowPrecisionAccumulationOnGPU", "1", "FP32 with sums in FP16"),
+    ],
+)
+def test_less_than_fp32_has_to_be_allowed(
+    bundle: Bundle, runtime: type[SessionDouble], device: str, option: str, value: str, reduced_to: str | None
+) -> None:
+    with open_it(bundle, device=device, reduced=True) as backend:
+        assert next(iter(runtime.opened[-1].asked.values()))[option] == value
+        assert backend.reduced_to == reduced_to
+    with open_it(bundle, device=device) as backend:
+        assert backend.reduced_to is None
+
+
 def test_tensorrt_computes_without_tf32_unless_the_user_wants_it(
     bundle: Bundle, runtime: type[SessionDouble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
