@@ -135,8 +135,7 @@ class _Fitting:
     ) -> None:
         self.settings, self.division, self.watcher = settings, division, watcher
         self.files, self.images = files, images
-        self.n_fit = len(division.split.fit)
-        self.n_used = self.n_fit + len(division.split.statistics)
+        self.n_used = len(division.split.fit) + len(division.split.statistics)
         self.light = _light(settings)
         loaded = load_backbone(settings.backbone_weights)
         self.origin = loaded.origin
@@ -220,17 +219,18 @@ class _Fitting:
         )
 
     def choose(self) -> tuple[Network, ChoiceRecord]:
-        """Choose the kind of network on synthetic defects."""
-        statistics = self.images[self.n_fit : self.n_used]
-        if len(statistics) < FEWEST_NORMALS:
+        """Choose the kind of network on synthetic defects, by the networks of a fold on the parts that it held out."""
+        fold = 0  # Without folds for the calibration these are the statistics normals: see `_folds`.
+        held_out = np.flatnonzero(self.fold_of == fold)
+        if len(held_out) < FEWEST_NORMALS:
             reason = (
-                f"the network is on features: {len(statistics)} held-out normals are too few to choose by; expected "
+                f"the network is on features: {len(held_out)} held-out normals are too few to choose by; expected "
                 f"{FEWEST_NORMALS} or more"
             )
             self.watcher.say(reason)
             return Network.FEATURE, ChoiceRecord(judged_on="nothing", because=(reason,))
-        choice_set = paste_on(statistics, seed=self.settings.seed)
-        networks, normals = self._judges()
+        choice_set = paste_on(self.images[held_out], seed=self.settings.seed)
+        networks, normals = self.trained.folds[fold], np.flatnonzero(self.fold_of != fold)
         ranking = choose_network(
             self._graph(self.feature, networks, normals),
             self._graph(self.feature.without_pixels(), networks, normals),
@@ -242,17 +242,6 @@ class _Fitting:
             judged_on=choice_set.description, network=ranking.records(), because=(ranking.sentence(),)
         )
         return ranking.chosen, record
-
-    def _judges(self) -> tuple[dict[MapSource, Residual], NDArray[np.int64]]:
-        """Return networks that were trained without the statistics normals, and the normals for their constants."""
-        statistics = set(range(self.n_fit, self.n_used))
-        for fold, networks in enumerate(self.trained.folds):
-            if set(np.flatnonzero(self.fold_of == fold).tolist()) == statistics:
-                return networks, np.flatnonzero(self.fold_of != fold)
-        rows, number = np.arange(self.n_fit), len(self.trained.folds) + 1
-        return {
-            source: self._train(source, rows, number, f"training on {source}, to choose") for source in self.tables
-        }, rows
 
     def finish(self, network: Network, choice: ChoiceRecord | None) -> tuple[FittedGraph, CalibrationRecord]:
         """Return the model of a kind and its calibration."""
