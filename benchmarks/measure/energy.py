@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae_edge.benchmarks.measure.conditions import ROOT
+from vae_edge.platform.conditions import ROOT
 from vae_edge.platform.machine import read_system_file
 
 _SAMPLE_EVERY_S = 0.1

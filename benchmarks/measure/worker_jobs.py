@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.backends.base import Backend, Tensors
-from vae_edge.benchmarks.measure.conditions import CpuClock, frequency_mhz, temperature_c, throttle_count
+from vae_edge.benchmarks.measure.conditions import CpuClock
 from vae_edge.benchmarks.measure.energy import EnergyMeter
 from vae_edge.benchmarks.measure.instruments import PacedSource, count_stream, measure, spin_ns
 from vae_edge.benchmarks.measure.jobs import LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
 from vae_edge.detector import Detector, Source
 from vae_edge.image import prepare, read_image
+from vae_edge.platform.conditions import frequency_mhz, temperature_c, throttle_count
 
 
 def measure_round(detector: Detector, job: RoundJob) -> dict[str, Any]:

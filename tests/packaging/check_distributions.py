@@ -25,7 +25,12 @@ def main() -> int:
         if not any(part.is_symlink() for part in path.parents)
     }
     templates = (REPOSITORY / "benchmarks/report/pages/templates").iterdir()
-    data = {"vae_edge/py.typed", *(f"vae_edge/benchmarks/report/pages/templates/{path.name}" for path in templates)}
+    checked = {f"vae_edge/selfcheck/data/{name}" for name in ("bundles.tar.xz", "constructs.zip")}
+    data = {
+        "vae_edge/py.typed",
+        *checked,
+        *(f"vae_edge/benchmarks/report/pages/templates/{path.name}" for path in templates),
+    }
     in_wheel = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     problems = [f"the wheel lacks {name}" for name in sorted(modules - in_wheel)]
     problems += [f"the wheel has {name}, which is not ours" for name in sorted(in_wheel - modules - data)]

@@ -67,6 +67,7 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
             console.print(f"    for {names}", style="dim", soft_wrap=True)
     else:
         console.print("Everything is installed.")
+    console.print("This was a quick look. To check this device against stored answers: vae-edge selfcheck", style="dim")
 
 
 def _machine_rows(machine: Machine) -> list[tuple[str, str]]:

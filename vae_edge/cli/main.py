@@ -100,6 +100,9 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command("vae_edge.cli.inspect:inspect", "Show what a bundle is and how far it can be trusted."),
     "cache": Command("vae_edge.cli.cache:cache", "List or clear what is cached for faster starts."),
     "doctor": Command("vae_edge.cli.doctor:doctor", "Show what works on this machine, and how to fix the rest."),
+    "selfcheck": Command(
+        "vae_edge.cli.selfcheck:selfcheck", "Check this device against stored answers, and write a file to send."
+    ),
 }
 
 

@@ -303,7 +303,9 @@ class DriverFake:
 
 
 def _filled(size: int) -> Any:
-    return (ctypes.c_uint8 * size)(*[GARBAGE] * size)
+    block = (ctypes.c_uint8 * size)()
+    ctypes.memset(block, GARBAGE, size)
+    return block
 
 
 def use(fake: DriverFake, monkeypatch: pytest.MonkeyPatch) -> DriverFake:

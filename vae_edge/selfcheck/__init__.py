@@ -1,0 +1,1 @@
+"""`vae-edge selfcheck`: what works on this device, compared with stored answers, in one file to send."""
