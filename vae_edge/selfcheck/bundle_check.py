@@ -23,6 +23,7 @@ from vae_edge.references import record_of, size_of
 from vae_edge.selfcheck.constructs import build
 from vae_edge.selfcheck.machine import in_words, state
 from vae_edge.selfcheck.record import StepResult, Verdict
+from vae_edge.targets import Target
 
 N_VERDICTS = 1024
 """As many as MLPerf takes for one stream of single queries."""
@@ -109,9 +110,9 @@ def check_start(arguments: dict[str, Any]) -> StepResult:
         opened_s = time.perf_counter() - started
         outputs = _outputs(detector.backend, reference_images(bundle))
         backend = detector.backend
-        from_cache = getattr(backend, "is_from_cache", backend.rebuilt_sha256 is not None)
-        own_engine = backend.rebuilt_sha256 is None and not hasattr(backend, "is_from_cache")
-    facts = {"opened_s": opened_s, "is_from_cache": bool(from_cache), "ran_on": backend.version}
+        from_cache = _is_from_cache(backend)
+        own_engine = bundle.manifest.target is Target.TENSORRT and backend.rebuilt_sha256 is None
+    facts = {"opened_s": opened_s, "is_from_cache": from_cache, "ran_on": backend.version}
     if not kept.is_file():
         arrays: dict[str, Any] = {"opened_s": opened_s, **outputs}
         np.savez(kept, **arrays)
@@ -280,6 +281,12 @@ def reference_images(bundle: Bundle) -> list[NDArray[np.uint8]]:
     path = bundle.folder / record.file
     file = ReferenceFile.read(path, record, size_of(bundle.manifest))
     return [np.array(image) for image in file.images(f"{path}: picture")]
+
+
+def _is_from_cache(backend: Backend) -> bool:
+    """Return whether a model was compiled by an earlier start; of TensorRT's engines the note says so."""
+    built_before = any("using the one that was built here" in note for note in backend.notes)
+    return bool(getattr(backend, "is_from_cache", built_before))
 
 
 def _outputs(backend: Backend, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:

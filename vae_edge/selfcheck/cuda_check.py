@@ -16,7 +16,7 @@ from vae_edge.selfcheck.record import StepResult, Verdict
 
 N_THREADS = 4
 _SIZES_BYTES = (1, 255, 4096, 65_537, 1 << 20, 4 << 20)
-_ROUNDS = 20
+_ROUNDS = 10
 """Of all sizes, in each thread."""
 
 _left_open: list[Any] = []

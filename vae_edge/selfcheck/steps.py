@@ -14,7 +14,7 @@ from vae_edge.selfcheck.record import StepRecord
 from vae_edge.targets import Precision, Target
 
 _PROBE_S, _LOOK_S = 120.0, 60.0
-_CUDA_S = 60.0
+_CUDA_S = 120.0
 _CONSTRUCT_S = 90.0
 _REFERENCES_S = {Target.TENSORRT: 180.0}
 _REFERENCES_OTHERS_S = 90.0
