@@ -190,16 +190,17 @@ def decode_picture(data: bytes, size: Size, name: str) -> NDArray[np.uint8]:
     Raises:
         BundleError: it is damaged or of another size; with `name`.
     """
+    if not data.startswith(b"\x89PNG"):
+        raise BundleError(f"{name} is not a PNG; {_ADVICE}")
+    # Every PNG begins with its width and height. They are compared first: about a larger picture decoding would advise
+    # an option that does not apply here.
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    if len(data) >= 24 and (height, width) != tuple(size):
+        raise BundleError(f"{name} has {height}x{width} pixels; expected {size.height}x{size.width}; {_ADVICE}")
     try:
-        if not data.startswith(b"\x89PNG"):
-            raise InputError(f"{name} is not a PNG")
-        image = decode_image(np.frombuffer(data, dtype=np.uint8), name=name, max_pixels=size.height * size.width)
+        return decode_image(np.frombuffer(data, dtype=np.uint8), name=name, max_pixels=size.height * size.width)
     except InputError as error:
         raise BundleError(f"{error}; {_ADVICE}") from error
-    if image.shape[:2] != tuple(size):
-        height, width = image.shape[:2]
-        raise BundleError(f"{name} has {height}x{width} pixels; expected {size.height}x{size.width}; {_ADVICE}")
-    return image
 
 
 @dataclass(frozen=True)

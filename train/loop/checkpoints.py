@@ -354,7 +354,8 @@ def interrupted(
     """
     path = (training or folder) / "checkpoints" / LAST_CHECKPOINT
     epochs = int(read_state(path)["epochs_run"]) if path.is_file() else 0
-    kept = f"{epochs} epochs are kept" if epochs != 1 else "1 epoch is kept"
+    # Networks on features have no epochs: they are trained again.
+    kept = {0: "nothing of it is kept yet", 1: "1 epoch is kept"}.get(epochs, f"{epochs} epochs are kept")
     how = f"vae-train --resume {folder}"
     if needs:
         how = f"vae_edge.train.resume_run({str(folder)!r}, {', '.join(f'{name}=...' for name in needs)})"

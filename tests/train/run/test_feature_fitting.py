@@ -230,7 +230,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
             if stage.startswith("training on features 3"):
                 raise KeyboardInterrupt
 
-    with pytest.raises(TrainingInterruptedError, match="vae-train --resume"):
+    with pytest.raises(TrainingInterruptedError, match="nothing of it is kept yet; to continue: vae-train --resume"):
         fit_run(settings(data, weights, Network.FEATURE), out=tmp_path / "run", watcher=Stop())
     assert resume_run(tmp_path / "run").fingerprint == run.fingerprint
 
