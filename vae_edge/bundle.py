@@ -230,6 +230,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder made by vae-export"
         ) from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is a file, not a bundle; pass a folder made by vae-export") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); {_ADVICE}") from error
     if not isinstance(content, dict) or type(content.get("schema_version")) is not int:

@@ -123,6 +123,9 @@ def test_a_folder_that_is_no_bundle_says_so(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
     with pytest.raises(BundleError, match="is not a bundle"):
         Bundle.open(tmp_path / "nowhere")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(BundleError, match=r"model\.onnx is .*not a bundle.*; pass a folder made by vae-export"):
+        Bundle.open(tmp_path / "model.onnx")
 
 
 def test_a_changed_manifest_replaces_the_old_one_and_nothing_else(onnx_bundle: Bundle) -> None:

@@ -232,10 +232,14 @@ class LockFile:
             # Its holder removes it: what was locked may have lost the name meanwhile.
             if locked is None or _is_same(handle, self.path):
                 self._handle, self._is_by_name = handle, locked is None
-                os.ftruncate(handle, 0)
-                os.lseek(handle, 0, os.SEEK_SET)  # On Windows the lock has moved it.
-                os.write(handle, owner().encode())
                 _held.add(handle)
+                try:
+                    os.ftruncate(handle, 0)
+                    os.lseek(handle, 0, os.SEEK_SET)  # On Windows the lock has moved it.
+                    os.write(handle, owner().encode())
+                except OSError:  # A full disk, for example: this process would keep others out until its end.
+                    self.release()
+                    raise
             else:
                 os.close(handle)
         return True

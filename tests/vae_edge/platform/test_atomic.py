@@ -474,6 +474,19 @@ def test_a_claim_in_the_same_process_counts_too(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK_FILE).exists()
 
 
+def test_a_claim_that_fails_on_a_full_disk_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(InputError, match="No space left"), claim(tmp_path / LOCK_FILE, "it is taken"):
+            pytest.fail("the block must not run")
+    assert not (tmp_path / LOCK_FILE).exists()
+    with claim(tmp_path / LOCK_FILE, "it is taken"):
+        assert (tmp_path / LOCK_FILE).exists()
+
+
 @posix_only
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_claim(tmp_path: Path) -> None:
     hold = HOLD.format(no_locks=False).replace("sys.stdin.read()", "import os, time; os.fork() or time.sleep(30)")
