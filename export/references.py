@@ -91,8 +91,13 @@ def given_pictures(folder: Path, preparation: Preparation) -> Pictures:
     """Prepare pictures of a folder, 16 at most, spread evenly over those there are.
 
     Raises:
-        InputError: there are fewer than six, or one cannot be read.
+        InputError: there is no such folder, it has fewer than six, or one cannot be read.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(
+            f"{folder}, given with --references, {what}; expected a folder of {FEWEST_PICTURES} or more pictures"
+        )
     files = sorted(list_images(folder).images())
     if len(files) < FEWEST_PICTURES:
         raise InputError(

@@ -49,7 +49,8 @@ def print_result(run: RunFolder) -> None:
         table.add_row("model", f"{record.tiling.describe()}; {record.photometric.describe()}")
         table.add_row("scoring", record.scoring.describe())
     if record.choice is not None:
-        table.add_row("chosen on", f"{record.choice.judged_on}; the ranking is in model.json")
+        detail = "reason" if record.choice.judged_on == "nothing" else "ranking"
+        table.add_row("chosen on", f"{record.choice.judged_on}; the {detail} is in model.json")
     n_pictures = len(run.split.of(*run.calibration_roles))
     shown = f", one of each part in {n_pictures}" if thresholds.n_normals < n_pictures else ""
     table.add_row(

@@ -193,6 +193,16 @@ def test_too_few_pictures_of_a_folder_are_refused(trained_run: RunFolder, sample
         export_run(trained_run, tmp_path / "out", settings)
 
 
+@pytest.mark.parametrize(("name", "what"), [("nowhere", "does not exist"), ("file.png", "is a file")])
+def test_references_that_are_no_folder_are_named_as_such(
+    trained_run: RunFolder, tmp_path: Path, name: str, what: str
+) -> None:
+    (tmp_path / "file.png").touch()
+    settings = ExportSettings(targets=(Target.ONNX,), references=ReferenceSettings(folder=tmp_path / name))
+    with pytest.raises(InputError, match=f"{name}, given with --references, {what}; expected a folder of 6 or more"):
+        export_run(trained_run, tmp_path / "out", settings)
+
+
 def test_a_bundle_that_differs_on_its_references_alone_is_not_published(
     trained_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from vae_edge.train.run import feature_fitting, fitting
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import MODEL_FILE, RECORD_FILE, RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set
+from vae_edge.train.summary import print_result
 
 TINY = Architecture(n_features=4, latent_vec_size=8, height=32, width=32)
 FEATURE = {"n_hidden": 16, "latent_vec_size": 4, "n_steps": 20, "batch_size": 64}
@@ -215,11 +216,15 @@ def test_the_choice_is_made_on_defects_that_were_pasted_and_is_recorded(
     assert any(sentence.startswith(f"network: {run.record.network}") for sentence in listener.sentences)
 
 
-def test_too_few_normals_to_choose_by_mean_features(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_too_few_normals_to_choose_by_mean_features(
+    data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = fit_run(settings(data, weights, None), out=tmp_path / "run")
     assert run.record.network is Network.FEATURE
     assert run.record.choice is not None
     assert "too few to choose by" in run.record.choice.because[0]
+    print_result(run)
+    assert "nothing; the reason is in model.json" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(
