@@ -517,5 +517,7 @@ def test_the_public_names_are_these() -> None:
 
 def test_arguments_that_only_networks_on_pixels_have_choose_one_or_are_refused(data: Path, tmp_path: Path) -> None:
     assert fit(data, tmp_path / "run", max_epochs=1, **TINY).record.network is Network.PIXEL
-    with pytest.raises(UsageError, match="epochs: for networks that reconstruct whole pictures, and the preset 'feature' trains none"):
+    with pytest.raises(
+        UsageError, match="epochs: for networks that reconstruct whole pictures, and the preset 'feature' trains none"
+    ):
         fit(data, tmp_path / "other", preset="feature", max_epochs=1)

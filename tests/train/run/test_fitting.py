@@ -84,7 +84,8 @@ def test_an_interrupted_run_that_goes_on_ends_with_the_same_bytes(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(
-        TrainingInterruptedError, match=r"interrupted, (nothing of it|\d epochs?) .* kept.*; to continue: vae-train --resume"
+        TrainingInterruptedError,
+        match=r"interrupted, (nothing of it|\d epochs?) .* kept.*; to continue: vae-train --resume",
     ) as caught:
         fit_run(settings(data), out=out, watcher=Interrupt(step, number))
     assert caught.value.exit_code == 130

@@ -6,6 +6,7 @@ import os
 import sys
 import zipfile
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,9 @@ def references(folder: Path, device: str = "auto") -> Step:
 
 
 def test_a_sound_device_gives_the_stored_answers(tmp_path: Path, bundles: dict[str, Path]) -> None:
-    engine = references(bundles["pixels-tensorrt-int8"])
+    # The double computes with ONNX Runtime, whose old versions compute pairs with FP16 scales wrongly.
+    is_old = tuple(map(int, version("onnxruntime").split(".")[:2])) < (1, 20)
+    engine = references(bundles["pixels-tensorrt-fp32" if is_old else "pixels-tensorrt-int8"])
     cuda, construct, references_of_engine = run(tmp_path, "sound", CUDA, CONSTRUCT, engine)
     assert (cuda.verdict, cuda.facts["n_wrong"], cuda.facts["n_round_trips"]) == (Verdict.OK, 0, 240)
     assert construct.verdict is Verdict.OK, construct
