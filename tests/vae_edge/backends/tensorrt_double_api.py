@@ -91,7 +91,7 @@ class EngineInvalidityDiagnostics(enum.IntEnum):
 def _session(onnx: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    # Every Q/DQ pair as it stands, as TensorRT computes it: the integer kernels of older versions round otherwise.
+    # Every Q/DQ pair as it stands, as TensorRT computes it.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
