@@ -55,7 +55,7 @@ def references(folder: Path, device: str = "auto") -> Step:
 
 
 def test_a_sound_device_gives_the_stored_answers(tmp_path: Path, bundles: dict[str, Path]) -> None:
-    # The double computes with ONNX Runtime: 1.18 and 1.24.1 compute this graph's pairs with FP16 scales wrongly, 1.32 right.
+    # The double computes with ONNX Runtime; 1.18 and 1.24.1 compute pairs with FP16 scales wrongly here, 1.32 right.
     is_old = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32)
     engine = references(bundles["pixels-tensorrt-fp32" if is_old else "pixels-tensorrt-int8"])
     cuda, construct, references_of_engine = run(tmp_path, "sound", CUDA, CONSTRUCT, engine)
