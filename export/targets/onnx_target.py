@@ -42,6 +42,7 @@ from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges
 from vae_edge.export.settings import BACKBONE, Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.platform.machine import look_at_machine
 from vae_edge.platform.telemetry import import_onnxruntime
 from vae_edge.platform.work import Progress
 from vae_edge.targets import Precision, Target
@@ -101,8 +102,9 @@ class OnnxRuntimeQuantizer(OnnxQuantizer):
         Raises:
             InputError: a name that no layer has.
         """
-        # Whatever this machine's processor: with 8 bits most verdicts change on processors that saturate.
-        return quantize_for_onnxruntime(self.float_model, self.ranges, keep_float=keep_float, reduce_range=True)
+        # Not on every machine: a backbone loses too much with 7 bits. Where the sums saturate the references tell.
+        reduce_range = look_at_machine().saturates_int8_sums
+        return quantize_for_onnxruntime(self.float_model, self.ranges, keep_float=keep_float, reduce_range=reduce_range)
 
 
 def export_program(graph: DeployedGraph) -> torch.export.ExportedProgram:
