@@ -15,7 +15,7 @@ place of defects) the best led by 1.5 such errors at the median and by 2.5 at mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.candidates import CANDIDATES, Ranked
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES, paste_defects
-from vae_edge.train.data.inspection_set import resize_all, spread_places
+from vae_edge.train.data.inspection_set import spread_places
 from vae_edge.train.model.anomaly_graph import MapMaker, Reconstruction, images_at_a_time, map_step, n_pooled
 from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.network import Vae
@@ -199,10 +199,6 @@ class ChoiceSet:
     description: str
     """In words."""
 
-    def resized(self, size: tuple[int, int]) -> ChoiceSet:
-        """Return the same pictures at another height and width."""
-        return replace(self, normals=resize_all(self.normals, size), images=resize_all(self.images, size))
-
 
 @dataclass(frozen=True)
 class ScoringRanking:
@@ -312,20 +308,6 @@ def rank_scorings(
     index = list(candidates).index(default)
     row = choose_row(aurocs, by_normal, index)
     return ScoringRanking(candidates[row], aurocs, by_normal, tuple(candidates), index)
-
-
-def fused_scores(
-    vae: Vae,
-    input_settings: InputSettings,
-    choice_set: ChoiceSet,
-    scoring: ScoringSettings,
-    *,
-    fitted: NDArray[np.uint8] | None = None,
-    progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """Return the score of each image of the set by one composition, float64 [m]; arguments as for `rank_scorings`."""
-    units = _scores_in_units(vae, input_settings, choice_set, (scoring,), fitted=fitted, progress=progress)
-    return np.asarray(np.mean(list(units.values()), axis=0))
 
 
 def _scores_in_units(

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -297,17 +296,6 @@ def load_images(
     for i, image in enumerate(map_in_threads(load, [file.path for file in files], progress)):
         images[i] = image
     return images
-
-
-def resize_all(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return uint8 [n, H, W, 3] at another height and width, as `load_images` would shrink them."""
-    if images.shape[1:3] == size:
-        return images
-    height, width = size
-    resized = np.empty((len(images), height, width, 3), np.uint8)
-    for made, image in zip(resized, images, strict=True):
-        cv2.resize(image, (width, height), dst=made, interpolation=cv2.INTER_AREA)
-    return resized
 
 
 def load_masks(files: Sequence[ImageFile], preparation: Preparation) -> Masks:

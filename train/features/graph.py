@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_edge.train.features.backbone import TAPS, Backbone, check_size
+from vae_edge.train.features.network import PositionResidual
 from vae_edge.train.features.patches import PATCH_STEP, PatchResidual
 from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource
 from vae_edge.train.model.anomaly_graph import DeployedGraph, n_pooled, pool_largest
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
-from vae_edge.train.model.residuals import Smoothing, enlarging_matrix
+from vae_edge.train.model.residuals import Enlarging, Smoothing
 
 GRID = 8
 """Pixels from one position of the grid to the next."""
@@ -142,7 +143,7 @@ class FeatureConstants:
         )
 
 
-class FeatureResidual(nn.Module):
+class FeatureResidual(PositionResidual):
     """From features to the squared residual of a position, float32 [N, 1, H / 8, W / 8], 0 or more.
 
     Args:
@@ -151,24 +152,9 @@ class FeatureResidual(nn.Module):
         channel_deviation: likewise.
     """
 
-    channel_mean: Tensor
-    channel_unit: Tensor
-
-    def __init__(self, vae: nn.Sequential, channel_mean: Tensor, channel_deviation: Tensor) -> None:
-        super().__init__()
-        self.vae = vae
-        self.register_buffer("channel_mean", channel_mean)
-        self.register_buffer("channel_unit", 1 / channel_deviation)
-
-    @property
-    def channel_deviation(self) -> Tensor:
-        """See `FeatureConstants`."""
-        deviation: Tensor = 1 / self.channel_unit
-        return deviation
-
     def forward(self, features: Tensor) -> Tensor:
         """Compare float32 [N, C, H / 8, W / 8] with its reconstruction, in the channels' units."""
-        x = (features - self.channel_mean) * self.channel_unit
+        x = self.in_units(features)
         difference = x - self.vae(x)
         residual: Tensor = (difference * difference).mean(dim=1, keepdim=True)
         return residual
@@ -220,7 +206,9 @@ class FeatureScorer(nn.Module):
                 raise KeyError(f"constants of {tuple(mean.shape)} for a grid of {sizes[i]}")
             self.register_buffer(f"mean_{i}", mean)
             self.register_buffer(f"unit_{i}", 1 / scale)
-        self.enlarge = nn.ModuleDict({str(each): _Enlarging(image_size, STEPS[each]) for each in settings.sources})
+        self.enlarge = nn.ModuleDict(
+            {str(each): Enlarging(MAP_SIGMA * STEPS[each], height, width, STEPS[each]) for each in settings.sources}
+        )
 
     def forward(self, residuals: Mapping[MapSource, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the map, float32 [N, H, W], and the score, float32 [N], for float32 [N, 1, h, w] of each source."""
@@ -232,23 +220,6 @@ class FeatureScorer(nn.Module):
             scores.append(pool_largest(values, self.counts[i]))
         parts = [self.enlarge[str(source)](_sum(values)) for source, values in maps.items()]
         return (_sum(parts) / len(scores)).flatten(1, 2), _sum(scores) / len(scores)
-
-
-class _Enlarging(nn.Module):
-    """Brings float32 [N, 1, H / step, W / step] to the picture's pixels, [N, 1, H, W]."""
-
-    down: Tensor
-    across: Tensor
-
-    def __init__(self, image_size: tuple[int, int], step: int) -> None:
-        super().__init__()
-        height, width = image_size
-        self.register_buffer("down", enlarging_matrix(MAP_SIGMA * step, height, step))
-        self.register_buffer("across", enlarging_matrix(MAP_SIGMA * step, width, step).T.contiguous())
-
-    def forward(self, values: Tensor) -> Tensor:
-        made: Tensor = self.down @ (values @ self.across)
-        return made
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_edge.train.features.network import FeatureVae
+from vae_edge.train.features.network import FeatureVae, PositionResidual
 from vae_edge.train.features.settings import PositionVae
 
 PATCH = 8
@@ -44,7 +44,7 @@ def patch_convolutions(vae: FeatureVae) -> nn.Sequential:
     return nn.Sequential(cutting, *others).eval().requires_grad_(False)
 
 
-class PatchResidual(nn.Module):
+class PatchResidual(PositionResidual):
     """From pixels to the squared residual, float32 [N, 1, H / 4, W / 4], 0 or more.
 
     Args:
@@ -53,24 +53,9 @@ class PatchResidual(nn.Module):
         channel_deviation: of the same shape, above 0.
     """
 
-    channel_mean: Tensor
-    channel_unit: Tensor
-
-    def __init__(self, vae: nn.Sequential, channel_mean: Tensor, channel_deviation: Tensor) -> None:
-        super().__init__()
-        self.vae = vae
-        self.register_buffer("channel_mean", channel_mean)
-        self.register_buffer("channel_unit", 1 / channel_deviation)
-
-    @property
-    def channel_deviation(self) -> Tensor:
-        """See the arguments."""
-        deviation: Tensor = 1 / self.channel_unit
-        return deviation
-
     def forward(self, pixels: Tensor) -> Tensor:
         """Compare float32 [N, 3, H, W], H and W multiples of 8, with its reconstruction, in units of the deviation."""
-        x = (pixels - self.channel_mean) * self.channel_unit
+        x = self.in_units(pixels)
         difference = x - functional.pixel_shuffle(self.vae(x), PATCH)
         residual: Tensor = functional.avg_pool2d(difference * difference, PATCH_STEP).mean(dim=1, keepdim=True)
         return residual
