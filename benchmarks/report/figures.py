@@ -123,6 +123,7 @@ class Figure:
     form: Form
     smaller_is_better: bool
     meaning: str
+    """What it measures, as a phrase that needs no other figure's to be understood."""
     find: Callable[[BundleResult], Number | None]
     """Returns value, interval and note; None if it was not measured."""
     views: View = _NOWHERE
@@ -309,7 +310,8 @@ FIGURES: dict[str, Figure] = {
                "verdicts per second of a stream of files, opened with its defaults", _throughput(best=False),
                _ALL_TABLES, "File to verdict"),
         Figure("best_images_per_s", "best images/s", "", three_digits, False,
-               "the same in the best configuration measured", _throughput(best=True)),
+               "verdicts per second of a stream of files, in the fastest configuration measured",
+               _throughput(best=True)),
         Figure("missed_share", "deadlines missed", "", percent, True,
                "share of deadlines missed at the worst of --load-fps", _missed),
         Figure("load_p99_ms", "p99 under load", "ms", three_digits, True,
@@ -317,8 +319,8 @@ FIGURES: dict[str, Figure] = {
         Figure("first_result_s", "start", "s", three_digits, True,
                "from starting Python to the first verdict, with the model that an earlier start compiled",
                _start(cold=False), View.PAGE | View.TEXT, "Needs"),
-        Figure("cold_first_result_s", "cold start", "s", three_digits, True, "the same with nothing compiled yet",
-               _start(cold=True)),
+        Figure("cold_first_result_s", "cold start", "s", three_digits, True,
+               "from starting Python to the first verdict, with nothing compiled yet", _start(cold=True)),
         Figure("peak_memory_mib", "memory", "MiB", three_digits, True, "peak of resident memory, including libraries",
                _memory, _ALL_TABLES | View.TILE | View.COST, "Needs"),
         Figure("size_mib", "disk", "MiB", three_digits, True, "all files of the bundle", _size,
@@ -328,7 +330,8 @@ FIGURES: dict[str, Figure] = {
         *_accuracy_figures(),
         Figure("flips", "flips", "", whole, True, "images that the reference judges differently", _flips, _ALL_TABLES,
                "Accuracy"),
-        Figure("unexplained_flips", "unexplained flips", "", whole, True, "of these, those not near the threshold",
+        Figure("unexplained_flips", "unexplained flips", "", whole, True,
+               "images that the reference judges differently although they are not near the threshold",
                _unexplained_flips),
     )
 }  # fmt: skip

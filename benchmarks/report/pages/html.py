@@ -125,6 +125,7 @@ def to_html(report: Report, images: Mapping[str, bytes] | None = None, most_byte
         looks=dict(zip((bundle.name for bundle in report.bundles), looks(len(report.bundles)), strict=True)),
         columns=columns,
         groups=[(group, len(list(members))) for group, members in groupby(columns, key=lambda each: each.group)],
+        meanings=tables.meanings(report, View.PAGE),
         doubts=_doubts(report),
         warnings=_warnings(report),
         unstable=_unstable(report),

@@ -48,6 +48,8 @@ def to_markdown(report: Report) -> str:
         _table(Table("", ["fact", "value"], list(tables.machine(report).items()), n_names=2)),
         _titled(tables.running(report)),
         _titled(tables.references(report)),
+        "## What the figures mean" if ran else "",
+        _bullets(f"{heading}: {meaning}" for heading, meaning in tables.meanings(report, View.TEXT).items()),
         "## How it was measured",
         _bullets(tables.method(report)),
         "## How to reproduce",

@@ -103,6 +103,12 @@ def overview(report: Report, view: View) -> Table:
     return Table("All bundles", ["bundle", *(each.heading for each in shown)], rows)
 
 
+def meanings(report: Report, view: View) -> dict[str, str]:
+    """Return what the figures of a view's overview and of the table of accuracy mean, by heading."""
+    shown = [each for each in FIGURES.values() if each.views & (view | View.ACCURACY)]
+    return {each.heading: each.meaning for each in shown if any(each.find(bundle) for bundle in report.bundles)}
+
+
 _LATENCY_FIGURES = ("min", "mean", "p50", "p90", "p95", "p99", "max", "std")
 
 

@@ -20,8 +20,9 @@ import pytest
 from tests.benchmarks.example_report import example_pictures, example_report, write_example_pictures
 from tests.benchmarks.parsed_page import Node, parse
 from vae_edge.benchmarks.report.figures import View, figures
-from vae_edge.benchmarks.report.pages import html
+from vae_edge.benchmarks.report.pages import html, tables
 from vae_edge.benchmarks.report.pages.html import render_report, to_html
+from vae_edge.benchmarks.report.pages.markdown import to_markdown
 from vae_edge.benchmarks.report.records.files import read_report
 from vae_edge.benchmarks.report.records.report import BundleResult, Report
 from vae_edge.errors import InputError, MissingDependencyError
@@ -167,6 +168,26 @@ def test_every_number_of_the_table_is_the_one_in_report_json_with_the_ends_of_it
             n_intervals += bool(found.ends)
     assert n_compared >= 5 * 11
     assert n_intervals >= 5 * 7
+
+
+def test_each_title_of_the_table_is_explained_in_its_tooltip_and_in_a_list_that_needs_no_pointer(page: Node) -> None:
+    (listed,) = page.by_id("meanings").all("dl")
+    meanings = {entry.all("dt")[0].text: entry.all("dd")[0].text for entry in listed.all("div")}
+    titles = [button for button in page.by_id("all-bundles").all("button") if button.text != "bundle"]
+    assert len(titles) == 13
+    for title in titles:
+        assert meanings[title.text] == title.get("title") != ""
+    # The table of accuracy has more figures than the overview.
+    assert meanings["image AUPR"] == "average precision of the images"
+
+
+def test_markdown_lists_what_its_figures_mean_and_no_figure_that_it_does_not_show() -> None:
+    found = to_markdown(example_report()).split("## What the figures mean")[1].split("## ")[0]
+    listed = {line.split(":")[0].removeprefix("- ") for line in found.splitlines() if line}
+    report = example_report()
+    assert listed == {*tables.overview(report, View.TEXT).headers, *tables.accuracy(report).headers} - {"bundle"}
+    assert "- engine p50 ms: half of the images take less, of the runtime alone" in found
+    assert "## What the figures mean" not in to_markdown(failed(report))
 
 
 def test_the_table_can_be_sorted_by_button_and_is_plain_text_without_the_script(page: Node) -> None:
