@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-lowest test-windows-semantics lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-lowest test-windows-semantics check-gpu lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +57,9 @@ test-lowest: ## the same with the lowest versions that pyproject.toml allows, on
 test-windows-semantics: install ## tests under Windows' rules for files, locks, names and signals; all of them with WINDOWS="tests/vae_edge tests/export"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.windows_semantics.plugin -q -m "not gpu and not slow" $(or $(WINDOWS),@tests/windows_semantics/in_ci.txt)
 
+check-gpu: install ## a check on an NVIDIA GPU, eight minutes at most: tests, ways to its memory, torch, ONNX Runtime, TensorRT, selfcheck; into gpu-check/
+	@PYTHON=$(BIN)/python bash tests/gpu/check.sh
+
 test-arm: install ## verdicts, and the runtime's tests, on an emulated Arm processor (qemu-user-static) with JetPack's versions; 1.5 GB, an hour or two
 	@PYTHON=$(BIN)/python bash tests/arm/run.sh
 
@@ -74,4 +77,4 @@ build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets created, including .venv
-	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime build dist demo bench *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -38,6 +38,7 @@ def training_speed(
     presets: Annotated[str, typer.Option(help="Comma-separated presets.")] = "nano,edge",
     steps: Annotated[int, typer.Option(help="Steps of each training.")] = 40,
     rounds: Annotated[int, typer.Option(help="Turns.")] = 3,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda: where both train.")] = "auto",
 ) -> None:
     """Measure windows/s of vae-train's loop and of a plain one, alternately."""
     table = plain_table()
@@ -47,7 +48,7 @@ def training_speed(
     for preset in presets.split(","):
         for side in (int(word) for word in sides.split(",")):
             notes_console().print(f"{preset} at {side}: {rounds} rounds", markup=False)
-            settings = _settings(preset.strip(), side)
+            settings = _settings(preset.strip(), side, accelerator)
             images = np.random.default_rng(0).integers(0, 256, (steps * _BATCH, side, side, 3), dtype=np.uint8)
             plain, single, auto = [], [], []
             for _ in range(rounds):
@@ -65,12 +66,13 @@ def training_speed(
     results_console().print(table)
 
 
-def _settings(preset: str, side: int) -> TrainSettings:
+def _settings(preset: str, side: int, accelerator: str) -> TrainSettings:
     return TrainSettings(
         source=DataSource(root="."),
         architecture=make_architecture(preset, (side, side)),
         recipe=PRESETS[preset].recipe,
-        precision=resolve_precision(AUTO_PRECISION, "auto"),
+        accelerator=accelerator,
+        precision=resolve_precision(AUTO_PRECISION, accelerator),
         epochs=1,
         batch_size=_BATCH,
     )
@@ -78,18 +80,27 @@ def _settings(preset: str, side: int) -> TrainSettings:
 
 def _plain_loop(settings: TrainSettings, images: NDArray[np.uint8]) -> float:
     """Return images/s of an epoch of the plain loop."""
-    vae = Vae.from_architecture(settings.architecture).train()
+    device = _device(settings.accelerator)
+    vae = Vae.from_architecture(settings.architecture).to(device).train()
     optimizer = torch.optim.Adam(vae.parameters(), settings.recipe.learning_rate)
     data = torch.from_numpy(images)
     started = time.perf_counter()
     order = torch.randperm(len(data))
     for start in range(0, len(data), _BATCH):
-        pixels = as_pixels(data[order[start : start + _BATCH]]).contiguous()
+        pixels = as_pixels(data[order[start : start + _BATCH]].to(device)).contiguous()
         loss = vae.loss(vae(pixels), pixels).total
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return len(data) / (time.perf_counter() - started)
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(accelerator)
 
 
 def _fit(settings: TrainSettings, images: NDArray[np.uint8]) -> float:
