@@ -226,7 +226,14 @@ class LockFile:
                 os.close(handle)
                 self.path.unlink(missing_ok=True)
                 raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self.path))
-            if locked is False or (locked is None and not self._acquire_by_name()):
+            try:
+                is_free = self._acquire_by_name() if locked is None else locked
+            except OSError:  # A full disk, for example; nobody has it then.
+                os.close(handle)
+                with suppress(OSError):
+                    self.path.unlink()
+                raise
+            if not is_free:
                 os.close(handle)
                 return False
             # Its holder removes it: what was locked may have lost the name meanwhile.
@@ -250,7 +257,7 @@ class LockFile:
                 handle = os.open(self._owner_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:
                 holder = _text(self._owner_path)
-                if is_alive(holder) is not False:
+                if is_alive(holder) is not False and not self._owner_is_lost():
                     return False
                 # Of two that find it at once only one renames what both have read.
                 aside = self.path.with_name(f"{self.path.name}.{owner()}")
@@ -261,10 +268,23 @@ class LockFile:
                         return False
                     aside.unlink()
             else:
-                os.write(handle, owner().encode())
+                try:
+                    os.write(handle, owner().encode())
+                except OSError:  # A full disk: without a name in it, it would keep everybody out.
+                    os.close(handle)
+                    self._owner_path.unlink()
+                    raise
                 os.close(handle)
                 return True
         return False
+
+    def _owner_is_lost(self) -> bool:
+        """Return whether the second file is empty and not new: its process was killed, or the power failed, in between."""
+        try:
+            found = self._owner_path.stat()
+        except OSError:
+            return False
+        return found.st_size == 0 and time.time() - found.st_mtime > _UNKNOWN_MAY_BE_NEW_S
 
     def holder(self) -> str:
         """Say who holds it: `process 1234`, with the file where that may be out of date."""

@@ -474,17 +474,38 @@ def test_a_claim_in_the_same_process_counts_too(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_a_claim_that_fails_on_a_full_disk_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no_locks", [False, True])
+def test_a_claim_that_fails_on_a_full_disk_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_locks: bool
+) -> None:
     def full(handle: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    if no_locks:
+        monkeypatch.setattr(file_system, "lock", lambda handle: None)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
         with pytest.raises(InputError, match="No space left"), claim(tmp_path / LOCK_FILE, "it is taken"):
             pytest.fail("the block must not run")
-    assert not (tmp_path / LOCK_FILE).exists()
+    assert list(tmp_path.iterdir()) == []
     with claim(tmp_path / LOCK_FILE, "it is taken"):
         assert (tmp_path / LOCK_FILE).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_file_without_an_owner_keeps_others_out_for_a_minute_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_system, "lock", lambda handle: None)
+    lost = tmp_path / f"{LOCK_FILE}.owner"
+    lost.touch()
+    with pytest.raises(InputError, match=r"it is taken \(another process; .* delete .*\.owner\)"):
+        claim(tmp_path / LOCK_FILE, "it is taken").__enter__()
+    hour_ago = time.time() - 3600
+    os.utime(lost, (hour_ago, hour_ago))
+    with claim(tmp_path / LOCK_FILE, "it is taken"):
+        assert lost.read_text()
+    assert list(tmp_path.iterdir()) == []
 
 
 @posix_only
