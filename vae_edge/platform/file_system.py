@@ -279,7 +279,7 @@ class LockFile:
         return False
 
     def _owner_is_lost(self) -> bool:
-        """Return whether the second file is empty and not new: its process was killed, or the power failed, in between."""
+        """Return whether the second file is empty and not new: its process was killed in between, or the power cut."""
         try:
             found = self._owner_path.stat()
         except OSError:
