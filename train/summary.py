@@ -9,7 +9,7 @@ from rich.console import Console
 from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.decision import describe_promise, describe_support, promised_rate, too_few_normals
 from vae_edge.detectability import CONTRASTS, Detectability, found_text
-from vae_edge.train.model.presets import Network
+from vae_edge.train.model.presets import Network, network_name
 
 if TYPE_CHECKING:
     from vae_edge.manifest import Thresholds
@@ -149,6 +149,10 @@ def _print_detectability(console: Console, found: Detectability) -> None:
     console.print(f"{found.headline()}; {found.n_false_alarms} of {found.n_normals} called anomalous without a defect")
 
 
+def _network_name(record: RunRecord) -> str:
+    return network_name(record.network, record.feature is not None and record.feature.settings.places is not None)
+
+
 def _print_ranking(console: Console, run: RunFolder) -> None:
     """Print what was compared and its results on the images used for choosing."""
     choice = run.record.choice
@@ -163,7 +167,7 @@ def _print_ranking(console: Console, run: RunFolder) -> None:
     chosen = str(run.record.scoring)
     scorings += tuple(each for each in choice.scoring[_RANKED:] if each.name == chosen)
     for kind, ranked, name in (
-        ("network", choice.network, str(run.record.network)),
+        ("network", choice.network, _network_name(run.record)),
         ("light", choice.photometric, str(run.record.photometric)),
         ("scoring", scorings, chosen),
     ):

@@ -2,6 +2,7 @@
 
     image -> light -> backbone -> taps on one grid        `FeatureMaps`
           -> units of the training pictures -> VAE at every position -> residual        `FeatureResidual`
+          -> distance from good parts at the same place, where these lie at the same place      `PlaceDistance`
     image -> light -> units -> VAE on patches -> residual, where there is one on pixels     `PatchResidual`
           -> smoothing -> units of held-out normals -> pooling -> mean        `FeatureScorer`
 
@@ -16,6 +17,7 @@ et al., "PatchCore", CVPR 2022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ from torch.nn import functional
 from vae_edge.train.features.backbone import TAPS, Backbone, check_size
 from vae_edge.train.features.network import PositionResidual
 from vae_edge.train.features.patches import PATCH_STEP, PatchResidual
+from vae_edge.train.features.places import PlaceConstants, PlaceDistance
 from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource
 from vae_edge.train.model.anomaly_graph import DeployedGraph, n_pooled, pool_largest
 from vae_edge.train.model.input_layers import PhotometricNormalization
@@ -35,7 +38,7 @@ from vae_edge.train.model.residuals import Enlarging, Smoothing
 GRID = 8
 """Pixels from one position of the grid to the next."""
 
-STEPS = {MapSource.FEATURES: GRID, MapSource.PIXELS: PATCH_STEP}
+STEPS = {MapSource.FEATURES: GRID, MapSource.PIXELS: PATCH_STEP, MapSource.PLACES: GRID}
 """Pixels from one value of a residual to the next."""
 
 N_CHANNELS = sum(tap.n_channels for tap in TAPS)
@@ -115,6 +118,8 @@ class FeatureConstants:
     """float32 [1, 3, 1, 1], of the pixels over the training pictures; None: no network sees them."""
     pixel_deviation: Tensor | None = None
     """Of the same shape, above 0."""
+    places: PlaceConstants | None = None
+    """Of the features at each place; None: they are not compared by place."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the constants by name, as they are saved."""
@@ -123,6 +128,8 @@ class FeatureConstants:
         named |= {f"scale.{i}": tensor for i, tensor in enumerate(self.scales)}
         if self.pixel_mean is not None and self.pixel_deviation is not None:
             named |= {"pixel_mean": self.pixel_mean, "pixel_deviation": self.pixel_deviation}
+        if self.places is not None:
+            named |= {f"places.{name}": tensor for name, tensor in self.places.tensors().items()}
         return {f"feature.{name}": tensor.clone().contiguous() for name, tensor in named.items()}
 
     @classmethod
@@ -133,6 +140,8 @@ class FeatureConstants:
             KeyError: some are missing.
         """
         n = sum(name.startswith("feature.mean.") for name in tensors)
+        start = "feature.places."
+        places = {name.removeprefix(start): each for name, each in tensors.items() if name.startswith(start)}
         return cls(
             tensors["feature.channel_mean"],
             tensors["feature.channel_deviation"],
@@ -140,6 +149,7 @@ class FeatureConstants:
             tuple(tensors[f"feature.scale.{i}"] for i in range(n)),
             tensors.get("feature.pixel_mean"),
             tensors.get("feature.pixel_deviation"),
+            PlaceConstants(places["directions"], places["means"], places["whitening"]) if places else None,
         )
 
 
@@ -261,6 +271,11 @@ class FeatureGraph(DeployedGraph):
             if pixel_vae is None or constants.pixel_mean is None or constants.pixel_deviation is None:
                 raise KeyError("the network on pixels is missing")
             self.pixels = PatchResidual(pixel_vae, constants.pixel_mean, constants.pixel_deviation)
+        self.places: PlaceDistance | None = None
+        if settings.places is not None:
+            if constants.places is None or constants.places.whitening.shape[0] != math.prod(self.features.size):
+                raise KeyError("the constants of each place are missing or of another size")
+            self.places = PlaceDistance(constants.places, constants.channel_mean, constants.channel_deviation)
         self.score = FeatureScorer(settings, constants, image_size)
         self.settings = settings
         self.constants = constants
@@ -274,9 +289,10 @@ class FeatureGraph(DeployedGraph):
         """Return what the graph does, in words."""
         height, width = self.image_size
         on_pixels = "" if self.pixels is None else " and of one on patches of pixels"
+        by_place = "" if self.places is None else ", with the distance from good parts at the same place"
         return (
             f"images of {height}x{width}; {self.input_settings.photometric.describe()}; squared residual of a VAE on "
-            f"features of EfficientNet-Lite0{on_pixels}, {self.settings.describe()}"
+            f"features of EfficientNet-Lite0{on_pixels}{by_place}, {self.settings.describe()}"
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,7 +307,10 @@ class FeatureGraph(DeployedGraph):
     def residuals(self, pixels: Tensor) -> dict[MapSource, Tensor]:
         """Return the squared residuals, float32 [N, 1, h, w] of each source, for float32 [N, 3, H, W], -1 to 1."""
         lit = self.features.photometric(pixels)
-        made = {MapSource.FEATURES: self.residual(self.features.of_lit(lit))}
+        features = self.features.of_lit(lit)
+        made = {MapSource.FEATURES: self.residual(features)}
+        if self.places is not None:
+            made[MapSource.PLACES] = self.places(features)
         if self.pixels is not None:
             made[MapSource.PIXELS] = self.pixels(lit)
         return made

@@ -26,6 +26,8 @@ class MapSource(str, Enum):
     """Of the VAE on features, at every eighth pixel."""
     PIXELS = "pixels"
     """Of the VAE on patches of pixels, at every fourth pixel."""
+    PLACES = "places"
+    """Of features from those of good parts at the same place, at every eighth pixel."""
 
     def __str__(self) -> str:
         return self.value
@@ -44,7 +46,7 @@ class FeatureMap(Record):
 
     def describe(self) -> str:
         """Return the map in words."""
-        whose = "of pixels, " if self.source is MapSource.PIXELS else ""
+        whose = "" if self.source is MapSource.FEATURES else f"of {self.source}, "
         level = "divided by its mean over the picture, " if self.by_level else ""
         return f"{whose}{level}normalized per position by held-out normals, mean of the largest {self.top_fraction:.3%}"
 
@@ -65,20 +67,26 @@ class PositionVae(Record):
 PIXEL_MAP = FeatureMap(source=MapSource.PIXELS, smoothing_sigma=0.5, by_level=True, top_fraction=0.005)
 """Divided by the picture's level, without which rough pictures of good parts have the largest values."""
 
+FEATURE_MAPS = (FeatureMap(top_fraction=0.01), FeatureMap(by_level=True, top_fraction=0.1))
+
+PLACE_MAPS = tuple(each.model_copy(update={"source": MapSource.PLACES}) for each in FEATURE_MAPS)
+
+N_DIRECTIONS = 32
+"""Of features at a place. On the drawn board 16, 32 and 64 reached an image AUROC of 0.956, 0.966 and 0.966."""
+
 
 class FeatureSettings(PositionVae):
-    """The network on the features, the one on pixels where there is one, their training and their scoring."""
+    """The network on the features, what joins it, their training and their scoring."""
 
     pixels: PositionVae | None = None
     """The network on patches of pixels; None: there is none."""
+    places: int | None = Field(default=None, ge=1, le=256)
+    """Main directions of features that are compared with good parts at the same place
+    (`vae_edge.train.features.places`); None: they are not."""
     n_steps: int = Field(default=300, ge=1)
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of Adam, at the top of one cycle."""
-    maps: tuple[FeatureMap, ...] = Field(
-        default=(FeatureMap(top_fraction=0.01), FeatureMap(by_level=True, top_fraction=0.1)),
-        min_length=1,
-        max_length=8,
-    )
+    maps: tuple[FeatureMap, ...] = Field(default=FEATURE_MAPS, min_length=1, max_length=8)
     n_folds: int = Field(default=4, ge=2, le=20)
     """Networks that measure the residual of good parts that they were not trained on, for the constants of the one that
     is deployed. Cross-conformal calibration brings its own."""
@@ -87,6 +95,8 @@ class FeatureSettings(PositionVae):
     def _check_sources(self) -> FeatureSettings:
         if (self.pixels is not None) != (MapSource.PIXELS in self.sources):
             raise ValueError("a network on pixels and a map of its residual come together; expected both or neither")
+        if (self.places is not None) != (MapSource.PLACES in self.sources):
+            raise ValueError("places and a map of their distance come together; expected both or neither")
         return self
 
     @property
@@ -103,8 +113,20 @@ class FeatureSettings(PositionVae):
 
     def without_pixels(self) -> FeatureSettings:
         """Return the settings without them."""
-        maps = tuple(each for each in self.maps if each.source is MapSource.FEATURES)
-        return self.model_copy(update={"pixels": None, "maps": maps})
+        return self.model_copy(update={"pixels": None, "maps": self._maps_without(MapSource.PIXELS)})
+
+    def with_places(self) -> FeatureSettings:
+        """Return the settings with the distance from the features of good parts at the same place."""
+        if self.places is not None:
+            return self
+        return self.model_copy(update={"places": N_DIRECTIONS, "maps": (*self.maps, *PLACE_MAPS)})
+
+    def without_places(self) -> FeatureSettings:
+        """Return the settings without it."""
+        return self.model_copy(update={"places": None, "maps": self._maps_without(MapSource.PLACES)})
+
+    def _maps_without(self, source: MapSource) -> tuple[FeatureMap, ...]:
+        return tuple(each for each in self.maps if each.source is not source)
 
     def describe(self) -> str:
         """Return the scoring in words."""

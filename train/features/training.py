@@ -13,6 +13,7 @@ from vae_edge.platform.work import Progress
 from vae_edge.train.features.graph import FeatureConstants, FeatureMapMaker, FeatureResidual
 from vae_edge.train.features.network import FeatureVae
 from vae_edge.train.features.patches import PatchResidual, patch_convolutions, patch_vae
+from vae_edge.train.features.places import PlaceDistance
 from vae_edge.train.features.settings import FeatureSettings, MapSource
 from vae_edge.train.features.table import FeatureTable, PatchTable
 from vae_edge.train.model.anomaly_graph import n_pooled, pool_largest
@@ -32,6 +33,9 @@ Table: TypeAlias = FeatureTable | PatchTable
 
 Residual: TypeAlias = FeatureResidual | PatchResidual
 """A trained network up to its squared residual."""
+
+Measure: TypeAlias = Residual | PlaceDistance
+"""What gives a value of each position of a table."""
 
 
 def train_on_table(
@@ -98,8 +102,8 @@ def _what(table: Table) -> str:
     return "patches of pixels" if isinstance(table, PatchTable) else "features"
 
 
-def residuals_of(model: Residual, table: Table, rows: Sequence[int], progress: Progress | None = None) -> Tensor:
-    """Return the squared residuals of some pictures, float32 [rows, 1, h, w]."""
+def residuals_of(model: Measure, table: Table, rows: Sequence[int], progress: Progress | None = None) -> Tensor:
+    """Return the squared residuals of some pictures, or distances, float32 [rows, 1, h, w]."""
     made: list[Tensor] = []
     with torch.inference_mode():
         for batch in table.batches(rows):
@@ -110,7 +114,7 @@ def residuals_of(model: Residual, table: Table, rows: Sequence[int], progress: P
 
 
 def fit_constants(
-    residuals: Mapping[MapSource, Tensor], settings: FeatureSettings, models: Mapping[MapSource, Residual]
+    residuals: Mapping[MapSource, Tensor], settings: FeatureSettings, models: Mapping[MapSource, Measure]
 ) -> FeatureConstants:
     """Measure on held-out normals what each map is normalized by.
 
@@ -137,8 +141,18 @@ def fit_constants(
             mean, scale = mean + center * scale, scale * unit
         means.append(mean)
         scales.append(scale)
-    units = [(models[each].channel_mean.clone(), models[each].channel_deviation.clone()) for each in settings.sources]
-    return FeatureConstants(*units[0], tuple(means), tuple(scales), *(units[1] if len(units) > 1 else ()))
+    features, pixels = models[MapSource.FEATURES], models.get(MapSource.PIXELS)
+    places = models.get(MapSource.PLACES)
+    assert isinstance(features, FeatureResidual)
+    return FeatureConstants(
+        features.channel_mean.clone(),
+        features.channel_deviation.clone(),
+        tuple(means),
+        tuple(scales),
+        pixels.channel_mean.clone() if isinstance(pixels, PatchResidual) and settings.pixels is not None else None,
+        pixels.channel_deviation.clone() if isinstance(pixels, PatchResidual) and settings.pixels is not None else None,
+        places.constants if isinstance(places, PlaceDistance) and settings.places is not None else None,
+    )
 
 
 def mean_and_deviation(maps: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

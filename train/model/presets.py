@@ -124,6 +124,11 @@ class Network(str, Enum):
         return self.value
 
 
+def network_name(network: Network, by_place: bool) -> str:
+    """Return the name of a kind of network, as in a ranking; by_place: whether features are compared by place."""
+    return f"{network} and places" if by_place else str(network)
+
+
 class Architecture(Record):
     """Everything that decides the shape of a `Vae` and its loss; written into the run."""
 

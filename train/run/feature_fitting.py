@@ -33,9 +33,11 @@ from vae_edge.train.data.inspection_set import ImageFile, spread_places
 from vae_edge.train.data.split import one_of_each_part, rank_of
 from vae_edge.train.features.backbone_weights import load_backbone
 from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_feature_flops
+from vae_edge.train.features.place_fitting import fit_places
+from vae_edge.train.features.places import PlaceDistance
 from vae_edge.train.features.settings import FeatureSettings, MapSource
-from vae_edge.train.features.table import TABLE_FILES, make_patch_table, make_table
-from vae_edge.train.features.training import Residual, Table, fit_constants, residuals_of, train_on_table
+from vae_edge.train.features.table import TABLE_FILES, FeatureTable, make_patch_table, make_table
+from vae_edge.train.features.training import Measure, Residual, Table, fit_constants, residuals_of, train_on_table
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.input_settings import Photometric
@@ -56,12 +58,12 @@ _SEEDS_APART = 500
 
 @dataclass(frozen=True)
 class _Trained:
-    """Networks on each source: one for each fold, trained without it, and the one that is deployed."""
+    """What measures each source: one for each fold, trained without it, and the one that is deployed."""
 
-    folds: tuple[dict[MapSource, Residual], ...]
-    deployed: dict[MapSource, Residual]
+    folds: tuple[dict[MapSource, Measure], ...]
+    deployed: dict[MapSource, Measure]
     residuals: dict[MapSource, Tensor]
-    """float32 [n, 1, h, w], squared, of each good part by the networks that have not seen it."""
+    """float32 [n, 1, h, w], squared, of each good part by what has not seen it."""
     fit_loss: float
     """Mean squared residual of features that the deployed network was trained on, in the channels' units."""
     seconds: float
@@ -108,10 +110,10 @@ def fit_with_features(
     fitting = None
     try:
         fitting = _Fitting(settings, division, files, images, out, watcher)
-        network, choice = settings.network, None
+        network, feature, choice = settings.network, fitting.feature, None
         if network is None:
-            network, choice = fitting.choose()
-        return fitting.finish(network, choice)
+            network, feature, choice = fitting.choose()
+        return fitting.finish(network, feature, choice)
     finally:
         # Windows deletes no file that is mapped. What an exception still holds there, the next training replaces.
         del fitting
@@ -143,6 +145,8 @@ class _Fitting:
         self.maps = FeatureMaps(loaded.module, height, width, self.light).eval()
         alone = settings.network is Network.FEATURE
         self.feature = settings.feature.without_pixels() if alone else settings.feature.with_pixels()
+        if settings.traits is not None and settings.traits.is_aligned:
+            self.feature = self.feature.with_places()
         used = images[: self.n_used]
         progress = watcher.progress_of("computing features")
         self.tables: dict[MapSource, Table] = {
@@ -157,8 +161,8 @@ class _Fitting:
         begun = time.monotonic()
         n_folds = int(self.fold_of.max()) + 1
         everything = np.arange(self.n_used)
-        folds: list[dict[MapSource, Residual]] = [{} for _ in range(n_folds)]
-        deployed: dict[MapSource, Residual] = {}
+        folds: list[dict[MapSource, Measure]] = [{} for _ in range(n_folds)]
+        deployed: dict[MapSource, Measure] = {}
         residuals: dict[MapSource, Tensor] = {}
         for source, table in self.tables.items():
             residuals[source] = torch.empty(self.n_used, 1, *table.size)
@@ -170,6 +174,8 @@ class _Fitting:
                 folds[fold][source] = model
             stage = f"training on {source} {n_folds + 1} of {n_folds + 1}"
             deployed[source] = self._train(source, everything, 0, stage)
+        if self.feature.places is not None:
+            self._measure_places(self.feature.places, folds, deployed, residuals)
         seconds = time.monotonic() - begun
         rows = spread_places(self.n_used, _MOST_FOR_LOSS)
         on_features = MapSource.FEATURES
@@ -179,6 +185,28 @@ class _Fitting:
             f"that they were not trained on, {fit_loss:.3f} on others"
         )
         return _Trained(tuple(folds), deployed, residuals, fit_loss, seconds)
+
+    def _table_of(self, source: MapSource) -> Table:
+        return self.tables[MapSource.FEATURES if source is MapSource.PLACES else source]
+
+    def _measure_places(
+        self,
+        n_directions: int,
+        folds: list[dict[MapSource, Measure]],
+        deployed: dict[MapSource, Measure],
+        residuals: dict[MapSource, Tensor],
+    ) -> None:
+        table, source = self.tables[MapSource.FEATURES], MapSource.PLACES
+        assert isinstance(table, FeatureTable)
+        residuals[source] = torch.empty(self.n_used, 1, *table.size)
+        progress = self.watcher.progress_of("measuring features at each place")
+        for fold, measures in enumerate(folds):
+            measures[source] = fit_places(table, np.flatnonzero(self.fold_of != fold).tolist(), n_directions)
+            held_out = np.flatnonzero(self.fold_of == fold)
+            residuals[source][held_out] = residuals_of(measures[source], table, held_out.tolist())
+            progress(fold + 1, len(folds) + 1)
+        deployed[source] = fit_places(table, range(self.n_used), n_directions)
+        progress(len(folds) + 1, len(folds) + 1)
 
     def _train(self, source: MapSource, rows: NDArray[np.int64], number: int, stage: str) -> Residual:
         seed = self.settings.seed * 1009 + number + (0 if source is MapSource.FEATURES else _SEEDS_APART)
@@ -204,21 +232,24 @@ class _Fitting:
         return FeatureModels(graph, tuple(folds), scores)
 
     def _graph(
-        self, feature: FeatureSettings, networks: Mapping[MapSource, Residual], normals: NDArray[np.int64]
+        self, feature: FeatureSettings, networks: Mapping[MapSource, Measure], normals: NDArray[np.int64]
     ) -> FeatureGraph:
         """Return the whole model around networks, with the constants that the residuals of normals give."""
         constants = fit_constants(_rows(self.trained.residuals, normals), feature, networks)
+        on_features, on_pixels = networks[MapSource.FEATURES], networks.get(MapSource.PIXELS)
+        assert not isinstance(on_features, PlaceDistance)
+        assert not isinstance(on_pixels, PlaceDistance)
         return FeatureGraph(
             self.maps.backbone,
-            networks[MapSource.FEATURES].vae,
+            on_features.vae,
             feature,
             constants,
             (self.images.shape[1], self.images.shape[2]),
             self.light,
-            None if feature.pixels is None else networks[MapSource.PIXELS].vae,
+            None if feature.pixels is None or on_pixels is None else on_pixels.vae,
         )
 
-    def choose(self) -> tuple[Network, ChoiceRecord]:
+    def choose(self) -> tuple[Network, FeatureSettings, ChoiceRecord]:
         """Choose the kind of network on synthetic defects, by the networks of a fold on the parts that it held out."""
         fold = 0  # Without folds for the calibration these are the statistics normals: see `_folds`.
         held_out = np.flatnonzero(self.fold_of == fold)
@@ -228,25 +259,23 @@ class _Fitting:
                 f"{FEWEST_NORMALS} or more"
             )
             self.watcher.say(reason)
-            return Network.FEATURE, ChoiceRecord(judged_on="nothing", because=(reason,))
+            record = ChoiceRecord(judged_on="nothing", because=(reason,))
+            return Network.FEATURE, self.feature.without_pixels(), record
         choice_set = paste_on(self.images[held_out], seed=self.settings.seed)
         networks, normals = self.trained.folds[fold], np.flatnonzero(self.fold_of != fold)
-        ranking = choose_network(
-            self._graph(self.feature, networks, normals),
-            self._graph(self.feature.without_pixels(), networks, normals),
-            choice_set,
-            self.watcher,
-        )
+        ranking = choose_network(self._graph(self.feature, networks, normals), choice_set, self.watcher)
         self.watcher.say(ranking.sentence())
         record = ChoiceRecord(
             judged_on=choice_set.description, network=ranking.records(), because=(ranking.sentence(),)
         )
-        return ranking.chosen, record
+        feature = self.feature if ranking.chosen is Network.BOTH else self.feature.without_pixels()
+        return ranking.chosen, feature if ranking.by_place else feature.without_places(), record
 
-    def finish(self, network: Network, choice: ChoiceRecord | None) -> tuple[FittedGraph, CalibrationRecord]:
+    def finish(
+        self, network: Network, feature: FeatureSettings, choice: ChoiceRecord | None
+    ) -> tuple[FittedGraph, CalibrationRecord]:
         """Return the model of a kind and its calibration."""
         settings, division = self.settings, self.division
-        feature = self.feature if network is Network.BOTH else self.feature.without_pixels()
         models = self._models(feature)
         decided = settings.model_copy(update={"network": network}).decide(self.light, DEFAULT_SCORING)
         record = FeatureRecord(
@@ -279,7 +308,7 @@ class _Fitting:
         final_scores = np.empty(self.n_used, np.float32)
         progress = self.watcher.progress_of("scoring normals with the deployed network")
         deployed = {
-            source: residuals_of(trained.deployed[source], self.tables[source], range(self.n_used), progress)
+            source: residuals_of(trained.deployed[source], self._table_of(source), range(self.n_used), progress)
             for source in models.graph.settings.sources
         }
         with torch.inference_mode():

@@ -106,9 +106,10 @@ class FeatureRecord(Record):
     def describe(self) -> str:
         """Return the model in words."""
         pixels = "" if self.settings.pixels is None else " and patches of pixels"
+        places = "" if self.settings.places is None else ", compared with good parts by place"
         return (
             f"images of {self.height}x{self.width}; {self.photometric.describe()}; features of {self.backbone.name}"
-            f"{pixels}"
+            f"{pixels}{places}"
         )
 
 

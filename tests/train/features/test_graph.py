@@ -25,6 +25,7 @@ from vae_edge.train.features.graph import (
 )
 from vae_edge.train.features.network import FeatureVae
 from vae_edge.train.features.patches import patch_convolutions, patch_vae
+from vae_edge.train.features.places import PlaceConstants
 from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource, PositionVae
 from vae_edge.train.model.input_settings import Photometric
 
@@ -56,6 +57,14 @@ def feature_graph(
         pixel_vae = patch_convolutions(patch_vae(settings.pixels).eval())
         colours = torch.tensor([0.1, 0.0, -0.1]).reshape(1, 3, 1, 1)
         constants = replace(constants, pixel_mean=colours, pixel_deviation=torch.full((1, 3, 1, 1), 0.5))
+    if settings.places is not None:
+        n_positions, n_directions = SIZE[0] * SIZE[1] // 64, settings.places
+        places = PlaceConstants(
+            torch.randn(n_directions, N_CHANNELS, 1, 1) / N_CHANNELS,
+            torch.randn(1, n_positions, 1, n_directions),
+            torch.randn(n_positions, n_directions, n_directions),
+        )
+        constants = replace(constants, places=places)
     return FeatureGraph(backbone, vae, settings, constants, SIZE, photometric, pixel_vae)
 
 
@@ -63,6 +72,11 @@ def graph_on_both(backbone: Backbone) -> FeatureGraph:
     both = SETTINGS.with_pixels()
     small = PositionVae(n_hidden=12, latent_vec_size=4)
     return feature_graph(backbone, both.model_copy(update={"pixels": small}), Photometric.IMAGE)
+
+
+def graph_by_place(backbone: Backbone) -> FeatureGraph:
+    settings = SETTINGS.with_places()
+    return feature_graph(backbone, settings.model_copy(update={"places": 5}))
 
 
 def test_the_convolutions_compute_what_the_trained_layers_do_with_the_mean_of_the_latents() -> None:
@@ -151,9 +165,25 @@ def test_without_the_network_on_pixels_its_settings_are_refused(backbone: Backbo
         FeatureGraph(backbone, graph.residual.vae, graph.settings, graph.constants, SIZE)
 
 
-@pytest.mark.parametrize("kind", ["feature", "both"])
+def test_without_the_constants_of_each_place_settings_with_places_are_refused(backbone: Backbone) -> None:
+    graph = graph_by_place(backbone)
+    without = replace(graph.constants, places=None)
+    with pytest.raises(KeyError, match="constants of each place"):
+        FeatureGraph(backbone, graph.residual.vae, graph.settings, without, SIZE)
+
+
+def test_constants_of_places_are_saved_with_the_others(backbone: Backbone, images: np.ndarray) -> None:
+    graph = graph_by_place(backbone)
+    constants = FeatureConstants.from_tensors(graph.constants.tensors())
+    again = FeatureGraph(backbone, graph.residual.vae, graph.settings, constants, SIZE)
+    for one, other in zip(graph(torch.from_numpy(images)), again(torch.from_numpy(images)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["feature", "both", "places"])
 def test_onnx_runtime_computes_the_same(kind: str, backbone: Backbone, images: np.ndarray, tmp_path: Path) -> None:
-    graph = feature_graph(backbone) if kind == "feature" else graph_on_both(backbone)
+    make = {"feature": feature_graph, "both": graph_on_both, "places": graph_by_place}[kind]
+    graph = make(backbone)
     path = tmp_path / "model.onnx"
     export_onnx(export_program(graph), path, metadata={})
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -109,6 +109,19 @@ def test_a_run_on_features_holds_all_of_the_model_and_names_its_backbone(run: Ru
     assert isinstance(run.load_graph(), FeatureGraph)
 
 
+def test_features_are_compared_by_place_where_parts_lie_at_the_same_place(
+    run: RunFolder, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    assert run.record.feature is not None
+    assert run.record.feature.settings.places is not None
+    assert "good parts by place" in run.record.feature.describe()
+    sizes = SampleSettings(image_size=64, n_train=24, n_test_good=3, n_test_per_defect=1)
+    fabric = write_sample_set(tmp_path, ["fabric"], sizes)[0]
+    surface = fit_run(settings(fabric, weights, Network.FEATURE), out=tmp_path / "run")
+    assert surface.record.feature is not None
+    assert surface.record.feature.settings.places is None
+
+
 def test_the_thresholds_are_those_of_the_model_in_the_folder(run: RunFolder) -> None:
     files = run.find_calibration_images()
     _, scores = run_graph(run.load_graph(), load_images(files, run.record.preparation))
@@ -212,7 +225,8 @@ def test_the_choice_is_made_on_defects_that_were_pasted_and_is_recorded(
     choice = run.record.choice
     assert choice is not None
     assert "synthetic defects" in choice.judged_on
-    assert {each.name for each in choice.network} == {"feature", "both", "pixel"}
+    names = {"feature", "both", "pixel", "places", "feature and places", "both and places"}
+    assert {each.name for each in choice.network} == names  # The dial lies at the same place in all pictures.
     assert any(sentence.startswith(f"network: {run.record.network}") for sentence in listener.sentences)
 
 
@@ -255,9 +269,11 @@ def test_an_export_measures_the_model_on_features_as_the_reference(run: RunFolde
         )
 
 
-def ranking(feature: float, both: float, pixel: float) -> NetworkRanking:
-    aurocs = np.repeat([[feature], [both], [pixel]], 24, axis=1)
-    return NetworkRanking(aurocs, np.repeat([[feature], [both], [pixel]], 40, axis=1))
+def ranking(feature: float, both: float, pixel: float, **others: float) -> NetworkRanking:
+    reached = {"feature": feature, "both": both, "pixel": pixel}
+    reached |= {name.replace("_", " "): auroc for name, auroc in others.items()}
+    values = np.array(list(reached.values()))[:, None]
+    return NetworkRanking(tuple(reached), np.repeat(values, 24, axis=1), np.repeat(values, 40, axis=1))
 
 
 def test_pixels_join_unless_they_show_too_little_or_clearly_spoil_what_features_show() -> None:
@@ -270,6 +286,20 @@ def test_pixels_join_unless_they_show_too_little_or_clearly_spoil_what_features_
     assert "feature 0.700, both 0.800, pixel 0.850" in ranking(0.7, 0.8, 0.85).sentence()
 
 
+def test_features_are_compared_by_place_by_the_same_rule() -> None:
+    assert not ranking(0.8, 0.81, 0.75).by_place
+    joined = ranking(0.8, 0.81, 0.75, places=0.8, feature_and_places=0.85, both_and_places=0.84)
+    assert joined.by_place
+    assert joined.chosen is Network.BOTH
+    assert joined.sentence().startswith("network: both and places; AUROC")
+    blind = ranking(0.8, 0.81, 0.75, places=0.53, feature_and_places=0.8, both_and_places=0.5)
+    assert not blind.by_place
+    assert blind.chosen is Network.BOTH
+    assert not ranking(0.8, 0.81, 0.75, places=0.7, feature_and_places=0.76, both_and_places=0.8).by_place
+    spoilt = ranking(0.8, 0.81, 0.75, places=0.8, feature_and_places=0.85, both_and_places=0.81)
+    assert spoilt.chosen is Network.FEATURE
+
+
 def test_the_table_on_disk_is_deleted_although_it_was_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "checkpoints" / FEATURES_FILE
     table.parent.mkdir()
@@ -277,9 +307,10 @@ def test_the_table_on_disk_is_deleted_although_it_was_mapped(tmp_path: Path, mon
     class Mapping:
         def __init__(self, *_: Any) -> None:
             self.table = np.memmap(table, np.float16, "w+", shape=(4,))
+            self.feature = None
             self.itself = self  # Only the garbage collector ends such a cycle.
 
-        def finish(self, network: Any, choice: Any) -> str:
+        def finish(self, network: Any, feature: Any, choice: Any) -> str:
             return "fitted"
 
     monkeypatch.setattr(feature_fitting, "_Fitting", Mapping)
