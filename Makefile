@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-lowest test-windows-semantics check-gpu lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-line test-lowest test-windows-semantics check-gpu lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -47,6 +47,10 @@ test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skippe
 
 test: install ## all tests that need no GPU, in WORKERS processes of one thread each; COVERAGE=1 adds line coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist loadfile $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+test-line: install ## the tests of MQTT, OPC UA, Modbus and webhooks; installs Debian's mosquitto where it is missing (as root)
+	@command -v mosquitto /usr/sbin/mosquitto >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto; }
+	$(BIN)/python -m pytest tests/vae_edge/sinks/line tests/vae_edge/cli/test_run_line.py
 
 test-runtime: ## the tests of the device side, without torch, on each installed one of PYTHONS="3.10 3.12 3.13"
 	@for version in $(PYTHONS); do $(PYTHON) tests/packaging/runtime_tests.py $$version || exit 1; done

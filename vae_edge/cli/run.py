@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import (
     FrameOptions,
+    LineOptions,
     Overlays,
     PictureOptions,
     ResultOptions,
@@ -45,6 +46,9 @@ from vae_edge.sinks.sink import (
 from vae_edge.sources.opening import STANDARD_INPUT, open_sources, open_watch
 from vae_edge.sources.pictures import AtMost, Source
 
+if TYPE_CHECKING:
+    from vae_edge.sinks.line.line import Line
+
 _LINES = {"jsonl": (JsonLines, PREDICTIONS_FILE), "csv": (CsvLines, TABLE_FILE)}
 """Formats of the lines: how they are written, and the file's name in --out."""
 
@@ -65,6 +69,7 @@ def run(
     picture: PictureOptions,
     frame: FrameOptions,
     watching: WatchingOptions,
+    line: LineOptions,
     runtime: RuntimeChoices,
 ) -> None:
     """Inspect images and write one line for each, in order; an unreadable image gets a line with the error.
@@ -79,16 +84,17 @@ def run(
     formats = _formats(result.line_format, out)
     if picture.max_pictures is not None and picture.max_pictures < 1:
         raise UsageError(f"max-pictures is {picture.max_pictures}; expected 1 or more")
-    refuse_idle(context, needs_of_options(result, watching))
+    refuse_idle(context, needs_of_options(result, watching, line))
     watch, live = watching.options, frame.live
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
     refuse_idle(context, needs_of_targets({opened.manifest.target}))
-    busy = f"another vae-run is writing to {out}"
-    with nullcontext() if out is None else claim(out / LOCK_FILE, busy):
+    with ExitStack() as stack:
         if out is not None:
+            stack.enter_context(claim(out / LOCK_FILE, f"another vae-run is writing to {out}"))
             check_no_earlier_run(out, overwrite=result.overwrite)  # Which may have ended meanwhile.
+        to_the_line = stack.enter_context(_open_line(line, opened, out, stack)) if line.addresses else None
         white_level, max_pixels = opened.manifest.preparation.white_level, picture.max_pixels
         pictures: Source
         if watch is not None:
@@ -118,7 +124,8 @@ def run(
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
         with _open_detector(opened, runtime, is_live=pictures.is_live) as detector:
-            n_errors = _inspect(detector, pictures, _open_sinks(result, formats), runtime.batch_size, out)
+            sinks = _open_sinks(result, formats)
+            n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
         raise typer.Exit(1)
 
@@ -173,9 +180,40 @@ def _open_sinks(result: ResultOptions, formats: list[str]) -> list[Sink]:
     return [*sinks, *lines]
 
 
-def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size: int | None, out: Path | None) -> int:
+def _open_line(options: LineOptions, bundle: Bundle, out: Path | None, stack: ExitStack) -> Line:
+    """Connect to the machine beside the line, before anything else takes time."""
+    from vae_edge.sinks.line.channel import About
+    from vae_edge.sinks.line.line import Line
+    from vae_edge.sinks.line.opening import folder_for, make_channels
+    from vae_edge.sinks.line.settings import LineSettings
+
+    settings = LineSettings.read(options.line_settings)
+    channels = make_channels(settings, **options.addresses)
+    folder = folder_for(settings, out)
+    if settings.folder is not None:
+        busy = f"another vae-run keeps verdicts that wait in {settings.folder}"
+        stack.enter_context(claim(settings.folder / LOCK_FILE, busy))
+    return Line(
+        channels,
+        About.of(bundle.manifest),
+        folder=folder,
+        most_bytes=settings.most_bytes,
+        is_optional=options.sink_optional,
+    )
+
+
+def _inspect(
+    detector: Detector,
+    pictures: Source,
+    sinks: list[Sink],
+    line: Line | None,
+    batch_size: int | None,
+    out: Path | None,
+) -> int:
     """Inspect everything and print the summary; return how many pictures got no verdict."""
     tally = Tally()
+    if line is not None:
+        sinks = [*sinks, line]  # After what names files in the record, and after the lines, which are the record.
     # A bar on stderr and lines on the same terminal's stdout would overwrite each other.
     visible = out is not None or not sys.stdout.isatty()
     interrupted = False
@@ -183,7 +221,12 @@ def _inspect(detector: Detector, pictures: Source, sinks: list[Sink], batch_size
         with ExitStack() as stack, progress_bar("inspecting", visible=visible) as report:
             for sink in sinks:
                 stack.callback(close_sink, sink, tally)
-            inspect_all(detector, pictures, sinks, tally, batch_size=batch_size, progress=report)
+            try:
+                inspect_all(detector, pictures, sinks, tally, batch_size=batch_size, progress=report)
+            except KeyboardInterrupt:
+                if line is not None:
+                    line.hurry()
+                raise
     except KeyboardInterrupt:
         interrupted = True
     print_summary(detector, pictures, tally, sinks, out)

@@ -155,6 +155,35 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
         return WatchOptions(**given) if self.watch else None
 
 
+@dataclass(frozen=True)
+class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line"):
+    """Where the verdicts go beside files."""
+
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Publish each JSON line: mqtt://HOST[:PORT]/PREFIX, or mqtts:// with TLS."
+        ),
+    ] = None
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="POST each JSON line to an http(s) URL.")] = None
+    line_settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Credentials and certificates, as lines VAE_EDGE_NAME=VALUE; otherwise from the environment.",
+        ),
+    ] = None
+    sink_optional: Annotated[
+        bool, typer.Option("--sink-optional", help="Start without a receiver that is not there, and keep trying.")
+    ] = False
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The addresses that were given, by option."""
+        given = {name: getattr(self, name) for name in ("mqtt", "webhook")}
+        return {name: address for name, address in given.items() if address is not None}
+
+
 class Arithmetic(str, Enum):
     """What floating-point layers are computed in; see `Detector.open`."""
 
@@ -202,7 +231,7 @@ class RuntimeChoices(OptionGroup, panel="Running the model"):
     no_rebuild: NoRebuildOption = False
 
 
-def needs_of_options(result: ResultOptions, watching: WatchingOptions) -> Iterator[Condition]:
+def needs_of_options(result: ResultOptions, watching: WatchingOptions, line: LineOptions) -> Iterator[Condition]:
     """Yield what options need of others."""
     needs_folder = {"overwrite", "overlay_format", "video"}
     if result.overlays is not Overlays.NONE:
@@ -210,6 +239,11 @@ def needs_of_options(result: ResultOptions, watching: WatchingOptions) -> Iterat
     yield Condition(needs_folder, result.out is not None, "for a folder of results: add --out DIR")
     yield Condition(
         {"overlay_format"}, result.overlays is not Overlays.NONE, "for overlays, but --overlays is none: leave it out"
+    )
+    yield Condition(
+        {"line_settings", "sink_optional"},
+        bool(line.addresses),
+        "for the machine beside the line: add --mqtt or --webhook",
     )
     yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
     yield Condition(

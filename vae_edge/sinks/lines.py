@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,7 +106,7 @@ class JsonLines(_TextLines):
         Raises:
             InputError: the disk is full or was taken away; the records before this one are written.
         """
-        self._write_line(_as_json(inspected.record, "utf-8" if self._path else self._shown.encoding))
+        self._write_line(json_line(inspected.record, "utf-8" if self._path else self._shown.encoding))
 
 
 class CsvLines(_TextLines):
@@ -131,7 +132,8 @@ class CsvLines(_TextLines):
         self._write_line(_as_csv([_cell(inspected.record.get(column)) for column in COLUMNS]))
 
 
-def _as_json(record: dict[str, Any], encoding: str | None) -> str:
+def json_line(record: Mapping[str, Any], encoding: str | None = "utf-8") -> str:
+    """Return a record as one line of JSON, without a line end, that an encoding has and a terminal can show."""
     text = printable_json(json.dumps(record, ensure_ascii=False, allow_nan=False))
     try:
         text.encode(encoding or "utf-8")

@@ -1,0 +1,116 @@
+"""`vae-run` with the machine beside the line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.line_receivers import Endpoint, free_port
+from tests.tiny_bundles import dark_image, spotted_image, write_image
+from vae_edge import Bundle
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> Path:
+    for number in range(6):
+        write_image(tmp_path / "pieces" / f"{number}.png", spotted_image(number) if number == 4 else dark_image(number))
+    (tmp_path / "pieces" / "5.png").write_bytes(b"broken")
+    return tmp_path / "pieces"
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_every_line_arrives_as_it_is_written(command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Endpoint() as endpoint:
+        code, _, err = command("run", onnx_bundle.folder, pieces, "--out", out, "--webhook", endpoint.address)
+    assert code == 1  # One picture is broken.
+    arrived = [{k: v for k, v in body.items() if k not in ("id", "judged_at")} for _, body in endpoint.posts]
+    assert arrived == lines(out)
+    assert arrived[4]["overlay"] == "overlays/pieces-4.jpg"
+    assert "error" in arrived[5]
+    said = " ".join(err.split())
+    assert f"webhook 6 delivered to {endpoint.address}" in said
+    assert "0 dropped" in said
+    assert not (out / "undelivered").exists()
+
+
+def test_without_out_the_lines_go_to_stdout_as_well(command: Run, onnx_bundle: Bundle, pieces: Path) -> None:
+    with Endpoint() as endpoint:
+        _, out, _ = command("run", onnx_bundle.folder, pieces, "--webhook", endpoint.address)
+    assert len(endpoint.posts) == len(out.splitlines()) == 6
+
+
+def test_a_receiver_that_is_not_there_is_an_error_before_the_first_picture(
+    command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path
+) -> None:
+    address = f"http://127.0.0.1:{free_port()}/"
+    code, out, err = command("run", onnx_bundle.folder, pieces, "--webhook", address, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert "cannot be reached" in err
+    assert "--sink-optional" in err
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+def test_what_an_optional_receiver_missed_is_delivered_by_the_next_run(
+    command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_edge.sinks.line.line.DRAIN_S", 0.2)
+    out, port = tmp_path / "out", free_port()
+    options = ("--webhook", f"http://127.0.0.1:{port}/", "--sink-optional", "--out", out)
+    _, _, err = command("run", onnx_bundle.folder, pieces, *options)
+    assert "6 wait in" in " ".join(err.split())
+    with Endpoint(port=port) as endpoint:
+        _, _, err = command("run", onnx_bundle.folder, pieces, *options, "--overwrite")
+    assert "12 delivered" in " ".join(err.split())
+    assert len(set(endpoint.ids)) == 12
+
+
+@pytest.mark.parametrize("option", ["--line-settings", "--sink-optional"])
+def test_options_for_the_line_need_an_address(command: Run, onnx_bundle: Bundle, pieces: Path, option: str) -> None:
+    value = ["x"] if option == "--line-settings" else []
+    code, _, err = command("run", onnx_bundle.folder, pieces, option, *value)
+    assert code == 2
+    assert f"{option} is for the machine beside the line" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "address"),
+    [("--mqtt", "broker/prefix"), ("--mqtt", "mqtt://broker"), ("--mqtt", "mqtt://u:p@broker/x"), ("--webhook", "h")],
+)
+def test_an_address_that_cannot_be_is_wrong_usage(
+    command: Run, onnx_bundle: Bundle, pieces: Path, option: str, address: str
+) -> None:
+    if option == "--mqtt":
+        pytest.importorskip("paho.mqtt.client")
+    code, _, err = command("run", onnx_bundle.folder, pieces, option, address)
+    assert code == 2
+    assert "expected" in err or "VAE_EDGE_MQTT_USER" in err
+
+
+LOADED = """
+import sys
+from vae_edge.cli.main import invoke
+invoke(["run", *sys.argv[1:]])
+names = {"paho", "asyncua", "pymodbus", "asyncio", "cryptography", "http", "ssl"}
+print(sorted({name.split(".")[0] for name in sys.modules} & names - set(sys.argv)), file=sys.stderr)
+print([name for name in sys.modules if name.startswith("vae_edge.sinks.line.")], file=sys.stderr)
+"""
+
+
+def test_without_an_address_nothing_of_it_is_loaded(onnx_bundle: Bundle, pieces: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, onnx_bundle.folder, pieces / "0.png"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert not set(json.loads(done.stderr.splitlines()[-2].replace("'", '"'))) & {"paho", "asyncua", "pymodbus"}

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.line_receivers import certificate
+from vae_edge.errors import InputError, UsageError
+from vae_edge.sinks.line.addresses import Address, parse_address, topic_prefix
+from vae_edge.sinks.line.settings import NAMES, LineSettings
+
+SCHEMES: dict[str, int | None] = {"mqtt": 1883, "opc.tcp": None}
+
+
+def parsed(text: str) -> Address:
+    return parse_address(text, SCHEMES, "mqtt://HOST/PREFIX", "VAE_EDGE_MQTT_USER")
+
+
+def test_an_address_is_taken_apart() -> None:
+    address = parsed("mqtt://Broker.example/hall%201/press")
+    assert (address.scheme, address.host, address.port) == ("mqtt", "broker.example", 1883)
+    assert topic_prefix(address) == "hall 1/press"
+    assert not address.is_local
+    assert parsed("opc.tcp://[::1]:4840").is_local
+    assert parsed("mqtt://127.0.0.5:99/a").is_local
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *[
+            "broker/a",
+            "http://broker/a",
+            "mqtt:///a",
+            "mqtt://h:99999/a",
+            "mqtt://h:x/a",
+            "mqtt://h:0/a",
+            "opc.tcp://h",
+        ],
+        *["mqtt://h/a b", "mqtt://h/a\nb", "mqtt://h/a#b", "mqtt://[::1/a", "", "mqtt://h/" + "a" * 3000],
+    ],
+)
+def test_what_is_no_address_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(UsageError, match="expected mqtt://HOST/PREFIX"):
+        parsed(text)
+
+
+@pytest.mark.parametrize("text", ["mqtt://me:secret@h/a", "mqtt://secret@h/a", "mqtt://me:secret@h:x/a"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parsed(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/+/a", "/a/%23", "/$SYS/a", "/" + "a" * 300])
+def test_a_topic_that_nobody_may_publish_on_is_refused(path: str) -> None:
+    with pytest.raises(UsageError, match="names no topic"):
+        topic_prefix(parsed(f"mqtt://h{path}"))
+
+
+def test_a_file_counts_before_the_environment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "line.env"
+    file.write_text("# for press 3\n\nVAE_EDGE_MQTT_USER = me\nVAE_EDGE_MQTT_PASSWORD='a=b c'\nVAE_EDGE_MQTT_CA=\n")
+    file.chmod(0o600)
+    settings = LineSettings.read(file, {"VAE_EDGE_MQTT_USER": "you", "VAE_EDGE_WEBHOOK_TOKEN": "t", "OTHER": "x"})
+    assert settings.values == {"MQTT_USER": "me", "MQTT_PASSWORD": "a=b c", "WEBHOOK_TOKEN": "t"}
+    assert "a=b c" not in repr(settings)
+    assert caplog.text == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_a_password_that_others_can_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "line.env"
+    file.write_text("VAE_EDGE_MQTT_PASSWORD=secret\n")
+    file.chmod(0o644)
+    LineSettings.read(file, {})
+    assert "chmod 600" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("line", ["secret", "VAE_EDGE_MQTT_PASS=secret", "MQTT_PASSWORD=secret", "VAE_EDGE_MQTT_USER"])
+def test_a_line_that_is_no_setting_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "line.env"
+    file.write_text(f"\n{line}\n")
+    with pytest.raises(UsageError, match=r"line 2 of .* is not a setting; expected VAE_EDGE_NAME=VALUE") as caught:
+        LineSettings.read(file, {})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_settings_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        LineSettings.read(tmp_path / "no", {})
+
+
+def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
+    one, key = certificate(tmp_path)
+    other, _ = certificate(tmp_path, "other")
+    right = {"MQTT_CA": str(one), "MQTT_CERT": str(one), "MQTT_KEY": str(key)}
+    assert LineSettings(right).client_tls("MQTT").get_ca_certs()
+    with pytest.raises(UsageError, match="do not fit together"):
+        LineSettings(right | {"MQTT_CERT": str(other)}).client_tls("MQTT")
+    with pytest.raises(UsageError, match="which is no certificate in PEM"):
+        LineSettings(right | {"MQTT_CA": str(key)}).client_tls("MQTT")
+    with pytest.raises(UsageError, match=r"VAE_EDGE_MQTT_CA is .* cannot be read"):
+        LineSettings(right | {"MQTT_CA": str(tmp_path / "no")}).client_tls("MQTT")
+    with pytest.raises(UsageError, match="VAE_EDGE_MQTT_CERT needs VAE_EDGE_MQTT_KEY"):
+        LineSettings({"MQTT_CERT": str(one)}).client_tls("MQTT")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "9999999999"])
+def test_the_cap_has_to_be_a_number(text: str) -> None:
+    with pytest.raises(UsageError, match="LINE_MEGABYTES"):
+        _ = LineSettings({"LINE_MEGABYTES": text}).most_bytes
+    assert LineSettings({"LINE_MEGABYTES": "3"}).most_bytes == 3_000_000
+
+
+def test_every_setting_is_documented() -> None:
+    page = (Path(__file__).parents[4] / "vae_edge" / "sinks" / "LINE.md").read_text(encoding="utf-8")
+    for name, meaning in NAMES.items():
+        assert f"| `VAE_EDGE_{name}` | {meaning} |" in page
