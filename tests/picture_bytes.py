@@ -15,7 +15,7 @@ def part(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
     """Return a picture with something everywhere, uint8 [H, W, 3] RGB."""
     noise = np.random.default_rng(5).integers(0, 256, (height, width, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 2)
-    return np.asarray(cv2.normalize(smooth, None, 20, 235, cv2.NORM_MINMAX), dtype=np.uint8)  # type: ignore[call-overload]
+    return np.asarray(cv2.normalize(smooth, None, 20, 235, cv2.NORM_MINMAX), dtype=np.uint8)  # type: ignore[call-overload]  # None is allowed
 
 
 def encoded(suffix: str, image: NDArray[Any], *options: int) -> bytes:

@@ -104,7 +104,7 @@ def test_nothing_is_sent_and_nothing_is_left_in_the_home_folder(recorder: Record
         if can_report(name)
     }
     for name, recorded in loud.items():
-        wait_until(lambda recorded=recorded: recorded.attempts(), recorded)  # type: ignore[misc]
+        wait_until(recorded.attempts, recorded)
         recorded.stop()
         assert recorded.attempts(), f"{name} reports by default, and the recorder did not hear it"
     for recorded in quiet:

@@ -321,7 +321,7 @@ class Detector:
                 take=None if isinstance(images, Sequence | np.ndarray) else _own,
             )
         )
-        with closing(results):  # type: ignore[type-var]  # it is a generator
+        with closing(results):
             for result in results:
                 if errors == "raise" and isinstance(result, VaeEdgeError):
                     raise result

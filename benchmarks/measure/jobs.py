@@ -10,9 +10,6 @@ from vae_edge.benchmarks.measure.instruments import MeasuringRules
 SERIES = ("engine", "predict", "file")
 """What is timed for its own sake, each separately: see `vae_edge.benchmarks.report.records.speed.LatencyRecord`."""
 
-STAGES = ("decode", "resize", "decision")
-"""What is timed for the split into stages, in addition to the engine."""
-
 
 @dataclass(frozen=True)
 class _Opening:
@@ -41,7 +38,7 @@ class RoundJob(StartJob):
 
     rules: MeasuringRules = MeasuringRules()  # noqa: RUF009 - it is frozen
     throughput_s: float = 1.0
-    kind: Literal["round"] = "round"  # type: ignore[assignment] # narrowed to another word
+    kind: Literal["round"] = "round"  # type: ignore[assignment]  # another word than its base has
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class RawSamples:
             raise InputError(f"the raw samples are damaged ({error!r}); run vae-bench again") from error
 
     def latency(self, series: str) -> LatencyRounds:
-        """Return the durations of one of `SERIES` or `STAGES`, in milliseconds."""
+        """Return the durations of one of `SERIES`, or of a stage that is timed alone, in milliseconds."""
         return _latency({number: result["series"][series]["measured_ns"] for number, result in self.rounds.items()})
 
     def latencies(self) -> dict[str, LatencyRounds]:

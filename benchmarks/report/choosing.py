@@ -46,7 +46,7 @@ def parse_requirement(text: str) -> Requirement:
         raise UsageError(
             f"{text!r} is not a requirement; expected METRIC>=NUMBER or METRIC<=NUMBER, such as p99_ms<=40"
         )
-    sign: Operator = match[2]  # type: ignore[assignment] # the pattern lets nothing else through
+    sign: Operator = match[2]  # type: ignore[assignment]  # the pattern lets nothing else through
     try:
         limit = float(match[3])
     except ValueError:

@@ -90,7 +90,7 @@ def _plain_loop(settings: TrainSettings, images: NDArray[np.uint8]) -> float:
         pixels = as_pixels(data[order[start : start + _BATCH]].to(device)).contiguous()
         loss = vae.loss(vae(pixels), pixels).total
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize()

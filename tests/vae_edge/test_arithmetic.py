@@ -120,7 +120,7 @@ def test_a_copy_of_a_detector_computes_in_the_same(bundle: Bundle, claimed: list
 
 def test_another_word_is_refused(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="arithmetic is 'fp16'; expected 'fp32' or 'auto'"):
-        Detector.open(bundle, arithmetic="fp16")  # type: ignore[arg-type]
+        Detector.open(bundle, arithmetic="fp16")  # type: ignore[arg-type]  # the wrong word is the point
 
 
 def test_vae_run_says_what_it_computes_in(command: Run, bundle: Bundle, claimed: list[bool], tmp_path: Path) -> None:

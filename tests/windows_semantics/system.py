@@ -52,7 +52,7 @@ def impose() -> None:
     signal.SIGBREAK = SIGBREAK  # type: ignore[attr-defined]  # only there on Windows
     builtins.__import__ = _import
     ctypes.WinDLL = _Kernel32  # type: ignore[attr-defined]  # only there on Windows
-    ctypes.get_last_error = lambda: _Kernel32.last_error  # type: ignore[attr-defined]
+    ctypes.get_last_error = lambda: _Kernel32.last_error  # type: ignore[attr-defined]  # as above
     select.select = _select
     _decode_as_cp1252()
     _note_untimed_waits()
@@ -129,7 +129,7 @@ def _note_untimed_waits() -> None:
                         violation(f"{where} waits in the main thread without a time limit: Ctrl-C is not heard")
         return plain(self, timeout)
 
-    threading.Condition.wait = wait  # type: ignore[method-assign]
+    threading.Condition.wait = wait  # type: ignore[method-assign]  # for the whole process
 
 
 def _decode_as_cp1252() -> None:
@@ -141,7 +141,7 @@ def _decode_as_cp1252() -> None:
             kwargs["encoding"] = "cp1252"
         plain(self, *args, **kwargs)
 
-    subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
+    subprocess.Popen.__init__ = begin  # type: ignore[method-assign]  # for the whole process
 
 
 def _select(*args: Any) -> Any:

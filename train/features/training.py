@@ -71,7 +71,7 @@ def train_on_table(
         for step in range(1, settings.n_steps + 1):
             loss = vae.loss(*table.draw(rows, vae.settings.batch_size, random, mean, deviation))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
             optimizer.step()
             schedule.step()
             if step % _REPORT_EVERY == 0 or step == settings.n_steps:

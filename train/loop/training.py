@@ -88,6 +88,8 @@ class VaeTraining(LightningModule):
         self.seed = seed
         self.n_steps = n_steps
         # A part of the module, so that it is in the checkpoint and an interrupted training continues with it.
+        # torch leaves `get_ema_multi_avg_fn` untyped, and of `AveragedModel.module` and of what a callback is called
+        # with says no more than that they are modules.
         self.average = (
             AveragedModel(vae, multi_avg_fn=cast(Any, get_ema_multi_avg_fn)(recipe.averaging), use_buffers=True)
             if recipe.averaging
@@ -287,7 +289,7 @@ class _EpochTimer(Stopper, Timer):
     ends_by: ClassVar[EndedBy] = "time"
 
     def __init__(self, minutes: float) -> None:
-        super().__init__(timedelta(minutes=minutes), interval=cast(Any, "epoch"))
+        super().__init__(timedelta(minutes=minutes), interval="epoch")
         self.is_over = False
 
     @property

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -178,13 +178,11 @@ class Scorer(nn.Module):
         )
         # The maximum of several maps needs all of them at the same pixels.
         map_sigma = 0.0 if settings.fusion is Fusion.MAX else settings.map_sigma
-        self.makers = nn.ModuleList(
-            MapMaker(each, height, width, map_step(each, map_sigma, height, width)) for each in settings.maps
-        )
-        for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
-            size = cast(MapMaker, self.makers[i]).size
-            if not {mean.shape, scale.shape} <= {(1, 1, *size), (1, 1, 1, 1)}:
-                raise KeyError(f"constants of {tuple(mean.shape)} for a map of {size}")
+        makers = [MapMaker(each, height, width, map_step(each, map_sigma, height, width)) for each in settings.maps]
+        self.makers = nn.ModuleList(makers)
+        for i, (maker, mean, scale) in enumerate(zip(makers, constants.means, constants.scales, strict=True)):
+            if not {mean.shape, scale.shape} <= {(1, 1, *maker.size), (1, 1, 1, 1)}:
+                raise KeyError(f"constants of {tuple(mean.shape)} for a map of {maker.size}")
             self.register_buffer(f"mean_{i}", mean)
             self.register_buffer(f"scale_{i}", scale)
         sigma = settings.map_sigma * min(height, width)
@@ -218,9 +216,10 @@ class Scorer(nn.Module):
     def _fused_map(self, maps: list[Tensor], coarse: list[Tensor]) -> Tensor:
         """Fuse maps given at all pixels, and those given at blocks, and smooth them: float32 [N, 1, H, W]."""
         if not coarse:
-            return cast(Tensor, self.smooth_map(self._fuse(maps)))
+            smoothed: Tensor = self.smooth_map(self._fuse(maps))
+            return smoothed
         assert self.enlarge is not None
-        total = cast(Tensor, self.enlarge(_sum(coarse)))
+        total: Tensor = self.enlarge(_sum(coarse))
         if maps:
             total = total + self.smooth_map(_sum(maps))
         n = len(maps) + len(coarse)

@@ -118,6 +118,7 @@ def fit_scoring_constants(
     for_pixels = images if fitted is None else np.concatenate([images, some_fitted(fitted)])
     report = _Passes(progress, len(for_pixels) + (len(images) if settings.is_fused else 0))
 
+    # A ModuleList knows no more of its items than that they are modules.
     statistics = [PixelStatistics.empty(*cast(MapMaker, maker).size) for maker in scorer.makers]
     latents: list[Tensor] = []
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -450,7 +450,7 @@ def open_backend(
     if target is Target.TORCH:
         check_current_folder()
     try:
-        backend_class = cast("type[Any]", getattr(import_module(module_name), class_name))
+        backend_class: Any = getattr(import_module(module_name), class_name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "vae_edge":
             raise

@@ -86,6 +86,7 @@ def standard_streams() -> Iterator[Callable[[int], int]]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     results, notes = _Results(sys.stdout), _Notes(sys.stderr)
+    # What the two leave to the streams behind them is not declared, here and below.
     sys.stdout, sys.stderr = cast(TextIO, results), cast(TextIO, notes)
 
     def finish(code: int) -> int:

@@ -95,7 +95,9 @@ COMMANDS: dict[str, Command] = {
         decodes_pictures=True,
     ),
     "verify": Command(
-        "vae_edge.cli.verify:verify", "Re-fit a bundle's thresholds on this device.", decodes_pictures=True
+        "vae_edge.cli.verify:verify",
+        "Prove that a bundle computes what it should on this device; with --data, fit its thresholds here.",
+        decodes_pictures=True,
     ),
     "inspect": Command("vae_edge.cli.inspect:inspect", "Show what a bundle is and how far it can be trusted."),
     "cache": Command("vae_edge.cli.cache:cache", "List or clear what is cached for faster starts."),

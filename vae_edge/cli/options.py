@@ -61,7 +61,7 @@ class OptionGroup:
     def parameters(cls) -> list[inspect.Parameter]:
         """Return the parameters that the group puts into a command's signature."""
         hints = get_type_hints(cls, include_extras=True)
-        return [_parameter(field, hints[field.name], cls.panel) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return [_parameter(field, hints[field.name], cls.panel) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # as above
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> inspect.Parameter:

@@ -89,7 +89,7 @@ def read_header(data: NDArray[np.uint8], name: str) -> ImageHeader:
     kind = format_of(data[:HEAD_BYTES].tobytes())
     if kind is None:
         raise InputError(f"{name} could not be decoded; expected {FORMATS}: remove it or capture the image again")
-    content = memoryview(data)  # type: ignore[arg-type]  # an array is a buffer; numpy says so from 3.12 on
+    content = data.data
     try:
         header = _READERS[kind](content, name)
     except _BREAKS_OFF as error:
@@ -156,7 +156,7 @@ def check_jpeg_is_whole(data: NDArray[np.uint8], name: str) -> None:
     Raises:
         InputError: it breaks off, or a part of it is missing.
     """
-    content = memoryview(data)  # type: ignore[arg-type]
+    content = data.data
     ends_with_end = data[-2:].tobytes() == b"\xff\xd9"
     interval, n_mcus, n_components = 0, 0, 0
     for kind, position in _jpeg_segments(content, name):
@@ -197,14 +197,14 @@ def _restarts_are_there(data: NDArray[np.uint8], position: int, n_expected: int)
 
 def _scan_end(data: NDArray[np.uint8], begin: int) -> int:
     """Return where the marker stands that ends the compressed data which begins at `begin`."""
-    content = memoryview(data)  # type: ignore[arg-type]
+    content = data.data
     marker = _JPEG_MARKER.search(content, begin)
     return data.size if marker is None else marker.start()
 
 
 def with_more_in_each_scan(data: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     """Return a JPEG with bytes added at the end of each scan: a decoder uses them only where a scan is incomplete."""
-    content = memoryview(data)  # type: ignore[arg-type]
+    content = data.data
     pieces, begin = [], 0
     for kind, position in _jpeg_segments(content, name):
         if kind == 0xDA:
@@ -231,7 +231,8 @@ def _read_webp(content: memoryview, name: str) -> ImageHeader:
         body = position + 8
         if kind == b"VP8X":
             is_animated = bool(content[body] & 2)
-            sizes.append(tuple(1 + int.from_bytes(content[body + i : body + i + 3], "little") for i in (4, 7)))  # type: ignore[arg-type]
+            width, height = (1 + int.from_bytes(content[body + i : body + i + 3], "little") for i in (4, 7))
+            sizes.append((width, height))
         elif kind == b"VP8 ":
             width, height = struct.unpack_from("<HH", content, body + 6)
             sizes.append((width & 0x3FFF, height & 0x3FFF))
@@ -395,7 +396,7 @@ def check_tiff_is_whole(data: NDArray[np.uint8], name: str, image: NDArray[Any])
     Raises:
         InputError: with the part.
     """
-    content = memoryview(data)  # type: ignore[arg-type]
+    content = data.data
     tags = _tiff_directory(content, *_tiff_start(content)).tags
     (width, *_), (height, *_), compression = tags[256], tags[257], tags[259][0]
     n_samples, is_planar = tags.get(277, (1,))[0], tags.get(284, (1,))[0] == 2

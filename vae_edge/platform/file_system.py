@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -58,7 +59,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 @cache
-def _exchange_call():  # type: ignore[no-untyped-def]  # a function of C
+def _exchange_call() -> Callable[[bytes, bytes], int] | None:
     if sys.platform not in ("linux", "darwin"):
         return None
     try:

@@ -99,7 +99,7 @@ def user_path(text: str | Path) -> Path:
         return Path(text)
     name, _, rest = written[1:].partition("/")
     if os.name != "posix":
-        home = None if (found := os.path.expanduser(written)).startswith("~") else Path(found)  # noqa: PTH111
+        home = None if (found := os.path.expanduser(written)).startswith("~") else Path(found)  # noqa: PTH111 - as above
         rest = ""
     else:
         home = _home_of(name) if name else home_folder()

@@ -155,7 +155,7 @@ def lock_byte(handle: int, at: int) -> None:
 
     os.lseek(handle, at, os.SEEK_SET)
     locking: Any = msvcrt.locking  # type: ignore[attr-defined]  # only there on Windows
-    locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # as above
 
 
 def process_start(pid: int) -> tuple[str, bool] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -91,7 +91,7 @@ class InOrder(Generic[_Item, _Result]):
         self._stopped = False
         self._workers: list[threading.Thread] = []
 
-    def __iter__(self) -> Iterator[_Result]:
+    def __iter__(self) -> Generator[_Result, None, None]:
         """Yield the results; an exception of the source or of `work` is raised in its place in the order.
 
         Raises:

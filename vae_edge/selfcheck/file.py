@@ -6,9 +6,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from vae_edge.errors import InputError
 from vae_edge.platform.atomic import write_bytes
-from vae_edge.records import RECORD_LIMITS, parse_json
 from vae_edge.selfcheck.page import page
 from vae_edge.selfcheck.record import SelfcheckRecord
 
@@ -26,16 +24,3 @@ def write_file(path: Path, record: SelfcheckRecord) -> None:
         archive.writestr(JSON_NAME, record.model_dump_json(indent=1) + "\n")
         archive.writestr(PAGE_NAME, page(record))
     write_bytes(path, content.getvalue())
-
-
-def read_file(path: Path) -> SelfcheckRecord:
-    """Read the record of a file.
-
-    Raises:
-        InputError: it is not one of these files, or is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return SelfcheckRecord.model_validate(parse_json(archive.read(JSON_NAME), RECORD_LIMITS))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a file of vae-edge selfcheck, or is damaged ({error})") from error

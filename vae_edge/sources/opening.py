@@ -168,7 +168,7 @@ def _files_of(
         raise InputError(f"{text} does not exist; expected an image, a folder, a glob in quotes or a video")
     found: list[tuple[Path, str]] = []
     # Path.glob takes no absolute pattern.
-    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - `path` may be absolute
     for match in filter(_listable(path, except_in), matches):
         if match.is_dir():
             found += (

@@ -80,7 +80,7 @@ class _VaeEdge(Tool):
 
     @staticmethod
     def load() -> None:
-        from vae_edge import Detector  # noqa: F401
+        from vae_edge import Detector  # noqa: F401 - loading it is all
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         from vae_edge import Detector
@@ -127,8 +127,8 @@ class _Loop(Tool):
 class _OnnxRuntime(_Loop):
     @staticmethod
     def load() -> None:
-        import cv2  # noqa: F401
-        import onnxruntime  # noqa: F401
+        import cv2  # noqa: F401 - loading it is all
+        import onnxruntime  # noqa: F401 - loading it is all
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         import onnxruntime
@@ -155,8 +155,8 @@ class _OpenVino(_Loop):
 
     @staticmethod
     def load() -> None:
-        import cv2  # noqa: F401
-        import openvino  # noqa: F401
+        import cv2  # noqa: F401 - loading it is all
+        import openvino  # noqa: F401 - loading it is all
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         import openvino
@@ -180,7 +180,7 @@ class _Anomalib(Tool):
 
     @staticmethod
     def load() -> None:
-        from anomalib.deploy import OpenVINOInferencer  # noqa: F401
+        from anomalib.deploy import OpenVINOInferencer  # noqa: F401 - loading it is all
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         from anomalib.deploy import OpenVINOInferencer
@@ -222,7 +222,7 @@ def declare_torchvision_operators() -> None:
     """
     import torch
 
-    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     globals()["_declared"] = library  # The declarations end with it.

@@ -161,7 +161,7 @@ def test_pictures_of_the_same_part_are_kept_together_recorded_and_not_looked_for
     assert "comparing pictures" in first.stages
 
     seen: set[str] = set()
-    second.progress = lambda stage, done, total, note="": seen.add(stage)  # type: ignore[method-assign]
+    second.progress = lambda stage, done, total, note="": seen.add(stage)  # type: ignore[method-assign]  # this test only listens
     split = resume_run(tmp_path / "run", watcher=second).split
     assert "training" in seen
     assert "comparing pictures" not in seen

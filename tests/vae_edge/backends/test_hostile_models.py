@@ -558,7 +558,7 @@ ONNX: dict[str, Callable[[], bytes]] = {
     "a-cycle": lambda: graph(MAP, ("Add", ["score", "top"], ["x"], {}), same("x", "score")),
     "an-input-from-nowhere": lambda: graph(MAP, same("nowhere", "score")),
     **{
-        f"random-{kind.lower()}": lambda kind=kind: graph(  # type: ignore[misc]
+        f"random-{kind.lower()}": lambda kind=kind: graph(  # type: ignore[misc]  # mypy infers no lambda with defaults
             MAP, (kind, ["top"], ["r"], {}), ("Add", ["top", "r"], ["score"], {})
         )
         for kind in ("RandomNormalLike", "RandomUniformLike", "Bernoulli")

@@ -284,9 +284,9 @@ def qnn(monkeypatch: pytest.MonkeyPatch, runtime: type[SessionDouble]) -> dict[s
     """An ONNX Runtime beside which onnxruntime-qnn 2 is installed: a plug-in that finds the devices in `kinds`."""
     state: dict[str, Any] = {"kinds": ["CPU", "NPU"], "registered": [], "added": []}
     package = ModuleType("onnxruntime_qnn")
-    package.get_library_path = lambda: "libonnxruntime_providers_qnn.so"  # type: ignore[attr-defined]
+    package.__dict__["get_library_path"] = lambda: "libonnxruntime_providers_qnn.so"
     monkeypatch.setitem(sys.modules, "onnxruntime_qnn", package)
-    package.__spec__ = SimpleNamespace(name="onnxruntime_qnn")  # type: ignore[assignment]
+    package.__spec__ = SimpleNamespace(name="onnxruntime_qnn")  # type: ignore[assignment]  # its name is all that is read
     monkeypatch.setattr(onnxruntime_backend, "_registered", set())
 
     def devices() -> list[Any]:
@@ -304,7 +304,7 @@ def qnn(monkeypatch: pytest.MonkeyPatch, runtime: type[SessionDouble]) -> dict[s
     monkeypatch.setattr(onnxruntime, "get_ep_devices", devices, raising=False)
     real: Callable[[], Any] = onnxruntime.SessionOptions
 
-    class Settings(real):  # type: ignore[misc, valid-type]
+    class Settings(real):  # type: ignore[misc, valid-type]  # a base known at run time
         def add_provider_for_devices(self, devices: list[Any], options: dict[str, str]) -> None:
             state["added"].append(([device.device.type.name for device in devices], options))
 

@@ -163,7 +163,7 @@ def test_a_failure_in_the_middle_of_a_batch_leaves_the_backend_in_order(
             started += 1
             if started == 5:
                 raise RuntimeError("the fifth")
-            start(request, feeds)  # type: ignore[arg-type]
+            start(request, feeds)  # type: ignore[arg-type]  # passed on as they came
 
         with monkeypatch.context() as patched:
             patched.setattr(openvino_backend._Request, "start", fails_at_the_fifth)

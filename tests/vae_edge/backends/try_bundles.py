@@ -31,7 +31,7 @@ def main(folder: Path, module: str) -> None:
             with Detector.open(bundle, device="cpu", cache=False, threads=1) as detector:
                 detector.predict(dark_image(1))
                 list(detector.predict_batch([dark_image(seed) for seed in range(64)], batch_size=64))
-        except Exception as error:  # noqa: BLE001  # what came is told by its name
+        except Exception as error:  # noqa: BLE001 - what came is told by its name
             kind, message = type(error).__name__, str(error)
         result = {"case": bundle.name, "kind": kind, "message": message, "s": time.process_time() - start}
         sys.stdout.write(json.dumps(result) + "\n")

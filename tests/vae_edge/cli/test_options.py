@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from vae_edge.cli.main import COMMANDS
+from vae_edge.cli.main import COMMANDS, _load
 from vae_edge.cli.options import (
     Condition,
     OptionGroup,
@@ -24,7 +24,7 @@ from vae_edge.cli.options import (
     refuse_others,
     with_option_groups,
 )
-from vae_edge.errors import UsageError
+from vae_edge.errors import MissingDependencyError, UsageError
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ def test_no_function_of_a_command_takes_more_than_ten_parameters(name: str) -> N
     entry = COMMANDS[name]
     module, _, attribute = entry.function.partition(":")
     try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{error.name} is not installed")
+        _load(entry)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    found = importlib.import_module(module)
     functions = [getattr(found, each) for each in (attribute, *entry.children)]
     functions += [each for _, each in inspect.getmembers(found, inspect.isfunction) if each.__module__ == module]
     for function in functions:

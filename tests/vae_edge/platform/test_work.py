@@ -60,7 +60,7 @@ def test_no_more_is_taken_than_was_agreed_while_the_consumer_rests() -> None:
             taken.append(item)
             yield item
 
-    with closing(iter(InOrder(source(), squares, n_workers=2, batch_size=3, n_ahead=4))) as results:  # type: ignore[type-var]
+    with closing(iter(InOrder(source(), squares, n_workers=2, batch_size=3, n_ahead=4))) as results:
         next(results)
         wait_until(lambda: len(taken) >= 3 + 4 * 3)
         time.sleep(0.1)
@@ -122,7 +122,7 @@ def test_a_source_that_waits_is_told_to_stop() -> None:
 
     camera = Camera()
     begin_s = time.monotonic()
-    with closing(iter(InOrder(camera, squares, n_workers=2))) as results:  # type: ignore[type-var]
+    with closing(iter(InOrder(camera, squares, n_workers=2))) as results:
         assert next(results) == 1
     assert camera.stopped.is_set()
     assert time.monotonic() - begin_s < 5

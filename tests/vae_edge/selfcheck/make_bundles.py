@@ -120,7 +120,7 @@ def export(run: Path, out: Path) -> None:
     for result in export_run(RunFolder.open(run), out, settings):
         if result.error is not None:
             raise result.error
-        print(run.name, result.target, result.precision, result.bundle is not None, result.warnings)  # noqa: T201
+        print(run.name, result.target, result.precision, result.bundle is not None, result.warnings)  # noqa: T201 - a program
 
 
 def pack(bundles: Path, file: Path) -> None:
@@ -132,7 +132,7 @@ def pack(bundles: Path, file: Path) -> None:
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     size = file.stat().st_size
-    print(f"{file}: {size} bytes")  # noqa: T201
+    print(f"{file}: {size} bytes")  # noqa: T201 - a program
     if size > MOST_BYTES:
         raise SystemExit(f"expected at most {MOST_BYTES}")
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from tests.vae_edge.selfcheck.sent_file import read_file
 from vae_edge.bundle import read_manifest
 from vae_edge.selfcheck.constructs import construct_titles
-from vae_edge.selfcheck.file import JSON_NAME, PAGE_NAME, read_file
+from vae_edge.selfcheck.file import JSON_NAME, PAGE_NAME
 from vae_edge.selfcheck.privacy import Redactor
 from vae_edge.selfcheck.record import StepRecord, Verdict
 from vae_edge.selfcheck.runner import Runner

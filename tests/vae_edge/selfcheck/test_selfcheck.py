@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.vae_edge.selfcheck.sent_file import read_file
 from vae_edge.bundle import Bundle
 from vae_edge.errors import BundleError
-from vae_edge.selfcheck.file import JSON_NAME, PAGE_NAME, read_file
+from vae_edge.selfcheck.file import JSON_NAME, PAGE_NAME
 from vae_edge.selfcheck.record import SCHEMA_VERSION, Verdict
 from vae_edge.selfcheck.shipped import BUNDLES_FILE, CONSTRUCTS_FILE, MOST_BYTES, unpack_bundles
 from vae_edge.targets import SUPPORTED

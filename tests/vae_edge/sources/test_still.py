@@ -38,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/moved":
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{self.server.server_port}/snapshot.png")  # type: ignore[attr-defined]
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/snapshot.png")  # type: ignore[attr-defined]  # an HTTPServer
             self.end_headers()
             return
         content, kind = CONTENTS[path]
@@ -74,7 +74,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def only(address: str, **options: int) -> Picture:
     begin_s = time.perf_counter()
-    (picture,) = open_sources([address], live=LiveOptions(timeout_s=1), **options)  # type: ignore[arg-type]
+    (picture,) = open_sources([address], live=LiveOptions(timeout_s=1), **options)  # type: ignore[arg-type]  # only numbers are passed
     assert time.perf_counter() - begin_s < 10
     return picture
 
@@ -173,7 +173,7 @@ def digest_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_still_behind_a_digest_login_is_judged_once(digest_server: str) -> None:
     picture = only(f"http://me:p%40s%2F%C3%A9@{digest_server}/snapshot.png?x=1")
-    assert np.array_equal(picture.image, part())  # type: ignore[arg-type]
+    assert np.array_equal(picture.image, part())  # type: ignore[arg-type]  # it is an array
     assert picture.source == f"http://{digest_server}/snapshot.png?x=1"
 
 
