@@ -197,7 +197,7 @@ def tensorrt(flavour: str, out: Path) -> Lines:
 
 def selfcheck(out: Path) -> Lines:
     """Run `vae-edge selfcheck`; its file is kept."""
-    from vae_edge.selfcheck.file import read_file
+    from tests.vae_edge.selfcheck.sent_file import read_file
     from vae_edge.selfcheck.record import Verdict
 
     path = out / "selfcheck.zip"
