@@ -42,7 +42,6 @@ from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges
 from vae_edge.export.settings import BACKBONE, Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
 from vae_edge.manifest import RuntimeRecord
-from vae_edge.platform.machine import look_at_machine
 from vae_edge.platform.telemetry import import_onnxruntime
 from vae_edge.platform.work import Progress
 from vae_edge.targets import Precision, Target
@@ -102,9 +101,7 @@ class OnnxRuntimeQuantizer(OnnxQuantizer):
         Raises:
             InputError: a name that no layer has.
         """
-        # Not on every machine: a backbone loses too much with 7 bits. Where the sums saturate the references tell.
-        reduce_range = look_at_machine().saturates_int8_sums
-        return quantize_for_onnxruntime(self.float_model, self.ranges, keep_float=keep_float, reduce_range=reduce_range)
+        return quantize_for_onnxruntime(self.float_model, self.ranges, keep_float=keep_float)
 
 
 def export_program(graph: DeployedGraph) -> torch.export.ExportedProgram:
@@ -203,7 +200,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def quantize_for_onnxruntime(
-    model: onnx.ModelProto, ranges: Ranges, *, keep_float: Collection[str] = (), reduce_range: bool = False
+    model: onnx.ModelProto, ranges: Ranges, *, keep_float: Collection[str] = ()
 ) -> onnx.ModelProto:
     """Return a copy of a model with the network's convolutions in INT8 and everything else in float32.
 
@@ -215,7 +212,6 @@ def quantize_for_onnxruntime(
         model: FP32, after `rewrite_transposed_convolutions`; a transposed convolution stays in float32.
         ranges: of this model.
         keep_float: names of layers (see `quantizable_layers`) that stay in float32.
-        reduce_range: keep the weights to 7 bits, for processors with `Machine.saturates_int8_sums`.
 
     Raises:
         InputError: a name that no layer has, or a range is missing.
@@ -241,7 +237,7 @@ def quantize_for_onnxruntime(
     quantizer = QDQQuantizer(
         result,
         True,
-        reduce_range,
+        False,  # All 8 bits: a backbone loses too much with 7, and sums are exact on every processor.
         QuantType.QInt8,
         QuantType.QUInt8,
         data,
@@ -370,6 +366,7 @@ def _session(runtime: Any, model: onnx.ModelProto, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # As on the device.
     if threads is not None:
         options.intra_op_num_threads = threads
     return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

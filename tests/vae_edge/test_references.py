@@ -154,9 +154,6 @@ def test_int8_on_a_processor_that_saturates_has_the_wider_tolerance() -> None:
     for saturates, agrees in ((False, False), (True, True)):
         check = compare(record, whole.file, outputs, ran_on="a test", device="cpu", saturates=saturates)
         assert check.agrees is agrees
-    far = times(1.2)(whole.outputs)
-    with pytest.raises(ParityError, match=r"was exported on a processor with VNNI, .* saturate on this one"):
-        compare(record, whole.file, far, ran_on="a test", device="cpu", saturates=True).require("toy")
     exported_there = own_of(record, saturating_sums=True)
     assert compare(exported_there, whole.file, outputs, ran_on="a test", device="cpu").agrees
 

@@ -81,7 +81,7 @@ class Machine:
 
     @property
     def saturates_int8_sums(self) -> bool:
-        """Whether pairs of 8-bit products are added up in 16 bits, where they saturate: INT8 weights keep to 7 bits.
+        """Whether pairs of 8-bit products are added up in 16 bits, where they saturate.
 
         x86 without VNNI or AMX does (`vpmaddubsw`); Arm has no such instruction in this place. Where the flags are not
         known, the safe answer is given.

@@ -312,6 +312,20 @@ def qnn(monkeypatch: pytest.MonkeyPatch, runtime: type[SessionDouble]) -> dict[s
     return state
 
 
+def test_sums_of_int8_are_exact_without_vnni_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries: dict[str, str] = {}
+    real: Callable[[], Any] = onnxruntime.SessionOptions
+
+    class Settings(real):  # type: ignore[misc, valid-type]
+        def add_session_config_entry(self, name: str, value: str) -> None:
+            entries[name] = value
+            super().add_session_config_entry(name, value)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Settings)
+    with open_it(bundle, device="cpu"):
+        assert entries["session.x64quantprecision"] == "1"
+
+
 def test_a_plug_in_is_registered_once_and_used_on_its_npu(bundle: Bundle, qnn: dict[str, Any]) -> None:
     for _ in range(2):
         with open_it(bundle, device="qnn") as backend:
