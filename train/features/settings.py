@@ -69,7 +69,12 @@ PIXEL_MAP = FeatureMap(source=MapSource.PIXELS, smoothing_sigma=0.5, by_level=Tr
 
 FEATURE_MAPS = (FeatureMap(top_fraction=0.01), FeatureMap(by_level=True, top_fraction=0.1))
 
-PLACE_MAPS = tuple(each.model_copy(update={"source": MapSource.PLACES}) for each in FEATURE_MAPS)
+PLACE_MAPS = (
+    FeatureMap(source=MapSource.PLACES, top_fraction=0.003),
+    FeatureMap(source=MapSource.PLACES, by_level=True, top_fraction=0.003),
+)
+"""Three positions of a picture of 256 x 256: a distance that knows each place is as small elsewhere as on good parts. On
+the drawn board the largest 0.1, 0.3, 1 and 3 % reached an image AUROC of 0.980, 0.979, 0.975 and 0.967."""
 
 N_DIRECTIONS = 32
 """Of features at a place. On the drawn board 16, 32 and 64 reached an image AUROC of 0.956, 0.966 and 0.966."""
