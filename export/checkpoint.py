@@ -24,6 +24,7 @@ from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.model.input_settings import InputRange
 from vae_edge.train.model.scoring import ScoringSettings
 from vae_edge.train.run.folder import RECORD_FILE, RunFolder
+from vae_edge.wording import count
 
 
 def make_run(
@@ -88,7 +89,8 @@ def make_run(
             watcher.say(f"not compared with anomalib's own prediction: {error}")
             return run
         watcher.say(
-            f"against anomalib's own prediction of {parity.n_images} images: {parity.label_flips} verdicts differ, "
+            f"against anomalib's own prediction of {count(parity.n_images, 'image')}: "
+            f"{count(parity.label_flips, 'verdict differs', 'verdicts differ')}, "
             f"scores by at most {parity.max_score_difference:.1e} and maps by {parity.max_map_difference:.1e}"
         )
     return run
@@ -123,7 +125,7 @@ def compare_with_anomalib(run: RunFolder, trained: TrainedElsewhere, watcher: Wa
         ours,
         threshold,
         names=[file.name for file in files],
-        images=f"{len(files)} images of the run, against anomalib's own prediction",
+        images=f"{count(len(files), 'image')} of the run, against anomalib's own prediction",
         tolerance=FP32_TOLERANCE,
     )
     check_parity(parity)

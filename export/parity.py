@@ -8,6 +8,7 @@ from dataclasses import replace
 from vae_edge.agreement import Outputs, compare_outputs
 from vae_edge.errors import ParityError
 from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
+from vae_edge.wording import verb
 
 ROUNDING = 2e-6
 """Share of the largest score that another order of additions in float32 moves one by."""
@@ -95,7 +96,8 @@ def check_parity(record: ParityRecord) -> None:
             )
     if record.label_flips:
         raise ParityError(
-            f"{record.label_flips} of {record.n_images} images get a different verdict from the trained model's "
+            f"{record.label_flips} of {record.n_images} images "
+            f"{verb(record.label_flips, 'gets', 'get')} a different verdict from the trained model's "
             f"({', '.join(record.flipped_images[:5])}{', ...' if record.label_flips > 5 else ''}): "
             "the bundle was not written"
         )

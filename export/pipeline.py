@@ -110,6 +110,8 @@ def export_run(
     for folder in folders.values():
         check_bundle_name_is_free(folder)
 
+    # Before anything that takes long, for a folder may have none that can be used.
+    pictures, remarks = _choose_pictures(run, settings.references)
     reference = measure_reference(
         run,
         scoring=settings.scoring,
@@ -117,7 +119,7 @@ def export_run(
         false_alarm_rate=settings.false_alarm_rate,
         progress=report,
     )
-    references, remarks = _measure_references(reference, settings.references, report)
+    references = _measure_references(reference, pictures, report)
     report("tracing the graph", 0, 1)
     program = export_program(reference.graph)
     report("tracing the graph", 1, 1)
@@ -145,44 +147,43 @@ def export_run(
     return results
 
 
-def _measure_references(
-    reference: Reference, settings: ReferenceSettings, report: StepProgress
-) -> tuple[TrainedReferences, tuple[str, ...]]:
-    """Take the pictures that travel with every bundle and run the trained model over them.
-
-    Returns:
-        What every bundle is compared with, and remarks for the user.
+def _choose_pictures(run: RunFolder, settings: ReferenceSettings) -> tuple[Pictures, tuple[str, ...]]:
+    """Return the pictures that travel with every bundle, and remarks for the user.
 
     Raises:
         InputError: a picture of the folder cannot be used.
         BundleError: the run's pictures are damaged.
-        ParityError: the trained model gives one no finite score.
     """
-    run = reference.run
-    remarks: tuple[str, ...] = ()
     preparation = run.record.preparation
     if settings.folder is not None:
-        pictures = given_pictures(settings.folder, preparation)
-    elif settings.drawn or run.record.references is None:
-        pictures = drawn_pictures(preparation)
-        if not settings.drawn:
-            remarks = (
-                f"the run {run.folder.name} is of an earlier version and keeps no pictures for references: drawn ones "
-                "are used, which show no part; train again, or pass --references DIR",
-            )
-    else:
-        pictures = Pictures.of_file(run.read_references(), run.record.references)
+        return given_pictures(settings.folder, preparation), ()
+    if settings.drawn:
+        return drawn_pictures(preparation), ()
+    if run.record.references is None:
+        remark = (
+            f"the run {run.folder.name} is of an earlier version and keeps no pictures for references: drawn ones are "
+            "used, which show no part; train again, or pass --references DIR"
+        )
+        return drawn_pictures(preparation), (remark,)
+    return Pictures.of_file(run.read_references(), run.record.references), ()
+
+
+def _measure_references(reference: Reference, pictures: Pictures, report: StepProgress) -> TrainedReferences:
+    """Run the trained model over the pictures; what it gives is what every bundle is compared with.
+
+    Raises:
+        ParityError: it gives one no finite score.
+    """
 
     def model(images: NDArray[np.uint8]) -> Outputs:
         return Outputs(*run_graph(reference.graph, images, progress=lambda *n: report("scoring references", *n)))
 
-    measured = TrainedReferences.measure(
+    return TrainedReferences.measure(
         pictures,
         model,
         threshold=reference.thresholds.image_threshold,
         computed_by=f"torch {installed_version('torch')}, fp32 (the trained model)",
     )
-    return measured, remarks
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from vae_edge.references import (
     compare,
 )
 from vae_edge.targets import Precision
+from vae_edge.wording import count, verb
 
 _NOT_FINITE = "the model gives a reference picture a score or a map that is not a finite number: no bundle was written"
 
@@ -101,7 +102,8 @@ def given_pictures(folder: Path, preparation: Preparation) -> Pictures:
     files = sorted(list_images(folder).images())
     if len(files) < FEWEST_PICTURES:
         raise InputError(
-            f"there are {len(files)} pictures in {folder}, given with --references; expected {FEWEST_PICTURES} or "
+            f"there {verb(len(files), 'is', 'are')} {count(len(files), 'picture')} "
+            f"in {folder}, given with --references; expected {FEWEST_PICTURES} or "
             "more: add some, or leave out --references for those of the run"
         )
     n = min(len(files), N_PICTURES)

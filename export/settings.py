@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vae_edge.errors import UsageError
 from vae_edge.manifest import AccuracyRecord
+from vae_edge.wording import verb
 
 DEFAULT_N_IMAGES = 300
 
@@ -95,7 +96,8 @@ class Budget:
                 broken.append(f"the {what} AUROC falls by {drop:.4f} (at most {limit:g} is allowed)")
         if self.max_flip_rate is not None and accuracy.flip_rate > self.max_flip_rate:
             broken.append(
-                f"{accuracy.label_flips} of {accuracy.n_images} verdicts flip, a share of {accuracy.flip_rate:.4f} "
+                f"{accuracy.label_flips} of {accuracy.n_images} verdicts "
+                f"{verb(accuracy.label_flips, 'flips', 'flip')}, a share of {accuracy.flip_rate:.4f} "
                 f"(at most {self.max_flip_rate:g} is allowed)"
             )
         return tuple(broken)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.decision import too_few_normals
 from vae_edge.manifest import QuantizationRecord
+from vae_edge.wording import count
 
 if TYPE_CHECKING:
     from vae_edge.export.model_api.folder import ModelApiRecord
@@ -24,7 +25,7 @@ def print_model_api(folder: Path, record: ModelApiRecord) -> None:
     check = record.check
     results_console().print(
         f"{folder}: {size_text(sum(file.size_bytes for file in record.files))}, the bundle's verdict on "
-        f"{check.n_images - check.label_differences} of {check.n_images} pictures, score drift "
+        f"{check.n_images - check.label_differences} of {count(check.n_images, 'picture')}, score drift "
         f"{check.max_score_difference:.1e}",
         soft_wrap=True,
     )

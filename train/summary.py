@@ -10,6 +10,7 @@ from vae_edge.cli.console import plain_table, print_warning, results_console
 from vae_edge.decision import describe_promise, describe_support, promised_rate, too_few_normals
 from vae_edge.detectability import CONTRASTS, Detectability, found_text
 from vae_edge.train.model.presets import Network, network_name
+from vae_edge.wording import count
 
 if TYPE_CHECKING:
     from vae_edge.manifest import Thresholds
@@ -55,7 +56,8 @@ def print_result(run: RunFolder) -> None:
     shown = f", one of each part in {n_pictures}" if thresholds.n_normals < n_pictures else ""
     table.add_row(
         "threshold",
-        f"score > {thresholds.image_threshold:.6g}, {thresholds.method} from {thresholds.n_normals} normals{shown}",
+        f"score > {thresholds.image_threshold:.6g}, {thresholds.method} "
+        f"from {count(thresholds.n_normals, 'normal')}{shown}",
     )
     table.add_row("false alarms", describe_promise(thresholds))
     table.add_row("smallest rate", describe_support(thresholds))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.manifest import MAX_CALIBRATION_SCORES, MAX_RATE, MIN_RATE, ThresholdMethod, Thresholds
+from vae_edge.wording import count
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 DEFAULT_PIXEL_FALSE_POSITIVE_RATE = 0.001
@@ -158,7 +159,8 @@ def fit_f1_threshold(normal_scores: NDArray[Any], anomalous_scores: NDArray[Any]
     f1 = 2 * hits / (hits + false_alarms + anomalous.size)
     if not hits.any():
         raise InputError(
-            f"none of {anomalous.size} anomalous images scores above any of {normals.size} normals, so no threshold "
+            f"none of {count(anomalous.size, 'anomalous image')} scores "
+            f"above any of {count(normals.size, 'normal')}, so no threshold "
             "separates them; expected defects that the model detects: check that the two are not swapped"
         )
     best = int(np.flatnonzero(f1 == f1.max())[-1])
@@ -188,7 +190,7 @@ def fit_thresholds(
     check_rate(pixel_false_positive_rate, "pixel false-positive rate")
     if len(maps) != len(scores) or (len(maps) > 0 and maps[0].size == 0):
         raise InputError(
-            f"there are {len(scores)} scores and maps of shape {maps.shape}; expected one map for each score"
+            f"there are {count(len(scores), 'score')} and maps of shape {maps.shape}; expected one map for each score"
         )
     tail = PixelTail(maps.size, pixel_false_positive_rate)
     tail.add(maps)
@@ -379,7 +381,7 @@ def describe_promise(thresholds: Thresholds) -> str:
 def describe_support(thresholds: Thresholds) -> str:
     """Return in words the smallest false-alarm rate that the normals can support."""
     n = thresholds.n_normals
-    return f"{smallest_false_alarm_rate(n):.3g} with {n} normals, 1 / ({n} + 1)"
+    return f"{smallest_false_alarm_rate(n):.3g} with {count(n, 'normal')}, 1 / ({n} + 1)"
 
 
 def too_few_normals(thresholds: Thresholds) -> str | None:

@@ -130,7 +130,9 @@ class Detectability(Record):
         parts = []
         for contrast in reversed(CONTRASTS):
             seen = self.seen_from(contrast)
-            parts.append(f"{'none' if seen is None else f'from {self.size_text(seen)} on'} at {contrast} contrast")
+            parts.append(
+                f"{'at no size' if seen is None else f'from {self.size_text(seen)} on'} at {contrast} contrast"
+            )
         return f"at least half of the pasted defects are found {', '.join(parts)}; sizes of the shorter side"
 
     def blindness(self) -> str | None:

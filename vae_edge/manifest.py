@@ -17,6 +17,7 @@ from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
 from vae_edge.reference_file import REFERENCES_FILE, ReferencesRecord
 from vae_edge.targets import SUPPORTED, Precision, Target
+from vae_edge.wording import count
 
 SCHEMA_VERSION: Final = 3
 """Version of the manifest's layout. History: 1 (first), 2 (`digest`; vae-edge 0.2), 3 (`references`, `verified_by`;
@@ -117,7 +118,7 @@ class Thresholds(Record):
         # p-values are looked up by bisection: scores out of order would give wrong ones without a word.
         scores = self.calibration_scores
         if len(scores) != self.n_normals:
-            raise ValueError(f"{len(scores)} calibration scores for {self.n_normals} normals")
+            raise ValueError(f"{count(len(scores), 'calibration score')} for {count(self.n_normals, 'normal')}")
         if any(first > second for first, second in pairwise(scores)):
             raise ValueError("the calibration scores are not in ascending order")
         return self

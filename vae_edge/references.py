@@ -42,6 +42,7 @@ from vae_edge.reference_file import (
     block_means,
 )
 from vae_edge.targets import Precision
+from vae_edge.wording import verb
 
 FP16_TOLERANCE = 1e-2
 """The least that is allowed of FP16, wherever it was measured: some devices round every value to it, and others only
@@ -122,7 +123,11 @@ class ReferenceCheck:
             return None
         found = [str(measure) for measure in self.measures if not measure.holds]
         if self.flipped:
-            found.insert(0, f"{len(self.flipped)} of {self.n_images} verdicts are not the trained model's")
+            found.insert(
+                0,
+                f"{len(self.flipped)} of {self.n_images} verdicts "
+                f"{verb(len(self.flipped), 'is', 'are')} not the trained model's",
+            )
         return "; ".join(found)
 
     def require(self, bundle: str) -> None:
@@ -137,7 +142,7 @@ class ReferenceCheck:
         problem = self.disagreement()
         if problem is not None:
             raise ParityError(
-                f"{bundle} does not give its reference outputs with {self.ran_on}: {problem}; its model was "
+                f"{bundle} does {_NOT_GIVEN} {self.ran_on}: {problem}; its model was "
                 "changed, or this runtime or device computes something else: export it again, or use "
                 "another version of the runtime"
             )
@@ -208,12 +213,21 @@ def check_rebuilt(bundle: Bundle, backend: Backend, *, keep: bool, progress: Pro
         compiled.keep(key, lambda path: path.write_text(text, encoding="utf-8"))
 
 
+_NOT_GIVEN = "not give its reference outputs with"
+"""Part of every reason for which a bundle is not verified after its references were run."""
+
+
+def has_failed(manifest: Manifest) -> bool:
+    """Return whether a bundle is not verified because its references were run, and did not agree."""
+    return not manifest.verified and _NOT_GIVEN in (manifest.not_verified_because or "")
+
+
 def recorded(manifest: Manifest, check: ReferenceCheck) -> Manifest:
     """Return a bundle's manifest with what a check of its references says about it: verified, or not any more."""
     problem = check.disagreement()
     if problem is None:
         return manifest.model_copy(update={"verified": True, "verified_by": check.ran_on, "not_verified_because": None})
-    return not_verified(manifest, f"it did not give its reference outputs with {check.ran_on}: {problem}")
+    return not_verified(manifest, f"it did {_NOT_GIVEN} {check.ran_on}: {problem}")
 
 
 def not_verified(manifest: Manifest, reason: str) -> Manifest:

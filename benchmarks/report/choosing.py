@@ -17,6 +17,7 @@ from vae_edge.benchmarks.report.records.report import (
     Requirement,
 )
 from vae_edge.errors import UsageError
+from vae_edge.wording import count
 
 RatioOf = Callable[[str, str, str], Ratio | None]
 """Returns the ratio of a metric between two bundles, (metric, bundle, other bundle), if raw samples provide it."""
@@ -201,13 +202,13 @@ def _close_call(found: Ratio, chosen: str) -> str:
 def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequence[BundleResult]) -> str:
     if chosen is None:
         ran = sum(bundle.has_run for bundle in bundles)
-        return f"{ran} of {len(bundles)} bundles ran, and none of them fits the rule."
+        return f"{ran} of {count(len(bundles), 'bundle')} ran, and none of them fits the rule."
     bundle = next(each for each in bundles if each.name == chosen)
     extreme = "least" if objective.direction == "minimize" else "most"
     value = f"{objective.metric} of {chosen} is {_text(bundle, objective.metric)}"
     if n_fitting == 1:
         return f"It is the only bundle that fits; {value}."
-    return f"{value}, the {extreme} of the {n_fitting} bundles that fit."
+    return f"{value}, the {extreme} of the {count(n_fitting, 'bundle that fits', 'bundles that fit')}."
 
 
 def _find(bundle: BundleResult, name: str) -> tuple[float, Interval | None] | None:

@@ -11,6 +11,7 @@ from vae_edge.benchmarks.report.records.report import BundleResult
 from vae_edge.benchmarks.report.records.speed import RoundRecord
 from vae_edge.decision import too_few_normals
 from vae_edge.manifest import NEVER_VERIFIED, Manifest, ThresholdMethod
+from vae_edge.wording import count
 
 SLOWER_CLOCK = 0.05
 """Change of the spin between rounds from which a warning says that the clock drifted."""
@@ -34,7 +35,8 @@ def machine_warnings(machine: MachineFacts, settings: SuiteSettings) -> list[str
     load = machine.load_average_start
     if load is not None and load > 0.5 * machine.cores_usable:
         found.append(
-            f"the load average was {load} on {machine.cores_usable} cores before the benchmark began: other programs "
+            f"the load average was {load} on {count(machine.cores_usable, 'core')} "
+            "before the benchmark began: other programs "
             "were running; stop them and measure again"
         )
     if machine.frequency_governor in ("powersave", "conservative", "ondemand"):
@@ -71,7 +73,7 @@ def round_warnings(rounds: Sequence[RoundRecord]) -> list[str]:
     busy = [each.foreign_cores for each in rounds if each.foreign_cores is not None and each.foreign_cores > BUSY_CORES]
     if busy:
         found.append(
-            f"other programs kept up to {max(busy):.1f} cores busy in {len(busy)} of {len(rounds)} rounds; "
+            f"other programs kept up to {max(busy):.1f} cores busy in {len(busy)} of {count(len(rounds), 'round')}; "
             "stop them and measure again"
         )
     stolen = [
@@ -80,7 +82,7 @@ def round_warnings(rounds: Sequence[RoundRecord]) -> list[str]:
     if stolen:
         found.append(
             f"the virtual machine's host gave up to {max(stolen):.0%} of the processor time to others in {len(stolen)} "
-            f"of {len(rounds)} rounds; measure on a dedicated machine"
+            f"of {count(len(rounds), 'round')}; measure on a dedicated machine"
         )
     spins = [min(each.spin_before_ms, each.spin_after_ms) for each in rounds]
     if spins and max(spins) > (1 + SLOWER_CLOCK) * min(spins):
@@ -90,7 +92,9 @@ def round_warnings(rounds: Sequence[RoundRecord]) -> list[str]:
         )
     throttled = sum(each.n_throttled or 0 for each in rounds)
     if throttled:
-        found.append(f"the processor was throttled by heat {throttled} times; improve its cooling, or lower its clock")
+        found.append(
+            f"the processor was throttled by heat {count(throttled, 'time')}; improve its cooling, or lower its clock"
+        )
     return found
 
 

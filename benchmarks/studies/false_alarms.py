@@ -42,6 +42,7 @@ from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.split import SplitSettings
 from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.run.folder import RunFolder
+from vae_edge.wording import count
 
 RECORDED = "recorded"
 
@@ -97,7 +98,9 @@ def divide(parts: Sequence[str], rng: np.random.Generator) -> NDArray[np.bool_]:
     """
     names, part_of = np.unique(np.asarray(parts, dtype=np.str_), return_inverse=True)
     if len(names) < 2:
-        raise InputError(f"the held-out normals show {len(names)} parts; expected at least 2, better 200: take more")
+        raise InputError(
+            f"the held-out normals show {count(len(names), 'part')}; expected at least 2, better 200: take more"
+        )
     order = rng.permutation(len(names))
     counts = np.bincount(part_of)[order].cumsum()
     n_taken = min(int(np.searchsorted(counts, len(parts) / 2)) + 1, len(names) - 1)

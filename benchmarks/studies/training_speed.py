@@ -27,6 +27,7 @@ from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.training import fit_vae
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.presets import AUTO_PRECISION, PRESETS, SINGLE, make_architecture, resolve_precision
+from vae_edge.wording import count
 
 _BATCH = 32
 
@@ -47,7 +48,7 @@ def training_speed(
         table.add_column(heading, justify="right")
     for preset in presets.split(","):
         for side in (int(word) for word in sides.split(",")):
-            notes_console().print(f"{preset} at {side}: {rounds} rounds", markup=False)
+            notes_console().print(f"{preset} at {side}: {count(rounds, 'round')}", markup=False)
             settings = _settings(preset.strip(), side, accelerator)
             images = np.random.default_rng(0).integers(0, 256, (steps * _BATCH, side, side, 3), dtype=np.uint8)
             plain, single, auto = [], [], []

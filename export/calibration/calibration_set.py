@@ -27,6 +27,7 @@ from vae_edge.train.data.sources import resolve_data
 from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.run.folder import RunFolder
+from vae_edge.wording import verb
 
 NORMALS_A_DEFECT = 4
 """So many normals are in the set for each one with a defect."""
@@ -169,7 +170,8 @@ def check_disjoint(*, thresholds: NDArray[np.uint8], calibration: CalibrationSet
     shared = [name for value, name in zip(content_hashes(judging.images), judging.names, strict=True) if value in fits]
     if shared:
         raise InputError(
-            f"{len(shared)} of the {len(judging.names)} images that judge the accuracy also fit the thresholds "
+            f"{len(shared)} of the {len(judging.names)} images that judge the "
+            f"accuracy also {verb(len(shared), 'fits', 'fit')} the thresholds "
             f"({shared[0]}, for example); expected images that are in one set only: remove the copies and train again"
         )
 
@@ -231,7 +233,8 @@ def _check_not_held_out(files: Sequence[ImageFile], run: RunFolder, source: str)
 
 def _held_out_error(names: Sequence[str], n_files: int, source: str) -> InputError:
     return InputError(
-        f"{len(names)} of the {n_files} images from {source} are held out by the run to fit its thresholds or to judge "
+        f"{len(names)} of the {n_files} images from {source} {verb(len(names), 'is', 'are')} "
+        "held out by the run to fit its thresholds or to judge "
         f"accuracy ({names[0]}, for example), and would flatter the quantized model; {_OTHERS}"
     )
 

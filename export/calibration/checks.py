@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
+from vae_edge.wording import count
 
 MIN_IMAGES = 32
 """Fewer are refused: a range measured on so few depends on chance."""
@@ -70,7 +71,8 @@ def check_number(n_images: int, source: str) -> list[str]:
         )
     if n_images < ENOUGH_IMAGES:
         return [
-            f"the quantized model is calibrated on only {n_images} images, from {source}; {ENOUGH_IMAGES} or more "
+            "the quantized model is calibrated on only "
+            f"{count(n_images, 'image')}, from {source}; {ENOUGH_IMAGES} or more "
             "give steadier ranges"
         ]
     return []

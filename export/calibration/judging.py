@@ -27,6 +27,7 @@ from vae_edge.train.choice.synthetic_defects import paste_defects
 from vae_edge.train.data.inspection_set import load_images, load_masks, spread
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.run.metrics import image_auroc, pixel_auroc
+from vae_edge.wording import count, verb
 
 MAX_IMAGES = 200
 """Images to judge on by default: accuracy control runs them many times, and it compares models on the same images,
@@ -63,7 +64,8 @@ class JudgingSet:
             raise AssertionError("the judging set does not have one label and one name for each image")
         if self.labels.all() or not self.labels.any():
             raise InputError(
-                f"the {n} images to judge accuracy on are all {'anomalous' if n and self.labels.all() else 'normal'}; "
+                f"the {count(n, 'image')} to judge accuracy on {verb(n, 'is', 'are all')} "
+                f"{'anomalous' if n and self.labels.all() else 'normal'}; "
                 "expected both kinds"
             )
 
@@ -116,7 +118,7 @@ def draw_judging_set(
         names=tuple(file.name for file in files),
         masks=masks.masks if known else None,
         has_mask=masks.has_mask,
-        description=f"{len(files) - n_anomalous} normal and {n_anomalous} anomalous test images",
+        description=f"{len(files) - n_anomalous} normal and {count(n_anomalous, 'anomalous test image')}",
     )
 
 

@@ -44,6 +44,7 @@ from vae_edge.records import (
 )
 from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train.data.inspection_set import spread
+from vae_edge.wording import verb
 
 RECORD_FILE = "model_api.json"
 MODEL_FILE = SUPPORTED[Target.OPENVINO].model_file
@@ -349,7 +350,8 @@ def _refuse_other_verdicts(check: VerdictCheck, bundle: str) -> None:
     if check.label_differences:
         more = ", ..." if check.label_differences > 5 else ""
         raise ParityError(
-            f"{check.label_differences} of {check.n_images} images get a different verdict from that of {bundle} "
+            f"{check.label_differences} of {check.n_images} images "
+            f"{verb(check.label_differences, 'gets', 'get')} a different verdict from that of {bundle} "
             f"({', '.join(check.differing_images[:5])}{more}): the Model API folder was not written"
         )
     if not check.max_score_difference <= _TOLERANCE:

@@ -32,6 +32,7 @@ from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.platform.work import StepProgress
 from vae_edge.train.data.inspection_set import spread_places
 from vae_edge.train.model.anomaly_graph import run_graph
+from vae_edge.wording import verb
 
 RANKED_ON = 64
 """Judging images, at most, that the harm of a single layer is measured on."""
@@ -226,7 +227,8 @@ def keep_accuracy(
     )
     raise ParityError(
         f"the budget cannot be kept: with all {len(layers)} layers quantized {' and '.join(full.broken_limits)}, "
-        f"judged on {baseline.judging.description}{reached} ({len(runner.passes)} models were tried); export in fp16 "
+        f"judged on {baseline.judging.description}{reached} "
+        f"({len(runner.passes)} {verb(len(runner.passes), 'model was', 'models were')} tried); export in fp16 "
         "or fp32, or allow more with --max-auroc-drop or --max-flip-rate; no bundle was made"
     )
 

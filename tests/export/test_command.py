@@ -127,7 +127,7 @@ def test_an_openvino_bundle_becomes_a_model_api_folder_without_torch(tmp_path: P
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "the bundle's verdict on 1 of 1 pictures" in " ".join(result.stdout.split())
+    assert "the bundle's verdict on 1 of 1 picture" in " ".join(result.stdout.split())
     assert (tmp_path / "toy-openvino-model-api-fp32" / "model.xml").is_file()
 
 

@@ -42,7 +42,7 @@ def test_a_map_that_drifts_too_far_is_refused() -> None:
 
 
 def test_a_flipped_label_is_refused_and_named() -> None:
-    with pytest.raises(ParityError, match=r"1 of 4 images get a different verdict .*\(c\.png\)"):
+    with pytest.raises(ParityError, match=r"1 of 4 images gets a different verdict .*\(c\.png\)"):
         compare(Outputs(MAPS, SCORES), threshold=3.0)
 
 

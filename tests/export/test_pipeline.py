@@ -189,8 +189,10 @@ def test_too_few_pictures_of_a_folder_are_refused(trained_run: RunFolder, sample
         (tmp_path / "few").mkdir(exist_ok=True)
         shutil.copyfile(path, tmp_path / "few" / f"{number}.png")
     settings = ExportSettings(targets=(Target.ONNX,), references=ReferenceSettings(folder=tmp_path / "few"))
+    steps: list[str] = []
     with pytest.raises(InputError, match=r"there are 5 pictures in .*few, given with --references; expected 6 or more"):
-        export_run(trained_run, tmp_path / "out", settings)
+        export_run(trained_run, tmp_path / "out", settings, progress=lambda step, *_: steps.append(step))
+    assert steps == [], "it is refused before the run's images are scored"
 
 
 @pytest.mark.parametrize(("name", "what"), [("nowhere", "does not exist"), ("file.png", "is a file")])

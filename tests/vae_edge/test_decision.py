@@ -143,7 +143,7 @@ def test_ties_among_pixels_never_mark_more_than_the_share() -> None:
 def test_maps_that_do_not_fit_the_scores_are_refused() -> None:
     with pytest.raises(InputError, match="3 scores"):
         fit_thresholds([1.0, 2.0, 3.0], np.zeros((2, 4, 4), np.float32), scored_by="the test")
-    with pytest.raises(InputError, match="1 scores"):
+    with pytest.raises(InputError, match="1 score "):
         fit_thresholds([1.0], np.zeros((1, 0, 4), np.float32), scored_by="the test")
     with pytest.raises(InputError, match="not finite"):
         fit_thresholds([1.0], np.full((1, 4, 4), np.nan, np.float32), scored_by="the test")

@@ -55,7 +55,7 @@ def test_a_table_says_in_a_sentence_what_is_found() -> None:
     found = table(high=(6, 9, 10), medium=(0, 5, 9))
     assert found.headline() == (
         "at least half of the pasted defects are found from 1 % (3 px) on at high contrast, from 4 % (10 px) on at "
-        "medium contrast, none at low contrast; sizes of the shorter side"
+        "medium contrast, at no size at low contrast; sizes of the shorter side"
     )
     assert found_text(found.at(0.04, "medium")) == "50 % (5/10)"
     assert found_text(found.of_kind("blob", 0.04)) == "75 % (3/4)"

@@ -40,6 +40,7 @@ from vae_edge.train.model.scoring import (
     ScoringSettings,
 )
 from vae_edge.train.model.scoring_constants import PixelStatistics, center_and_unit, some_fitted
+from vae_edge.wording import count
 
 N_FOLDS = 2
 
@@ -275,7 +276,7 @@ def labelled_set(normals: NDArray[np.uint8], images: NDArray[np.uint8], defects:
         images,
         tuple(defects),
         np.arange(len(images)) % N_FOLDS,
-        f"{len(images) - n_anomalous} normal and {n_anomalous} anomalous labelled images",
+        f"{len(images) - n_anomalous} normal and {count(n_anomalous, 'anomalous labelled image')}",
     )
 
 

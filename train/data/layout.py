@@ -53,6 +53,7 @@ from vae_edge.train.data.masks import (
     tell_apart,
     what_masks_mark,
 )
+from vae_edge.wording import count, verb
 
 Layout = Literal["mvtec", "named", "labels", "folder", "folders", "listed"]
 
@@ -398,7 +399,7 @@ class _Search:
 
     def _unclear(self, folders: Sequence[ImageFolder]) -> InputError:
         counts = Counter(picture.folder.name for picture in self.pictures)
-        named = [f"{folder.name} ({counts[folder.name]} images)" for folder in folders]
+        named = [f"{folder.name} ({count(counts[folder.name], 'image')})" for folder in folders]
         shown = ", ".join(named[:_NAMED_FOLDERS]) + (
             f" and {len(named) - _NAMED_FOLDERS} more" if named[_NAMED_FOLDERS:] else ""
         )
@@ -475,7 +476,8 @@ class _Search:
         bad = [*said[False], *([] if is_product else perhaps)]
         if bad:
             raise InputError(
-                f"{len(bad)} of the {len(train)} images to train on in {self.root} are named like defective parts or "
+                f"{len(bad)} of the {len(train)} images to train on in {self.root} "
+                f"{verb(len(bad), 'is', 'are')} named like defective parts or "
                 f"masks ({_first_names(bad)}); move those that are into a separate folder, such as NG or masks, "
                 f"or, if all show good parts, {self._all_good_fix(_common(self.root, train))}"
             )
@@ -484,7 +486,8 @@ class _Search:
             others = {picture.name for picture in good}
             silent = [picture for picture in silent if picture.name not in others]
             raise InputError(
-                f"{len(good)} of the images in {self.root} are named like good parts ({_first_names(good)}), and "
+                f"{len(good)} of the images in {self.root} {verb(len(good), 'is', 'are')} "
+                f"named like good parts ({_first_names(good)}), and "
                 f"{len(silent)} are not ({_first_names(silent)}); move the good ones into a folder called good and the "
                 f"others out of it, or, if all show good parts, {self._all_good_fix(_common(self.root, train))}"
             )
@@ -510,7 +513,7 @@ class _Search:
         masks, of_all = find_unnamed_masks(train)
         if masks and not of_all:
             raise InputError(
-                f"{_first_names(masks)} in {self.root} look{'s' if len(masks) == 1 else ''} like masks of defects "
+                f"{_first_names(masks)} in {self.root} {verb(len(masks), 'looks', 'look')} like masks of defects "
                 "(black and one other value), and other images do not; move masks into a folder called masks, and the "
                 f"images that they belong to into NG, or, if all show good parts, "
                 f"{self._all_good_fix(_common(self.root, train))}"
@@ -624,7 +627,7 @@ def describe_uses(uses: Iterable[FolderUse], most: int = 40) -> list[str]:
             if len(shown) > 1:
                 places += f" ... {PurePosixPath(shown[-1].folder).name} ({len(shown)} folders)"
             counts = [use.n for use in shown if use.n is not None]
-            n = f"{sum(counts)} image{'' if sum(counts) == 1 else 's'}" if counts else "cannot be read"
+            n = count(sum(counts), "image") if counts else "cannot be read"
             lines.append(f"{places}: {n}, {'' if is_used else 'skipped: '}{what}")
     rest = len(lines) - most
     return [*lines[:most], *([f"and {rest} more folders"] if rest > 0 else [])]

@@ -10,6 +10,7 @@ from vae_edge.picture_files.name_meanings import meaning_of
 from vae_edge.records import check_recordable
 from vae_edge.train.data.layout import FolderUse, FoundFiles, FoundImage, left_out, meanings_below
 from vae_edge.train.data.masks import FolderQuality, ImageFolder, MaskFile, pair_masks, tell_apart, what_masks_mark
+from vae_edge.wording import count
 
 
 def find_by_name(normal: Path, normal_test: Path | None, abnormal: Path | None, masks: Path | None) -> FoundFiles:
@@ -89,7 +90,7 @@ class _ByName:
             if role != "abnormal" and files.images and qualities & {"bad", "mask"}:
                 raise InputError(
                     f"{role} ({root}) holds a folder {'/'.join(files.parts)}, a name for parts that are not good, with "
-                    f"{len(files.images)} images; move it elsewhere, or pass only the folder of good parts"
+                    f"{count(len(files.images), 'image')}; move it elsewhere, or pass only the folder of good parts"
                 )
             quality: FolderQuality = "mask" if "mask" in qualities else "bad" if role == "abnormal" else "good"
             folder = ImageFolder(files, quality, kinds=files.parts, kinds_above=files.parts[:-1])

@@ -44,6 +44,7 @@ from vae_edge.train.data.inspection_set import (
 )
 from vae_edge.train.data.layout import Layout
 from vae_edge.train.data.masks import read_masks
+from vae_edge.wording import count
 
 ProblemKind = Literal[
     "undecodable",
@@ -132,15 +133,16 @@ class DataReport(Record):
             white_level: the 16-bit value that will be taken for white: it is asked about where no value comes near it.
         """
         lines = [
-            f"{self.n_train} images to train on; {self.n_test_normal} normal and {self.n_test_anomalous} anomalous "
+            f"{count(self.n_train, 'image')} to train on; {self.n_test_normal} "
+            f"normal and {self.n_test_anomalous} anomalous "
             f"images to test on, {self.n_with_mask} with masks"
         ]
         if self.n_ignored:
             lines.append(f"files skipped because their names are not those of images: {self.n_ignored}")
-        for kind, count in self.counts.items():
+        for kind, n in self.counts.items():
             own = [problem.sentence for problem in self.problems if problem.kind == kind]
-            more = f"; and {count - max_names} more" if count > max_names else ""
-            lines.append(f"{_HEADINGS[kind]}: {count} ({'; '.join(own[:max_names])}{more})")
+            more = f"; and {n - max_names} more" if n > max_names else ""
+            lines.append(f"{_HEADINGS[kind]}: {n} ({'; '.join(own[:max_names])}{more})")
         remark = white_level_remark(self.largest_16_bit, white_level)
         return [*lines, *([remark] if remark is not None else [])]
 
@@ -267,13 +269,14 @@ def _refuse(
 ) -> None:
     if not train:
         raise InputError(
-            f"none of the {len(inspection_set.train)} images to train on in {inspection_set.root} can be used; "
+            f"none of the {count(len(inspection_set.train), 'image')} "
+            f"to train on in {inspection_set.root} can be used; "
             f"expected undamaged images of good parts. The first: {problems[0].sentence}"
         )
     serious = [problem for problem in problems if problem.kind not in _ALLOWED]
     if strict and serious:
         raise InputError(
-            f"{len(serious)} problems in {inspection_set.root}; a strict check allows none: fix them or check "
+            f"{count(len(serious), 'problem')} in {inspection_set.root}; a strict check allows none: fix them or check "
             f"without strict. The first: {serious[0].sentence} ({serious[0].kind})"
         )
 

@@ -41,6 +41,7 @@ from vae_edge.train.data.inspection_set import (
     by_place,
     open_inspection_set,
 )
+from vae_edge.wording import count, verb
 
 
 def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
@@ -195,12 +196,18 @@ def list_images(datamodule: Any) -> ListedFiles:
         )
     remarks = []
     if n_abnormal:
-        remarks.append(f"{n_abnormal} abnormal images in the training data of {name} are left out")
+        remarks.append(
+            f"{count(n_abnormal, 'abnormal image')} in the training "
+            f"data of {name} {verb(n_abnormal, 'is', 'are')} left out"
+        )
     if n_unlabelled:
-        remarks.append(f"{n_unlabelled} images without a label in {name} are left out")
+        remarks.append(
+            f"{count(n_unlabelled, 'image')} without a label in {name} {verb(n_unlabelled, 'is', 'are')} left out"
+        )
     if n_validation:
         remarks.append(
-            f"{n_validation} validation images of {name} are returned to their origin, {n_back} to the training "
+            f"{count(n_validation, 'validation image')} of {name} "
+            f"{verb(n_validation, 'is returned to its', 'are returned to their')} origin, {n_back} to the training "
             f"images and {n_validation - n_back} to the test images, because vae-edge holds out its own"
         )
     return _listed(name, roles, tuple(remarks))

@@ -27,6 +27,7 @@ from pydantic import Field, field_validator
 from vae_edge.errors import InputError, UsageError
 from vae_edge.records import Record
 from vae_edge.train.data.inspection_set import ImageFile
+from vae_edge.wording import count, verb
 
 MIN_NORMALS = 8
 """Fewer good parts than this are refused."""
@@ -160,11 +161,15 @@ def _ranked_groups(
     """Check the images and return their groups in the order of their ranks."""
     defective = [image.name for image in images if image.is_anomalous]
     if defective:
-        raise InputError(f"{len(defective)} of the images to split are anomalous ({defective[0]}); expected good parts")
+        raise InputError(
+            f"{len(defective)} of the images to split {verb(len(defective), 'is', 'are')} "
+            f"anomalous ({defective[0]}); expected good parts"
+        )
     n = len(images)
     if n < MIN_NORMALS:
         raise InputError(
-            f"there are {n} images of good parts; expected at least {MIN_NORMALS} (preferably 500 or more): take more"
+            f"there {verb(n, 'is', 'are')} {count(n, 'image')} of good parts; "
+            f"expected at least {MIN_NORMALS} (preferably 500 or more): take more"
         )
     key_of = group or key_function(images, settings.group_by)
     members: dict[str, list[ImageFile]] = defaultdict(list)
@@ -172,7 +177,8 @@ def _ranked_groups(
         members[key_of(image)].append(image)
     if len(members) < 3:
         raise InputError(
-            f"the {n} good parts form {len(members)} groups; expected at least 3, preferably many: use a finer grouping"
+            f"the {n} good parts form {count(len(members), 'group')}; "
+            "expected at least 3, preferably many: use a finer grouping"
         )
     ordered = sorted(members, key=lambda key: rank_of(key, settings.seed))
     return [

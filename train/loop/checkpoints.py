@@ -36,6 +36,7 @@ from torch import Tensor
 
 from vae_edge.errors import BundleError, InputError, VaeEdgeError
 from vae_edge.platform.atomic import new_file
+from vae_edge.wording import count
 
 LAST_CHECKPOINT = "last.ckpt"
 
@@ -355,7 +356,7 @@ def interrupted(
     path = (training or folder) / "checkpoints" / LAST_CHECKPOINT
     epochs = int(read_state(path)["epochs_run"]) if path.is_file() else 0
     # Networks on features have no epochs: they are trained again.
-    kept = {0: "nothing of it is kept yet", 1: "1 epoch is kept"}.get(epochs, f"{epochs} epochs are kept")
+    kept = f"{count(epochs, 'epoch is', 'epochs are')} kept" if epochs else "nothing of it is kept yet"
     how = f"vae-train --resume {folder}"
     if needs:
         how = f"vae_edge.train.resume_run({str(folder)!r}, {', '.join(f'{name}=...' for name in needs)})"

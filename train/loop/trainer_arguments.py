@@ -32,6 +32,7 @@ from lightning.pytorch.loggers import Logger
 from vae_edge.errors import InputError, UsageError
 from vae_edge.train.loop.batches import Plan
 from vae_edge.train.loop.settings import TrainerValue, TrainSettings
+from vae_edge.wording import count
 
 FIELDS = {
     "max_epochs": "epochs",
@@ -216,7 +217,7 @@ def check_timers(settings: TrainSettings, attached: Attached) -> None:
     if settings.max_time_minutes is not None and any(isinstance(each, Timer) for each in attached.callbacks):
         raise UsageError(
             f"there is a Timer among the callbacks, and the settings end the training after "
-            f"{settings.max_time_minutes:g} minutes; expected one of the two: leave out the Timer or max_time"
+            f"{count(settings.max_time_minutes, 'minute')}; expected one of the two: leave out the Timer or max_time"
         )
 
 
@@ -261,7 +262,8 @@ def limited(plan: Plan, trainer: Mapping[str, TrainerValue]) -> Plan:
     steps = min(limit, plan.steps_per_epoch) if isinstance(limit, int) else int(limit * plan.steps_per_epoch)
     if steps < 1:
         raise UsageError(
-            f"limit_train_batches is {limit!r} of the {plan.steps_per_epoch} batches of an epoch, less than one; "
+            f"limit_train_batches is {limit!r} of the "
+            f"{count(plan.steps_per_epoch, 'batch', 'batches')} of an epoch, less than one; "
             "expected one or more: use a larger share, or a number of batches"
         )
     return replace(plan, steps_per_epoch=steps, images_per_epoch=min(plan.images_per_epoch, steps * plan.batch_size))

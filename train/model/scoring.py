@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
+from vae_edge.wording import count
 
 MAX_POOLED_PIXELS = 3839
 """The largest K of TopK that TensorRT's ONNX parser promises to take."""
@@ -281,7 +282,9 @@ _POOLING = re.compile(r"top(\d+(?:\.\d+)?(?:e-?\d+)?)%")
 def _parse_map(word: str, text: str) -> MapSettings:
     parts = word.split("/")
     if len(parts) != 4:
-        raise UsageError(f"{word!r} of the scoring {text!r} has {len(parts)} parts between slashes; {_EXPECTED}")
+        raise UsageError(
+            f"{word!r} of the scoring {text!r} has {count(len(parts), 'part')} between slashes; {_EXPECTED}"
+        )
     residual, sigma, normalization, pooling = parts
     values: dict[str, object] = {"residual": _one_of(Residual, residual, "residual", text), "per_pixel": False}
     values["smoothing_sigma"] = _number(sigma, "smoothing", text)

@@ -34,6 +34,7 @@ from vae_edge.train.loop.settings import SCHEMA_VERSION, TrainSettings
 from vae_edge.train.model.presets import Network
 from vae_edge.train.run.metrics import Metrics
 from vae_edge.train.run.records import CalibrationRecord, Role, RunRecord, SplitImage, SplitRecord
+from vae_edge.wording import count, verb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,8 +236,9 @@ class RunFolder:
         missing = [image.name for image in wanted if image.sha256 not in by_hash]
         if missing:
             raise InputError(
-                f"{len(missing)} of the {len(wanted)} images that the run {self.folder} used are missing or were "
-                f"changed, {missing[0]} for example, in {found.root}. {_MOVED}"
+                f"{len(missing)} of the {count(len(wanted), 'image')} "
+                f"that the run {self.folder} used {verb(len(missing), 'is', 'are')} missing or changed, "
+                f"{missing[0]} for example, in {found.root}. {_MOVED}"
             )
         return [_as_recorded(by_hash[image.sha256], image) for image in wanted]
 

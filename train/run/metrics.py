@@ -17,6 +17,7 @@ from pydantic import Field
 from vae_edge.detectability import Detectability
 from vae_edge.errors import InputError
 from vae_edge.records import Record
+from vae_edge.wording import count, verb
 
 Scores = NDArray[np.floating[Any]]
 
@@ -478,7 +479,10 @@ def _as_scores(scores: ArrayLike) -> Scores:
         array = array.astype(np.float64)
     n_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if n_bad:
-        raise InputError(f"{n_bad} of {array.size} scores are not finite numbers; the model is broken: train it again")
+        raise InputError(
+            f"{n_bad} of {array.size} scores {verb(n_bad, 'is', 'are')} "
+            "not finite numbers; the model is broken: train it again"
+        )
     return array
 
 
@@ -494,4 +498,4 @@ def _count_above(values: Scores, threshold: float) -> int:
 def _check_lengths(n: int, shapes: dict[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if shape != (n,):
-            raise InputError(f"there are {n} labels and {name} of shape {shape}; expected one per label")
+            raise InputError(f"there are {count(n, 'label')} and {name} of shape {shape}; expected one per label")

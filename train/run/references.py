@@ -27,6 +27,7 @@ from vae_edge.reference_file import (
     encode_pictures,
 )
 from vae_edge.train.choice.synthetic_defects import paste_defect, turn
+from vae_edge.wording import count
 
 MOST_NORMALS = 24
 """Good parts that are looked at."""
@@ -105,7 +106,8 @@ def choose_references(
     )
     record = PicturesRecord(
         kind=ReferenceKind.PARTS,
-        images=f"{kept_good} {where} and {len(encoded) - kept_good} pictures with defects pasted on such parts",
+        images=f"{kept_good} {where} and {count(len(encoded) - kept_good, 'picture')} "
+        "with defects pasted on such parts",
         n_images=len(encoded),
         n_picture_bytes=sum(map(len, encoded)),
     )

@@ -11,6 +11,7 @@ from vae_edge.cli.console import plain_table, results_console
 from vae_edge.cli.progress import progress_bar
 from vae_edge.errors import UsageError
 from vae_edge.train.sample import PRODUCTS, SampleSettings, defect_kinds, write_sample_set
+from vae_edge.wording import count
 
 _DEFAULTS = SampleSettings()
 
@@ -55,7 +56,7 @@ def sample(
         table.add_row(str(path), *map(str, numbers), ", ".join(kinds))
     console = results_console()
     console.print(table)
-    console.print(f"{n_drawn} images drawn." if n_drawn else "Everything already existed.")
+    console.print(f"{count(n_drawn, 'image')} drawn." if n_drawn else "Everything already existed.")
 
 
 def _chosen(words: list[str]) -> list[str]:

@@ -34,6 +34,7 @@ from vae_edge.platform.after_fork import Process, never_free_in_children
 from vae_edge.platform.outside import check_current_folder
 from vae_edge.platform.work import StepProgress
 from vae_edge.targets import SUPPORTED, Target
+from vae_edge.wording import count
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -109,7 +110,7 @@ class Layout:
     """Images in one inference, where the model was loaded for one size only; larger batches are split. None: any."""
 
     def __str__(self) -> str:
-        requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        requests = count(self.requests, "request")
         threads = "" if self.threads is None else f" on {self.threads} thread{'s' * (self.threads > 1)}"
         return f"{requests}{threads}, {'any batch' if self.batch is None else f'batch {self.batch}'}"
 
@@ -350,7 +351,7 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
             raise InputError(f"input {spec.name!r} is {array.dtype} {shape}; expected {spec.dtype} {expected_shape}")
         if array.shape[0] < 1 or (max_batch is not None and array.shape[0] > max_batch):
             limit = "1 or more" if max_batch is None else f"1 to {max_batch}"
-            raise InputError(f"the batch has {array.shape[0]} images; this model accepts {limit} at a time")
+            raise InputError(f"the batch has {count(array.shape[0], 'image')}; this model accepts {limit} at a time")
         if not array.flags.c_contiguous:
             raise InputError(f"input {spec.name!r} is not C-contiguous; pass numpy.ascontiguousarray of it")
 

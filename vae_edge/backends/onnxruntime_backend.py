@@ -259,7 +259,7 @@ def _taken(session: Any, asked: Asked) -> str:
         counts[provider] += n_nodes
     mine = counts.pop(asked.device.provider, 0)
     if not counts:
-        return f"; it takes all {mine} nodes" if mine else ""
+        return f"; it takes {'the only node' if mine == 1 else f'all {mine} nodes'}" if mine else ""
     rest = ", ".join(f"{provider.removesuffix('ExecutionProvider')} {n}" for provider, n in counts.items())
     if mine == 0:
         raise DeviceError(

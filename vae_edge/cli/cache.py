@@ -17,6 +17,7 @@ from vae_edge.cache.folders import SampleSet, cache_folder, sample_sets
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.options import JsonOption
 from vae_edge.errors import InputError, UsageError
+from vae_edge.wording import count
 
 _KINDS = ("openvino", "tensorrt", "tensorrt-timings", "sample")
 
@@ -160,7 +161,7 @@ def _print(chosen: list[_Item]) -> None:
 
 
 def _entries(number: int) -> str:
-    return "1 entry" if number == 1 else f"{number} entries"
+    return count(number, "entry", "entries")
 
 
 def _age_text(age_s: float) -> str:

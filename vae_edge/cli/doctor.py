@@ -15,6 +15,7 @@ from vae_edge.cli.progress import progress_bar
 from vae_edge.doctor import Diagnosis, Probe, examine
 from vae_edge.platform.machine import Machine
 from vae_edge.platform.opencv import OpenCv
+from vae_edge.wording import count
 
 _MARKS = {
     "works": Text("works", "green"),
@@ -76,7 +77,7 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
         environment += " with the system's packages"
     rows = [
         ("system", f"{machine.system}, {machine.architecture}"),
-        ("processor", f"{machine.processor or 'unknown'}, {machine.n_cores} cores"),
+        ("processor", f"{machine.processor or 'unknown'}, {count(machine.n_cores, 'core')}"),
         ("instructions", " ".join(machine.processor_flags) or "unknown"),
         ("memory", "unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB"),
         ("Python", f"{machine.python}, {environment}"),

@@ -22,6 +22,7 @@ from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
 from vae_edge.platform.outside import printable
 from vae_edge.sinks.sink import trust_warnings
 from vae_edge.targets import Precision
+from vae_edge.wording import count
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _try_to_open(bundle: Bundle, device: str, threads: int | None, requests: int
                 runs_with=f"{one.version} on {one.device.name}",
                 runs_because=one.device.reason,
                 predict=str(one.layout),
-                stream=f"{many.layout}; {n_stream_workers(many.layout)} workers",
+                stream=f"{many.layout}; {count(n_stream_workers(many.layout), 'worker')}",
                 notes=one.notes,
             )
     except UsageError:
@@ -194,7 +195,7 @@ def _decision_rows(manifest: Manifest) -> list[tuple[str, str]]:
             f"map > {thresholds.pixel_threshold:.6g}, "
             f"at most {thresholds.pixel_false_positive_rate:.3g} of normal pixels",
         ),
-        ("fitted on", f"{thresholds.n_normals} normals, scores {scores[0]:.4g} to {scores[-1]:.4g}"),
+        ("fitted on", f"{count(thresholds.n_normals, 'normal')}, scores {scores[0]:.4g} to {scores[-1]:.4g}"),
         ("scored by", thresholds.scored_by),
     ]
 
@@ -231,10 +232,17 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
     else:
         score = parity.max_score_difference / max(parity.reference_score_scale, 1e-30)
         maps = parity.max_map_difference / max(parity.reference_map_scale, 1e-30)
-        rows.append(("parity", f"{parity.n_images} images ({parity.images}) against {parity.reference}"))
+        rows.append(("parity", f"{count(parity.n_images, 'image')} ({parity.images}) against {parity.reference}"))
         allowed = "" if parity.tolerance is None else f"; at most {parity.tolerance:.2%} allowed"
         rows.append(("", f"score within {score:.2%}, map within {maps:.2%}{allowed}"))
-        rows.append(("", f"{parity.label_flips} verdicts differ" if parity.label_flips else "every verdict the same"))
+        rows.append(
+            (
+                "",
+                f"{count(parity.label_flips, 'verdict differs', 'verdicts differ')}"
+                if parity.label_flips
+                else "every verdict the same",
+            )
+        )
     accuracy = manifest.accuracy
     if accuracy is not None:
         rows.append(("accuracy", f"on {accuracy.images}"))
@@ -242,12 +250,18 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
         if accuracy.pixel_auroc is not None:
             rows.append(("", f"pixel AUROC {accuracy.pixel_auroc:.4f}, in FP32 {accuracy.reference_pixel_auroc:.4f}"))
         at_reference = accuracy.label_flips_at_reference_threshold
-        rows.append(("", f"{accuracy.label_flips} verdicts differ; {at_reference} would by FP32's threshold"))
+        rows.append(
+            (
+                "",
+                f"{count(accuracy.label_flips, 'verdict differs', 'verdicts differ')}; "
+                f"{at_reference} would by FP32's threshold",
+            )
+        )
     quantization = manifest.quantization
     if quantization is not None and manifest.calibration_set is not None:
         images = manifest.calibration_set
         pasted = f", {images.n_with_defects} of them with pasted defects" if images.n_with_defects else ""
-        on = f"{images.n_images} images ({images.sha256[:12]}){pasted}"
+        on = f"{count(images.n_images, 'image')} ({images.sha256[:12]}){pasted}"
         rows.append(("quantized on", f"{on}, ranges by {quantization.estimator}"))
         if (saturation := quantization.saturation) is not None:
             rows.append(("", f"at most {saturation.share:.2%} of values beyond their range, in {saturation.layer}"))
@@ -263,7 +277,7 @@ def _reference_rows(manifest: Manifest) -> list[tuple[str, str]]:
     parts = "they show parts" if found.shows_parts else "they show no part"
     trained = f"scores within {found.score_tolerance:.3%}, maps within {found.map_tolerance:.3%} of {found.computed_by}"
     rows = [
-        ("references", f"{found.n_images} pictures, {size_text(size_bytes)}: {found.images}; {parts}"),
+        ("references", f"{count(found.n_images, 'picture')}, {size_text(size_bytes)}: {found.images}; {parts}"),
         ("", trained),
     ]
     own = found.own

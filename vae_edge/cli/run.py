@@ -45,6 +45,7 @@ from vae_edge.sinks.sink import (
 )
 from vae_edge.sources.opening import STANDARD_INPUT, open_sources, open_watch
 from vae_edge.sources.pictures import AtMost, Source
+from vae_edge.wording import count
 
 if TYPE_CHECKING:
     from vae_edge.sinks.line.line import Line
@@ -231,6 +232,6 @@ def _inspect(
         interrupted = True
     print_summary(detector, pictures, tally, sinks, out)
     if interrupted:
-        print_error(f"interrupted after {tally.n_pictures} pictures; their results are written")
+        print_error(f"interrupted after {count(tally.n_pictures, 'picture')}; all results are written")
         raise typer.Exit(130) from None
     return tally.counts["error"]

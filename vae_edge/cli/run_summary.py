@@ -14,6 +14,7 @@ from vae_edge.image import white_level_remark
 from vae_edge.sinks.inspection import Tally
 from vae_edge.sinks.sink import Sink, trust_warnings
 from vae_edge.sources.pictures import Source
+from vae_edge.wording import count
 
 
 def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Sequence[Sink], out: Path | None) -> None:
@@ -32,16 +33,16 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
     if pictures.n_passed_over:
         table.add_row(
-            "left out", f"{pictures.n_passed_over} files in these folders whose names are not those of images"
+            "left out", f"{count(pictures.n_passed_over, 'file')} in these folders whose names are not those of images"
         )
     if tally.not_made:
         table.add_row("not written", Text(", ".join(f"{n} {what}" for what, n in tally.not_made.items()), "red"))
     if pictures.n_reconnections:
         table.add_row("reconnections", str(pictures.n_reconnections))
     table.add_row("device", f"{backend.device.name} with {backend.version} ({backend.device.reason})")
-    table.add_row("layout", f"{backend.layout}; {n_stream_workers(backend.layout)} workers")
+    table.add_row("layout", f"{backend.layout}; {count(n_stream_workers(backend.layout), 'worker')}")
     promise = describe_promise(manifest.thresholds)
-    table.add_row("false alarms", f"{promise}, from {manifest.thresholds.n_normals} normals")
+    table.add_row("false alarms", f"{promise}, from {count(manifest.thresholds.n_normals, 'normal')}")
     for what, where in (row for sink in sinks for row in sink.summary()):
         table.add_row(what, where)
     notes_console().print(table)

@@ -28,6 +28,7 @@ from vae_edge.platform.outside import printable
 from vae_edge.references import not_verified, record_of, recorded
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
+from vae_edge.wording import count, verb
 
 _OF_DATA = frozenset({"false_alarm_rate", "abnormal", "method", "recursive"})
 """Options that have no effect without images."""
@@ -171,7 +172,8 @@ def _good_files(data: Sequence[str], *, recursive: bool) -> list[Path]:
             doubtful = named_not_good(path.relative_to(root) for path in found)
             if doubtful:
                 raise InputError(
-                    f"{len(doubtful)} of the {len(found)} images of {text} are not named like good parts "
+                    f"{len(doubtful)} of the {len(found)} images of {text} "
+                    f"{verb(len(doubtful), 'is', 'are')} not named like good parts "
                     f"({doubtful[0].as_posix()}, for example), and a defect among them would let others pass; pass "
                     "only folders or files of good parts"
                 )
@@ -207,7 +209,8 @@ def _check_apart(normal: Sequence[Path], abnormal: Sequence[Path]) -> None:
     both = {path.resolve() for path in normal} & {path.resolve() for path in abnormal}
     if both:
         raise InputError(
-            f"{len(both)} images are in both --data and --abnormal ({sorted(both)[0]}, for example); expected good "
+            f"{count(len(both), 'image')} {verb(len(both), 'is', 'are')} in both "
+            f"--data and --abnormal ({sorted(both)[0]}, for example); expected good "
             "parts in the first and defective ones in the second"
         )
 
@@ -250,6 +253,9 @@ def _print_refit(refit: Refit) -> None:
     for error in refit.unreadable[:_NAMED]:
         print_warning(str(error))
     if refit.unreadable:
-        print_warning(f"{len(refit.unreadable)} of {refit.n_images} images could not be read and were left out")
+        print_warning(
+            f"{len(refit.unreadable)} of {refit.n_images} images could not be "
+            f"read and {verb(len(refit.unreadable), 'was', 'were')} left out"
+        )
     if refit.warning:
         print_warning(refit.warning)

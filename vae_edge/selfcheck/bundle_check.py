@@ -24,6 +24,7 @@ from vae_edge.selfcheck.constructs import build
 from vae_edge.selfcheck.machine import in_words, state
 from vae_edge.selfcheck.record import StepResult, Verdict
 from vae_edge.targets import Target
+from vae_edge.wording import verb
 
 N_VERDICTS = 1024
 """As many as MLPerf takes for one stream of single queries."""
@@ -256,7 +257,10 @@ class _Steadiness:
     def problem(self) -> str | None:
         """Return what is wrong; None: nothing is."""
         if self.n_flipped:
-            return f"{self.n_flipped} of {self.n} verdicts are not the first one for the same picture"
+            return (
+                f"{self.n_flipped} of {self.n} verdicts "
+                f"{verb(self.n_flipped, 'is', 'are')} not the first one for the same picture"
+            )
         if self.largest_share > _SAME:
             return f"scores move by up to {self.largest_share:.1e} of themselves for the same picture"
         return None

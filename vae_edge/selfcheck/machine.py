@@ -14,6 +14,7 @@ from vae_edge.platform import conditions
 from vae_edge.platform.machine import installed_versions, look_at_machine, read_system_file
 from vae_edge.platform.opencv import look_at_opencv
 from vae_edge.selfcheck.record import StepResult, Verdict
+from vae_edge.wording import count
 
 _PACKAGES = (
     "vae-edge",
@@ -184,7 +185,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"board: {board}{jetson}",
         f"system: {facts['system']}, {facts['architecture']}{' (virtual)' if facts['is_virtual'] else ''}",
-        f"processor: {facts['processor'] or 'unknown'}, {facts['cores']} cores{memory}",
+        f"processor: {facts['processor'] or 'unknown'}, {count(facts['cores'], 'core')}{memory}",
         f"instructions: {' '.join(facts['processor_flags']) or 'unknown'}",
         f"GPU: {gpus}; driver {facts['nvidia_driver'] or 'none'}",
         f"power mode: {facts['power_mode'] or 'unknown'}; governor: {facts['governor'] or 'unknown'}",

@@ -12,6 +12,7 @@ from vae_edge.manifest import Manifest
 from vae_edge.selfcheck.constructs import construct_titles
 from vae_edge.selfcheck.record import StepRecord
 from vae_edge.targets import Precision, Target
+from vae_edge.wording import count
 
 _PROBE_S, _LOOK_S = 120.0, 60.0
 _CUDA_S = 120.0
@@ -236,7 +237,7 @@ class Plan:
         )
         arguments = {"folder": str(bundle.folder), "device": device, "minutes": self._soak_minutes}
         limit_s = self._soak_minutes * 60 + _REFERENCES_S[Target.TENSORRT]
-        title = f"{self._soak_minutes:g} minutes of {bundle.name} on {device}"
+        title = f"{count(float(self._soak_minutes), 'minute')} of {bundle.name} on {device}"
         variables = {} if bundle.is_given else self._cache("cache")
         yield Step("soak", title, "soak", arguments, limit_s, variables, is_soak=True)
 

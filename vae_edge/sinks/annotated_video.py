@@ -14,6 +14,7 @@ from vae_edge.platform.atomic import replace_file, scratch_folder
 from vae_edge.sinks.sink import FreeNames, Inspected, Sink, cannot_write
 from vae_edge.sources.pictures import Picture
 from vae_edge.sources.video import n_frames_announced, video_name
+from vae_edge.wording import count
 
 _CODECS = ((".mp4", "mp4v"), (".avi", "MJPG"))
 """Ending and codec, the one to try first."""
@@ -85,9 +86,9 @@ class AnnotatedVideos(Sink):
 
     def summary(self) -> list[tuple[str, str]]:
         """Return what was written, and how many frames are missing for lack of a verdict."""
-        rows = [("annotated video", f"{n} frames in {path}") for path, n in self._finished]
+        rows = [("annotated video", f"{count(n, 'frame')} in {path}") for path, n in self._finished]
         if self._n_left_out:
-            rows.append(("left out of it", f"{self._n_left_out} frames without a verdict"))
+            rows.append(("left out of it", f"{count(self._n_left_out, 'frame')} without a verdict"))
         return rows or [("annotated video", "none: no frame got a verdict")]
 
     def _goes_on(self, picture: Picture) -> bool:

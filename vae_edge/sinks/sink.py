@@ -21,6 +21,7 @@ from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import NEVER_VERIFIED, Thresholds
 from vae_edge.platform.atomic import remove_leftovers_in
 from vae_edge.prediction import Prediction
+from vae_edge.references import has_failed
 from vae_edge.sources.pictures import Picture
 from vae_edge.sources.video import video_name
 
@@ -238,7 +239,13 @@ def trust_warnings(bundle: Bundle) -> list[str]:
     # Of a bundle of an older schema, which cannot be verified here, that was said when it was opened.
     if not manifest.verified and manifest.schema_version not in NEVER_VERIFIED:
         because = f" ({manifest.not_verified_because})" if manifest.not_verified_because else ""
-        warnings.append(f"this bundle is not verified{because}; run: vae-edge verify {bundle.folder}")
+        if has_failed(manifest):
+            warnings.append(
+                f"this bundle failed verification{because}: do not rely on its verdicts; export it again, or use "
+                f"another device or version of the runtime, and run there: vae-edge verify {bundle.folder}"
+            )
+        else:
+            warnings.append(f"this bundle is not verified{because}; run: vae-edge verify {bundle.folder}")
     few = too_few_normals(manifest.thresholds)
     return [*warnings, few] if few else warnings
 

@@ -39,6 +39,7 @@ from vae_edge.errors import InputError, MissingDependencyError, VaeEdgeError
 from vae_edge.platform.atomic import check_place, write_text
 from vae_edge.platform.outside import printable
 from vae_edge.records import with_texts
+from vae_edge.wording import count
 
 KINDS: dict[ExampleKind, str] = {
     "flip": "Flip: the reference judges differently",
@@ -397,7 +398,9 @@ def _round_plot(series: Series) -> tuple[Plot, str]:
     points = [point for values in series.values() for point in values]
     heights = [value for _, value in points]
     x, y = linear_axis([0.0, *(at for at, _ in points)], n_ticks=4), linear_axis(heights, n_ticks=4)
-    words = f"{min(heights):.4g} to {max(heights):.4g} in {len(points)} rounds of {len(series)} bundles."
+    words = (
+        f"{min(heights):.4g} to {max(heights):.4g} in {count(len(points), 'round')} of {count(len(series), 'bundle')}."
+    )
     return Plot(x, y, 48, 30, 344, 188), words
 
 

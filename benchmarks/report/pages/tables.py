@@ -17,6 +17,7 @@ from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.report.summary import WIDE_DRIFT, WIDE_SPREAD
 from vae_edge.detectability import CONTRASTS, Detectability, found_text
 from vae_edge.train.run.metrics import Metrics
+from vae_edge.wording import count
 
 Cell = str | Number
 
@@ -77,7 +78,8 @@ def summary(report: Report) -> str:
     machine = report.machine
     place = machine.board or machine.processor or machine.architecture
     return (
-        f"{ran} of {len(report.bundles)} bundles ran on {place} ({machine.cores_usable} cores), {report.created_utc}, "
+        f"{ran} of {count(len(report.bundles), 'bundle')} ran on {place} "
+        f"({count(machine.cores_usable, 'core')}), {report.created_utc}, "
         f"vae-edge {machine.vae_edge}{', quick run' if report.settings.quick else ''}. Data: {report.data.source}."
     )
 
@@ -450,7 +452,7 @@ def method(report: Report) -> Iterator[str]:
     settings, rules, data = report.settings, report.settings.rules, report.data
     threads = "the runtime's own choice" if settings.threads is None else str(settings.threads)
     yield (
-        f"{settings.rounds} rounds. In each of them every bundle has its turn in fresh processes; each round "
+        f"{count(settings.rounds, 'round')}. In each of them every bundle has its turn in fresh processes; each round "
         f"begins with a different bundle. Device {settings.device}, threads: {threads}. The benchmark took "
         f"{report.elapsed_s:.0f} s."
     )

@@ -36,7 +36,7 @@ def test_a_division_takes_whole_parts_and_about_half_of_the_images() -> None:
         assert 30 <= calibrates.sum() <= 36
     # However unequal the parts, some are on either side.
     assert {int(calibrates.sum()) for calibrates in divisions_of(["a"] * 9 + ["b"], 20)} == {1, 9}
-    with pytest.raises(InputError, match="show 1 parts"):
+    with pytest.raises(InputError, match="show 1 part;"):
         divide(["a", "a"], np.random.default_rng(0))
 
 

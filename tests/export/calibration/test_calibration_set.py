@@ -239,7 +239,7 @@ def test_sets_that_share_an_image_are_refused(reference: Reference, judging: Jud
     overlapping = replace(drawn, images=np.concatenate([drawn.images[1:], judging.images[:1]]))
     with pytest.raises(InputError, match="also judge the accuracy"):
         check_disjoint(thresholds=normals, calibration=overlapping, judging=judging)
-    with pytest.raises(InputError, match=r"1 of the \d+ images that judge the accuracy also fit the thresholds"):
+    with pytest.raises(InputError, match=r"1 of the \d+ images that judge the accuracy also fits the thresholds"):
         check_disjoint(thresholds=judging.images[:1], calibration=drawn, judging=judging)
     assert not set(content_hashes(drawn.images)) & set(content_hashes(judging.images))
 

@@ -133,7 +133,7 @@ def test_a_link_to_nowhere_is_left_out_and_named(root: Path, target: str) -> Non
     assert len(images.train) == 4
     assert report.counts == {"link_to_nowhere": 1}
     assert "train/good: 1 image, skipped: broken links (link.png)" in images.describe()
-    with pytest.raises(InputError, match=r"1 problems .*link\.png"):
+    with pytest.raises(InputError, match=r"1 problem .*link\.png"):
         check_inspection_set(open_inspection_set(root), strict=True)
 
 
@@ -231,7 +231,7 @@ def test_what_cannot_be_decoded_is_left_out_and_named(root: Path) -> None:
 
 def test_a_set_of_which_nothing_is_left_to_train_on_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"none of the 1 images.*a\.png"):
+    with pytest.raises(InputError, match=r"none of the 1 image.*a\.png"):
         checked(tmp_path)
 
 

@@ -125,7 +125,7 @@ def test_a_group_that_cannot_be_used_is_refused(expression: str, says: str) -> N
 def test_an_anomalous_image_is_refused() -> None:
     images = parts(20)
     images[3] = replace(images[3], defect="scratch")
-    with pytest.raises(InputError, match="1 of the images to split are anomalous"):
+    with pytest.raises(InputError, match="1 of the images to split is anomalous"):
         split_normals(images)
 
 

@@ -63,8 +63,8 @@ def test_spaces_and_capitals_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "'' of the scoring '' has 1 parts between slashes"),
-        ("best", "'best' of the scoring 'best' has 1 parts between slashes"),
+        ("", "'' of the scoring '' has 1 part between slashes"),
+        ("best", "'best' of the scoring 'best' has 1 part between slashes"),
         ("auto,mse", "'auto' of the scoring"),
         ("latent", "the scoring 'latent' has no map"),
         ("fusion=max", "the scoring 'fusion=max' has no map"),

@@ -360,7 +360,7 @@ def test_openvinos_provider_gives_the_models_outputs(bundle: Bundle, device: str
     images = np.stack([dark_image(seed) for seed in range(3)])
     maps, scores = toy_outputs(images)
     with open_it(bundle, device=device, hint=hint, threads=2) as backend:
-        assert "takes all" in backend.device.reason
+        assert "it takes all" in backend.device.reason or "it takes the only node" in backend.device.reason
         for n in (1, 3):
             outputs = backend.run({"image": images[:n]})
             np.testing.assert_allclose(outputs["anomaly_map"], maps[:n], atol=1e-6)

@@ -273,7 +273,7 @@ def test_verify_warns_that_a_cross_conformal_model_has_seen_the_runs_parts(
     [
         ([], "add --abnormal", 2),
         (["--abnormal", "good", "--false-alarm-rate", "0.1"], "guarantees no false-alarm rate", 2),
-        (["--abnormal", "good"], "1 images are in both --data and --abnormal", 1),
+        (["--abnormal", "good"], "1 image is in both --data and --abnormal", 1),
         (["--abnormal", "nowhere"], "nowhere does not exist", 1),
         (["--abnormal", "bad"], "none of 1 anomalous images could be read: ", 1),
     ],

@@ -112,7 +112,7 @@ def test_ctrl_c_ends_a_watch_with_its_summary(onnx_bundle: Bundle, tmp_path: Pat
     assert err.startswith("pictures")
     n = 1 + len(records(out))
     # The signal may come between a line and its being counted.
-    assert any(f"interrupted after {count} pictures" in err for count in (n - 1, n))
+    assert any(f"interrupted after {count} picture" in err for count in (n - 1, n))
 
 
 def test_a_watch_that_ends_by_itself_has_a_line_for_every_file(

@@ -89,7 +89,7 @@ def test_frames_without_a_verdict_and_images_are_left_out(videos: AnnotatedVideo
         videos.write(frame(0))
         videos.write(Inspected(Picture("belt.mp4", "belt", InputError("broken"), 1), InputError("broken")))
         videos.write(frame(2))
-    assert videos.summary()[1] == ("left out of it", "1 frames without a verdict")
+    assert videos.summary()[1] == ("left out of it", "1 frame without a verdict")
     assert opened(written(tmp_path)[0])[0] == 2
 
 

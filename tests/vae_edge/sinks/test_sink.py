@@ -8,6 +8,7 @@ import pytest
 
 from tests.tiny_bundles import dark_image, make_bundle
 from vae_edge import Bundle, InputError, Prediction
+from vae_edge.references import ReferenceCheck, not_verified, recorded
 from vae_edge.sinks.overlays import OverlayFolder
 from vae_edge.sinks.sink import (
     check_no_earlier_run,
@@ -56,6 +57,23 @@ def test_a_bundle_to_trust_gives_no_warning_and_another_says_why(tmp_path: Path)
     assert "there was no such device" in unverified
     assert f"vae-edge verify {tmp_path / 'bad'}" in unverified
     assert "at least 99 held-out normals, there are 5" in few
+
+
+def test_a_bundle_that_failed_verification_is_not_sent_there_again_as_it_is(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bad")
+    check = ReferenceCheck("drawn", 4, (1,), (), "ONNX Runtime on cpu")
+    for manifest in (
+        recorded(bundle.manifest, check),
+        not_verified(
+            bundle.manifest, "the engine that was built here from b does not give its reference outputs with X"
+        ),
+    ):
+        bundle = bundle.with_manifest(manifest)
+        [said] = trust_warnings(bundle)
+        assert "failed verification" in said
+        assert "not give its reference outputs with" in said
+        assert "or use another device or version of the runtime, and run there: vae-edge verify" in said
+    assert "1 of 4 verdicts is not the trained model's" in str(check.disagreement())
 
 
 def test_a_record_of_a_live_source_holds_what_was_skipped() -> None:
