@@ -238,7 +238,7 @@ def load_engine(
     else:
         loaded.note = (
             f"the engine of this bundle {misfit}: rebuilt from {_ONNX_FILE} in {seconds:.0f} s; "
-            "run vae-edge verify to re-fit the thresholds"
+            "the bundle's references are run on it now, unless it is too old to have any"
         )
         _log.warning("%s", loaded.note)
     return loaded

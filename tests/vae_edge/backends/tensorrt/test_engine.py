@@ -108,7 +108,7 @@ class TestRebuilding:
         first = open_model(plan, double)
         assert first.notes == (
             f"the engine of this bundle {reason}: rebuilt from model.onnx in 0 s; "
-            "run vae-edge verify to re-fit the thresholds",
+            "the bundle's references are run on it now, unless it is too old to have any",
         )
         assert first.notes[0] in caplog.text
         assert first.max_batch == 4
@@ -228,7 +228,7 @@ class TestKindsOfGpus:
         backend = open_model(plan, double, options, self.SMALL)
         assert backend.notes == (
             "the engine of this bundle is for Orin (8.7, 16 SMs), but this GPU is Orin (8.7, 8 SMs): rebuilt from "
-            "model.onnx in 0 s; run vae-edge verify to re-fit the thresholds",
+            "model.onnx in 0 s; the bundle's references are run on it now, unless it is too old to have any",
         )
         score(backend)
         score(open_model(plan, double, options, self.SMALL))
