@@ -80,11 +80,12 @@ class FeatureTable:
 
         Both are float32 [n, C]; mean and deviation are from `channel_statistics`.
         """
-        height, width = self.size
-        pictures = np.asarray(rows)[torch.randint(len(rows), (n,), generator=random).numpy()]
-        places = torch.randint(height * width, (n,), generator=random).numpy()
-        found = torch.from_numpy(self.values[pictures, places // width, places % width].astype(np.float32))
-        x = (found - mean.flatten()) / deviation.flatten()
+        n_places = math.prod(self.size)
+        pictures = torch.as_tensor(rows)[torch.randint(len(rows), (n,), generator=random)]
+        places = torch.randint(n_places, (n,), generator=random)
+        positions = torch.from_numpy(self.values).view(-1, self.n_channels)
+        found = positions.index_select(0, pictures * n_places + places).float()
+        x = found.sub_(mean.flatten()).div_(deviation.flatten())
         return x, x
 
     def batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
@@ -139,11 +140,17 @@ class PatchTable:
         They are float32 [n, 3 * 16 * 16] and [n, 3 * 8 * 8]; mean and deviation are from `channel_statistics`. Beyond a
         picture's edges there is the mean, as in the graph.
         """
-        windows = np.lib.stride_tricks.sliding_window_view(self.values, (PATCH_SIDE, PATCH_SIDE), axis=(1, 2))
-        pictures = np.asarray(rows)[torch.randint(len(rows), (n,), generator=random).numpy()]
-        down, across = (torch.randint(windows.shape[i], (n,), generator=random).numpy() for i in (1, 2))
-        found = torch.from_numpy(windows[pictures, down, across].astype(np.float32))
-        x = ((found - mean) / deviation).nan_to_num(0.0)
+        _, height, width, n_colours = self.values.shape
+        pictures = torch.as_tensor(rows)[torch.randint(len(rows), (n,), generator=random)]
+        down, across = (torch.randint(side - PATCH_SIDE + 1, (n,), generator=random) for side in (height, width))
+        corners = (pictures * height + down) * width + across
+        # Lines of a patch are next to each other in memory, its pixels and their colours, and are copied as a whole.
+        pixels = torch.from_numpy(self.values).view(-1)
+        n_lines = len(pixels) // n_colours - PATCH_SIDE + 1
+        lines = pixels.as_strided((n_lines, PATCH_SIDE * n_colours), (n_colours, 1))
+        found = lines.index_select(0, (corners[:, None] + width * torch.arange(PATCH_SIDE)).flatten())
+        patches = found.view(n, PATCH_SIDE, PATCH_SIDE, n_colours).permute(0, 3, 1, 2).contiguous().float()
+        x = patches.sub_(mean).div_(deviation).nan_to_num_(0.0)
         middle = slice(MARGIN, MARGIN + PATCH)
         return x.flatten(1), x[:, :, middle, middle].flatten(1)
 

@@ -22,6 +22,9 @@ SMALL = PositionVae(n_hidden=32, latent_vec_size=4, batch_size=512)
 SIZE = (48, 64)
 
 
+_EXACT = "donot_use_mm_for_euclid_dist"
+
+
 def stripes(n: int, seed: int = 0) -> NDArray[np.uint8]:
     """Pictures of a regular weave with noise, uint8 [n, *SIZE, 3]."""
     random = np.random.default_rng(seed)
@@ -59,6 +62,15 @@ def test_what_is_drawn_is_a_patch_and_its_middle() -> None:
     x, target = table.draw(range(3), 50, torch.Generator().manual_seed(0), mean, deviation)
     middle = x.reshape(50, 3, SIDE, SIDE)[:, :, MARGIN : MARGIN + PATCH, MARGIN : MARGIN + PATCH]
     assert torch.equal(target.reshape(50, 3, PATCH, PATCH), middle)
+
+
+def test_every_patch_that_is_drawn_is_in_the_chosen_picture() -> None:
+    table = table_of(np.random.default_rng(2).integers(0, 256, (3, *SIZE, 3), dtype=np.uint8))
+    mean, deviation = table.channel_statistics([1])
+    x, _ = table.draw([1], 40, torch.Generator().manual_seed(0), mean, deviation)
+    lit = (torch.from_numpy(table.values[1].astype(np.float32)).permute(2, 0, 1)[None] - mean) / deviation
+    patches = torch.nn.functional.unfold(lit.nan_to_num(0.0), SIDE)[0].T
+    assert torch.cdist(x, patches, compute_mode=_EXACT).min(dim=1).values.max() < 1e-2
 
 
 def test_only_the_chosen_pictures_are_drawn_and_measured() -> None:
