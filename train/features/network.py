@@ -8,12 +8,13 @@ in.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import fusion
+from torch.nn.utils import fusion, skip_init
 
 from vae_edge.train.features.settings import PositionVae
 from vae_edge.train.model.network import LOG_VARIANCE_LIMIT
@@ -37,32 +38,47 @@ class FeatureVae(nn.Module):
         n_channels: values of a position.
         settings: its size and the weight of the Kullback-Leibler term.
         n_outputs: values to reconstruct; None: all that it sees.
+        random: what the weights are drawn from; None: torch's own random numbers.
     """
 
-    def __init__(self, n_channels: int, settings: PositionVae, n_outputs: int | None = None) -> None:
+    def __init__(
+        self,
+        n_channels: int,
+        settings: PositionVae,
+        n_outputs: int | None = None,
+        *,
+        random: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.latent_vec_size = settings.latent_vec_size
-        self.encoder = _perceptron(n_channels, settings.n_hidden, 2 * settings.latent_vec_size)
-        self.decoder = _perceptron(settings.latent_vec_size, settings.n_hidden, n_outputs or n_channels)
+        self.encoder = _perceptron(n_channels, settings.n_hidden, 2 * settings.latent_vec_size, random)
+        self.decoder = _perceptron(settings.latent_vec_size, settings.n_hidden, n_outputs or n_channels, random)
 
-    def forward(self, x: Tensor) -> FeatureVaeOutput:
-        """Encode and decode float32 [n, C]: z is drawn in training and the mean in evaluation."""
-        mean, log_variance = self.encoder(x).split(self.latent_vec_size, dim=1)
+    def forward(self, x: Tensor, random: torch.Generator | None = None) -> FeatureVaeOutput:
+        """Encode and decode float32 [n, C]: z is drawn in training and the mean in evaluation.
+
+        Latents are in float32 where autocast computes the layers in bfloat16.
+        """
+        mean, log_variance = self.encoder(x).float().split(self.latent_vec_size, dim=1)
         log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if self.training else mean
-        return FeatureVaeOutput(self.decoder(z), mean, log_variance)
+        z = mean
+        if self.training:
+            noise = torch.randn(mean.shape, generator=random, dtype=mean.dtype, device=mean.device)
+            z = mean + torch.exp(0.5 * log_variance) * noise
+        return FeatureVaeOutput(self.decoder(z).float(), mean, log_variance)
 
-    def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, target: Tensor | None = None, random: torch.Generator | None = None) -> Tensor:
         """Return mean squared error + kl_weight * divergence, both averaged over positions.
 
         Args:
             x: float32 [n, C].
             target: float32 [n, outputs], what it is to reconstruct; None: x.
+            random: what the latents are drawn from; None: torch's own random numbers.
 
         The divergence is that of `vae_edge.train.model.network.Vae.loss`.
         """
-        output = self(x)
+        output = self(x, random)
         mean, log_variance = output.mean, output.log_variance
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1).mean()
         reconstruction: Tensor = functional.mse_loss(output.reconstruction, x if target is None else target)
@@ -77,7 +93,7 @@ class FeatureVae(nn.Module):
         heads = layers[place]
         assert isinstance(heads, nn.Conv2d)
         assert heads.bias is not None
-        mean_head = nn.Conv2d(heads.in_channels, size, 1)
+        mean_head = skip_init(nn.Conv2d, heads.in_channels, size, 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         mean_head.load_state_dict({"weight": heads.weight[:size], "bias": heads.bias[:size]})
         layers[place] = mean_head
         return nn.Sequential(*layers).eval().requires_grad_(False)
@@ -117,11 +133,21 @@ def empty_convolutions(n_channels: int, settings: PositionVae) -> nn.Sequential:
     return FeatureVae(n_channels, settings).convolutions()
 
 
-def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+def _perceptron(n_in: int, n_hidden: int, n_out: int, random: torch.Generator | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before in (n_in, n_hidden):
-        layers += [nn.Linear(before, n_hidden, bias=False), nn.BatchNorm1d(n_hidden), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(n_hidden, n_out))
+        layers += [_linear(before, n_hidden, random, bias=False), nn.BatchNorm1d(n_hidden), nn.ReLU()]
+    return nn.Sequential(*layers, _linear(n_hidden, n_out, random))
+
+
+def _linear(n_in: int, n_out: int, random: torch.Generator | None, *, bias: bool = True) -> nn.Linear:
+    """Return a layer with the weights that torch would draw, from a generator of one's own."""
+    layer = skip_init(nn.Linear, n_in, n_out, bias=bias)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    assert isinstance(layer, nn.Linear)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=random)
+    if layer.bias is not None:
+        nn.init.uniform_(layer.bias, -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=random)
+    return layer
 
 
 def _convolutions(layers: nn.Sequential) -> list[nn.Module]:
@@ -129,7 +155,7 @@ def _convolutions(layers: nn.Sequential) -> list[nn.Module]:
     made: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, nn.Linear):
-            convolution = nn.Conv2d(layer.in_features, layer.out_features, 1)
+            convolution = skip_init(nn.Conv2d, layer.in_features, layer.out_features, 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
             convolution.load_state_dict({"weight": layer.weight[:, :, None, None], "bias": bias})
             made.append(convolution)
@@ -147,6 +173,7 @@ def _folded(convolution: nn.Module, norm: nn.BatchNorm1d) -> nn.Conv2d:
     weight, bias = fusion.fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    folded = nn.Conv2d(convolution.in_channels, convolution.out_channels, 1)
+    folded = skip_init(nn.Conv2d, convolution.in_channels, convolution.out_channels, 1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     folded.load_state_dict({"weight": weight, "bias": bias})
+    assert isinstance(folded, nn.Conv2d)
     return folded

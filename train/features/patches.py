@@ -9,8 +9,10 @@ autoencoders", VISAPP 2019. As `vae_edge.train.features.network` it is trained o
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from vae_edge.train.features.network import FeatureVae, PositionResidual
 from vae_edge.train.features.settings import PositionVae
@@ -28,9 +30,9 @@ PATCH_SIDE = PATCH + 2 * MARGIN
 """Pixels that the network sees in each direction."""
 
 
-def patch_vae(settings: PositionVae, n_colours: int = 3) -> FeatureVae:
-    """Return a network that is to be trained."""
-    return FeatureVae(n_colours * PATCH_SIDE**2, settings, n_colours * PATCH**2)
+def patch_vae(settings: PositionVae, n_colours: int = 3, random: torch.Generator | None = None) -> FeatureVae:
+    """Return a network that is to be trained; arguments as for `FeatureVae`."""
+    return FeatureVae(n_colours * PATCH_SIDE**2, settings, n_colours * PATCH**2, random=random)
 
 
 def patch_convolutions(vae: FeatureVae) -> nn.Sequential:
@@ -38,7 +40,7 @@ def patch_convolutions(vae: FeatureVae) -> nn.Sequential:
     first, *others = vae.convolutions()
     assert isinstance(first, nn.Conv2d)
     n_colours = first.in_channels // PATCH_SIDE**2
-    cutting = nn.Conv2d(n_colours, first.out_channels, PATCH_SIDE, stride=PATCH, padding=MARGIN)
+    cutting = skip_init(nn.Conv2d, n_colours, first.out_channels, PATCH_SIDE, stride=PATCH, padding=MARGIN)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     weight = first.weight.reshape(first.out_channels, n_colours, PATCH_SIDE, PATCH_SIDE)
     cutting.load_state_dict({"weight": weight, "bias": first.bias})
     return nn.Sequential(cutting, *others).eval().requires_grad_(False)

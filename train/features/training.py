@@ -44,16 +44,20 @@ def train_on_table(
     settings: FeatureSettings,
     *,
     seed: int,
+    in_bfloat16: bool = False,
     progress: Progress | None = None,
 ) -> Residual:
     """Train a network on the positions of some pictures; the same seed gives the same weights on the same machine.
+
+    Torch's own random numbers are neither used nor changed, so that networks can be trained in several threads.
 
     Args:
         table: features of pictures, or their pixels.
         rows: which of them to train on, one or more.
         settings: of the networks and their training.
         seed: of weights, positions and latents.
-        progress: receives steps done and in all.
+        in_bfloat16: multiply in bfloat16; weights, optimizer, latents and loss stay in float32.
+        progress: receives steps done and in all, every few steps; what it raises ends the training.
 
     Returns:
         The trained network up to its residual.
@@ -63,39 +67,41 @@ def train_on_table(
     """
     mean, deviation = table.channel_statistics(rows)
     random = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = _new_vae(table, settings).train()
-        optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.n_steps)
-        for step in range(1, settings.n_steps + 1):
-            loss = vae.loss(*table.draw(rows, vae.settings.batch_size, random, mean, deviation))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-            optimizer.step()
-            schedule.step()
-            if step % _REPORT_EVERY == 0 or step == settings.n_steps:
-                if not torch.isfinite(loss):
-                    raise InputError(
-                        f"the training on {_what(table)} diverged: its loss is {loss.item()} after {step} steps; "
-                        "expected a number: look for damaged pictures, or train with another --seed"
-                    )
-                if progress is not None:
-                    progress(step, settings.n_steps)
-        made: Residual
-        if isinstance(table, PatchTable):
-            made = PatchResidual(patch_convolutions(vae.eval()), mean, deviation)
-        else:
-            made = FeatureResidual(vae.eval().convolutions(), mean, deviation)
+    vae = _new_vae(table, settings, random).train()
+    # In one operation for each step instead of a dozen for each tensor.
+    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.n_steps)
+    for step in range(1, settings.n_steps + 1):
+        x, target = table.draw(rows, vae.settings.batch_size, random, mean, deviation)
+        # Each weight is used once in a step, so that nothing is gained by keeping its bfloat16 copy.
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16, cache_enabled=False):
+            loss = vae.loss(x, target, random)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        optimizer.step()
+        schedule.step()
+        if step % _REPORT_EVERY == 0 or step == settings.n_steps:
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the training on {_what(table)} diverged: its loss is {loss.item()} after {step} steps; "
+                    "expected a number: look for damaged pictures, or train with another --seed"
+                )
+            if progress is not None:
+                progress(step, settings.n_steps)
+    made: Residual
+    if isinstance(table, PatchTable):
+        made = PatchResidual(patch_convolutions(vae.eval()), mean, deviation)
+    else:
+        made = FeatureResidual(vae.eval().convolutions(), mean, deviation)
     made.eval().requires_grad_(False)
     return made
 
 
-def _new_vae(table: Table, settings: FeatureSettings) -> FeatureVae:
+def _new_vae(table: Table, settings: FeatureSettings, random: torch.Generator) -> FeatureVae:
     if isinstance(table, PatchTable):
         assert settings.pixels is not None  # There is no such table without it.
-        return patch_vae(settings.pixels, table.n_colours)
-    return FeatureVae(table.n_channels, settings)
+        return patch_vae(settings.pixels, table.n_colours, random)
+    return FeatureVae(table.n_channels, settings, random=random)
 
 
 def _what(table: Table) -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,9 @@ from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_featu
 from vae_edge.train.features.place_fitting import fit_places
 from vae_edge.train.features.places import PlaceDistance
 from vae_edge.train.features.settings import FeatureSettings, MapSource
+from vae_edge.train.features.side_by_side import Training, train_side_by_side
 from vae_edge.train.features.table import TABLE_FILES, FeatureTable, make_patch_table, make_table
-from vae_edge.train.features.training import Measure, Residual, Table, fit_constants, residuals_of, train_on_table
+from vae_edge.train.features.training import Measure, Table, fit_constants, residuals_of
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.input_settings import Photometric
@@ -161,19 +163,20 @@ class _Fitting:
         begun = time.monotonic()
         n_folds = int(self.fold_of.max()) + 1
         everything = np.arange(self.n_used)
+        none = everything[:0]
+        held_out = [none, *(np.flatnonzero(self.fold_of == fold) for fold in range(n_folds))]
+        trainings = [
+            self._training(source, number, np.setdiff1d(everything, rows), rows)
+            for source in self.tables
+            for number, rows in enumerate(held_out)
+        ]
+        trained = train_side_by_side(trainings, self.feature, progress=self.watcher.progress)
         folds: list[dict[MapSource, Measure]] = [{} for _ in range(n_folds)]
         deployed: dict[MapSource, Measure] = {}
-        residuals: dict[MapSource, Tensor] = {}
-        for source, table in self.tables.items():
-            residuals[source] = torch.empty(self.n_used, 1, *table.size)
-            for fold in range(n_folds):
-                stage = f"training on {source} {fold + 1} of {n_folds + 1}"
-                model = self._train(source, np.flatnonzero(self.fold_of != fold), fold + 1, stage)
-                held_out = np.flatnonzero(self.fold_of == fold)
-                residuals[source][held_out] = residuals_of(model, table, held_out.tolist())
-                folds[fold][source] = model
-            stage = f"training on {source} {n_folds + 1} of {n_folds + 1}"
-            deployed[source] = self._train(source, everything, 0, stage)
+        residuals = {source: torch.empty(self.n_used, 1, *table.size) for source, table in self.tables.items()}
+        for (source, number), network in zip(product(self.tables, range(n_folds + 1)), trained, strict=True):
+            (folds[number - 1] if number else deployed)[source] = network.model
+            residuals[source][held_out[number]] = network.residuals
         if self.feature.places is not None:
             self._measure_places(self.feature.places, folds, deployed, residuals)
         seconds = time.monotonic() - begun
@@ -208,15 +211,11 @@ class _Fitting:
         deployed[source] = fit_places(table, range(self.n_used), n_directions)
         progress(len(folds) + 1, len(folds) + 1)
 
-    def _train(self, source: MapSource, rows: NDArray[np.int64], number: int, stage: str) -> Residual:
+    def _training(
+        self, source: MapSource, number: int, rows: NDArray[np.int64], held_out: NDArray[np.int64]
+    ) -> Training:
         seed = self.settings.seed * 1009 + number + (0 if source is MapSource.FEATURES else _SEEDS_APART)
-        return train_on_table(
-            self.tables[source],
-            rows.tolist(),
-            self.feature,
-            seed=seed % 2**32,
-            progress=self.watcher.progress_of(stage),
-        )
+        return Training(source, self.tables[source], rows.tolist(), held_out.tolist(), seed % 2**32)
 
     def _models(self, feature: FeatureSettings) -> FeatureModels:
         """Return the models of a scoring, with the constants that good parts of other folds give."""

@@ -59,6 +59,30 @@ def test_the_same_seed_gives_the_same_network_and_leaves_torchs_own_random_numbe
     assert not torch.equal(residuals_of(first, table, rows), residuals_of(other, table, rows))
 
 
+def test_in_bfloat16_the_network_is_as_good_and_its_weights_stay_in_float32() -> None:
+    table = drawn_table()
+    single, mixed, again = (
+        train_on_table(table, range(8), SETTINGS, seed=3, in_bfloat16=kind) for kind in (False, True, True)
+    )
+    rows = [8, 9, 10]
+    residuals = [residuals_of(model, table, rows) for model in (single, mixed, again)]
+    assert not torch.equal(residuals[0], residuals[1])
+    assert torch.equal(residuals[1], residuals[2])
+    assert float(residuals[1].mean()) == pytest.approx(float(residuals[0].mean()), rel=0.1)
+    assert {each.dtype for each in (*mixed.state_dict().values(), *residuals)} == {torch.float32}
+
+
+def test_positions_are_drawn_from_the_chosen_pictures_in_units() -> None:
+    table = drawn_table()
+    mean, deviation = table.channel_statistics([2, 5])
+    x, target = table.draw([2, 5], 500, torch.Generator().manual_seed(0), mean, deviation)
+    assert torch.equal(x, target)
+    chosen = torch.from_numpy(table.values[[2, 5]].astype(np.float32)).reshape(-1, 20)
+    expected = (chosen - mean.flatten()) / deviation.flatten()
+    assert torch.cdist(x, expected).min(dim=1).values.max() < 0.1
+    assert set(torch.cdist(x, expected).argmin(dim=1).tolist()) == set(range(len(expected)))
+
+
 def test_a_loss_that_is_not_finite_is_an_error_that_says_after_how_many_steps() -> None:
     table = drawn_table()
     table.values[0, 0, 0, 0] = np.inf

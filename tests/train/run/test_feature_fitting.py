@@ -246,7 +246,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 ) -> None:
     class Stop(Watcher):
         def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-            if stage.startswith("training on features 3"):
+            if stage == "training on features":
                 raise KeyboardInterrupt
 
     with pytest.raises(TrainingInterruptedError, match="nothing of it is kept yet; to continue: vae-train --resume"):
