@@ -42,7 +42,7 @@ class Process:
         Raises:
             DeviceError: this is one.
         """
-        if not self.is_this:
+        if os.getpid() != self._pid:
             raise DeviceError(
                 f"{self._what} was opened before the fork, and its threads did not survive the fork; open it in the "
                 "worker: call Detector.open there, or start workers with the method spawn"
