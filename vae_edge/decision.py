@@ -12,6 +12,7 @@ root of rate / n.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,12 +53,12 @@ def normals_needed(false_alarm_rate: float) -> int:
     return n if smallest_false_alarm_rate(n) <= false_alarm_rate else n + 1
 
 
-def conformal_p_value(score: float, calibration_scores: NDArray[np.float64]) -> float:
+def conformal_p_value(score: float, calibration_scores: Sequence[float] | NDArray[np.float64]) -> float:
     """Return the conformal p-value of a score, in [1 / (n + 1), 1].
 
     Args:
         score: the anomaly score of one image.
-        calibration_scores: float64 [n], the held-out normals' scores, ascending.
+        calibration_scores: float64 [n], the held-out normals' scores, ascending; fastest as a list or tuple of floats.
 
     Raises:
         InputError: the score is not a number; no verdict follows from it.
@@ -74,8 +75,8 @@ def conformal_p_value(score: float, calibration_scores: NDArray[np.float64]) -> 
         raise InputError(
             "the anomaly score is not a number (NaN); the model or its precision is broken: export it again"
         )
-    n = calibration_scores.size
-    at_least = n - int(np.searchsorted(calibration_scores, score, side="left"))
+    n = len(calibration_scores)
+    at_least = n - bisect_left(calibration_scores, score)
     return (1 + at_least) / (n + 1)
 
 

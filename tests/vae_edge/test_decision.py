@@ -35,7 +35,7 @@ def test_the_p_value_counts_the_normals_that_score_at_least_as_high() -> None:
 
 def test_a_score_beyond_all_numbers_gets_the_smallest_p_value_and_one_that_is_no_number_is_refused() -> None:
     normals = np.arange(9.0)
-    assert conformal_p_value(math.inf, normals) == 0.1
+    assert conformal_p_value(math.inf, normals) == conformal_p_value(math.inf, tuple(normals.tolist())) == 0.1
     with pytest.raises(InputError, match="NaN"):
         conformal_p_value(math.nan, normals)
 
