@@ -82,7 +82,14 @@ class InOrder(Generic[_Item, _Result]):
         self._batch_size = batch_size
         self._n_ahead = n_workers + 1 if n_ahead is None else n_ahead
         self._pulling = threading.Lock()
-        self._changed = threading.Condition()
+        # Reentrant: garbage collection may call `stop` in any thread, at any place.
+        self._state = threading.RLock()
+        self._is_ready = threading.Condition(self._state)
+        """For the consumer: the next results are there, or the end is known."""
+        self._has_room = threading.Condition(self._state)
+        """For the worker whose turn it is to take items. Both are notified only where somebody waits."""
+        self._n_waiting_for_results = 0
+        self._n_waiting_for_room = 0
         self._done: dict[int, list[_Result] | BaseException] = {}
         self._n_pulled = 0
         self._n_given = 0
@@ -116,13 +123,18 @@ class InOrder(Generic[_Item, _Result]):
 
     def _next_results(self) -> list[_Result] | BaseException | None:
         self._process.check()  # Nobody would wake a child, nor unlock what a worker had locked at the fork.
-        with self._changed:
+        with self._state:
             while self._n_given not in self._done:
                 if self._n_given == self._end:
                     return None
-                self._changed.wait(LISTENING_WAIT_S)
+                self._n_waiting_for_results += 1
+                try:
+                    self._is_ready.wait(LISTENING_WAIT_S)
+                finally:
+                    self._n_waiting_for_results -= 1
             self._n_given += 1
-            self._changed.notify_all()
+            if self._n_waiting_for_room:
+                self._has_room.notify_all()
             return self._done.pop(self._n_given - 1)
 
     def _run(self) -> None:
@@ -137,9 +149,13 @@ class InOrder(Generic[_Item, _Result]):
     def _take(self) -> tuple[int, list[_Item]] | None:
         """Take the next batch from the source; None: there is no more to do."""
         with self._pulling:
-            with self._changed:
+            with self._state:
                 while self._n_pulled - self._n_given >= self._n_ahead and not self._stopped:
-                    self._changed.wait()
+                    self._n_waiting_for_room += 1
+                    try:
+                        self._has_room.wait()
+                    finally:
+                        self._n_waiting_for_room -= 1
                 if self._stopped or self._end is not None:
                     return None
             items: list[_Item] = []
@@ -152,26 +168,27 @@ class InOrder(Generic[_Item, _Result]):
             position = self._n_pulled
             self._n_pulled += bool(items)
             if failure is not None or len(items) < self._batch_size:
-                with self._changed:
+                with self._state:
                     self._end = self._n_pulled + (failure is not None)
                     if failure is not None:
                         self._done[self._n_pulled] = failure
-                    self._changed.notify_all()
+                    self._is_ready.notify_all()
         return (position, items) if items else None
 
     def _lay_down(self, position: int, results: list[_Result] | BaseException) -> None:
-        with self._changed:
+        with self._state:
             self._done[position] = results
-            if position == self._n_given:
-                self._changed.notify_all()
+            if position == self._n_given and self._n_waiting_for_results:
+                self._is_ready.notify_all()
 
     def stop(self) -> None:
         """Let the workers end and wait for them."""
         if not self._process.is_this:
             return
-        with self._changed:
+        with self._state:
             self._stopped = True
-            self._changed.notify_all()
+            self._is_ready.notify_all()
+            self._has_room.notify_all()
         stop = getattr(self._source, "stop", None)
         if callable(stop):
             stop()
