@@ -72,7 +72,7 @@ class Broker:
         self._process = subprocess.Popen(
             [MOSQUITTO, "-c", self._configuration], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_until(lambda: _listens(self.port))
+        wait_until(lambda: listens(self.port))
         return self
 
     def kill(self) -> None:
@@ -204,7 +204,7 @@ def record(number: int) -> dict[str, Any]:
     return {"source": f"{number}.png", "is_anomalous": number % 2 == 1, "score": number / 1000, "p_value": 0.5}
 
 
-def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+def certificate(folder: Path, name: str = "localhost", *, days: int = 2) -> tuple[Path, Path]:
     """Make a certificate for this machine that signs itself, and its key; return both files."""
     x509 = pytest.importorskip("cryptography.x509")
     import datetime
@@ -227,20 +227,21 @@ def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
+        .not_valid_before(now - datetime.timedelta(days=3))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    certificate_file, key_file = folder / f"{name}.crt", folder / f"{name}.key"
+    certificate_file, key_file = folder / f"{name}.pem", folder / f"{name}-key.pem"
     certificate_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     key_file.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
     return certificate_file, key_file
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Return whether somebody listens on a port."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

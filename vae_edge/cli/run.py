@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +46,7 @@ from vae_edge.sinks.sink import (
 )
 from vae_edge.sources.opening import STANDARD_INPUT, open_sources, open_watch
 from vae_edge.sources.pictures import AtMost, Source
+from vae_edge.sources.trigger import Trigger
 from vae_edge.wording import count
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def run(
     if picture.max_pictures is not None and picture.max_pictures < 1:
         raise UsageError(f"max-pictures is {picture.max_pictures}; expected 1 or more")
     refuse_idle(context, needs_of_options(result, watching, line))
-    watch, live = watching.options, frame.live
+    watch = watching.options
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
@@ -95,7 +97,8 @@ def run(
         if out is not None:
             stack.enter_context(claim(out / LOCK_FILE, f"another vae-run is writing to {out}"))
             check_no_earlier_run(out, overwrite=result.overwrite)  # Which may have ended meanwhile.
-        to_the_line = stack.enter_context(_open_line(line, opened, out, stack)) if line.addresses else None
+        trigger = Trigger() if line.allow_control else None
+        to_the_line = stack.enter_context(_open_line(line, opened, out, trigger, stack)) if line.addresses else None
         white_level, max_pixels = opened.manifest.preparation.white_level, picture.max_pixels
         pictures: Source
         if watch is not None:
@@ -117,7 +120,7 @@ def run(
                 max_pixels=max_pixels,
                 except_in=out,
                 null_separated=picture.null,
-                live=live,
+                live=replace(frame.live, trigger=trigger),
             )
         refuse_idle(context, needs_of_sources(source, pictures))
         if picture.max_pictures is not None:
@@ -181,7 +184,9 @@ def _open_sinks(result: ResultOptions, formats: list[str]) -> list[Sink]:
     return [*sinks, *lines]
 
 
-def _open_line(options: LineOptions, bundle: Bundle, out: Path | None, stack: ExitStack) -> Line:
+def _open_line(
+    options: LineOptions, bundle: Bundle, out: Path | None, trigger: Trigger | None, stack: ExitStack
+) -> Line:
     """Connect to the machine beside the line, before anything else takes time."""
     from vae_edge.sinks.line.channel import About
     from vae_edge.sinks.line.line import Line
@@ -189,7 +194,7 @@ def _open_line(options: LineOptions, bundle: Bundle, out: Path | None, stack: Ex
     from vae_edge.sinks.line.settings import LineSettings
 
     settings = LineSettings.read(options.line_settings)
-    channels = make_channels(settings, **options.addresses)
+    channels = make_channels(settings, **options.addresses, trigger=trigger)
     folder = folder_for(settings, out)
     if settings.folder is not None:
         busy = f"another vae-run keeps verdicts that wait in {settings.folder}"

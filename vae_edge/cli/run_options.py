@@ -165,7 +165,13 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
             metavar="ADDRESS", help="Publish each JSON line: mqtt://HOST[:PORT]/PREFIX, or mqtts:// with TLS."
         ),
     ] = None
+    opcua: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Serve OPC UA: opc.tcp://HOST:PORT to listen on.")
+    ] = None
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="POST each JSON line to an http(s) URL.")] = None
+    modbus: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve Modbus/TCP registers on this address.")
+    ] = None
     line_settings: Annotated[
         Path | None,
         typer.Option(
@@ -177,10 +183,17 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
         bool, typer.Option("--sink-optional", help="Start without a receiver that is not there, and keep trying.")
     ] = False
 
+    allow_control: Annotated[
+        bool,
+        typer.Option(
+            "--allow-control", help="A camera takes pictures when an OPC UA client with a password triggers it, only."
+        ),
+    ] = False
+
     @property
     def addresses(self) -> dict[str, str]:
         """The addresses that were given, by option."""
-        given = {name: getattr(self, name) for name in ("mqtt", "webhook")}
+        given = {name: getattr(self, name) for name in ("mqtt", "opcua", "webhook", "modbus")}
         return {name: address for name, address in given.items() if address is not None}
 
 
@@ -243,8 +256,9 @@ def needs_of_options(result: ResultOptions, watching: WatchingOptions, line: Lin
     yield Condition(
         {"line_settings", "sink_optional"},
         bool(line.addresses),
-        "for the machine beside the line: add --mqtt or --webhook",
+        "for the machine beside the line: add --mqtt, --opcua, --webhook or --modbus",
     )
+    yield Condition({"allow_control"}, line.opcua is not None, "for clients of OPC UA: add --opcua")
     yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
     yield Condition(
         {"null"}, not watching.watch, "for paths from stdin, but --watch is for folders: leave out one of them"
@@ -270,7 +284,9 @@ def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Conditi
         "for videos, cameras and streams, but no source is one: leave it out",
     )
     yield Condition(
-        {"no_skip", "reconnect"}, pictures.is_live, "for cameras and streams, but no source is one: leave it out"
+        {"no_skip", "reconnect", "allow_control"},
+        pictures.is_live,
+        "for cameras and streams, but no source is one: leave it out",
     )
     has_url = any(text.partition("://")[0].lower() in ("http", "https") for text in texts)
     yield Condition({"follow_redirects"}, has_url, "for http addresses, but no source is one: leave it out")

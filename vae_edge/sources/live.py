@@ -18,6 +18,7 @@ from vae_edge.sources.addresses import without_password
 from vae_edge.sources.cameras import is_camera
 from vae_edge.sources.gstreamer import GStreamerCapture
 from vae_edge.sources.pictures import Picture, Source
+from vae_edge.sources.trigger import Trigger
 from vae_edge.sources.video import (
     DEFAULT_TIMEOUT_S,
     Capture,
@@ -54,6 +55,8 @@ class LiveOptions:
     """How long a stream may take to answer, and to send its next frame."""
     other_hosts: bool = False
     """Follow a URL that leads to another host, see `vae_edge.sources.addresses`."""
+    trigger: Trigger | None = None
+    """Take pictures only when this asks for one; None: as they come."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -132,7 +135,7 @@ class LiveVideo(Source):
         reader.start()
         try:
             given = 0
-            while (self._max_frames is None or given < self._max_frames) and (frame := reader.take()) is not None:
+            while (self._max_frames is None or given < self._max_frames) and (frame := self._next(reader)) is not None:
                 yield self._picture(frame)
                 given += 1
             if reader.failure is not None and not self._stopped.is_set() and given != self._max_frames:
@@ -148,6 +151,14 @@ class LiveVideo(Source):
         super().stop()
         if (reader := self._reader) is not None:
             reader.end()
+
+    def _next(self, reader: _Reader) -> _Frame | None:
+        """Wait for a frame, and for the trigger before it where there is one."""
+        trigger = self._options.trigger
+        if trigger is not None and trigger.wait(lambda: reader.is_over):
+            # What lies ready was seen before the trigger.
+            reader.drop()
+        return reader.take()
 
     def _picture(self, frame: _Frame) -> Picture:
         return Picture(
@@ -195,6 +206,17 @@ class _Reader(threading.Thread):
             frame, self._newest = self._newest, None
             self._changed.notify_all()
             return None if self._over else frame
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there will be no more frames than the one that may lie ready."""
+        return self._over or self._finished
+
+    def drop(self) -> None:
+        """Forget the frame that lies ready."""
+        with self._changed:
+            self._newest = None
+            self._changed.notify_all()
 
     def end(self) -> None:
         """Ask the thread to end, and wake anyone waiting for a frame; does not wait for the thread."""

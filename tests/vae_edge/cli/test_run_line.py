@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.line_receivers import Endpoint, free_port
+from tests.line_receivers import Endpoint, free_port, listens
+from tests.mjpeg_server import MjpegServer
+from tests.threads import wait_until
 from tests.tiny_bundles import dark_image, spotted_image, write_image
 from vae_edge import Bundle
 
@@ -114,3 +118,72 @@ def test_without_an_address_nothing_of_it_is_loaded(onnx_bundle: Bundle, pieces:
     )
     assert done.stderr.splitlines()[-1] == "[]"
     assert not set(json.loads(done.stderr.splitlines()[-2].replace("'", '"'))) & {"paho", "asyncua", "pymodbus"}
+
+
+def test_control_is_for_cameras_and_for_opc_ua(command: Run, onnx_bundle: Bundle, pieces: Path) -> None:
+    code, _, err = command("run", onnx_bundle.folder, pieces, "--allow-control")
+    assert code == 2
+    assert "--allow-control is for clients of OPC UA: add --opcua" in " ".join(err.split())
+
+
+@pytest.mark.slow
+def test_a_client_triggers_a_camera(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncua = pytest.importorskip("asyncua")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("VAE_EDGE_OPCUA_USER", "me")
+    monkeypatch.setenv("VAE_EDGE_OPCUA_PASSWORD", "secret")
+    port = free_port()
+    counters: list[int] = []
+
+    async def pull() -> None:
+        client = asyncua.Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
+        client.set_user("me")
+        client.set_password("secret")
+        async with client:
+            space = await client.get_namespace_index("urn:vae-edge:line")
+            counter, trigger = (client.get_node(f"ns={space};s=Inspection.{name}") for name in ("counter", "trigger"))
+            for n in range(1, 4):
+                await asyncio.sleep(0.5)
+                counters.append(await counter.read_value())
+                await trigger.write_value(True)
+                if n == 3:
+                    return  # After the third picture the program ends.
+                while await counter.read_value() < n:
+                    await asyncio.sleep(0.02)
+
+    def client() -> None:
+        wait_until(lambda: listens(port), 60)
+        asyncio.run(pull())
+
+    with MjpegServer() as camera:
+        thread = threading.Thread(target=client, daemon=True)
+        thread.start()
+        options = ("--opcua", f"opc.tcp://127.0.0.1:{port}", "--allow-control", "--max-pictures", 3)
+        code, out, err = command("run", onnx_bundle.folder, camera.url, *options)
+        thread.join(20)
+    assert code == 0, err
+    assert len(out.splitlines()) == 3
+    # Nothing is judged without a trigger.
+    assert counters == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_all_four_at_once(
+    command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_edge.sinks.line.line.DRAIN_S", 3.0)
+    for package in ("paho.mqtt.client", "asyncua", "pymodbus"):
+        pytest.importorskip(package)
+    mqtt = f"mqtt://127.0.0.1:{free_port()}/hall"
+    with Endpoint() as endpoint:
+        options = ["--opcua", f"opc.tcp://127.0.0.1:{free_port()}", "--modbus", f"127.0.0.1:{free_port()}"]
+        options += ["--webhook", endpoint.address, "--mqtt", mqtt, "--sink-optional"]
+        _, _, err = command("run", onnx_bundle.folder, pieces, *options, "--out", tmp_path / "out")
+    said = " ".join(err.split())
+    assert len(endpoint.posts) == 6
+    for kind in ("opcua", "webhook", "modbus"):
+        assert f"{kind} 6 delivered" in said
+    assert "mqtt 0 delivered" in said
+    assert "6 wait in" in said

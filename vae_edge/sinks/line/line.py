@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from vae_edge.sinks.line.backlog import MOST_BYTES
 from vae_edge.sinks.line.channel import About, Channel, Messages
 from vae_edge.sinks.line.delivery import Delivery
 from vae_edge.sinks.sink import Inspected, Sink
+
+_log = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
 """How long the end of a run waits for what is still to be delivered."""
@@ -63,14 +66,17 @@ class Line(Sink):
         ]
         opened: list[Delivery] = []
         try:
-            for delivery in () if is_optional else self.deliveries:
-                delivery.open()
-                opened.append(delivery)
-        except BaseException as error:
+            for delivery in self.deliveries:
+                try:
+                    delivery.open()
+                    opened.append(delivery)
+                except InputError as error:
+                    if not is_optional:
+                        raise InputError(f"{error}; --sink-optional starts without it and keeps trying") from error
+                    _log.warning("%s; trying again", error)
+        except BaseException:
             for delivery in opened:
                 delivery.channel.close()
-            if isinstance(error, InputError):
-                raise InputError(f"{error}; --sink-optional starts without it and keeps trying") from error
             raise
         for delivery in self.deliveries:
             delivery.start()

@@ -6,17 +6,29 @@ from pathlib import Path
 
 from vae_edge.sinks.line.channel import Channel
 from vae_edge.sinks.line.settings import LineSettings
+from vae_edge.sources.trigger import Trigger
 
 UNDELIVERED_FOLDER = "undelivered"
 
 
-def make_channels(settings: LineSettings, *, mqtt: str | None = None, webhook: str | None = None) -> list[Channel]:
+def make_channels(
+    settings: LineSettings,
+    *,
+    mqtt: str | None = None,
+    opcua: str | None = None,
+    webhook: str | None = None,
+    modbus: str | None = None,
+    trigger: Trigger | None = None,
+) -> list[Channel]:
     """Return the channels to some addresses; nothing is connected yet.
 
     Args:
         settings: credentials and certificates.
         mqtt: see `mqtt.Mqtt`.
+        opcua: see `opcua.OpcUa`.
         webhook: see `webhook.Webhook`.
+        modbus: see `modbus.Modbus`.
+        trigger: what OPC UA clients may use to take pictures; None: nothing.
 
     Raises:
         UsageError: an address or a setting cannot be used.
@@ -27,10 +39,18 @@ def make_channels(settings: LineSettings, *, mqtt: str | None = None, webhook: s
         from vae_edge.sinks.line.mqtt import Mqtt
 
         channels.append(Mqtt(mqtt, settings))
+    if opcua is not None:
+        from vae_edge.sinks.line.opcua import OpcUa
+
+        channels.append(OpcUa(opcua, settings, trigger))
     if webhook is not None:
         from vae_edge.sinks.line.webhook import Webhook
 
         channels.append(Webhook(webhook, settings))
+    if modbus is not None:
+        from vae_edge.sinks.line.modbus import Modbus
+
+        channels.append(Modbus(modbus))
     return channels
 
 
