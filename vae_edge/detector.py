@@ -28,6 +28,7 @@ from vae_edge.platform.work import InOrder, Progress, StepProgress
 from vae_edge.prediction import Prediction
 
 if TYPE_CHECKING:
+    from vae_edge.drift import DriftMonitor
     from vae_edge.references import ReferenceCheck
     from vae_edge.refit import Refit
 
@@ -82,6 +83,8 @@ class Detector:
         self._agrees = False
         """Whether the bundle's references were run here, and agree."""
         self._thresholds = bundle.manifest.thresholds
+        self.drift: DriftMonitor | None = None
+        """Watches whether the process has drifted, where `open` was asked for it; see `vae_edge.drift`."""
 
     @classmethod
     def open(
@@ -98,6 +101,8 @@ class Detector:
         rebuild: bool = True,
         max_pixels: int | None = None,
         check: bool = False,
+        drift: bool | str | Path = False,
+        drift_alarm_rate: float | None = None,
         progress: StepProgress | None = None,
     ) -> Detector:
         """Check a bundle and load its model.
@@ -123,6 +128,9 @@ class Detector:
                 `vae_edge.image.read_image`.
             check: run the bundle's references, about 16 pictures, and refuse the bundle where it does not give the
                 outputs here that it is known to give.
+            drift: watch whether the process drifts, and say so in `prediction.drift`: True, or the file that keeps what
+                is known between two starts. Every image must then show another part; see `vae_edge.drift`.
+            drift_alarm_rate: chance of a false alarm of drift over all time, 1e-6 to 0.5; None: 0.01.
             progress: called with the steps of such a build, which takes minutes.
 
         Raises:
@@ -131,7 +139,7 @@ class Detector:
             ParityError: it does not give its reference outputs here.
             MissingDependencyError: its runtime is not installed.
             DeviceError: the device or the runtime cannot run it.
-            InputError: an argument is invalid.
+            InputError: an argument is invalid; or the file of `drift` is of another bundle, damaged or in use.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = opened.manifest
@@ -194,6 +202,10 @@ class Detector:
             "check": check,
         }
         try:
+            if drift:
+                detector.drift = _open_drift(drift, opened, drift_alarm_rate)
+            elif drift_alarm_rate is not None:
+                raise UsageError(f"drift_alarm_rate is {drift_alarm_rate}, but drift is False; pass drift=True")
             if check:
                 detector.check_references().require(str(opened.folder))
             elif backend.rebuilt_sha256 is not None:
@@ -231,10 +243,12 @@ class Detector:
 
         Raises:
             DeviceError: it has been closed.
-            TypeError: it was put together from its parts.
+            TypeError: it was put together from its parts, or watches for drift.
         """
         if self._closed:
             raise DeviceError(_CLOSED)
+        if self.drift is not None:
+            raise TypeError("a detector that watches for drift cannot be copied or sent to another process")
         if self._arguments is None or self.bundle.seen is None:
             raise TypeError(
                 "a detector constructed from its parts cannot be copied or sent to another process; create it with "
@@ -254,7 +268,13 @@ class Detector:
             result = self._decide(self.backend, self._prepare(image)[None], [_name(image)])[0]
         if isinstance(result, VaeEdgeError):
             raise result
-        return result
+        return self._watched(result)
+
+    def _watched(self, prediction: Prediction) -> Prediction:
+        """Add an image's score to the drift monitor, where there is one, and what that says to the prediction."""
+        if self.drift is None:
+            return prediction
+        return replace(prediction, drift=self.drift.add(prediction.score))
 
     def predict_batch(self, images: Iterable[Source], *, batch_size: int | None = None) -> Iterator[Prediction]:
         """Judge many images, in order; like `stream`, which stops at the first image that cannot be read.
@@ -325,7 +345,8 @@ class Detector:
             for result in results:
                 if errors == "raise" and isinstance(result, VaeEdgeError):
                     raise result
-                yield result
+                # Here, in the order of the images, and not in the threads that decide.
+                yield result if isinstance(result, VaeEdgeError) else self._watched(result)
 
     def stream_backend(self) -> Backend:
         """Return the model that `stream` runs, loading it on the first call.
@@ -447,14 +468,16 @@ class Detector:
 
         Raises:
             InputError: no image can be read, or no anomalous one where they were given; the rate is outside (0, 1), or
-                does not go with the method; no anomalous image scores above a normal one; or the bundle cannot be
-                written. The bundle is not changed.
+                does not go with the method; no anomalous image scores above a normal one; the detector watches for
+                drift; or the bundle cannot be written. The bundle is not changed.
             BundleError: the bundle was replaced or changed since it was opened. The new one is not changed.
             ParityError: the bundle does not give its reference outputs here. It is not changed.
             DeviceError: the runtime failed, a score is not a finite number, or this process was forked since. The
                 bundle is as it was.
         """
         self._process.check()
+        if self.drift is not None:
+            raise UsageError("this detector watches for drift from the thresholds that it has; open it without drift")
         for source in (images, () if anomalous is None else anomalous):
             _check_is_many(source)
         # Loaded when it is needed: most programs on a device never do this.
@@ -493,6 +516,8 @@ class Detector:
         with self._opening:
             self._closed = True
             backends = (self.backend, self._stream_backend)
+        if self.drift is not None:
+            self.drift.close()
         for backend in backends:
             if backend is not None:
                 backend.close()
@@ -504,6 +529,15 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open_drift(drift: bool | str | Path, bundle: Bundle, alarm_rate: float | None) -> DriftMonitor:
+    from vae_edge.drift import DEFAULT_ALARM_RATE, DriftMonitor  # Most programs do not ask for it.
+
+    rate = DEFAULT_ALARM_RATE if alarm_rate is None else alarm_rate
+    if isinstance(drift, bool):
+        return DriftMonitor.for_bundle(bundle, alarm_rate=rate)
+    return DriftMonitor.open(Path(drift), bundle, alarm_rate=rate)
 
 
 def _load_in_faster_arithmetic(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.image import as_rgb
+
+if TYPE_CHECKING:
+    from vae_edge.drift import DriftVerdict
 
 _STRIP_PIXELS = 1 << 20
 
@@ -31,6 +34,8 @@ class Prediction:
     pixel_threshold: float
     source: str | None = None
     """Path or name of the image, where there is one."""
+    drift: DriftVerdict | None = None
+    """Whether the process has drifted, as far as is known with this image; None: that was not asked for."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:

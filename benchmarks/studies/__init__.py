@@ -1,4 +1,4 @@
-"""Studies beyond one benchmark: other tools, detection, false alarms, anomalib, Model API, training speed."""
+"""Studies beyond one benchmark: other tools, detection, false alarms, anomalib, Model API, training speed, drift."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detectability import CONTRASTS, found_text
 from vae_edge.detector import Detector, n_stream_workers
+from vae_edge.drift import DriftMonitor
+from vae_edge.drift_file import DriftRecord, is_drift_file, read_drift
 from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
 from vae_edge.platform.outside import printable
@@ -37,6 +39,7 @@ class _Opened:
 
 
 _FILE = SourceKind("a model file, which is not opened", "model files", frozenset({"as_json"}))
+_DRIFT = SourceKind("a record of drift", "records of drift", frozenset({"as_json"}))
 _BUNDLE = SourceKind("a bundle", "bundles", frozenset({"as_json", "device", "threads", "requests"}))
 
 
@@ -45,7 +48,9 @@ def inspect(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE|FILE", help="A bundle (a folder made by vae-export), or a model file without its bundle."
+            metavar="BUNDLE|FILE",
+            help="A bundle (a folder made by vae-export), a model file without its bundle, or a file of "
+            "vae-run --drift.",
         ),
     ],
     device: Annotated[str, typer.Option(help="Device to open the bundle on.")] = "auto",
@@ -59,9 +64,13 @@ def inspect(
 ) -> None:
     """Check a bundle's files, show its manifest, and say which runtime and device would run it here.
 
-    For a model file (.onnx, .xml, .engine, .json, .safetensors): show its metadata, without its runtime.
+    For a model file (.onnx, .xml, .engine, .json, .safetensors): show its metadata, without its runtime. For the file
+    of vae-run --drift: show whether the process has drifted.
     """
-    if source.is_file():
+    if is_drift_file(source):
+        refuse_others(context, source, _DRIFT, (_DRIFT, _FILE, _BUNDLE))
+        _inspect_drift(read_drift(source), source, as_json)
+    elif source.is_file():
         refuse_others(context, source, _FILE, (_FILE, _BUNDLE))
         _inspect_file(describe_model_file(source), as_json)
     else:
@@ -106,6 +115,31 @@ def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
     )
     if found.bundle_match is False:
         print_warning(f"{found.path} is not the file that {found.bundle} was exported with")
+
+
+def _inspect_drift(record: DriftRecord, path: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record.model_dump(mode="json", exclude={"scores", "recent"}), indent=2))
+        return
+    monitor = DriftMonitor(record)
+    shift = monitor.shift_now()
+    share = "" if not record.n_parts else f", {record.n_above / record.n_parts:.2%}"
+    rows = [
+        ("in short", monitor.sentence()),
+        ("bundle", record.bundle_name),
+        ("false alarms", f"at most {record.alarm_rate:.3g} over all time; one picture for each part"),
+        (
+            "evidence",
+            f"{monitor.martingale:.3g} now, {record.highest:.3g} at most; an alarm is at {1 / record.alarm_rate:.6g}",
+        ),
+        ("parts", f"{record.n_parts}; {monitor.compared_with()}"),
+        ("latest parts", "not known yet" if shift is None else f"median {shift:+.2f} times the spread of the normals"),
+        (
+            "above the cut",
+            f"{record.n_above}{share}, score >= {record.cut:.6g}; up to {record.allowed_share:.0%} is no drift",
+        ),
+    ]
+    _print_sections({f"{printable(path.name)}  drift of the process": rows})
 
 
 def _print_sections(sections: dict[str, list[tuple[str, str]]]) -> None:
@@ -156,7 +190,7 @@ def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str,
     ]
     return {
         f"{printable(manifest.name)}  {size_text(bundle.size_bytes)}": model,
-        "Decision": _decision_rows(manifest),
+        "Decision": _decision_rows(bundle),
         **_detectability_section(manifest),
         "Trust": _trust_rows(manifest),
         "Provenance": [
@@ -180,7 +214,8 @@ def _rows_here(found: _Opened | str) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in found.notes]
 
 
-def _decision_rows(manifest: Manifest) -> list[tuple[str, str]]:
+def _decision_rows(bundle: Bundle) -> list[tuple[str, str]]:
+    manifest = bundle.manifest
     thresholds = manifest.thresholds
     promise = describe_promise(thresholds)
     if thresholds.false_alarm_rate > thresholds.false_alarm_rate_requested:
@@ -197,6 +232,7 @@ def _decision_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         ("fitted on", f"{count(thresholds.n_normals, 'normal')}, scores {scores[0]:.4g} to {scores[-1]:.4g}"),
         ("scored by", thresholds.scored_by),
+        ("drift (vae-run --drift)", DriftMonitor.for_bundle(bundle).compared_with()),
     ]
 
 

@@ -16,6 +16,7 @@ from vae_edge.cli.console import lines_stdout, notes_console, print_error
 from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import (
+    DriftOptions,
     FrameOptions,
     LineOptions,
     Overlays,
@@ -29,6 +30,7 @@ from vae_edge.cli.run_options import (
 )
 from vae_edge.cli.run_summary import print_summary
 from vae_edge.detector import Detector
+from vae_edge.drift import check_alarm_rate
 from vae_edge.errors import UsageError
 from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.sinks.annotated_video import AnnotatedVideos
@@ -73,6 +75,7 @@ def run(
     frame: FrameOptions,
     watching: WatchingOptions,
     line: LineOptions,
+    drift: DriftOptions,
     runtime: RuntimeChoices,
 ) -> None:
     """Inspect images and write one line for each, in order; an unreadable image gets a line with the error.
@@ -87,7 +90,9 @@ def run(
     formats = _formats(result.line_format, out)
     if picture.max_pictures is not None and picture.max_pictures < 1:
         raise UsageError(f"max-pictures is {picture.max_pictures}; expected 1 or more")
-    refuse_idle(context, needs_of_options(result, watching, line))
+    if drift.drift_alarm is not None:
+        check_alarm_rate(drift.drift_alarm)
+    refuse_idle(context, needs_of_options(result, watching, line, drift))
     watch = watching.options
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
@@ -127,14 +132,14 @@ def run(
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
-        with _open_detector(opened, runtime, is_live=pictures.is_live) as detector:
+        with _open_detector(opened, runtime, drift, is_live=pictures.is_live) as detector:
             sinks = _open_sinks(result, formats)
             n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
         raise typer.Exit(1)
 
 
-def _open_detector(bundle: Bundle, runtime: RuntimeChoices, *, is_live: bool) -> Detector:
+def _open_detector(bundle: Bundle, runtime: RuntimeChoices, drift: DriftOptions, *, is_live: bool) -> Detector:
     usual = Hint.LATENCY if is_live and runtime.requests is None else Hint.THROUGHPUT
     with step_progress() as progress:
         return Detector.open(
@@ -147,6 +152,8 @@ def _open_detector(bundle: Bundle, runtime: RuntimeChoices, *, is_live: bool) ->
             arithmetic=runtime.arithmetic.value,
             cache=not runtime.no_cache,
             rebuild=not runtime.no_rebuild,
+            drift=drift.drift or False,
+            drift_alarm_rate=drift.drift_alarm,
             progress=progress,
         )
 

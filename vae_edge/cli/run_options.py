@@ -17,6 +17,7 @@ import typer
 
 from vae_edge.backends.base import Hint
 from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, OptionGroup, RecursiveOption, in_words
+from vae_edge.drift import DEFAULT_ALARM_RATE
 from vae_edge.image import MAX_PIXELS
 from vae_edge.platform.outside import user_path
 from vae_edge.sources.addresses import file_of_url
@@ -197,6 +198,27 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
         return {name: address for name, address in given.items() if address is not None}
 
 
+@dataclass(frozen=True)
+class DriftOptions(OptionGroup, panel="Drift of the process"):
+    """Whether the process is watched for drift."""
+
+    drift: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STATE_FILE",
+            help="Watch whether scores drift, one image per part; the file keeps what is known between two runs.",
+        ),
+    ] = None
+    drift_alarm: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Chance of a false alarm of drift, over all time.",
+            show_default=f"{DEFAULT_ALARM_RATE}",
+        ),
+    ] = None
+
+
 class Arithmetic(str, Enum):
     """What floating-point layers are computed in; see `Detector.open`."""
 
@@ -244,8 +266,11 @@ class RuntimeChoices(OptionGroup, panel="Running the model"):
     no_rebuild: NoRebuildOption = False
 
 
-def needs_of_options(result: ResultOptions, watching: WatchingOptions, line: LineOptions) -> Iterator[Condition]:
+def needs_of_options(
+    result: ResultOptions, watching: WatchingOptions, line: LineOptions, drift: DriftOptions
+) -> Iterator[Condition]:
     """Yield what options need of others."""
+    yield Condition({"drift_alarm"}, drift.drift is not None, "for drift: add --drift STATE_FILE")
     needs_folder = {"overwrite", "overlay_format", "video"}
     if result.overlays is not Overlays.NONE:
         needs_folder.add("overlays")

@@ -43,6 +43,9 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     table.add_row("layout", f"{backend.layout}; {count(n_stream_workers(backend.layout), 'worker')}")
     promise = describe_promise(manifest.thresholds)
     table.add_row("false alarms", f"{promise}, from {count(manifest.thresholds.n_normals, 'normal')}")
+    if detector.drift is not None:
+        alarm = detector.drift.alarm
+        table.add_row("drift", Text(detector.drift.sentence(), "" if alarm is None else "red"))
     for what, where in (row for sink in sinks for row in sink.summary()):
         table.add_row(what, where)
     notes_console().print(table)

@@ -90,9 +90,11 @@ def record_of(picture: Picture, result: Prediction | VaeEdgeError, thresholds: T
 def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thresholds) -> dict[str, Any]:
     """Return what is written about a picture that got a verdict.
 
-    `anomalous_area` is the share of the map's pixels above the pixel threshold, 0 to 1.
+    `anomalous_area` is the share of the map's pixels above the pixel threshold, 0 to 1. `drift` is there only if the
+    detector watches for it.
     """
     n_pixels = int(prediction.mask.sum())
+    drift = {} if prediction.drift is None else {"drift": prediction.drift.as_record()}
     return {
         **_where(picture),
         "is_anomalous": prediction.is_anomalous,
@@ -102,6 +104,7 @@ def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thre
         "false_alarm_rate": thresholds.false_alarm_rate,
         "n_anomalous_pixels": n_pixels,
         "anomalous_area": n_pixels / prediction.mask.size,
+        **drift,
     }
 
 
