@@ -19,6 +19,7 @@ from tests.hostile_bundles import (
     read_content,
     with_digest,
 )
+from tests.record_differences import differences
 from tests.tiny_bundles import dark_image, make_bundle, make_manifest
 from vae_edge.bundle import Bundle, bundles_in, manifest_text, new_bundle, read_manifest
 from vae_edge.decision import PixelTail, check_thresholds, fit_f1_thresholds_with_tail, fit_thresholds_with_tail
@@ -224,6 +225,15 @@ def test_a_bundle_of_the_first_schema_opens_with_a_warning_and_is_not_verified(
     assert not manifest.verified
     assert manifest.not_verified_because == NEVER_VERIFIED[1]
     assert f"{out} is not verified: {NEVER_VERIFIED[1]}" in caplog.text
+
+
+def test_a_manifest_that_version_0_1_wrote_still_opens_with_all_that_it_says(tmp_path: Path) -> None:
+    written = Path(__file__).with_name("manifest_0_1.json").read_text(encoding="utf-8")
+    (tmp_path / MANIFEST_FILE).write_text(written, encoding="utf-8")
+    manifest, content = read_manifest(tmp_path), json.loads(written)
+    assert (manifest.target, manifest.precision, manifest.thresholds.n_normals) == ("onnx", "int8", 100)
+    assert (content["schema_version"], content["verified"], manifest.verified) == (1, True, False)
+    assert differences(content, json.loads(manifest_text(manifest))) == ["verified", "not_verified_because"]
 
 
 def test_a_refit_does_not_verify_a_bundle_of_the_first_schema(onnx_bundle: Bundle, tmp_path: Path) -> None:

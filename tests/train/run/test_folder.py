@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from tests.record_differences import differences
 from tests.train.random_backbones import random_weights
 from vae_edge.errors import BundleError, InputError
 from vae_edge.platform.atomic import LOCK_FILE
 from vae_edge.platform.file_system import owner
-from vae_edge.records import make_record
+from vae_edge.records import Record, make_record, read_record
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.features.table import FEATURES_FILE
@@ -36,6 +37,8 @@ from vae_edge.train.run.folder import (
     forget_replaced,
     only_training,
 )
+from vae_edge.train.run.metrics import Metrics
+from vae_edge.train.run.records import RunRecord
 from vae_edge.train.sample import SampleSettings, write_sample_set
 
 
@@ -336,3 +339,12 @@ def test_settings_in_which_everything_is_decided_are_written_like_others() -> No
         update={"tiling": asked.tiling_in_force, "photometric": Photometric.IMAGE, "scoring": MSE_SCORING}
     )
     assert DecidedSettings.model_validate_json(decided.model_dump_json()) == decided
+
+
+def test_the_records_of_a_run_that_version_0_1_wrote_still_open_with_all_that_they_say(tmp_path: Path) -> None:
+    written = json.loads(Path(__file__).with_name("run_0_1.json").read_text(encoding="utf-8"))
+    kinds: dict[str, type[Record]] = {"model.json": RunRecord, "training.json": TrainSettings, "metrics.json": Metrics}
+    for name, kind in kinds.items():
+        (tmp_path / name).write_text(json.dumps(written[name]), encoding="utf-8")
+        found = read_record(tmp_path / name, kind, SCHEMA_VERSION, advice="train again").model_dump(mode="json")
+        assert differences(written[name], found) == [], name
