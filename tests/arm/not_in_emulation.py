@@ -1,11 +1,19 @@
 """A pytest plugin, `-p tests.arm.not_in_emulation`: deselects tests that cannot pass in the emulation, and lists them.
 
-Only what is due to qemu belongs here. Tests that start Python again do run: `sys.executable` starts the emulation.
+Only what is due to qemu belongs here. Tests that start Python again do run: `sys.executable` starts the emulation. What
+the runtimes remark on its processor, which they do not know, is taken out of the standard error that tests look at.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
+from typing import Any
+
 import pytest
+
+REMARKS = re.compile(r"^.*(?:cpuid_info warning|MIDR_EL1).*\n", re.MULTILINE)
+"""Lines that ONNX Runtime and OpenVINO write when they are loaded in the emulation; `run.sh` leaves out the same."""
 
 REASONS = {
     "tests/vae_edge/cache/test_compiled.py::TestFinding::test_a_miss_costs_next_to_nothing": (
@@ -15,6 +23,24 @@ REASONS = {
 """Beginning of a test's identifier, and why it is not run."""
 
 _not_run: list[tuple[str, str]] = []
+
+
+_run = subprocess.run
+
+
+def _run_without_remarks(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
+    """Run a program as `subprocess.run` does, and leave the remarks out of what it wrote to standard error."""
+    done = _run(*arguments, **options)
+    if isinstance(done.stderr, str):
+        done.stderr = REMARKS.sub("", done.stderr)
+    elif isinstance(done.stderr, bytes):
+        done.stderr = REMARKS.sub("", done.stderr.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return done
+
+
+def pytest_configure() -> None:
+    """From here on every test runs programs so."""
+    subprocess.run = _run_without_remarks  # type: ignore[assignment]  # for the whole session
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

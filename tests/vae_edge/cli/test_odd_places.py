@@ -28,6 +28,8 @@ from vae_edge.targets import Target
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[3]
+IMPORTS = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+"""Where programs find this package, and the others if they are not installed: in the emulation of Arm, for example."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells, descriptors and users as POSIX has them")
 
@@ -105,7 +107,7 @@ class Place:
         """Run a line; `$OUT` is a name in `folder` that is free."""
         names = {"B": str(self.bundle), "P": str(self.picture), "TORCH": str(self.torch), "OUT": str(folder / "out")}
         changes = {name: value if value != "$OUT" else names["OUT"] for name, value in (surroundings or {}).items()}
-        environment = {**os.environ, **names, "PYTHONPATH": str(ROOT), **changes}
+        environment = {**os.environ, **names, "PYTHONPATH": IMPORTS, **changes}
         script = f'vae() {{ "{sys.executable}" -m vae_edge "$@"; }}\n{line}'
         return subprocess.run(
             ["bash", "-c", script],
@@ -205,7 +207,7 @@ def test_a_gate_is_not_lost_with_the_reader_of_its_output(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": IMPORTS},
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "a line\n", "")
 
@@ -275,7 +277,7 @@ def test_paths_can_be_typed(place: Place) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "vae_edge", "run", str(place.bundle), "-"], stdin=theirs, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": IMPORTS},
     )  # fmt: skip
     os.close(theirs)
     os.write(ours, b"gone.png\n\x04")
