@@ -1,7 +1,7 @@
 """How often drift is alarmed without and with a drift: `python -m vae_edge.benchmarks.studies.drift`.
 
-Scores are simulated: those of held-out normals and of the parts of many production runs, normally distributed, which is no
-restriction, for only their ranks count. In some, a share of parts is defective and scores 6 standard deviations
+Scores are simulated: those of held-out normals and of the parts of many production runs, normally distributed, which is
+no restriction, for only their ranks count. In some, a share of parts is defective and scores 6 standard deviations
 higher; in others the parts change by some standard deviations from a certain part on. The last line without drift makes
 the same bets on ranks among the held-out normals alone, as `Prediction.p_value` is one: it shows why the monitor also
 ranks among earlier parts.
@@ -91,7 +91,8 @@ def drift(
             done += 1
             report(done, total)
         _say(
-            f"\nParts until the alarm, median and 90 % of {runs} production runs, rate {_RATE_WITH_DRIFT}, 5 % defects:\n"
+            f"\nParts until the alarm, median and 90 % of {runs} production runs, "
+            f"rate {_RATE_WITH_DRIFT}, 5 % defects:\n"
         )
         _say("| scores move by | at the first part | after 2,000 parts |\n|---:|---:|---:|")
         for shift in SHIFTS:
