@@ -40,7 +40,7 @@ def _run_without_remarks(*arguments: Any, **options: Any) -> subprocess.Complete
 
 def pytest_configure() -> None:
     """From here on every test runs programs so."""
-    subprocess.run = _run_without_remarks  # type: ignore[assignment]  # for the whole session
+    subprocess.run = _run_without_remarks  # for the whole session
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
