@@ -22,7 +22,6 @@ from vae_edge.train.model.presets import (
     Network,
     make_architecture,
     preset_named,
-    resolve_precision,
 )
 from vae_edge.train.model.scoring import AUTO, parse_scoring
 from vae_edge.train.run.fitting import fit_run
@@ -124,7 +123,6 @@ def fit(
         asked = {name: getattr(settings, name) for name in TrainSettings.model_fields} | {"source": source_of(data)}
         asked |= given.apply_to(settings)
     asked["attached"] = given.attached.names()
-    asked["precision"] = resolve_precision(asked["precision"], asked["accelerator"])
     return fit_run(
         make_record(TrainSettings, asked), out=out, overwrite=overwrite, watcher=watcher, attached=given.attached
     )
@@ -137,7 +135,7 @@ def _preset_in_force(preset: str | None, fields: dict[str, Any], given: TrainerA
         UsageError: such an argument was given along with a preset that has no such network.
     """
     on_pixels = [
-        *sorted((fields.keys() & ON_PIXELS) | given.fields.keys() | given.values.keys()),
+        *sorted((fields.keys() & ON_PIXELS) | (given.fields.keys() - {"precision"}) | given.values.keys()),
         *given.attached.names(),
     ]
     if preset is None:

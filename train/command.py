@@ -23,7 +23,6 @@ from vae_edge.train.model.presets import (
     Recipe,
     make_architecture,
     preset_named,
-    resolve_precision,
 )
 from vae_edge.train.model.scoring import AUTO, parse_scoring
 from vae_edge.train.options import (
@@ -152,7 +151,7 @@ def _settings(
             "accelerator": lightning.accelerator,
             "devices": lightning.devices,
             "num_nodes": lightning.num_nodes,
-            "precision": resolve_precision(lightning.precision or preset.precision, lightning.accelerator),
+            "precision": lightning.precision or preset.precision,
         },
     )
 

@@ -274,7 +274,7 @@ ON_PIXELS = frozenset[str]().union(
     {"max_time", "scoring", "choose_on_labels"},
     NetworkOptions.names() - {"backbone_weights"},
     TrainingOptions.names() - {"seed"},
-    LightningOptions.names(),
+    LightningOptions.names() - {"precision"},
 )
 """Options that only networks on pixels have. With `--preset auto`, using one chooses such a network."""
 

@@ -108,6 +108,7 @@ class TrainSettings(Record):
     devices: str | int = "auto"
     num_nodes: int = Field(default=1, ge=1)
     precision: str = "32-true"
+    """One of Lightning's, or `auto` until the run begins; networks on features know float32 and `bf16-mixed`."""
     trainer: dict[str, TrainerValue] = Field(default_factory=dict)
     """Further arguments of Lightning's Trainer by name; see `vae_edge.train.loop.trainer_arguments`."""
     attached: dict[str, str] = Field(default_factory=dict)

@@ -44,7 +44,7 @@ from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.network import count_parameters
-from vae_edge.train.model.presets import Network
+from vae_edge.train.model.presets import Network, is_bfloat16
 from vae_edge.train.model.scoring import DEFAULT_SCORING
 from vae_edge.train.run.calibration import Division, calibrate
 from vae_edge.train.run.cross_conformal import cross_record
@@ -170,7 +170,12 @@ class _Fitting:
             for source in self.tables
             for number, rows in enumerate(held_out)
         ]
-        trained = train_side_by_side(trainings, self.feature, progress=self.watcher.progress)
+        trained = train_side_by_side(
+            trainings,
+            self.feature,
+            in_bfloat16=is_bfloat16(self.settings.precision),
+            progress=self.watcher.progress,
+        )
         folds: list[dict[MapSource, Measure]] = [{} for _ in range(n_folds)]
         deployed: dict[MapSource, Measure] = {}
         residuals = {source: torch.empty(self.n_used, 1, *table.size) for source, table in self.tables.items()}

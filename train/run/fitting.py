@@ -39,7 +39,7 @@ from vae_edge.train.loop.trainer_arguments import (
 from vae_edge.train.loop.watcher import Stopwatch, Watcher
 from vae_edge.train.model.input_settings import Tiling
 from vae_edge.train.model.network import Vae, count_flops, count_parameters
-from vae_edge.train.model.presets import Architecture, Network
+from vae_edge.train.model.presets import Architecture, Network, check_position_precision, resolve_precision
 from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.cross_conformal import PixelFolds, announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.run.feature_fitting import fit_with_features
@@ -109,6 +109,7 @@ def fit_run(
     out = Path(out)
     watcher = Stopwatch(watcher if watcher and _is_first_process() else Watcher())
     settings = _with_backbone(settings.model_copy(update={"source": settings.source.absolute()}), watcher)
+    settings = _with_precision(settings)
     with ExitStack() as claims:
         if _is_first_process():
             check_folder(out, overwrite=overwrite)
@@ -278,6 +279,19 @@ def _with_backbone(settings: TrainSettings, watcher: Watcher) -> TrainSettings:
         "a fraction of the time"
     )
     return settings.model_copy(update={"network": Network.PIXEL})
+
+
+def _with_precision(settings: TrainSettings) -> TrainSettings:
+    """Decide what is computed in; networks on features are trained on the processor whatever else there is.
+
+    Raises:
+        UsageError: see `check_position_precision`.
+    """
+    on_pixels = settings.network is Network.PIXEL
+    if not on_pixels:
+        check_position_precision(settings.precision)
+    resolved = resolve_precision(settings.precision, settings.accelerator if on_pixels else "cpu")
+    return settings.model_copy(update={"precision": resolved})
 
 
 def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord | None = None) -> _Data:

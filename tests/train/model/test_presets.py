@@ -93,7 +93,9 @@ def test_what_was_asked_for_is_taken(asked: str) -> None:
     assert resolve_precision(asked, "cpu") == asked
 
 
-@pytest.mark.parametrize(("flags", "expected"), [((), SINGLE), (("avx512_bf16",), SINGLE), (("amx_bf16",), MIXED)])
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), SINGLE), (("avx512f",), SINGLE), (("avx512_bf16",), MIXED), (("amx_bf16",), MIXED)]
+)
 def test_a_processor_trains_in_bfloat16_where_it_multiplies_it(
     flags: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,6 +254,38 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert resume_run(tmp_path / "run").fingerprint == run.fingerprint
 
 
+def test_the_networks_are_trained_in_the_precision_that_is_recorded(
+    run: RunFolder, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    mixed = fit_run(settings(data, weights, Network.FEATURE, precision="bf16-mixed"), out=tmp_path / "mixed")
+    assert mixed.record.settings.precision == "bf16-mixed"
+    assert mixed.fingerprint != run.fingerprint
+    expected, found = (load_file(each.folder / MODEL_FILE) for each in (run, mixed))
+    assert {name: value.dtype for name, value in found.items()} == {k: v.dtype for k, v in expected.items()}
+
+
+def test_what_the_processor_multiplies_fast_decides_whatever_accelerator_there_is(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def resolve(precision: str, accelerator: str) -> str:
+        asked.append(accelerator)
+        return "32-true"
+
+    monkeypatch.setattr(fitting, "resolve_precision", resolve)
+    automatic = settings(data, weights, Network.FEATURE, precision="auto", accelerator="auto")
+    run = fit_run(automatic, out=tmp_path / "run")
+    assert run.record.settings.precision == "32-true"
+    assert asked == ["cpu"]
+
+
+def test_other_precisions_are_refused_before_anything_is_written(data: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'64-true' is for networks that reconstruct whole pictures; expected auto"):
+        fit_run(settings(data, weights, Network.FEATURE, precision="64-true"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_export_measures_the_model_on_features_as_the_reference(run: RunFolder) -> None:
     reference = measure_reference(
         run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda what, done, total: None
