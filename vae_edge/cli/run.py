@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from vae_edge.cli.console import lines_stdout, notes_console, print_error
 from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import (
-    DriftOptions,
     FrameOptions,
     LineOptions,
+    MonitorOptions,
     Overlays,
     PictureOptions,
     ResultOptions,
@@ -33,8 +34,11 @@ from vae_edge.detector import Detector
 from vae_edge.drift import check_alarm_rate
 from vae_edge.errors import UsageError
 from vae_edge.platform.atomic import LOCK_FILE, claim
+from vae_edge.platform.outside import user_path
 from vae_edge.sinks.annotated_video import AnnotatedVideos
 from vae_edge.sinks.inspection import Tally, close_sink, inspect_all
+from vae_edge.sinks.keep_rules import DRIFT, KeepRules, parse_quota
+from vae_edge.sinks.kept_pictures import DEFAULT_QUOTA, KeptFolder
 from vae_edge.sinks.lines import CsvLines, JsonLines
 from vae_edge.sinks.overlays import OverlayFolder
 from vae_edge.sinks.sink import (
@@ -75,7 +79,7 @@ def run(
     frame: FrameOptions,
     watching: WatchingOptions,
     line: LineOptions,
-    drift: DriftOptions,
+    monitor: MonitorOptions,
     runtime: RuntimeChoices,
 ) -> None:
     """Inspect images and write one line for each, in order; an unreadable image gets a line with the error.
@@ -90,9 +94,12 @@ def run(
     formats = _formats(result.line_format, out)
     if picture.max_pictures is not None and picture.max_pictures < 1:
         raise UsageError(f"max-pictures is {picture.max_pictures}; expected 1 or more")
-    if drift.drift_alarm is not None:
-        check_alarm_rate(drift.drift_alarm)
-    refuse_idle(context, needs_of_options(result, watching, line, drift))
+    if monitor.drift_alarm is not None:
+        check_alarm_rate(monitor.drift_alarm)
+    refuse_idle(context, needs_of_options(result, watching, line, monitor))
+    rules, quota_bytes = KeepRules.parse(monitor.keep or []), parse_quota(monitor.keep_quota or DEFAULT_QUOTA)
+    if DRIFT in rules.names and monitor.drift is None:
+        raise UsageError("--keep drift keeps pictures around an alarm of drift: add --drift STATE_FILE")
     watch = watching.options
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
@@ -104,6 +111,10 @@ def run(
             check_no_earlier_run(out, overwrite=result.overwrite)  # Which may have ended meanwhile.
         trigger = Trigger() if line.allow_control else None
         to_the_line = stack.enter_context(_open_line(line, opened, out, trigger, stack)) if line.addresses else None
+        kept = None
+        if monitor.keep_dir is not None:
+            kept = _open_kept(monitor.keep_dir, rules, quota_bytes, opened, source)
+            stack.callback(kept.close)
         white_level, max_pixels = opened.manifest.preparation.white_level, picture.max_pixels
         pictures: Source
         if watch is not None:
@@ -132,14 +143,14 @@ def run(
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
-        with _open_detector(opened, runtime, drift, is_live=pictures.is_live) as detector:
-            sinks = _open_sinks(result, formats)
+        with _open_detector(opened, runtime, monitor, is_live=pictures.is_live) as detector:
+            sinks = [*_open_sinks(result, formats), *([] if kept is None else [kept])]
             n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
         raise typer.Exit(1)
 
 
-def _open_detector(bundle: Bundle, runtime: RuntimeChoices, drift: DriftOptions, *, is_live: bool) -> Detector:
+def _open_detector(bundle: Bundle, runtime: RuntimeChoices, monitor: MonitorOptions, *, is_live: bool) -> Detector:
     usual = Hint.LATENCY if is_live and runtime.requests is None else Hint.THROUGHPUT
     with step_progress() as progress:
         return Detector.open(
@@ -152,8 +163,8 @@ def _open_detector(bundle: Bundle, runtime: RuntimeChoices, drift: DriftOptions,
             arithmetic=runtime.arithmetic.value,
             cache=not runtime.no_cache,
             rebuild=not runtime.no_rebuild,
-            drift=drift.drift or False,
-            drift_alarm_rate=drift.drift_alarm,
+            drift=monitor.drift or False,
+            drift_alarm_rate=monitor.drift_alarm,
             progress=progress,
         )
 
@@ -189,6 +200,19 @@ def _open_sinks(result: ResultOptions, formats: list[str]) -> list[Sink]:
     for second in lines[1:]:
         second.is_by_product = True  # The first holds every verdict.
     return [*sinks, *lines]
+
+
+def _open_kept(folder: Path, rules: KeepRules, quota_bytes: int, bundle: Bundle, sources: Sequence[str]) -> KeptFolder:
+    """Open the folder of kept pictures, before anything else takes time.
+
+    Raises:
+        UsageError: see `KeptFolder`; or it is among the sources, which would give the kept pictures again.
+    """
+    for text in sources:
+        source = user_path(text)
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise UsageError(f"--keep-dir {folder} is in the source {text}; choose a folder outside it")
+    return KeptFolder(folder, rules, quota_bytes, bundle)
 
 
 def _open_line(

@@ -20,6 +20,7 @@ from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, Optio
 from vae_edge.drift import DEFAULT_ALARM_RATE
 from vae_edge.image import MAX_PIXELS
 from vae_edge.platform.outside import user_path
+from vae_edge.sinks.kept_pictures import DEFAULT_QUOTA
 from vae_edge.sources.addresses import file_of_url
 from vae_edge.sources.live import LiveOptions
 from vae_edge.sources.pictures import Source
@@ -199,8 +200,8 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
 
 
 @dataclass(frozen=True)
-class DriftOptions(OptionGroup, panel="Drift of the process"):
-    """Whether the process is watched for drift."""
+class MonitorOptions(OptionGroup, panel="Drift, and pictures to keep"):
+    """Whether the process is watched for drift, and which pictures are kept for a person to label."""
 
     drift: Annotated[
         Path | None,
@@ -215,6 +216,23 @@ class DriftOptions(OptionGroup, panel="Drift of the process"):
             metavar="RATE",
             help="Chance of a false alarm of drift, over all time.",
             show_default=f"{DEFAULT_ALARM_RATE}",
+        ),
+    ] = None
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Keep pictures, as they came: near (the threshold), anomalous, not-inspectable, drift (around its "
+            "alarm), 1/N (a random one of N). Several: near,1/100.",
+        ),
+    ] = None
+    keep_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for them, with a record.")] = None
+    keep_quota: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Largest size of that folder; the oldest unlabelled ones go.",
+            show_default=DEFAULT_QUOTA,
         ),
     ] = None
 
@@ -267,10 +285,12 @@ class RuntimeChoices(OptionGroup, panel="Running the model"):
 
 
 def needs_of_options(
-    result: ResultOptions, watching: WatchingOptions, line: LineOptions, drift: DriftOptions
+    result: ResultOptions, watching: WatchingOptions, line: LineOptions, monitor: MonitorOptions
 ) -> Iterator[Condition]:
     """Yield what options need of others."""
-    yield Condition({"drift_alarm"}, drift.drift is not None, "for drift: add --drift STATE_FILE")
+    yield Condition({"keep"}, monitor.keep_dir is not None, "for kept pictures, which need a place: add --keep-dir DIR")
+    yield Condition({"keep_dir", "keep_quota"}, bool(monitor.keep), "for kept pictures: add --keep RULE, such as 1/100")
+    yield Condition({"drift_alarm"}, monitor.drift is not None, "for drift: add --drift STATE_FILE")
     needs_folder = {"overwrite", "overlay_format", "video"}
     if result.overlays is not Overlays.NONE:
         needs_folder.add("overlays")

@@ -22,9 +22,10 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, desc
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, ParityError, UsageError
 from vae_edge.image import read_pixels, white_level_remark
+from vae_edge.kept import is_kept_folder, labelled_anomalous, sampled_normals
 from vae_edge.manifest import ThresholdMethod
 from vae_edge.picture_files.name_meanings import named_not_good
-from vae_edge.platform.outside import printable
+from vae_edge.platform.outside import printable, user_path
 from vae_edge.references import not_verified, record_of, recorded
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
@@ -52,7 +53,7 @@ def verify(
         list[str] | None,
         typer.Option(
             help="Normal images that were not used in training, to fit the thresholds on: a folder, files or a glob in "
-            "quotes."
+            "quotes. Of a folder of vae-run --keep: the good parts among those that 1/N kept."
         ),
     ] = None,
     false_alarm_rate: Annotated[
@@ -96,7 +97,7 @@ def verify(
     if not data:
         record_of(opened)  # One that has no references is refused before its model is loaded.
     files = _good_files(data or [], recursive=recursive)
-    defects = image_files(abnormal, recursive=recursive) if abnormal else None
+    defects = _defective_files(abnormal, recursive=recursive) if abnormal else None
     if data:
         refuse_idle(context, [need_of_recursion([*data, *(abnormal or ())])])
     _check_apart(files, defects or [])
@@ -166,6 +167,9 @@ def _good_files(data: Sequence[str], *, recursive: bool) -> list[Path]:
     """Return the images to fit on; refuse a folder or a glob that takes in what is named after defects or masks."""
     files = []
     for text in data:
+        if is_kept_folder(user_path(text)):
+            files += sampled_normals(user_path(text))
+            continue
         found = image_files([text], recursive=recursive)
         if len(found) > 1:
             root = Path(os.path.commonpath([path.parent for path in found]))
@@ -178,6 +182,14 @@ def _good_files(data: Sequence[str], *, recursive: bool) -> list[Path]:
                     "only folders or files of good parts"
                 )
         files += found
+    return files
+
+
+def _defective_files(abnormal: Sequence[str], *, recursive: bool) -> list[Path]:
+    files = []
+    for text in abnormal:
+        folder = user_path(text)
+        files += labelled_anomalous(folder) if is_kept_folder(folder) else image_files([text], recursive=recursive)
     return files
 
 
