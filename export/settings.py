@@ -6,11 +6,11 @@ Loads neither torch nor onnx: the command line reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from vae_edge.errors import UsageError
 from vae_edge.manifest import AccuracyRecord
+from vae_edge.text_enum import TextEnum
 from vae_edge.wording import verb
 
 DEFAULT_N_IMAGES = 300
@@ -27,7 +27,7 @@ CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth")
 """Suffixes of files that hold a network trained by anomalib."""
 
 
-class Estimator(str, Enum):
+class Estimator(TextEnum):
     """How a range follows from the values seen.
 
     Begin with `MIN_MAX`: on two trained networks it kept the scores of normals about as well as
@@ -42,20 +42,14 @@ class Estimator(str, Enum):
     """The range whose quantized values have the distribution nearest to the original one (Migacz 2017, "8-bit inference
     with TensorRT": least Kullback-Leibler divergence)."""
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class ExportLayout(str, Enum):
+class ExportLayout(TextEnum):
     """The form of an export."""
 
     PLAIN = "plain"
     """A bundle, for `Detector`."""
     MODEL_API = "model-api"
     """A folder that OpenVINO Model API opens as AnomalyDetection, beside the bundle it is made from."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

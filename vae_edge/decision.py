@@ -284,17 +284,7 @@ def fit_thresholds_with_tail(
     check_askable_rate(tail.pixel_false_positive_rate, "pixel false-positive rate")
     check_n_normals(len(scores))
     image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
-    return Thresholds(
-        method=method,
-        false_alarm_rate_requested=false_alarm_rate,
-        false_alarm_rate=rate,
-        image_threshold=image_threshold,
-        pixel_threshold=tail.threshold(),
-        pixel_false_positive_rate=tail.pixel_false_positive_rate,
-        n_normals=len(scores),
-        calibration_scores=_ascending(scores),
-        scored_by=scored_by,
-    )
+    return _thresholds(method, false_alarm_rate, rate, image_threshold, scores, tail, scored_by)
 
 
 def fit_f1_thresholds_with_tail(
@@ -317,9 +307,21 @@ def fit_f1_thresholds_with_tail(
     """
     check_n_normals(len(scores))
     image_threshold, rate = fit_f1_threshold(np.asarray(scores), np.asarray(anomalous_scores))
+    return _thresholds(ThresholdMethod.F1_OPTIMAL, rate, rate, image_threshold, scores, tail, scored_by)
+
+
+def _thresholds(
+    method: ThresholdMethod,
+    asked: float,
+    rate: float,
+    image_threshold: float,
+    scores: Sequence[float] | NDArray[Any],
+    tail: PixelTail,
+    scored_by: str,
+) -> Thresholds:
     return Thresholds(
-        method=ThresholdMethod.F1_OPTIMAL,
-        false_alarm_rate_requested=rate,
+        method=method,
+        false_alarm_rate_requested=asked,
         false_alarm_rate=rate,
         image_threshold=image_threshold,
         pixel_threshold=tail.threshold(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from enum import Enum
 from itertools import pairwise
 from numbers import Real
 from typing import Annotated, Any, Final, Literal
@@ -17,6 +16,7 @@ from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
 from vae_edge.reference_file import REFERENCES_FILE, ReferencesRecord
 from vae_edge.targets import SUPPORTED, Precision, Target
+from vae_edge.text_enum import TextEnum
 from vae_edge.wording import count
 
 SCHEMA_VERSION: Final = 3
@@ -74,7 +74,7 @@ class TensorSpec(Record):
     shape: tuple[int | None, ...]
 
 
-class ThresholdMethod(str, Enum):
+class ThresholdMethod(TextEnum):
     """How an image threshold was chosen, which decides what its false-alarm rate means."""
 
     SPLIT_CONFORMAL = "split-conformal"
@@ -84,9 +84,6 @@ class ThresholdMethod(str, Enum):
     is deployed. See `vae_edge.train.run.cross_conformal`."""
     F1_OPTIMAL = "f1-optimal"
     """The threshold with the largest F1 on labelled images: no rate is promised."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Thresholds(Record):

@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from pydantic import Field
 from vae_edge.errors import BundleError, InputError
 from vae_edge.image import decode_image
 from vae_edge.records import FileName, Record, open_regular, read_bounded
+from vae_edge.text_enum import TextEnum
 
 REFERENCES_FILE = "references.safetensors"
 
@@ -45,7 +45,7 @@ MOST_PICTURE_BYTES = MAX_BYTES - _ROOM_FOR_MAPS
 _ADVICE = "copy or export the bundle again"
 
 
-class ReferenceKind(str, Enum):
+class ReferenceKind(TextEnum):
     """Where the pictures come from."""
 
     PARTS = "parts"
@@ -54,9 +54,6 @@ class ReferenceKind(str, Enum):
     """Pictures of a folder that was named at export."""
     DRAWN = "drawn"
     """Drawn by a program; they show no part."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class PicturesRecord(Record):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 
 from vae_edge.errors import UsageError
+from vae_edge.text_enum import TextEnum
 
 
-class Target(str, Enum):
+class Target(TextEnum):
     """A runtime that a bundle is made for."""
 
     ONNX = "onnx"
@@ -20,19 +20,13 @@ class Target(str, Enum):
     TENSORRT = "tensorrt"
     TORCH = "torch"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Precision(str, Enum):
+class Precision(TextEnum):
     """The number format of a bundle's weights and arithmetic."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from pydantic import Field, model_validator
 
 from vae_edge.records import Record
+from vae_edge.text_enum import TextEnum
 
 SHORTER_SIDE = 256
 """Pixels that a picture's shorter side is resized to: what the backbone saw in its own training is of this size. 448
@@ -19,7 +18,7 @@ _STEP = 32
 """Sides are multiples of it."""
 
 
-class MapSource(str, Enum):
+class MapSource(TextEnum):
     """Whose residual a map shows."""
 
     FEATURES = "features"
@@ -28,9 +27,6 @@ class MapSource(str, Enum):
     """Of the VAE on patches of pixels, at every fourth pixel."""
     PLACES = "places"
     """Of features from those of good parts at the same place, at every eighth pixel."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class FeatureMap(Record):

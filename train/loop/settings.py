@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +10,7 @@ from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSI
 from vae_edge.image import Preparation
 from vae_edge.manifest import MAX_RATE, MIN_RATE
 from vae_edge.records import Record
+from vae_edge.text_enum import TextEnum
 from vae_edge.train.data.report import DataTraits
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import SplitSettings
@@ -20,7 +20,7 @@ from vae_edge.train.model.presets import Architecture, Network, Recipe
 from vae_edge.train.model.scoring import NORMALIZED_SCORING, ScoringSettings
 
 
-class Calibration(str, Enum):
+class Calibration(TextEnum):
     """Where the scores come from that set the threshold."""
 
     AUTO = "auto"
@@ -29,9 +29,6 @@ class Calibration(str, Enum):
     """From good parts that are held out from the training: one training, and a proven rate."""
     CROSS = "cross"
     """From all good parts, each scored by a network trained without it: see `vae_edge.train.run.cross_conformal`."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 SCHEMA_VERSION = 4

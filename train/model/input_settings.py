@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
+from vae_edge.text_enum import TextEnum
 
 if TYPE_CHECKING:
     from vae_edge.train.model.network import Vae
@@ -51,19 +51,17 @@ IMAGENET = InputRange(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225
 """Mean and deviation of ImageNet's images: what anomalib's models get unless they are told otherwise."""
 
 
-class KnownRange(str, Enum):
+class KnownRange(TextEnum):
     """Names of ranges, for the command line."""
 
     IMAGENET = "imagenet"
     SYMMETRIC = "symmetric"
 
-    __str__ = str.__str__
-
 
 RANGES = {KnownRange.IMAGENET: IMAGENET, KnownRange.SYMMETRIC: SYMMETRIC}
 
 
-class Photometric(str, Enum):
+class Photometric(TextEnum):
     """How light and contrast are evened out."""
 
     NONE = "none"
@@ -72,9 +70,6 @@ class Photometric(str, Enum):
     LOCAL = "local"
     """Each pixel less the mean brightness around it, divided by three times the average of the standard deviation
     around it and that of the image (local contrast normalization, Jarrett et al., ICCV 2009)."""
-
-    def __str__(self) -> str:
-        return self.value
 
     def describe(self) -> str:
         """Return it in words."""

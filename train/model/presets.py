@@ -7,27 +7,24 @@ The reference configuration is trained as published: Adam at a constant 2e-4, on
 from __future__ import annotations
 
 import math
-from enum import Enum
 
 from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.platform.machine import look_at_machine
 from vae_edge.records import Record, make_record
+from vae_edge.text_enum import TextEnum
 
 
-class Schedule(str, Enum):
+class Schedule(TextEnum):
     """Schedule of the learning rate."""
 
     CONSTANT = "constant"
     ONE_CYCLE = "one-cycle"
     """Up linearly over the first tenth of the steps, then down to nothing along a cosine (Smith and Topin 2018)."""
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Augmentation(str, Enum):
+class Augmentation(TextEnum):
     """What is changed at random in each window of an image."""
 
     NONE = "none"
@@ -35,9 +32,6 @@ class Augmentation(str, Enum):
     """Mirrored left to right and upside down, half of the time each: for surfaces without an orientation."""
     LIGHT = "light"
     """Brighter or darker, with more or less contrast, by about a tenth."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Recipe(Record):
@@ -137,7 +131,7 @@ PIXEL_PRESET = "nano"
 (`benchmarks/DETECTION.md`)."""
 
 
-class Network(str, Enum):
+class Network(TextEnum):
     """What a network reconstructs."""
 
     PIXEL = "pixel"
@@ -146,9 +140,6 @@ class Network(str, Enum):
     """What a frozen, pretrained backbone sees in the picture: see `vae_edge.train.features`."""
     BOTH = "both"
     """That, and small patches of pixels; the mean of their maps and scores is taken."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 def network_name(network: Network, by_place: bool) -> str:

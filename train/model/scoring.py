@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
 from vae_edge.records import Record, make_record
+from vae_edge.text_enum import TextEnum
 from vae_edge.wording import count
 
 MAX_POOLED_PIXELS = 3839
@@ -38,7 +39,7 @@ LOCAL_SIGMA = 0.1
 """Standard deviation of the surroundings that `local` divides by, as a share of the image's shorter side."""
 
 
-class Residual(str, Enum):
+class Residual(TextEnum):
     """What is compared between image and reconstruction, values -1 to 1, averaged over the channels."""
 
     L1 = "l1"
@@ -52,11 +53,8 @@ class Residual(str, Enum):
     """Length of the gradient of the grey difference: thin lines and edges, blind to slow changes of light (gradient
     magnitude similarity, Xue et al. 2014, is its relative; for autoencoders: Zavrtanik et al., RIAD, 2021)."""
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Level(str, Enum):
+class Level(TextEnum):
     """What of the image itself a smoothed residual is divided by."""
 
     NONE = "none"
@@ -66,11 +64,8 @@ class Level(str, Enum):
     """Half that mean and half the mean of the surroundings (a Gaussian of `LOCAL_SIGMA`): contrast normalization
     (Heeger 1992) of the residual."""
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Pooling(str, Enum):
+class Pooling(TextEnum):
     """Which pixels of the map make its score."""
 
     MEAN = "mean"
@@ -79,21 +74,15 @@ class Pooling(str, Enum):
     """The mean of the largest, a share of all (top-k: Roth et al. 2022 take the maximum, Bergmann et al. 2020 the
     mean; a share is between the two)."""
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Fusion(str, Enum):
+class Fusion(TextEnum):
     """How several maps, in units of what normals show (see `MapConstants`), become one."""
 
     MEAN = "mean"
     MAX = "max"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Latent(str, Enum):
+class Latent(TextEnum):
     """A term of the score, and of the map where the image is cut, from the latents of each tile."""
 
     NONE = "none"
@@ -102,9 +91,6 @@ class Latent(str, Enum):
     detecting out-of-distribution samples")."""
     KL = "kl"
     """The divergence of the latents from the standard normal, the other term of the VAE's loss."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class MapSettings(Record):

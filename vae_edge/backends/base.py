@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
@@ -34,6 +33,7 @@ from vae_edge.platform.after_fork import Process, never_free_in_children
 from vae_edge.platform.outside import check_current_folder
 from vae_edge.platform.work import StepProgress
 from vae_edge.targets import SUPPORTED, Target
+from vae_edge.text_enum import TextEnum
 from vae_edge.wording import count
 
 Tensors = dict[str, NDArray[Any]]
@@ -43,16 +43,13 @@ MOST_THREADS = 1024
 """Of threads or requests; a runtime that is told to start a billion tries to."""
 
 
-class Hint(str, Enum):
+class Hint(TextEnum):
     """What a loaded model is optimized for."""
 
     LATENCY = "latency"
     """Latency: the entire device works on one image."""
     THROUGHPUT = "throughput"
     """Throughput: several images concurrently, each on a part of the device."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +25,10 @@ from vae_edge.sources.live import LiveOptions
 from vae_edge.sources.pictures import Source
 from vae_edge.sources.watch import WatchOptions
 from vae_edge.targets import SUPPORTED, Target
+from vae_edge.text_enum import TextEnum
 
 
-class Overlays(str, Enum):
+class Overlays(TextEnum):
     """Which pictures are written with the anomaly drawn in."""
 
     ALL = "all"
@@ -36,7 +36,7 @@ class Overlays(str, Enum):
     NONE = "none"
 
 
-class OverlayFormat(str, Enum):
+class OverlayFormat(TextEnum):
     """The file format of those pictures."""
 
     JPG = "jpg"
@@ -237,7 +237,7 @@ class MonitorOptions(OptionGroup, panel="Drift, and pictures to keep"):
     ] = None
 
 
-class Arithmetic(str, Enum):
+class Arithmetic(TextEnum):
     """What floating-point layers are computed in; see `Detector.open`."""
 
     FP32 = "fp32"

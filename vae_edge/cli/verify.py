@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,7 @@ from vae_edge.platform.outside import printable, user_path
 from vae_edge.references import not_verified, record_of, recorded
 from vae_edge.refit import Refit
 from vae_edge.sources.opening import image_files
+from vae_edge.text_enum import TextEnum
 from vae_edge.wording import count, verb
 
 _OF_DATA = frozenset({"false_alarm_rate", "abnormal", "method", "recursive"})
@@ -39,7 +39,7 @@ _LOOKED_AT = 8
 """Pictures that are examined beforehand: enough to tell that a camera has 12 bits."""
 
 
-class RefitMethod(str, Enum):
+class RefitMethod(TextEnum):
     """The kinds of thresholds that can be fitted on a device; see `ThresholdMethod`."""
 
     SPLIT_CONFORMAL = "split-conformal"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 from pydantic import Field
 
 from vae_edge.records import Record
+from vae_edge.text_enum import TextEnum
 
 SCHEMA_VERSION = 1
 """Version of the layout of `selfcheck.json`. History: 1 (first)."""
 
 
-class Verdict(str, Enum):
+class Verdict(TextEnum):
     """How a step ended."""
 
     OK = "ok"
@@ -26,9 +26,6 @@ class Verdict(str, Enum):
     """There was nothing to run here, for the reason that is given."""
     RUNNING = "running"
     """It was begun and had not ended when the file was written: the device went down, or the program was stopped."""
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def is_problem(self) -> bool:

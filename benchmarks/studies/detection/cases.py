@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from vae_edge.decision import fit_image_threshold
 from vae_edge.records import Record
+from vae_edge.text_enum import TextEnum
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import Calibration, SizeRequest, TrainSettings
 from vae_edge.train.model.input_settings import Photometric
@@ -29,7 +29,7 @@ TILE_SIDE = 64
 """Side of the tiles if the choice was against tiles."""
 
 
-class Training(str, Enum):
+class Training(TextEnum):
     """The networks that are trained for each image set and seed."""
 
     AUTO = "auto"
@@ -42,9 +42,6 @@ class Training(str, Enum):
     """As chosen, but light not normalized; if that was chosen, normalized by the image's own."""
     RECIPE = "recipe"
     """As chosen, but the published recipe: a constant learning rate of 2e-4."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 def settings_of(
