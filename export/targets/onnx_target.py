@@ -42,6 +42,7 @@ from vae_edge.export.quantization.onnx_quantizer import OnnxQuantizer, Ranges
 from vae_edge.export.settings import BACKBONE, Estimator
 from vae_edge.export.targets.base import ONNX_FILE, TargetExporter, Written
 from vae_edge.manifest import RuntimeRecord
+from vae_edge.platform.machine import look_at_machine
 from vae_edge.platform.telemetry import import_onnxruntime
 from vae_edge.platform.work import Progress
 from vae_edge.targets import Precision, Target
@@ -366,7 +367,8 @@ def _session(runtime: Any, model: onnx.ModelProto, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # As on the device.
+    if look_at_machine().saturates_int8_sums:
+        options.add_session_config_entry("session.x64quantprecision", "1")  # As on the device.
     if threads is not None:
         options.intra_op_num_threads = threads
     return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -127,7 +127,7 @@ def test_an_endless_stream_is_taken_a_few_images_ahead_at_most(detector: Detecto
     results = detector.stream(camera(), batch_size=2)
     for _ in range(10):
         next(results)
-    assert taken <= 10 + 2 * (n_stream_workers(detector.stream_backend().layout) + 1)
+    assert taken <= 10 + 2 * (2 * n_stream_workers(detector.stream_backend().layout) + 2)
     results.close()  # type: ignore[attr-defined]  # it is a generator
     assert prefetch_threads() == []
 

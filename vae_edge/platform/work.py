@@ -60,7 +60,8 @@ class InOrder(Generic[_Item, _Result]):
         work: takes up to `batch_size` items and returns one result for each; called from several threads at once.
         n_workers: threads.
         batch_size: items that are taken together; fewer at the end.
-        n_ahead: batches that may have been taken and not been given yet; None: one more than workers.
+        n_ahead: batches that may have been taken and not been given yet; None: two more than twice the workers, so that
+            these need not wait for a consumer that gets a core only now and then.
         take: called with each item before the next is requested from it; what it returns is worked on.
     """
 
@@ -80,7 +81,7 @@ class InOrder(Generic[_Item, _Result]):
         self._work = work
         self._n_workers = n_workers
         self._batch_size = batch_size
-        self._n_ahead = n_workers + 1 if n_ahead is None else n_ahead
+        self._n_ahead = 2 * n_workers + 2 if n_ahead is None else n_ahead
         self._pulling = threading.Lock()
         # Reentrant: garbage collection may call `stop` in any thread, at any place.
         self._state = threading.RLock()
