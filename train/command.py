@@ -169,6 +169,7 @@ def _source(common: CommonOptions, data: DataOptions) -> dict[str, str | None]:
         "normal_test": data.normal_test,
         "abnormal": common.abnormal,
         "masks": data.masks,
+        "more_normals": data.more_normals,
     }
     return {"root": common.data, **{name: None if path is None else str(path) for name, path in folders.items()}}
 

@@ -90,6 +90,13 @@ class DataOptions(OptionGroup, panel="Data"):
             metavar="DIR", help="With --normal: good parts to test on, in addition to the defective ones of --abnormal."
         ),
     ] = None
+    more_normals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of vae-run --keep-dir: those labelled as normal train the network, too, and set no threshold.",
+        ),
+    ] = None
     masks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --abnormal: folder of masks, arranged like it.")
     ] = None

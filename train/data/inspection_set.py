@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vae_edge.errors import InputError
 from vae_edge.image import Preparation, load_prepared, max_pixels_in_force, most_bytes
+from vae_edge.kept import NORMAL, UNLABELLED, is_kept_folder, read_kept
 from vae_edge.picture_files.listing import IMAGE_SUFFIXES
 from vae_edge.platform.atomic import sha256_file
 from vae_edge.platform.work import Progress
@@ -78,6 +79,9 @@ class InspectionSet:
     """What the images of each folder were taken for, and what was passed over."""
     dangling: tuple[Path, ...] = ()
     """Broken links, left out."""
+    more_normals: frozenset[str] = frozenset()
+    """SHA-256 of the images in `train` that only train the network, for they do not represent the others: see
+    `with_more_normals`."""
 
     def describe(self) -> list[str]:
         """Describe in a line for each folder what its images were taken for, and what was passed over and why."""
@@ -120,7 +124,13 @@ def open_inspection_set(
                 f"abnormal, masks and normal_test cannot be combined with the folder {root}; they belong to "
                 "normal=FOLDER"
             )
-        found = find_below(existing_folder(root, "a folder of images"), can_name_folders=can_name_folders)
+        folder = existing_folder(root, "a folder of images")
+        if is_kept_folder(folder):
+            raise InputError(
+                f"{folder} is a folder of kept pictures, of which only some have a label; pass it with --more-normals "
+                "(more_normals), and a folder of good parts with --data"
+            )
+        found = find_below(folder, can_name_folders=can_name_folders)
     elif normal is not None and root is None:
         found = find_by_name(
             existing_folder(normal, "a folder of good parts"),
@@ -158,6 +168,35 @@ def open_inspection_set(
         tuple(found.uses),
         tuple(found.dangling),
     )
+
+
+def with_more_normals(inspection_set: InspectionSet, folder: Path, progress: Progress | None = None) -> InspectionSet:
+    """Add the pictures of a folder that a person labelled as normal; their hashes are in `more_normals`.
+
+    Those with the bytes of an image of the set are left out.
+
+    Args:
+        inspection_set: what was found already.
+        folder: of kept pictures, see `vae_edge.kept`.
+        progress: called with files hashed so far and their total.
+
+    Raises:
+        InputError: it is not such a folder, none of its pictures is labelled as normal, or one cannot be read.
+    """
+    if not is_kept_folder(folder):
+        raise InputError(f"{folder} is not a folder of kept pictures; expected one that vae-run --keep-dir has filled")
+    paths = read_kept(folder).normal
+    if not paths:
+        raise InputError(
+            f"{folder} has no picture in {NORMAL}/; move good parts there from {UNLABELLED}/, or leave it out"
+        )
+    known = {image.sha256 for image in (*inspection_set.train, *inspection_set.test)}
+    added = {
+        sha256: ImageFile(path, f"{folder.name}/{NORMAL}/{path.name}", sha256)
+        for path, sha256 in zip(paths, hash_files(paths, progress), strict=True)
+        if sha256 not in known
+    }
+    return replace(inspection_set, train=(*inspection_set.train, *added.values()), more_normals=frozenset(added))
 
 
 def fingerprint(images: Iterable[ImageFile]) -> str:

@@ -40,6 +40,7 @@ from vae_edge.train.data.inspection_set import (
     ListedImage,
     by_place,
     open_inspection_set,
+    with_more_normals,
 )
 from vae_edge.wording import count, verb
 
@@ -75,7 +76,10 @@ def resolve_data(text: str, cache_folder: Path | None = None, progress: Progress
 
 
 class DataSource(Record):
-    """Where the images are: a folder (or `sample`, `sample:PRODUCT`), folders by name, or a list of files."""
+    """Where the images are: a folder (or `sample`, `sample:PRODUCT`), folders by name, or a list of files.
+
+    With each of them, `more_normals` adds good parts that were kept on a device.
+    """
 
     root: str | None = None
     normal: str | None = None
@@ -83,14 +87,17 @@ class DataSource(Record):
     abnormal: str | None = None
     masks: str | None = None
     listed: ListedFiles | None = None
-    """Each file by name; given instead of all the others."""
+    """Each file by name; given instead of the folders above."""
+    more_normals: str | None = None
+    """Folder of kept pictures: those labelled as normal train the network, too, and set neither scale nor threshold."""
 
     def absolute(self) -> DataSource:
         """Return the same source with absolute paths, so that a run can resume from another working folder."""
+        folders = ("root", "normal", "normal_test", "abnormal", "masks", "more_normals")
+        changed: dict[str, Any] = {name: _absolute(getattr(self, name)) for name in folders}
         if self.listed is not None:
-            return DataSource(listed=self.listed.at(Path(self.listed.root).absolute()))
-        folders = ("root", "normal", "normal_test", "abnormal", "masks")
-        return self.model_copy(update={name: _absolute(getattr(self, name)) for name in folders})
+            changed["listed"] = self.listed.at(Path(self.listed.root).absolute())
+        return self.model_copy(update=changed)
 
     def moved_to(self, root: str | Path) -> DataSource:
         """Return the source of the same images where they were moved to `root`.
@@ -98,8 +105,8 @@ class DataSource(Record):
         A list stays one where its first file is found below `root`; elsewhere the folder is searched.
         """
         if self.listed is not None and (listed := self.listed.at(root)).is_there:
-            return DataSource(listed=listed)
-        return DataSource(root=str(root))
+            return DataSource(listed=listed, more_normals=self.more_normals)
+        return DataSource(root=str(root), more_normals=self.more_normals)
 
     def open(self, progress: Progress | None = None, *, can_name_folders: bool = True) -> InspectionSet:
         """List and hash the images; see `open_inspection_set`, `resolve_data` and `ListedFiles.open`.
@@ -108,16 +115,18 @@ class DataSource(Record):
             InputError: see there.
         """
         if self.listed is not None:
-            return self.listed.open(progress)
-        return open_inspection_set(
-            None if self.root is None else resolve_data(self.root),
-            normal=self.normal,
-            normal_test=self.normal_test,
-            abnormal=self.abnormal,
-            masks=self.masks,
-            can_name_folders=can_name_folders,
-            progress=progress,
-        )
+            found = self.listed.open(progress)
+        else:
+            found = open_inspection_set(
+                None if self.root is None else resolve_data(self.root),
+                normal=self.normal,
+                normal_test=self.normal_test,
+                abnormal=self.abnormal,
+                masks=self.masks,
+                can_name_folders=can_name_folders,
+                progress=progress,
+            )
+        return found if self.more_normals is None else with_more_normals(found, user_path(self.more_normals), progress)
 
 
 def _absolute(text: str | None) -> str | None:

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from vae_edge.decision import check_n_normals
-from vae_edge.errors import InputError, MissingDependencyError
+from vae_edge.errors import InputError, MissingDependencyError, UsageError
 from vae_edge.records import make_record
 from vae_edge.train.choice.image_size import resolve_size
 from vae_edge.train.choice.photometric_choice import forget_pilots
@@ -59,6 +59,7 @@ from vae_edge.train.run.folder import (
 )
 from vae_edge.train.run.graph_fitting import FittedGraph, LabelledImages, fit_graph
 from vae_edge.train.run.records import CalibrationRecord, SplitRecord
+from vae_edge.wording import count, verb
 
 _UNEQUAL_ASPECTS = 1.2
 """Ratio of aspects from which it is said that pictures are stretched."""
@@ -309,8 +310,8 @@ def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord 
             f"{len(choice)} of the labelled images are used to choose light and scoring, the other {len(test)} for "
             "the test"
         )
-    split, folds = divide(checked_set.train, settings, grouping.part)
-    division = Division(split, grouping, folds)
+    division = _divide(settings, checked_set, grouping, watcher)
+    folds = division.folds
     data = _Data(checked_set, report, division, choice)
     counts = data.record().counts()
     set_threshold = counts["threshold"] or f"all {counts['fit'] + counts['statistics']}"
@@ -324,6 +325,35 @@ def _open_data(settings: TrainSettings, watcher: Watcher, recorded: SplitRecord 
     if shortage := division.shortage(settings.false_alarm_rate):
         watcher.say(shortage)
     return data
+
+
+def _divide(settings: TrainSettings, images: InspectionSet, grouping: Grouping, watcher: Watcher) -> Division:
+    """Give every good part its role; those that were kept on a device only train the network.
+
+    They were chosen by their scores, so they must not set a threshold; and none may show a held-out part.
+
+    Raises:
+        UsageError: there are such ones, and all others are needed to set the thresholds.
+        InputError: see `divide`.
+    """
+    usual = [image for image in images.train if image.sha256 not in images.more_normals]
+    split, folds = divide(usual, settings, grouping.part)
+    more = [image for image in images.train if image.sha256 in images.more_normals]
+    if not more:
+        return Division(split, grouping, folds)
+    if folds:
+        raise UsageError(
+            f"pictures of {settings.source.more_normals} were given with too few other good parts, {len(usual)}, to "
+            "hold some out for the threshold; expected more good parts (--data), or --calibration split"
+        )
+    held_out = {grouping.part(image) for image in (*split.statistics, *split.threshold)}
+    taken = sorted((image for image in more if grouping.part(image) not in held_out), key=lambda image: image.sha256)
+    left_out = f"; {len(more) - len(taken)} show held-out parts and are left out" if len(taken) < len(more) else ""
+    watcher.say(
+        f"of {settings.source.more_normals} {count(len(taken), 'picture')} labelled as normal "
+        f"{verb(len(taken), 'trains', 'train')} the network, too, without setting a threshold{left_out}"
+    )
+    return Division(replace(split, fit=(*split.fit, *taken)), grouping, folds)
 
 
 def _group(settings: TrainSettings, images: InspectionSet, watcher: Watcher, recorded: SplitRecord | None) -> Grouping:

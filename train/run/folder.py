@@ -438,7 +438,7 @@ def _read(path: Path, kind: type[T]) -> T:
 def _open_source(source: DataSource, root: str | Path | None) -> InspectionSet:
     if root is None:
         return source.open()
-    if source.listed is None:
+    if source.listed is None and source.more_normals is None:
         return open_inspection_set(root, can_name_folders=False)
     return source.moved_to(root).open(can_name_folders=False)
 
