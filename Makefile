@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib test test-anomalib test-runtime test-line test-lowest test-windows-semantics check-gpu lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line test test-anomalib test-runtime test-line test-lowest test-windows-semantics check-gpu lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,10 @@ bench-peers: install ## the same weights in the bare runtimes and in anomalib, s
 
 bench-anomalib: ## the same checkpoint in anomalib and as bundles: AUROC, verdicts, start, memory, images/s, on DATA=DIR; into bench/anomalib
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib -- -m vae_edge.benchmarks.studies.anomalib_check $(DATA) --out bench/anomalib
+
+bench-line: install ## 5,000 verdicts over MQTT, OPC UA and a webhook while broker, client and service are killed; into bench/line
+	@command -v mosquitto /usr/sbin/mosquitto >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto; }
+	$(BIN)/python -m tests.line_acceptance --out bench/line
 
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on unused normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.studies.false_alarms $(RUN)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -45,11 +46,14 @@ class Broker:
             assert "CI" not in os.environ, "CI installs mosquitto for these tests; see .ci/run"
             pytest.skip("mosquitto is not installed; `make test-line` installs it")
         self.port = free_port()
+        # Where there is memory for it: the broker waits for the disk at every change.
+        store = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        self._store = store
         self._configuration = folder / "mosquitto.conf"
         lines = [f"listener {self.port} 127.0.0.1", "max_inflight_messages 0", "max_queued_messages 0"]
         lines += [
             "persistence true",
-            f"persistence_location {folder}/",
+            f"persistence_location {store.name}/",
             "autosave_on_changes true",
             "autosave_interval 1",
         ]

@@ -15,7 +15,7 @@ from vae_edge.sinks.line.channel import About, Channel, Message, NotDelivered, R
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 5.0
 _TICK_S = 0.5
 LATE_S = 1.0
 """From this age on a verdict counts as one that waited."""

@@ -59,7 +59,7 @@ def test_verdicts_status_and_bundle_are_published(broker: Broker, version: str) 
 @VERSIONS
 def test_no_verdict_is_lost_where_the_broker_is_killed_and_comes_back(broker: Broker, version: str) -> None:
     with Subscriber(broker) as subscriber:
-        with Line([mqtt(broker.address, version=version)], ABOUT, drain_s=20) as line:
+        with Line([mqtt(broker.address, version=version)], ABOUT, drain_s=60) as line:
             names = []
             for number in range(900):
                 names.append(line.send(record(number)))
@@ -69,8 +69,8 @@ def test_no_verdict_is_lost_where_the_broker_is_killed_and_comes_back(broker: Br
                 if number in (450, 750):
                     broker.start()
                     n_seen = len(subscriber.messages)
-                    wait_until(lambda n=n_seen: len(subscriber.messages) > n)  # type: ignore[misc]
-        wait_until(lambda: set(names) <= {verdict["id"] for verdict in subscriber.verdicts})
+                    wait_until(lambda n=n_seen: len(subscriber.messages) > n, 60)  # type: ignore[misc]
+        wait_until(lambda: set(names) <= {verdict["id"] for verdict in subscriber.verdicts}, 60)
         # What comes twice has the same id and the same content.
         lines = {json.dumps(verdict) for verdict in subscriber.verdicts}
         assert len(lines) == 900
@@ -78,7 +78,8 @@ def test_no_verdict_is_lost_where_the_broker_is_killed_and_comes_back(broker: Br
     delivery = line.deliveries[0]
     assert (delivery.n_delivered, delivery.backlog.n_dropped) == (900, 0)
     assert delivery.n_late > 0
-    assert delivery.channel.notes() == ["2 reconnections"]
+    # One, where it had not found the broker again before it was killed for the second time.
+    assert delivery.channel.notes() in (["1 reconnections"], ["2 reconnections"])
 
 
 KILLED = """
