@@ -69,10 +69,11 @@ def test_a_receiver_that_is_not_there_is_an_error_before_the_first_picture(
 def test_what_an_optional_receiver_missed_is_delivered_by_the_next_run(
     command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vae_edge.sinks.line.line.DRAIN_S", 0.2)
     out, port = tmp_path / "out", free_port()
     options = ("--webhook", f"http://127.0.0.1:{port}/", "--sink-optional", "--out", out)
-    _, _, err = command("run", onnx_bundle.folder, pieces, *options)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("vae_edge.sinks.line.line.DRAIN_S", 0.2)
+        _, _, err = command("run", onnx_bundle.folder, pieces, *options)
     assert "6 wait in" in " ".join(err.split())
     with Endpoint(port=port) as endpoint:
         _, _, err = command("run", onnx_bundle.folder, pieces, *options, "--overwrite")
