@@ -239,6 +239,7 @@ class _BundleExport:
             accuracy=trust.accuracy,
             parity=trust.parity,
             detectability=_detectability(reference),
+            gate=record.gate,
             references=None if trust.references is None else trust.references.record,
             verified=trust.not_verified_because is None,
             verified_by=None if own is None else f"{own.runtime} on {own.device}",

@@ -23,6 +23,8 @@ from vae_edge.bundle import Bundle, manifest_text, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.detectability import CONTRASTS, Detectability, FoundByKind, FoundBySize
 from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences
+from vae_edge.gate import GateRecord, measure_picture
+from vae_edge.gate_fitting import fit_gate
 from vae_edge.image import Preparation
 from vae_edge.manifest import (
     MANIFEST_FILE,
@@ -79,6 +81,7 @@ def make_bundle(
     verified: bool = True,
     max_batch: int | None = None,
     detectability: Detectability | None = None,
+    gate: GateRecord | None = None,
 ) -> Bundle:
     """Write a tiny bundle for one target and open it."""
     with new_bundle(folder) as temporary:
@@ -89,9 +92,17 @@ def make_bundle(
         names.append(REFERENCES_FILE)
         manifest = make_manifest(
             target, [temporary / name for name in names], n_normals=n_normals, verified=verified, max_batch=max_batch
-        ).model_copy(update={"detectability": detectability})
+        ).model_copy(update={"detectability": detectability, "gate": gate})
         (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
     return Bundle.open(folder)
+
+
+@cache
+def toy_gate(n_normals: int = 99) -> GateRecord:
+    """Return the gate that is learnt from the toy's normals."""
+    gate = fit_gate([measure_picture(dark_image(seed)) for seed in range(n_normals)], is_aligned=False)
+    assert gate is not None
+    return gate
 
 
 def make_manifest(

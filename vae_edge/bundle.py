@@ -276,8 +276,8 @@ def _refuse_special_files(folder: Path) -> None:
 _WROTE_SCHEMA = {1: r"0\.[01](\.|$)", 2: r"0\.[0-2](\.|$)"}
 """The versions of vae-edge that wrote an older schema."""
 
-_LATER_FIELDS = ("references", "verified_by")
-"""What schema 3 added."""
+_LATER_FIELDS = ("references", "verified_by", "gate")
+"""What no manifest of an older schema has."""
 
 
 def _of_older_schema(manifest: Manifest, path: Path) -> Manifest:

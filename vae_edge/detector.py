@@ -19,6 +19,7 @@ from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, in_nat
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
+from vae_edge.gate import GateRecord, measure_picture
 from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.manifest import GPU_KIND, ThresholdMethod
 from vae_edge.platform.after_fork import Process
@@ -83,6 +84,11 @@ class Detector:
         self._agrees = False
         """Whether the bundle's references were run here, and agree."""
         self._thresholds = bundle.manifest.thresholds
+        self._is_gated = True
+        self.gate: GateRecord | None = bundle.manifest.gate
+        """The ranges in which a picture is inspectable; None: every picture is judged."""
+        self._keeps_looks = False
+        """Whether predictions have what a gate sees, though there may be none."""
         self.drift: DriftMonitor | None = None
         """Watches whether the process has drifted, where `open` was asked for it; see `vae_edge.drift`."""
 
@@ -101,6 +107,7 @@ class Detector:
         rebuild: bool = True,
         max_pixels: int | None = None,
         check: bool = False,
+        gate: bool = True,
         drift: bool | str | Path = False,
         drift_alarm_rate: float | None = None,
         progress: StepProgress | None = None,
@@ -128,6 +135,8 @@ class Detector:
                 `vae_edge.image.read_image`.
             check: run the bundle's references, about 16 pictures, and refuse the bundle where it does not give the
                 outputs here that it is known to give.
+            gate: say of pictures that are unlike good parts in sharpness, light or place that they are not inspectable:
+                see `prediction.inspectable` and `vae_edge.gate`.
             drift: watch whether the process drifts, and say so in `prediction.drift`: True, or the file that keeps what
                 is known between two starts. Every image must then show another part; see `vae_edge.drift`.
             drift_alarm_rate: chance of a false alarm of drift over all time, 1e-6 to 0.5; None: 0.01.
@@ -189,6 +198,8 @@ class Detector:
         is_one = chosen is not None or not backend.separate_throughput
         detector = cls(opened, backend, open_for_streams=None if is_one else load_for_streams)
         detector._max_pixels = max_pixels
+        detector._is_gated = gate
+        detector.gate = manifest.gate if gate else None
         detector._arguments = {
             "device": device,
             "hint": chosen,
@@ -200,6 +211,7 @@ class Detector:
             "rebuild": rebuild,
             "max_pixels": max_pixels,
             "check": check,
+            "gate": gate,
         }
         try:
             if drift:
@@ -271,8 +283,11 @@ class Detector:
         return self._watched(result)
 
     def _watched(self, prediction: Prediction) -> Prediction:
-        """Add an image's score to the drift monitor, where there is one, and what that says to the prediction."""
-        if self.drift is None:
+        """Add an image's score to the drift monitor, where there is one, and what that says to the prediction.
+
+        The score of a picture that is not inspectable says nothing about the process.
+        """
+        if self.drift is None or not prediction.inspectable:
             return prediction
         return replace(prediction, drift=self.drift.add(prediction.score))
 
@@ -408,11 +423,13 @@ class Detector:
         outputs = backend.run({"image": images})
         scores: list[float] = outputs["score"].tolist()
         return [
-            self._verdict(score, anomaly_map, name)
-            for score, anomaly_map, name in zip(scores, outputs["anomaly_map"], names, strict=True)
+            self._verdict(score, anomaly_map, name, image)
+            for score, anomaly_map, name, image in zip(scores, outputs["anomaly_map"], names, images, strict=True)
         ]
 
-    def _verdict(self, score: float, anomaly_map: NDArray[np.float32], name: str | None) -> Prediction | VaeEdgeError:
+    def _verdict(
+        self, score: float, anomaly_map: NDArray[np.float32], name: str | None, image: NDArray[np.uint8]
+    ) -> Prediction | VaeEdgeError:
         # What is not finite is neither above nor below a threshold: a broken model must not pass a part as good.
         # Looking at the map takes 3 microseconds at 128x128 and 200 at 1024x1024; counting is faster than `all`.
         broken = None
@@ -423,6 +440,8 @@ class Detector:
         if broken is not None:
             return DeviceError(f"the anomaly {broken}: the model or its precision is broken; export it again")
         thresholds = self._thresholds
+        gate = self.gate
+        look = measure_picture(image) if gate is not None or self._keeps_looks else None
         return Prediction(
             score=score,
             p_value=conformal_p_value(score, thresholds.calibration_scores),
@@ -431,6 +450,8 @@ class Detector:
             anomaly_map=anomaly_map,
             pixel_threshold=thresholds.pixel_threshold,
             source=name,
+            not_inspectable_because=() if gate is None or look is None else gate.problems(look),
+            look=look,
         )
 
     def refit_thresholds(
@@ -444,6 +465,8 @@ class Detector:
         progress: Progress | None = None,
     ) -> Refit:
         """Fit both thresholds on this device's scores of normal images, write them into the bundle and use them.
+
+        The ranges in which a picture is inspectable are learnt from the normal images again, too, from 10 of them on.
 
         An image threshold with the method `f1-optimal` is the one with the largest F1 on the normal and the anomalous
         images together. It guarantees no false-alarm rate; the resulting rate among the normals is recorded, and
@@ -491,19 +514,25 @@ class Detector:
             backend = self.stream_backend()
             return f"{backend.version} on {backend.device.name}"
 
-        fitted = refit_thresholds(
-            self.bundle,
-            lambda some: self.stream(some, errors="return"),
-            scored_by,
-            images,
-            false_alarm_rate,
-            anomalous=anomalous,
-            method=method,
-            max_images=max_images,
-            progress=progress,
-        )
+        self._keeps_looks = True
+        try:
+            fitted = refit_thresholds(
+                self.bundle,
+                lambda some: self.stream(some, errors="return"),
+                scored_by,
+                images,
+                false_alarm_rate,
+                anomalous=anomalous,
+                method=method,
+                max_images=max_images,
+                progress=progress,
+            )
+        finally:
+            self._keeps_looks = False
         self.bundle = fitted.bundle.with_manifest(fitted.bundle.manifest)
         self._thresholds = self.bundle.manifest.thresholds
+        if self._is_gated:
+            self.gate = self.bundle.manifest.gate
         return replace(fitted, bundle=self.bundle)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from vae_edge.detectability import Detectability
+from vae_edge.gate import GateRecord
 from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
 from vae_edge.reference_file import REFERENCES_FILE, ReferencesRecord
@@ -301,6 +302,9 @@ class Manifest(Record):
     """The sizes of pasted defects that the trained model finds at the thresholds of its run; None if this was not
     measured, or the export changed scoring or rate. FP16 and INT8 bundles also have the trained model's values: what
     they change is in `accuracy`."""
+    gate: GateRecord | None = None
+    """The ranges in which a picture is inspectable; None: the bundle is older than these, or too few normals were there
+    to learn them from. Such a bundle judges every picture."""
     references: ReferencesRecord | None = None
     """Pictures with the outputs that a device has to give for them; None in schema 1 and 2."""
     verified: bool

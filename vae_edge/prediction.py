@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.gate import Look
 from vae_edge.image import as_rgb
 
 if TYPE_CHECKING:
@@ -36,6 +37,23 @@ class Prediction:
     """Path or name of the image, where there is one."""
     drift: DriftVerdict | None = None
     """Whether the process has drifted, as far as is known with this image; None: that was not asked for."""
+    not_inspectable_because: tuple[str, ...] = ()
+    """Sentences that say what makes the picture unfit to be judged, such as `blurred: sharpness 0.2, expected 0.8 to
+    1.3`. None: it is fit, or the bundle has no gate, or the detector was opened without. See `vae_edge.gate`."""
+    look: Look | None = field(default=None, repr=False, compare=False)
+    """What the gate saw; None without a gate."""
+
+    @property
+    def inspectable(self) -> bool:
+        """Whether the picture is fit to be judged. Score, map and `is_anomalous` mean little where it is not."""
+        return not self.not_inspectable_because
+
+    @property
+    def verdict(self) -> Literal["normal", "anomalous", "not inspectable"]:
+        """The verdict in a word: `not inspectable`, whatever the score, where the picture is not fit to be judged."""
+        if not self.inspectable:
+            return "not inspectable"
+        return "anomalous" if self.is_anomalous else "normal"
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -60,7 +78,8 @@ class Prediction:
 
         Returns:
             uint8 [H, W, 3], RGB, of the image's size, or smaller. A cold pixel of the map (at most half the pixel
-            threshold) leaves the picture as it is; the outline is red for an anomalous image and yellow otherwise.
+            threshold) leaves the picture as it is; the outline is red for an anomalous image and yellow otherwise. A
+            picture that is not inspectable has the first reason in place of its p-value.
         """
         original = as_rgb(image, white_level=white_level)
         height, width = original.shape[:2]
@@ -84,6 +103,8 @@ class Prediction:
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         colour = (230, 40, 40) if self.is_anomalous else (240, 200, 40)
         cv2.drawContours(canvas, outlines, -1, colour, max(1, round(max(size) / 400)))
+        if not self.inspectable:
+            return _with_caption(canvas, f"NOT INSPECTABLE  {self.not_inspectable_because[0]}", (240, 200, 40))
         return _with_caption(canvas, f"{'ANOMALOUS' if self.is_anomalous else 'normal'}  p={self.p_value:.3g}", colour)
 
 

@@ -2,7 +2,8 @@
 
 Another runtime, device or precision moves the scores a little, and the parts of another line a lot. Thresholds from
 this device's own scores of its own normal parts keep the false-alarm rate that they state. Where there are defective
-parts too, the image threshold can be the one with the largest F1 on both, which states no rate.
+parts too, the image threshold can be the one with the largest F1 on both, which states no rate. The gate, which says
+when a picture is not inspectable, is learnt from the normal parts again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from vae_edge.decision import (
     too_few_normals,
 )
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
+from vae_edge.gate import GateRecord, Look
+from vae_edge.gate_fitting import DEFAULT_REJECTION_RATE, MAX_NORMALS, fit_gate
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import Progress
 from vae_edge.prediction import Prediction
@@ -133,18 +136,32 @@ def refit_thresholds(
             raise InputError(f"none of {n_images - before} {what} could be read{first}; the bundle was not changed")
         return scores
 
-    scores = scores_of(images, "images", lambda prediction: tail.add(prediction.anomaly_map))
+    looks: list[Look] = []
+
+    def take_normal(prediction: Prediction) -> None:
+        tail.add(prediction.anomaly_map)
+        if prediction.look is not None and len(looks) < MAX_NORMALS:
+            looks.append(prediction.look)
+
+    scores = scores_of(images, "images", take_normal)
     defects = None if anomalous is None else scores_of(anomalous, "anomalous images", None)
     if by_f1 and defects is not None:
         thresholds = fit_f1_thresholds_with_tail(scores, tail, defects, scored_by=scored_by())
     else:
         thresholds = fit_thresholds_with_tail(scores, tail, false_alarm_rate=rate, scored_by=scored_by())
     changed = bundle.manifest.model_copy(update={"thresholds": thresholds})
-    if changed.references is not None:
+    if changed.references is not None:  # Manifests of the schemas before have no gate either.
         verified = {"verified": True, "verified_by": thresholds.scored_by, "not_verified_because": None}
-        changed = changed.model_copy(update=verified)
+        changed = changed.model_copy(update={**verified, "gate": _gate_of(looks, changed.gate)})
     labelled = None if defects is None else _count(thresholds.image_threshold, scores, defects)
     return Refit(replace(bundle, manifest=changed), old, n_images, tuple(unreadable), labelled)
+
+
+def _gate_of(looks: list[Look], old: GateRecord | None) -> GateRecord | None:
+    """Learn the gate again; the old one, if there are too few normals. Parts lie at the same place if they did."""
+    rate = DEFAULT_REJECTION_RATE if old is None else old.rejection_rate_requested
+    is_aligned = old is not None and old.mean_picture is not None
+    return fit_gate(looks, is_aligned=is_aligned, rejection_rate=rate) or old
 
 
 def _checked_method(method: ThresholdMethod | str, rate: float | None, has_anomalous: bool) -> ThresholdMethod:

@@ -151,6 +151,14 @@ def test_every_bundle_has_the_pictures_that_the_run_kept(bundles: dict[Target, B
         assert record.trained_threshold == trained_run.thresholds.image_threshold
 
 
+def test_every_bundle_has_the_gate_that_the_run_learnt(bundles: dict[Target, Bundle], trained_run: RunFolder) -> None:
+    gate = trained_run.record.gate
+    assert gate is not None
+    assert (gate.n_fitted, gate.n_normals) == (20, 20)
+    assert gate.mean_picture is not None  # The dial lies at the same place in all pictures.
+    assert all(bundle.manifest.gate == gate for bundle in bundles.values())
+
+
 def test_a_run_of_an_earlier_version_gets_drawn_ones_and_says_so(own_run: Path, tmp_path: Path) -> None:
     record = json.loads((own_run / "model.json").read_text())
     record["schema_version"] = 3

@@ -20,7 +20,7 @@ from vae_edge.records import make_record
 from vae_edge.train.anomalib.checkpoint import CheckpointNotes, TrainedElsewhere, TrainedFeatures
 from vae_edge.train.data.grouping import Grouping
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
-from vae_edge.train.data.report import check_inspection_set
+from vae_edge.train.data.report import check_inspection_set, look_at
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.data.split import Split, SplitSettings, split_normals
 from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_feature_flops
@@ -37,7 +37,7 @@ from vae_edge.train.model.presets import REFERENCE_RECIPE, Network
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
 from vae_edge.train.run.calibration import Division, calibrate, group_images
-from vae_edge.train.run.finishing import finish_run, keep_references, measure
+from vae_edge.train.run.finishing import finish_run, keep_references, learn_gate, measure
 from vae_edge.train.run.folder import (
     SETTINGS_FILE,
     RunFolder,
@@ -117,6 +117,7 @@ def take_over(
         watcher.say(shortage)
     metrics = measure(settings, fitted.graph, images, calibration.thresholds, judges, watcher)
     references = keep_references(settings, fitted.graph, calibration.thresholds, judges, watcher)
+    gate = learn_gate(settings, division.parts, is_aligned=_is_aligned(division.parts, settings), watcher=watcher)
     with only_training(out):
         claim_folder(out, overwrite=False)
         write_record(out / SETTINGS_FILE, settings)
@@ -129,10 +130,15 @@ def take_over(
             calibration,
             metrics,
             references,
+            gate,
             taken_from=f"{trained.path.name}: {trained.description}",
         )
         forget_replaced(out)
     return RunFolder.open(out, check_files=False)
+
+
+def _is_aligned(parts: tuple[ImageFile, ...], settings: DecidedSettings) -> bool:
+    return len(parts) > 1 and look_at(parts, white_level=settings.white_level).is_aligned
 
 
 def _settings(

@@ -41,6 +41,12 @@ class Division:
         return tuple(held_out[i] for i in one_of_each_part(held_out, self.grouping.part))
 
     @property
+    def parts(self) -> tuple[ImageFile, ...]:
+        """One picture of each good part, whatever it is used for."""
+        files = (*self.split.fit, *self.split.statistics, *self.split.threshold)
+        return tuple(files[i] for i in one_of_each_part(files, self.grouping.part))
+
+    @property
     def files(self) -> tuple[ImageFile, ...]:
         """The good parts that a fit reads: those that train, those that set the scale, and the judges."""
         return (*self.split.fit, *self.split.statistics, *self.judges)

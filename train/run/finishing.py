@@ -10,10 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from vae_edge import __version__
+from vae_edge.gate import GateRecord, Look, measure_picture
+from vae_edge.gate_fitting import MAX_NORMALS, MIN_NORMALS, fit_gate
+from vae_edge.image import load_prepared
 from vae_edge.manifest import Thresholds
 from vae_edge.platform.atomic import write_text
 from vae_edge.platform.machine import installed_versions
-from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images, load_masks, spread
+from vae_edge.train.data.inspection_set import (
+    ImageFile,
+    InspectionSet,
+    load_images,
+    load_masks,
+    map_in_threads,
+    spread,
+)
 from vae_edge.train.data.report import DataReport
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.watcher import Watcher
@@ -116,6 +126,40 @@ def keep_references(
     return kept
 
 
+def learn_gate(
+    settings: TrainSettings, files: Sequence[ImageFile], *, is_aligned: bool, watcher: Watcher
+) -> GateRecord | None:
+    """Learn in which ranges a picture is inspectable, and say so; None: there are too few good parts.
+
+    Nothing of the network is involved, so the good parts that trained it serve as well as the held-out ones.
+
+    Args:
+        settings: of the run.
+        files: one picture of each good part; at most `MAX_NORMALS` are looked at.
+        is_aligned: whether the parts lie at the same place.
+        watcher: receives progress and the sentence.
+    """
+    some = spread(files, MAX_NORMALS)
+
+    def look(path: Path) -> Look:
+        return measure_picture(load_prepared(path, settings.preparation))
+
+    looks = map_in_threads(look, [image.path for image in some], watcher.progress_of("looking at light and sharpness"))
+    gate = fit_gate(list(looks), is_aligned=is_aligned, seed=settings.seed)
+    if gate is None:
+        watcher.say(
+            f"{len(some)} good parts are too few to learn when a picture is not inspectable, so every picture will be "
+            f"judged; {MIN_NORMALS} or more are needed"
+        )
+    else:
+        place = ", or parts that lie elsewhere" if is_aligned else ""
+        watcher.say(
+            f"blurred, dark, overexposed or covered pictures{place} will be called not inspectable, as will "
+            f"{gate.promise}"
+        )
+    return gate
+
+
 def finish_run(
     out: Path,
     settings: TrainSettings,
@@ -125,6 +169,7 @@ def finish_run(
     calibration: CalibrationRecord,
     metrics: Metrics,
     references: RunPictures,
+    gate: GateRecord | None,
     *,
     taken_from: str | None = None,
 ) -> None:
@@ -139,6 +184,7 @@ def finish_run(
         calibration: from `calibrate` or `cross_calibrate`.
         metrics: from `measure`.
         references: from `keep_references`.
+        gate: from `learn_gate`.
         taken_from: where the network comes from, if this package did not train it here.
 
     Raises:
@@ -169,6 +215,7 @@ def finish_run(
         data=report,
         counts=split.counts(),
         references=references.record,
+        gate=gate,
         library_versions={
             "python": platform.python_version(),
             "vae-edge": __version__,

@@ -43,7 +43,7 @@ from vae_edge.train.model.presets import Architecture, Network, check_position_p
 from vae_edge.train.run.calibration import Division, calibrate, group_images
 from vae_edge.train.run.cross_conformal import PixelFolds, announce, cross_calibrate, divide, forget_folds
 from vae_edge.train.run.feature_fitting import fit_with_features
-from vae_edge.train.run.finishing import finish_run, keep_references, measure
+from vae_edge.train.run.finishing import finish_run, keep_references, learn_gate, measure
 from vae_edge.train.run.folder import (
     CHECKPOINT,
     SETTINGS_FILE,
@@ -210,7 +210,9 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
     normals = data.division.judges or data.division.setting_thresholds
     metrics = measure(settings, fitted.graph, data.images, calibration.thresholds, normals, watcher)
     references = keep_references(settings, fitted.graph, calibration.thresholds, normals, watcher)
-    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics, references)
+    is_aligned = settings.traits is not None and settings.traits.is_aligned
+    gate = learn_gate(settings, data.division.parts, is_aligned=is_aligned, watcher=watcher)
+    finish_run(out, settings, fitted, data.report, data.record(), calibration, metrics, references, gate)
     forget_folds(out)
     forget_pilots(out)
     forget_replaced(out)

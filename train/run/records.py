@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from vae_edge.gate import GateRecord
 from vae_edge.image import Preparation
 from vae_edge.manifest import BackboneOrigin, ThresholdMethod, Thresholds
 from vae_edge.records import FileRecord, Record, Sha256
@@ -140,6 +141,8 @@ class RunRecord(Record):
     data: DataReport
     counts: dict[Role, int]
     library_versions: dict[str, str]
+    gate: GateRecord | None = None
+    """The ranges in which a picture is inspectable; None: the run is older than these, or has too few good parts."""
     references: PicturesRecord | None = None
     """Pictures that travel with every bundle; None: the run is older than these."""
     files: tuple[FileRecord, ...]

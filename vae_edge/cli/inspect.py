@@ -20,6 +20,7 @@ from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.drift import DriftMonitor
 from vae_edge.drift_file import DriftRecord, is_drift_file, read_drift
 from vae_edge.errors import UsageError, VaeEdgeError
+from vae_edge.gate import describe_gate
 from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
 from vae_edge.platform.outside import printable
 from vae_edge.sinks.sink import trust_warnings
@@ -233,7 +234,16 @@ def _decision_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ("fitted on", f"{count(thresholds.n_normals, 'normal')}, scores {scores[0]:.4g} to {scores[-1]:.4g}"),
         ("scored by", thresholds.scored_by),
         ("drift (vae-run --drift)", DriftMonitor.for_bundle(bundle).compared_with()),
+        *_gate_rows(manifest),
     ]
+
+
+def _gate_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    rows = [("not inspectable", describe_gate(manifest.gate))]
+    if manifest.gate is not None:
+        ranges = ", ".join(f"{each.measure} {each.expected()}" for each in manifest.gate.ranges)
+        rows.append(("inspectable where", ranges))
+    return rows
 
 
 def _detectability_section(manifest: Manifest) -> dict[str, list[tuple[str, str]]]:

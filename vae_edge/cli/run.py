@@ -25,6 +25,7 @@ from vae_edge.cli.run_options import (
     ResultOptions,
     RuntimeChoices,
     WatchingOptions,
+    need_of_gate,
     needs_of_options,
     needs_of_sources,
     needs_of_targets,
@@ -104,7 +105,7 @@ def run(
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
-    refuse_idle(context, needs_of_targets({opened.manifest.target}))
+    refuse_idle(context, [*needs_of_targets({opened.manifest.target}), need_of_gate(opened.manifest)])
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(claim(out / LOCK_FILE, f"another vae-run is writing to {out}"))
@@ -143,14 +144,16 @@ def run(
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
-        with _open_detector(opened, runtime, monitor, is_live=pictures.is_live) as detector:
+        with _open_detector(opened, runtime, picture, monitor, is_live=pictures.is_live) as detector:
             sinks = [*_open_sinks(result, formats), *([] if kept is None else [kept])]
             n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
         raise typer.Exit(1)
 
 
-def _open_detector(bundle: Bundle, runtime: RuntimeChoices, monitor: MonitorOptions, *, is_live: bool) -> Detector:
+def _open_detector(
+    bundle: Bundle, runtime: RuntimeChoices, picture: PictureOptions, monitor: MonitorOptions, *, is_live: bool
+) -> Detector:
     usual = Hint.LATENCY if is_live and runtime.requests is None else Hint.THROUGHPUT
     with step_progress() as progress:
         return Detector.open(
@@ -163,6 +166,7 @@ def _open_detector(bundle: Bundle, runtime: RuntimeChoices, monitor: MonitorOpti
             arithmetic=runtime.arithmetic.value,
             cache=not runtime.no_cache,
             rebuild=not runtime.no_rebuild,
+            gate=not picture.no_gate,
             drift=monitor.drift or False,
             drift_alarm_rate=monitor.drift_alarm,
             progress=progress,

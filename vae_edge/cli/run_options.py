@@ -18,6 +18,7 @@ from vae_edge.backends.base import Hint
 from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, OptionGroup, RecursiveOption, in_words
 from vae_edge.drift import DEFAULT_ALARM_RATE
 from vae_edge.image import MAX_PIXELS
+from vae_edge.manifest import Manifest
 from vae_edge.platform.outside import user_path
 from vae_edge.sinks.kept_pictures import DEFAULT_QUOTA
 from vae_edge.sources.addresses import file_of_url
@@ -86,6 +87,10 @@ class PictureOptions(OptionGroup, panel="Pictures"):
             show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
         ),
     ] = None
+    no_gate: Annotated[
+        bool,
+        typer.Option("--no-gate", help="Judge every image, also one that is blurred, too dark or bright, or covered."),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -335,6 +340,13 @@ def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Conditi
     )
     has_url = any(text.partition("://")[0].lower() in ("http", "https") for text in texts)
     yield Condition({"follow_redirects"}, has_url, "for http addresses, but no source is one: leave it out")
+
+
+def need_of_gate(manifest: Manifest) -> Condition:
+    """Return what `--no-gate` needs: a bundle that has a gate."""
+    return Condition(
+        {"no_gate"}, manifest.gate is not None, "for bundles with a gate, and this one has none: leave it out"
+    )
 
 
 def need_of_recursion(texts: Sequence[str]) -> Condition:

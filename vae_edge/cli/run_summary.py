@@ -28,6 +28,8 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     table.add_row("pictures", f"{tally.n_pictures}  ({tally.pictures_per_s:.1f}/s)")
     table.add_row("anomalous", _red_if_any(counts["anomalous"]))
     table.add_row("normal", str(counts["normal"]))
+    if detector.gate is not None:
+        table.add_row("not inspectable", _red_if_any(counts["not inspectable"]))
     table.add_row("errors", _red_if_any(counts["error"]))
     if tally.n_live:
         table.add_row("skipped frames", f"{tally.n_skipped} of {tally.n_skipped + tally.n_live}")
@@ -43,6 +45,8 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     table.add_row("layout", f"{backend.layout}; {count(n_stream_workers(backend.layout), 'worker')}")
     promise = describe_promise(manifest.thresholds)
     table.add_row("false alarms", f"{promise}, from {count(manifest.thresholds.n_normals, 'normal')}")
+    if detector.gate is not None:
+        table.add_row("false rejections", detector.gate.promise)
     if detector.drift is not None:
         alarm = detector.drift.alarm
         table.add_row("drift", Text(detector.drift.sentence(), "" if alarm is None else "red"))

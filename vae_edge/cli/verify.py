@@ -20,6 +20,7 @@ from vae_edge.cli.run_options import need_of_recursion, needs_of_targets
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError, ParityError, UsageError
+from vae_edge.gate import describe_gate
 from vae_edge.image import read_pixels, white_level_remark
 from vae_edge.kept import is_kept_folder, labelled_anomalous, sampled_normals
 from vae_edge.manifest import ThresholdMethod
@@ -245,6 +246,7 @@ def _print_refit(refit: Refit) -> None:
     console.print(table)
     console.print(f"False alarms: {describe_promise(new)}.")
     console.print(f"The smallest possible rate is {describe_support(new)}.")
+    console.print(f"Not inspectable: {describe_gate(refit.bundle.manifest.gate)}.")
     found = refit.labelled
     if found is not None:
         console.print(

@@ -50,7 +50,7 @@ class Tally:
             self.n_live += 1
             self.n_skipped += picture.skipped
         if not isinstance(result, VaeEdgeError):
-            self.counts["anomalous" if result.is_anomalous else "normal"] += 1
+            self.counts[result.verdict] += 1
             return
         self.counts["error"] += 1
         if len(self.first_errors) < _NAMED_ERRORS:

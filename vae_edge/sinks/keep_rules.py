@@ -81,7 +81,7 @@ class Chooser:
             elif name == ANOMALOUS:
                 is_kept = prediction.is_anomalous
             elif name == NOT_INSPECTABLE:
-                is_kept = not getattr(prediction, "inspectable", True)
+                is_kept = not prediction.inspectable
             else:
                 is_kept = name != DRIFT and self._is_sampled()
             if is_kept:

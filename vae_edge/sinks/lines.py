@@ -29,6 +29,8 @@ COLUMNS = (
     "overlay",
     "error",
     "note",
+    "verdict",
+    "not_inspectable_because",
 )
 """Of the CSV table, always all of them and in this order; new ones are added at the end."""
 
@@ -153,6 +155,8 @@ def _as_csv(cells: tuple[str, ...] | list[str]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        value = "; ".join(value)
     if not isinstance(value, str):
         # As JSON has it: Python's True means nothing to a spreadsheet in another program.
         return str(value).lower() if isinstance(value, bool) else str(value)

@@ -29,7 +29,7 @@ class OverlayFolder(Sink):
     Args:
         folder: made with the first picture.
         file_format: `jpg` is small, `png` exact.
-        only_anomalous: leave out the pictures that are normal.
+        only_anomalous: leave out the pictures that are normal; those that are not inspectable are drawn.
     """
 
     what = "overlays"
@@ -51,7 +51,7 @@ class OverlayFolder(Sink):
         picture, result = inspected.picture, inspected.result
         if isinstance(result, VaeEdgeError) or isinstance(picture.image, InputError):
             return
-        if result.is_anomalous or not self._only_anomalous:
+        if result.verdict != "normal" or not self._only_anomalous:
             path = self.draw(picture, picture.image, result)
             inspected.record["overlay"] = f"{self.folder.name}/{path.name}"
 

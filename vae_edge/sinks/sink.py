@@ -90,8 +90,8 @@ def record_of(picture: Picture, result: Prediction | VaeEdgeError, thresholds: T
 def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thresholds) -> dict[str, Any]:
     """Return what is written about a picture that got a verdict.
 
-    `anomalous_area` is the share of the map's pixels above the pixel threshold, 0 to 1. `drift` is there only if the
-    detector watches for it.
+    `anomalous_area` is the share of the map's pixels above the pixel threshold, 0 to 1. `not_inspectable_because` is
+    there only where the verdict is `not inspectable`, and `drift` only if the detector watches for it.
     """
     n_pixels = int(prediction.mask.sum())
     drift = {} if prediction.drift is None else {"drift": prediction.drift.as_record()}
@@ -104,6 +104,8 @@ def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thre
         "false_alarm_rate": thresholds.false_alarm_rate,
         "n_anomalous_pixels": n_pixels,
         "anomalous_area": n_pixels / prediction.mask.size,
+        "verdict": prediction.verdict,
+        **({} if prediction.inspectable else {"not_inspectable_because": list(prediction.not_inspectable_because)}),
         **drift,
     }
 

@@ -63,5 +63,5 @@ def test_several_rules_and_what_is_not_inspectable(thresholds: Thresholds) -> No
     assert chooser.rules_for(prediction(0.1)) == ["1/1"]
     assert chooser.rules_for(prediction(0.9)) == ["anomalous", "1/1"]
     dark = prediction(0.1)
-    object.__setattr__(dark, "inspectable", False)
+    object.__setattr__(dark, "not_inspectable_because", ("too dark",))
     assert chooser.rules_for(dark) == ["not-inspectable", "1/1"]

@@ -95,7 +95,7 @@ def test_a_table_has_a_header_and_a_cell_for_every_column(tmp_path: Path) -> Non
         "score": "0.1",
         "overlay": "x.jpg",
     }
-    assert (second[0], second[1], second[3], second[-2]) == ("belt.mp4", "0", "2", "two\nlines")
+    assert (second[0], second[1], second[3], second[COLUMNS.index("error")]) == ("belt.mp4", "0", "2", "two\nlines")
 
 
 def test_a_row_is_on_disk_before_the_next_one_comes(tmp_path: Path) -> None:

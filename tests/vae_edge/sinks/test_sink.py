@@ -37,6 +37,7 @@ def test_a_record_holds_the_verdict_and_the_numbers_behind_it(onnx_bundle: Bundl
         "false_alarm_rate": 0.01,
         "n_anomalous_pixels": 32,
         "anomalous_area": 32 / 1024,
+        "verdict": "anomalous",
     }
 
 
