@@ -76,22 +76,25 @@ def train_side_by_side(
 
     Raises:
         InputError: a training diverged; the others end too.
-        Exception: whatever `progress` raises, KeyboardInterrupt for example; the trainings end within a few steps.
+        Exception: whatever `progress` raises, KeyboardInterrupt for example; the trainings end within a step.
     """
     n_steps = [0] * len(trainings)
     stopped = threading.Event()
 
     def work(number: int) -> TrainedNetwork:
-        def count(done: int, total: int) -> None:
-            n_steps[number] = done
+        def look(done: int, total: int) -> None:
             if stopped.is_set():
                 raise _StoppedError
+
+        def count(done: int, total: int) -> None:
+            n_steps[number] = done
+            look(done, total)
 
         training = trainings[number]
         model = train_on_table(
             training.table, training.rows, settings, seed=training.seed, in_bfloat16=in_bfloat16, progress=count
         )
-        return TrainedNetwork(model, residuals_of(model, training.table, training.held_out))
+        return TrainedNetwork(model, residuals_of(model, training.table, training.held_out, look))
 
     n_workers = min(n_workers or torch.get_num_threads(), len(trainings))
     with _one_thread_for_each_operation(), ThreadPoolExecutor(n_workers) as pool:

@@ -25,7 +25,8 @@ _FLOOR = 0.5
 shout at the first speck of dust. Between 0.3 and 1 the image AUROC of four surfaces differed by less than 0.01; with
 nothing added it was 0.01 lower on the magnetic tiles, which have few parts."""
 
-_REPORT_EVERY = 10
+_LOOK_EVERY = 10
+"""Steps between two looks at the loss."""
 
 
 Table: TypeAlias = FeatureTable | PatchTable
@@ -80,14 +81,13 @@ def train_on_table(
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         optimizer.step()
         schedule.step()
-        if step % _REPORT_EVERY == 0 or step == settings.n_steps:
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"the training on {_what(table)} diverged: its loss is {loss.item()} after {step} steps; "
-                    "expected a number: look for damaged pictures, or train with another --seed"
-                )
-            if progress is not None:
-                progress(step, settings.n_steps)
+        if (step % _LOOK_EVERY == 0 or step == settings.n_steps) and not torch.isfinite(loss):
+            raise InputError(
+                f"the training on {_what(table)} diverged: its loss is {loss.item()} after {step} steps; "
+                "expected a number: look for damaged pictures, or train with another --seed"
+            )
+        if progress is not None:
+            progress(step, settings.n_steps)
     made: Residual
     if isinstance(table, PatchTable):
         made = PatchResidual(patch_convolutions(vae.eval()), mean, deviation)
