@@ -332,6 +332,45 @@ def _thresholds(
     )
 
 
+def thresholds_at(thresholds: Thresholds, false_alarm_rate: float) -> Thresholds:
+    """Return the thresholds with another false-alarm rate, from the same calibration scores.
+
+    Only the image threshold and the rates change. Choose the rate before looking at verdicts: a rate that is picked
+    because of them is promised no more.
+
+    Args:
+        thresholds: with a conformal method.
+        false_alarm_rate: share of normal images that may be called anomalous.
+
+    Raises:
+        UsageError: the rate is not from `MIN_RATE` to `MAX_RATE` or smaller than the normals support; or the thresholds
+            are F1-optimal.
+    """
+    if thresholds.method is ThresholdMethod.F1_OPTIMAL:
+        raise UsageError(
+            f"a false-alarm rate of {false_alarm_rate:.3g} was requested, but this bundle's threshold has the largest "
+            "F1 on labelled images and keeps no rate; leave the rate out, or fit a threshold that keeps one: vae-edge "
+            f"verify BUNDLE --data NORMALS --false-alarm-rate {false_alarm_rate:.3g}"
+        )
+    check_askable_rate(false_alarm_rate, "false-alarm rate")
+    scores = thresholds.calibration_scores
+    smallest = smallest_false_alarm_rate(len(scores))
+    if false_alarm_rate < smallest:
+        raise UsageError(
+            f"the false-alarm rate is {false_alarm_rate:.6g}; the smallest that this bundle's "
+            f"{count(len(scores), 'normal')} can support is {smallest:.6g}: choose that or more, or fit thresholds on "
+            f"{normals_needed(false_alarm_rate)} normals: vae-edge verify BUNDLE --data NORMALS"
+        )
+    image_threshold, rate = fit_image_threshold(np.asarray(scores), false_alarm_rate)
+    return thresholds.model_copy(
+        update={
+            "false_alarm_rate_requested": false_alarm_rate,
+            "false_alarm_rate": rate,
+            "image_threshold": image_threshold,
+        }
+    )
+
+
 def check_thresholds(thresholds: Thresholds) -> None:
     """Refuse thresholds that do not follow from their own calibration scores, method and rate.
 

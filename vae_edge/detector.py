@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, in_native_code, open_backend
 from vae_edge.bundle import Bundle
-from vae_edge.decision import conformal_p_value
+from vae_edge.decision import conformal_p_value, thresholds_at
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.gate import GateRecord, measure_picture
 from vae_edge.image import load_prepared, max_pixels_in_force
-from vae_edge.manifest import GPU_KIND, ThresholdMethod
+from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
 from vae_edge.platform.after_fork import Process
 from vae_edge.platform.atomic import check_place
 from vae_edge.platform.machine import usable_cores
@@ -107,6 +107,7 @@ class Detector:
         rebuild: bool = True,
         max_pixels: int | None = None,
         check: bool = False,
+        false_alarm_rate: float | None = None,
         gate: bool = True,
         drift: bool | str | Path = False,
         drift_alarm_rate: float | None = None,
@@ -135,6 +136,8 @@ class Detector:
                 `vae_edge.image.read_image`.
             check: run the bundle's references, about 16 pictures, and refuse the bundle where it does not give the
                 outputs here that it is known to give.
+            false_alarm_rate: share of normal images that may be called anomalous, in place of the bundle's; see the
+                property of that name.
             gate: say of pictures that are unlike good parts in sharpness, light or place that they are not inspectable:
                 see `prediction.inspectable` and `vae_edge.gate`.
             drift: watch whether the process drifts, and say so in `prediction.drift`: True, or the file that keeps what
@@ -214,6 +217,7 @@ class Detector:
             "gate": gate,
         }
         try:
+            detector.false_alarm_rate = false_alarm_rate
             if drift:
                 detector.drift = _open_drift(drift, opened, drift_alarm_rate)
             elif drift_alarm_rate is not None:
@@ -226,6 +230,31 @@ class Detector:
             detector.close()
             raise
         return detector
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds in force: the bundle's, unless another false-alarm rate was chosen."""
+        return self._thresholds
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The false-alarm rate in force, which can be changed between images.
+
+        Setting it takes the image threshold for that rate from the calibration scores in the bundle, whose files stay
+        as they are; None sets the bundle's own rate. An image is anomalous, as always, when its p-value is at most the
+        rate. The pixel threshold stays. Copies have the rate, too; images in progress may get either verdict.
+
+        Setting it raises UsageError: the rate is not from 1e-6 to 0.5, it is below the smallest that n normals support,
+        1 / (n + 1), or the bundle's threshold is F1-optimal.
+        """
+        return self._thresholds.false_alarm_rate
+
+    @false_alarm_rate.setter
+    def false_alarm_rate(self, rate: float | None) -> None:
+        own = self.bundle.manifest.thresholds
+        self._thresholds = own if rate is None else thresholds_at(own, rate)
+        if self._arguments is not None:
+            self._arguments["false_alarm_rate"] = rate
 
     def check_references(self, *, progress: Progress | None = None) -> ReferenceCheck:
         """Run the bundle's references on this device and compare; nothing is written.
@@ -470,7 +499,8 @@ class Detector:
 
         An image threshold with the method `f1-optimal` is the one with the largest F1 on the normal and the anomalous
         images together. It guarantees no false-alarm rate; the resulting rate among the normals is recorded, and
-        an image is anomalous, as always, when its p-value is at most that rate. See `fit_f1_threshold`.
+        an image is anomalous, as always, when its p-value is at most that rate. See `fit_f1_threshold`. A rate that was
+        set for this detector alone is in force no more.
 
         Before that the bundle's references are run, unless that was done: thresholds of a broken model are none.
 
@@ -530,7 +560,7 @@ class Detector:
         finally:
             self._keeps_looks = False
         self.bundle = fitted.bundle.with_manifest(fitted.bundle.manifest)
-        self._thresholds = self.bundle.manifest.thresholds
+        self.false_alarm_rate = None
         if self._is_gated:
             self.gate = self.bundle.manifest.gate
         return replace(fitted, bundle=self.bundle)

@@ -25,8 +25,8 @@ class Prediction:
     score: float
     """Anomaly score; its scale is the model's own."""
     p_value: float
-    """Conformal p-value among the n calibration normals, in [1 / (n + 1), 1]: small is anomalous. At most the bundle's
-    false-alarm rate exactly where `is_anomalous`, by whichever method the threshold was chosen."""
+    """Conformal p-value among the n calibration normals, in [1 / (n + 1), 1]: small is anomalous. At most the
+    false-alarm rate in force exactly where `is_anomalous`, by whichever method the threshold was chosen."""
     threshold: float
     """The image is anomalous when the score is above it."""
     is_anomalous: bool

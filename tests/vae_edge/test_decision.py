@@ -7,6 +7,7 @@ import pytest
 from vae_edge.decision import (
     PixelTail,
     check_rate,
+    check_thresholds,
     conformal_p_value,
     describe_promise,
     describe_support,
@@ -18,9 +19,10 @@ from vae_edge.decision import (
     normals_needed,
     promised_rate,
     smallest_false_alarm_rate,
+    thresholds_at,
     too_few_normals,
 )
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, UsageError
 from vae_edge.manifest import ThresholdMethod, Thresholds
 
 RATES = [0.5, 0.3, 0.29, 0.1, 0.07, 0.05, 1 / 3, 0.33333333333, 0.01, 0.001, 1 / 7, 0.9, 0.999999999999]
@@ -51,6 +53,28 @@ def test_above_the_threshold_means_exactly_a_p_value_within_the_rate(n: int, rat
         candidates = np.concatenate([scores, np.nextafter(scores, math.inf), np.nextafter(scores, -math.inf)])
         for score in candidates:
             assert (score > threshold) == (conformal_p_value(float(score), ordered) <= rate_in_force)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1234, 0.5])
+def test_another_rate_takes_its_threshold_from_the_same_scores(rate: float) -> None:
+    scores = np.random.default_rng(0).normal(size=99).astype(np.float32)
+    own = fit_thresholds(scores, np.zeros((99, 2, 2), np.float32), false_alarm_rate=0.02, scored_by="a test")
+    chosen = thresholds_at(own, rate)
+    check_thresholds(chosen)  # What a bundle made with that rate would have.
+    assert (chosen.false_alarm_rate, chosen.image_threshold) == (rate, fit_image_threshold(scores, rate)[0])
+    assert (chosen.pixel_threshold, chosen.calibration_scores) == (own.pixel_threshold, own.calibration_scores)
+
+
+def test_a_rate_that_the_normals_or_the_method_do_not_support_is_refused() -> None:
+    own = fit_thresholds(np.arange(49), np.zeros((49, 2, 2), np.float32), scored_by="a test")
+    assert thresholds_at(own, 0.02).image_threshold == 48
+    with pytest.raises(UsageError, match=r"0\.01; the smallest .* 49 normals can support is 0\.02.*on 99 normals"):
+        thresholds_at(own, 0.01)
+    for rate in (0.0, 0.7, float("nan")):
+        with pytest.raises(UsageError, match=r"expected 1e-06 to 0\.5"):
+            thresholds_at(own, rate)
+    with pytest.raises(UsageError, match="largest F1 on labelled images and keeps no rate"):
+        thresholds_at(own.model_copy(update={"method": ThresholdMethod.F1_OPTIMAL}), 0.05)
 
 
 def test_a_float32_score_is_decided_alike_by_threshold_and_p_value() -> None:

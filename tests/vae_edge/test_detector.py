@@ -22,6 +22,7 @@ from vae_edge import Detector, DeviceError, InputError, MissingDependencyError, 
 from vae_edge.backends.base import Backend, DeviceChoice, Layout, RuntimeOptions, Tensors
 from vae_edge.bundle import Bundle
 from vae_edge.detector import n_stream_workers
+from vae_edge.errors import UsageError
 from vae_edge.image import prepare
 from vae_edge.targets import Target
 
@@ -68,6 +69,30 @@ def test_a_verdict_follows_from_score_and_threshold(detector: Detector) -> None:
         assert prediction.is_anomalous == (prediction.p_value <= detector.bundle.manifest.thresholds.false_alarm_rate)
     assert detector.predict(PIECES[0]).is_anomalous
     assert not detector.predict(PIECES[1]).is_anomalous
+
+
+def test_another_false_alarm_rate_is_in_force_at_once_and_leaves_the_bundle_alone(onnx_bundle: Bundle) -> None:
+    files = {path: path.read_bytes() for path in onnx_bundle.folder.iterdir() if path.is_file()}
+    normals = [dark_image(seed) for seed in range(99)]
+    with Detector.open(onnx_bundle, false_alarm_rate=0.2) as detector:
+        for rate in (0.2, 0.01, 0.35):
+            detector.false_alarm_rate = rate
+            assert detector.false_alarm_rate == detector.thresholds.false_alarm_rate == rate
+            predictions = list(detector.stream(normals))
+            assert all(each.is_anomalous == (each.p_value <= rate) for each in predictions)
+            assert all(each.is_anomalous == (each.score > each.threshold) for each in predictions)
+            own = onnx_bundle.manifest.thresholds
+            assert {each.pixel_threshold for each in predictions} == {own.pixel_threshold}
+        with pickle.loads(pickle.dumps(detector)) as copied:
+            assert copied.false_alarm_rate == 0.35
+        with pytest.raises(UsageError, match=r"smallest that this bundle's 99 normals can support is 0\.01"):
+            detector.false_alarm_rate = 0.005
+        assert detector.false_alarm_rate == 0.35
+        detector.false_alarm_rate = None
+        assert detector.thresholds == own
+    with pytest.raises(UsageError, match=r"expected 1e-06 to 0\.5"):
+        Detector.open(onnx_bundle, false_alarm_rate=0.9)
+    assert {path: path.read_bytes() for path in onnx_bundle.folder.iterdir() if path.is_file()} == files
 
 
 def test_a_file_and_its_array_get_the_same_verdict(detector: Detector, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vae_edge.cli.console import lines_stdout, notes_console, print_error
 from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import (
+    DecisionOptions,
     FrameOptions,
     LineOptions,
     MonitorOptions,
@@ -31,6 +32,7 @@ from vae_edge.cli.run_options import (
     needs_of_targets,
 )
 from vae_edge.cli.run_summary import print_summary
+from vae_edge.decision import thresholds_at
 from vae_edge.detector import Detector
 from vae_edge.drift import check_alarm_rate
 from vae_edge.errors import UsageError
@@ -57,6 +59,7 @@ from vae_edge.sources.trigger import Trigger
 from vae_edge.wording import count
 
 if TYPE_CHECKING:
+    from vae_edge.manifest import Thresholds
     from vae_edge.sinks.line.line import Line
 
 _LINES = {"jsonl": (JsonLines, PREDICTIONS_FILE), "csv": (CsvLines, TABLE_FILE)}
@@ -76,6 +79,7 @@ def run(
         ),
     ],
     result: ResultOptions,
+    decision: DecisionOptions,
     picture: PictureOptions,
     frame: FrameOptions,
     watching: WatchingOptions,
@@ -105,16 +109,21 @@ def run(
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
+    thresholds = opened.manifest.thresholds
+    if decision.false_alarm_rate is not None:
+        thresholds = thresholds_at(thresholds, decision.false_alarm_rate)  # What is wrong with it, at once.
     refuse_idle(context, [*needs_of_targets({opened.manifest.target}), need_of_gate(opened.manifest)])
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(claim(out / LOCK_FILE, f"another vae-run is writing to {out}"))
             check_no_earlier_run(out, overwrite=result.overwrite)  # Which may have ended meanwhile.
         trigger = Trigger() if line.allow_control else None
-        to_the_line = stack.enter_context(_open_line(line, opened, out, trigger, stack)) if line.addresses else None
+        to_the_line: Line | None = None
+        if line.addresses:
+            to_the_line = stack.enter_context(_open_line(line, opened, thresholds, out, trigger, stack))
         kept = None
         if monitor.keep_dir is not None:
-            kept = _open_kept(monitor.keep_dir, rules, quota_bytes, opened, source)
+            kept = _open_kept(monitor.keep_dir, rules, quota_bytes, opened, thresholds, source)
             stack.callback(kept.close)
         white_level, max_pixels = opened.manifest.preparation.white_level, picture.max_pixels
         pictures: Source
@@ -144,7 +153,7 @@ def run(
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
-        with _open_detector(opened, runtime, picture, monitor, is_live=pictures.is_live) as detector:
+        with _open_detector(opened, runtime, decision, picture, monitor, is_live=pictures.is_live) as detector:
             sinks = [*_open_sinks(result, formats), *([] if kept is None else [kept])]
             n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
@@ -152,7 +161,13 @@ def run(
 
 
 def _open_detector(
-    bundle: Bundle, runtime: RuntimeChoices, picture: PictureOptions, monitor: MonitorOptions, *, is_live: bool
+    bundle: Bundle,
+    runtime: RuntimeChoices,
+    decision: DecisionOptions,
+    picture: PictureOptions,
+    monitor: MonitorOptions,
+    *,
+    is_live: bool,
 ) -> Detector:
     usual = Hint.LATENCY if is_live and runtime.requests is None else Hint.THROUGHPUT
     with step_progress() as progress:
@@ -166,6 +181,7 @@ def _open_detector(
             arithmetic=runtime.arithmetic.value,
             cache=not runtime.no_cache,
             rebuild=not runtime.no_rebuild,
+            false_alarm_rate=decision.false_alarm_rate,
             gate=not picture.no_gate,
             drift=monitor.drift or False,
             drift_alarm_rate=monitor.drift_alarm,
@@ -206,7 +222,14 @@ def _open_sinks(result: ResultOptions, formats: list[str]) -> list[Sink]:
     return [*sinks, *lines]
 
 
-def _open_kept(folder: Path, rules: KeepRules, quota_bytes: int, bundle: Bundle, sources: Sequence[str]) -> KeptFolder:
+def _open_kept(
+    folder: Path,
+    rules: KeepRules,
+    quota_bytes: int,
+    bundle: Bundle,
+    thresholds: Thresholds,
+    sources: Sequence[str],
+) -> KeptFolder:
     """Open the folder of kept pictures, before anything else takes time.
 
     Raises:
@@ -216,11 +239,16 @@ def _open_kept(folder: Path, rules: KeepRules, quota_bytes: int, bundle: Bundle,
         source = user_path(text)
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
             raise UsageError(f"--keep-dir {folder} is in the source {text}; choose a folder outside it")
-    return KeptFolder(folder, rules, quota_bytes, bundle)
+    return KeptFolder(folder, rules, quota_bytes, bundle, thresholds)
 
 
 def _open_line(
-    options: LineOptions, bundle: Bundle, out: Path | None, trigger: Trigger | None, stack: ExitStack
+    options: LineOptions,
+    bundle: Bundle,
+    thresholds: Thresholds,
+    out: Path | None,
+    trigger: Trigger | None,
+    stack: ExitStack,
 ) -> Line:
     """Connect to the machine beside the line, before anything else takes time."""
     from vae_edge.sinks.line.channel import About
@@ -236,7 +264,7 @@ def _open_line(
         stack.enter_context(claim(settings.folder / LOCK_FILE, busy))
     return Line(
         channels,
-        About.of(bundle.manifest),
+        About.of(bundle.manifest, thresholds),
         folder=folder,
         most_bytes=settings.most_bytes,
         is_optional=options.sink_optional,

@@ -242,6 +242,21 @@ class MonitorOptions(OptionGroup, panel="Drift, and pictures to keep"):
     ] = None
 
 
+@dataclass(frozen=True)
+class DecisionOptions(OptionGroup, panel="Verdicts"):
+    """How scores become verdicts."""
+
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Share of good parts called anomalous, from the scores of good parts in the bundle, which stays as it "
+            "is.",
+            show_default="the bundle's",
+        ),
+    ] = None
+
+
 class Arithmetic(TextEnum):
     """What floating-point layers are computed in; see `Detector.open`."""
 

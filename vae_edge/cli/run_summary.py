@@ -43,8 +43,11 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
         table.add_row("reconnections", str(pictures.n_reconnections))
     table.add_row("device", f"{backend.device.name} with {backend.version} ({backend.device.reason})")
     table.add_row("layout", f"{backend.layout}; {count(n_stream_workers(backend.layout), 'worker')}")
-    promise = describe_promise(manifest.thresholds)
-    table.add_row("false alarms", f"{promise}, from {count(manifest.thresholds.n_normals, 'normal')}")
+    thresholds = detector.thresholds
+    promise = f"{describe_promise(thresholds)}, from {count(thresholds.n_normals, 'normal')}"
+    if thresholds != manifest.thresholds:
+        promise += f"; chosen for this run, the bundle's own is {manifest.thresholds.false_alarm_rate:.3g}"
+    table.add_row("false alarms", promise)
     if detector.gate is not None:
         table.add_row("false rejections", detector.gate.promise)
     if detector.drift is not None:
@@ -60,7 +63,7 @@ def print_summary(detector: Detector, pictures: Source, tally: Tally, sinks: Seq
     remark = white_level_remark(tally.largest_16_bit, manifest.preparation.white_level)
     if remark is not None:
         print_warning(f"{remark} It is chosen in training (vae-train), not here.")
-    for sentence in trust_warnings(detector.bundle):
+    for sentence in trust_warnings(detector.bundle, thresholds):
         print_warning(sentence)
 
 

@@ -84,7 +84,7 @@ def inspect_all(
     Raises:
         InputError: the source gives no more, or a sink cannot be written.
     """
-    thresholds = detector.bundle.manifest.thresholds
+    thresholds = detector.thresholds
     total = pictures.n_pictures
     with closing(decide(detector, pictures, batch_size)) as decided:
         for picture, result in decided:

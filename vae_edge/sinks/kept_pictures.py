@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError, VaeEdgeError
 from vae_edge.kept import FOLDERS, KEPT_FILE, UNLABELLED, kept_records
+from vae_edge.manifest import Thresholds
 from vae_edge.picture_files.header import HEAD_BYTES, format_of
 from vae_edge.platform.atomic import LOCK_FILE, check_place, claim, new_file, remove_leftovers_in, write_text
 from vae_edge.sinks.keep_rules import DRIFT, Chooser, KeepRules
@@ -65,6 +66,7 @@ class KeptFolder(Sink):
         rules: which pictures.
         quota_bytes: most bytes of all files in it, with the record of pictures.
         bundle: whose verdicts come.
+        thresholds: in force; None: the bundle's.
 
     Raises:
         UsageError: the folder cannot be written, holds something else, or another program keeps pictures there.
@@ -73,10 +75,17 @@ class KeptFolder(Sink):
     what = "kept pictures"
     is_by_product = True
 
-    def __init__(self, folder: Path, rules: KeepRules, quota_bytes: int, bundle: Bundle) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rules: KeepRules,
+        quota_bytes: int,
+        bundle: Bundle,
+        thresholds: Thresholds | None = None,
+    ) -> None:
         self.folder = folder
         self._quota_bytes = quota_bytes
-        self._chooser = Chooser(rules, bundle.manifest.thresholds)
+        self._chooser = Chooser(rules, thresholds or bundle.manifest.thresholds)
         self._watches_drift = DRIFT in rules.names
         self._of_bundle = {"bundle": bundle.manifest.name, "bundle_digest": bundle.manifest.digest}
         self._before: deque[_Candidate] = deque(maxlen=N_BEFORE)

@@ -237,8 +237,13 @@ def cannot_write(name: str, error: OSError) -> InputError:
     return InputError(f"{name} could not be written ({error.strerror or error}); make room or choose another place")
 
 
-def trust_warnings(bundle: Bundle) -> list[str]:
-    """Return warnings about a bundle whose verdicts are less reliable than they should be."""
+def trust_warnings(bundle: Bundle, thresholds: Thresholds | None = None) -> list[str]:
+    """Return warnings about a bundle whose verdicts are less reliable than they should be.
+
+    Args:
+        bundle: in use.
+        thresholds: in force; None: the bundle's.
+    """
     manifest = bundle.manifest
     warnings = []
     # Of a bundle of an older schema, which cannot be verified here, that was said when it was opened.
@@ -251,7 +256,7 @@ def trust_warnings(bundle: Bundle) -> list[str]:
             )
         else:
             warnings.append(f"this bundle is not verified{because}; run: vae-edge verify {bundle.folder}")
-    few = too_few_normals(manifest.thresholds)
+    few = too_few_normals(thresholds or manifest.thresholds)
     return [*warnings, few] if few else warnings
 
 

@@ -53,6 +53,32 @@ def test_without_out_the_lines_go_to_stdout_in_order(command: Run, onnx_bundle: 
     assert "warning" not in err
 
 
+def test_another_false_alarm_rate_is_stated_in_the_lines_and_the_summary(
+    command: Run, onnx_bundle: Bundle, pieces: Path
+) -> None:
+    manifest = (onnx_bundle.folder / "manifest.json").read_bytes()
+    code, out, err = command("run", onnx_bundle.folder, pieces / "left", "--false-alarm-rate", 0.25)
+    assert code == 0
+    own = onnx_bundle.manifest.thresholds
+    for record in records(out):
+        assert record["false_alarm_rate"] == 0.25
+        assert record["threshold"] < own.image_threshold
+        assert record["is_anomalous"] == (record["p_value"] <= 0.25)
+    assert "at most 0.25 of normal parts, from 99 normals; chosen for this run, the bundle's own is 0.01" in " ".join(
+        err.split()
+    )
+    assert (onnx_bundle.folder / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(("rate", "why"), [(0.001, "can support is 0.01"), (0.6, "expected 1e-06 to 0.5")])
+def test_a_false_alarm_rate_that_cannot_be_kept_is_refused_before_a_picture_is_read(
+    command: Run, onnx_bundle: Bundle, pieces: Path, rate: float, why: str
+) -> None:
+    code, out, err = command("run", onnx_bundle.folder, pieces / "left", "--false-alarm-rate", rate)
+    assert (code, out) == (2, "")
+    assert why in " ".join(err.split())
+
+
 def test_the_program_of_its_own_gives_the_same(command: Run, onnx_bundle: Bundle, pieces: Path) -> None:
     left = command("run", onnx_bundle.folder, pieces / "left")
     assert command(onnx_bundle.folder, pieces / "left", program="run")[:2] == left[:2]

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from vae_edge.errors import MissingDependencyError
-from vae_edge.manifest import Manifest
+from vae_edge.manifest import Manifest, Thresholds
 from vae_edge.sinks.lines import json_line
 
 
@@ -70,10 +70,10 @@ class About:
     host: str = field(default_factory=socket.gethostname)
 
     @classmethod
-    def of(cls, manifest: Manifest) -> About:
-        """Return what a bundle's manifest says."""
+    def of(cls, manifest: Manifest, thresholds: Thresholds | None = None) -> About:
+        """Return what a bundle's manifest says, with other thresholds in force where they are given."""
         digest = "" if manifest.digest is None else f"@{manifest.digest[:12]}"
-        thresholds = manifest.thresholds
+        thresholds = thresholds or manifest.thresholds
         return cls(
             f"{manifest.name}-{manifest.target}-{manifest.precision}{digest}",
             thresholds.image_threshold,
