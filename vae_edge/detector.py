@@ -316,9 +316,10 @@ class Detector:
 
         The score of a picture that is not inspectable says nothing about the process.
         """
-        if self.drift is None or not prediction.inspectable:
+        if self.drift is None:
             return prediction
-        return replace(prediction, drift=self.drift.add(prediction.score))
+        drift = self.drift.add(prediction.score) if prediction.inspectable else self.drift.verdict()
+        return replace(prediction, drift=drift)
 
     def predict_batch(self, images: Iterable[Source], *, batch_size: int | None = None) -> Iterator[Prediction]:
         """Judge many images, in order; like `stream`, which stops at the first image that cannot be read.

@@ -265,17 +265,19 @@ class DriftMonitor:
             is_new = self._alarm is None and now >= 1 / self._begin.alarm_rate
             if is_new:
                 self._alarm = self._raise_alarm()
-            verdict = DriftVerdict(
-                self._alarm is not None,
-                now,
-                None if self._alarm is None else self._alarm.direction,
-                None if self._alarm is None else self._alarm.shift,
-            )
+            verdict = self.verdict()
         if is_new:
             _log.warning("%s", self.sentence())
         if self.path is not None and (is_new or time.monotonic() - self._saved_s > _SAVE_EVERY_S):
             self._try_to_save()
         return verdict
+
+    def verdict(self) -> DriftVerdict:
+        """Return what is known now, without another part."""
+        alarm = self._alarm
+        if alarm is None:
+            return DriftVerdict(False, self.martingale, None, None)
+        return DriftVerdict(True, self.martingale, alarm.direction, alarm.shift)
 
     def _bet(self, score: float) -> None:
         added = _waiting(self._n_parts - 1) - _waiting(self._n_parts)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,15 @@ def test_a_detector_says_it_with_every_prediction_in_order(tmp_path: Path, onnx_
     record = read_drift(tmp_path / "state")
     assert record.n_parts == 20
     assert list(record.recent) == [first.score, *(each.score for each in rest)]
+
+
+def test_a_picture_that_is_not_inspectable_is_no_part_but_has_the_verdict_so_far(onnx_bundle: Bundle) -> None:
+    with Detector.open(onnx_bundle, drift=True) as detector:
+        seen = detector.predict(dark_image(0))
+        blurred = detector._watched(replace(seen, not_inspectable_because=("blurred",)))
+        assert blurred.drift == seen.drift is not None
+        assert detector.drift is not None
+        assert detector.drift.n_parts == 1
 
 
 def test_without_being_asked_nothing_is_watched(onnx_bundle: Bundle) -> None:

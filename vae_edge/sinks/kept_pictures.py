@@ -280,6 +280,7 @@ def _facts(inspected: Inspected, result: Any) -> dict[str, Any]:
         "source": picture.name if is_address else Path(picture.source).name,
         **({} if picture.frame is None else {"frame": picture.frame}),
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "verdict": result.verdict,
         "is_anomalous": result.is_anomalous,
         "score": result.score,
         "p_value": result.p_value,

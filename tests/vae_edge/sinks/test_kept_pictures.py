@@ -74,6 +74,7 @@ def test_a_file_is_copied_byte_for_byte_and_recorded_without_its_place(tmp_path:
     assert line["name"] == file.name
     assert file.name.endswith("-part_7.jpg")
     assert (line["source"], line["score"], line["p_value"], line["is_anomalous"]) == ("part 7.jpg", 0.9, 0.01, True)
+    assert line["verdict"] == "anomalous"
     assert (line["rules"], line["bundle_digest"]) == (["anomalous"], bundle.manifest.digest)
     assert line["time_utc"].endswith("+00:00")
     text = (tmp_path / "kept" / "kept.jsonl").read_text()
