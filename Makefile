@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line test test-anomalib test-runtime test-line test-lowest test-windows-semantics check-gpu lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line test test-anomalib test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -56,6 +56,9 @@ test-line: install ## the tests of MQTT, OPC UA, Modbus and webhooks; installs D
 	@command -v mosquitto /usr/sbin/mosquitto >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto; }
 	$(BIN)/python -m pytest tests/vae_edge/sinks/line tests/vae_edge/cli/test_run_line.py
 
+test-serve: ## the tests of `vae-edge serve`, in .venv-serve: 0.5 GB
+	@bash tests/serve/run.sh $(PYTHON) .venv-serve
+
 test-runtime: ## the tests of the device side, without torch, on each installed one of PYTHONS="3.10 3.12 3.13"
 	@for version in $(PYTHONS); do $(PYTHON) tests/packaging/runtime_tests.py $$version || exit 1; done
 
@@ -85,4 +88,4 @@ build: install ## sdist and wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets created, including .venv
-	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime .venv-serve build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -321,6 +321,26 @@ class Detector:
         drift = self.drift.add(prediction.score) if prediction.inspectable else self.drift.verdict()
         return replace(prediction, drift=drift)
 
+    def predict_together(self, images: Sequence[Source]) -> list[Prediction | VaeEdgeError]:
+        """Judge a few images in one run of the model, as a server does with what waits.
+
+        Returns:
+            For each image its verdict, or the error of an image that cannot be read or gets no finite score.
+
+        Raises:
+            InputError: there are more images than the bundle's `max_batch`.
+            DeviceError: the runtime failed, or this process was forked since.
+        """
+        self._process.check()
+        limit = self.backend.max_batch
+        if limit is not None and len(images) > limit:
+            raise UsageError(f"there are {len(images)} images; this bundle takes at most {limit} at a time")
+        if not images:
+            return []
+        with in_native_code():
+            results = self._decide_batch(self.backend, list(images))
+        return [result if isinstance(result, VaeEdgeError) else self._watched(result) for result in results]
+
     def predict_batch(self, images: Iterable[Source], *, batch_size: int | None = None) -> Iterator[Prediction]:
         """Judge many images, in order; like `stream`, which stops at the first image that cannot be read.
 

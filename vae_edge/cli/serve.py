@@ -1,0 +1,192 @@
+"""`vae-edge serve`: bundles behind the Open Inference Protocol, for programs in any language."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vae_edge.backends.base import Hint
+from vae_edge.bundle import Bundle
+from vae_edge.cli.console import notes_console, print_warning
+from vae_edge.cli.options import DeviceOption, NoRebuildOption, OptionGroup, with_option_groups
+from vae_edge.cli.progress import step_progress
+from vae_edge.detector import Detector
+from vae_edge.errors import MissingDependencyError, UsageError
+from vae_edge.image import MAX_PIXELS
+from vae_edge.serve.access import TOKEN_VARIABLE, listen, read_token
+from vae_edge.sinks.sink import trust_warnings
+
+_FIRST_PYTHON_WITHOUT = (3, 13)
+
+
+@dataclass(frozen=True)
+class ListenOptions(OptionGroup):
+    """Where it listens, and to whom."""
+
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port of HTTP; 0: any that is free.")]
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="N", help="Also serve gRPC, on this port.")
+    ] = None
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on; one that other machines reach, such as 0.0.0.0, needs a token.",
+        ),
+    ] = "127.0.0.1"
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"File with the token that every request must carry; default: {TOKEN_VARIABLE}, if it is set.",
+            show_default=False,
+        ),
+    ] = None
+    max_request: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="MB", help="Size of a request at most, in MB.")
+    ] = 32
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="A picture with more pixels is an error and is not decoded.",
+            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions(OptionGroup, panel="Runtime"):
+    """How the bundles are loaded."""
+
+    device: DeviceOption = "auto"
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processor threads of each bundle; default: all cores.")
+    ] = None
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Pictures in one run of the model at most, of those that wait; more than 1 pays on a GPU.",
+        ),
+    ] = 1
+    no_rebuild: NoRebuildOption = False
+
+
+@with_option_groups
+def serve(
+    bundle: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles; each is served under its folder's name.")
+    ],
+    listening: ListenOptions,
+    model: ModelOptions,
+) -> None:
+    """Answer requests with verdicts, over HTTP and gRPC (Open Inference Protocol, KServe v2), until Ctrl-C.
+
+        vae-edge serve bundles/tile-openvino-fp32 --port 8080
+        vae-edge serve bundles/* --port 8080 --grpc-port 8081 --host 0.0.0.0 --token-file token
+
+    A request has one input: encoded, the contents of PNG or JPEG files, or image, pixels. The outputs are is_anomalous,
+    score, p_value and threshold, and anomaly_map where it is asked for. /metrics is for Prometheus.
+
+    Exit code 0: it was told to end, by Ctrl-C or a signal.
+    """
+    _check_mlserver()
+    # Before anything loads: a forgotten server on the port, or a missing token, must not cost the minutes of a build.
+    from vae_edge.serve.server import Access, run_server
+    from vae_edge.serve.service import Service
+
+    token = read_token(listening.token_file, listening.host)
+    bundles = _opened(bundle)
+    with ExitStack() as stack:
+        http = stack.enter_context(listen(listening.host, listening.port, "--port"))
+        port = http.getsockname()[1]
+        if listening.grpc_port:
+            listen(listening.host, listening.grpc_port, "--grpc-port").close()
+        access = Access(
+            host=listening.host,
+            port=port,
+            grpc_port=listening.grpc_port,
+            token=token,
+            max_request_bytes=listening.max_request * 1_000_000,
+        )
+        from vae_edge.serve.metrics import Metrics
+
+        metrics = Metrics()
+        services = []
+        for name, opened in bundles.items():
+            for warning in trust_warnings(opened):
+                print_warning(f"{name}: {warning}")
+            detector = _open_detector(opened, model, listening.max_pixels)
+            limit = detector.backend.max_batch
+            service = Service(
+                name,
+                detector,
+                batch_size=model.batch_size if limit is None else min(model.batch_size, limit),
+                max_pixels=listening.max_pixels,
+                watchers=[metrics.watch],
+            )
+            services.append(stack.enter_context(service))
+
+        def started(grpc_port: int | None) -> None:
+            also = "" if grpc_port is None else f" and gRPC on port {grpc_port}"
+            names = ", ".join(bundles)
+            notes_console().print(
+                f"Serving {names} on http://{_in_url(access.host)}:{port}{also}; end with Ctrl-C.", soft_wrap=True
+            )
+
+        run_server(services, access, http, started=started)
+
+
+def _check_mlserver() -> None:
+    """Refuse, with the way out, where the server is not installed or cannot be.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    try:
+        importlib.metadata.version("mlserver")
+    except importlib.metadata.PackageNotFoundError as error:
+        if sys.version_info >= _FIRST_PYTHON_WITHOUT:
+            raise MissingDependencyError(
+                f"this command needs MLServer, which has no release for Python {sys.version_info[0]}."
+                f"{sys.version_info[1]}; use an environment with Python 3.10 to 3.12"
+            ) from error
+        raise MissingDependencyError(
+            "this command needs the package 'mlserver', which is not installed; run: pip install \"vae-edge[serve]\""
+        ) from error
+
+
+def _opened(folders: list[Path]) -> dict[str, Bundle]:
+    bundles: dict[str, Bundle] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in bundles:
+            raise UsageError(f"two bundles are called {name}; each is served under its folder's name: rename one")
+        bundles[name] = Bundle.open(folder)
+    return bundles
+
+
+def _open_detector(bundle: Bundle, model: ModelOptions, max_pixels: int | None) -> Detector:
+    with step_progress() as progress:
+        return Detector.open(
+            bundle,
+            device=model.device,
+            hint=Hint.THROUGHPUT,
+            threads=model.threads,
+            rebuild=not model.no_rebuild,
+            max_pixels=max_pixels,
+            progress=progress,
+        )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,4 @@
+"""Bundles behind the Open Inference Protocol (KServe v2), in MLServer; see SERVING.md.
+
+Only `vae-edge serve` imports what needs MLServer: `runtime`, `rest`, `grpc_calls`, `metrics` and `server`.
+"""
