@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line test test-anomalib test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on unused n
 
 bench-detection: install ## how well defects are found, each component switched off in turn, on DATA="DIR ..."; DETECTION="--peers all" beside anomalib's; takes hours; into bench/detection
 	$(BIN)/python -m vae_edge.benchmarks.studies.detection.command $(DATA) --out bench/detection $(DETECTION)
+
+bench-serve: ## 2,000 pictures from 8 clients through `vae-edge serve`, beside Detector.stream; PICTURES=N, BUNDLE=DIR; in .venv-serve
+	@bash tests/serve/run.sh $(PYTHON) .venv-serve -- -m tests.serve.measure $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(PICTURES),--pictures $(PICTURES))
 
 test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, if it cannot be installed
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib

@@ -94,8 +94,8 @@ def serve(
         vae-edge serve bundles/tile-openvino-fp32 --port 8080
         vae-edge serve bundles/* --port 8080 --grpc-port 8081 --host 0.0.0.0 --token-file token
 
-    A request has one input: encoded, the contents of PNG or JPEG files, or image, pixels. The outputs are is_anomalous,
-    score, p_value and threshold, and anomaly_map where it is asked for. /metrics is for Prometheus.
+    A request has one input: encoded, the contents of PNG or JPEG files, or image, pixels. The outputs are verdict,
+    is_anomalous, score, p_value and threshold, and anomaly_map where it is asked for. /metrics is for Prometheus.
 
     Exit code 0: it was told to end, by Ctrl-C or a signal.
     """

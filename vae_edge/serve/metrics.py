@@ -14,18 +14,13 @@ class Metrics:
     """Counts verdicts and measures how long they take; one in a process."""
 
     def __init__(self) -> None:
-        self._pictures = Counter(
-            "vae_edge_pictures", "Pictures by verdict: normal, anomalous, error", ["model", "verdict"]
-        )
+        self._pictures = Counter("vae_edge_pictures", "Pictures by verdict, or error", ["model", "verdict"])
         self._latency_s = Histogram(
             "vae_edge_picture_seconds", "From a picture's arrival to its verdict", ["model"], buckets=_BUCKETS_S
         )
 
     def watch(self, judged: Judged) -> None:
         """Count a verdict."""
-        if isinstance(judged.result, VaeEdgeError):
-            verdict = "error"
-        else:
-            verdict = "anomalous" if judged.result.is_anomalous else "normal"
+        verdict = "error" if isinstance(judged.result, VaeEdgeError) else judged.result.verdict
         self._pictures.labels(judged.service, verdict).inc()
         self._latency_s.labels(judged.service).observe(judged.latency_s)

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vae_edge.errors import InputError
 from vae_edge.serve.access import is_local_name, is_token
-from vae_edge.serve.tensors import parse_body
+from vae_edge.serve.tensors import packed, parse_body
 
 _OF_MLSERVER = frozenset(
     {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{model_name}", "/v2/models/{model_name}/ready"}
@@ -168,10 +168,10 @@ def _response(response: InferenceResponse, binary: set[str] | None) -> Response:
         record: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         values = output.data.root
         if binary is None or output.name in binary:
-            tensors.append(values.tobytes())
+            tensors.append(packed(values) if isinstance(values, list) else values.tobytes())
             record["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
-            record["data"] = values.tolist()
+            record["data"] = [value.decode() for value in values] if isinstance(values, list) else values.tolist()
         outputs.append(record)
     head = json.dumps({"model_name": response.model_name, "id": response.id, "outputs": outputs}).encode()
     if not tensors:

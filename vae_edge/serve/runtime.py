@@ -31,7 +31,15 @@ _log = logging.getLogger(__name__)
 ANOMALY_MAP = "anomaly_map"
 """An output that comes only when it is asked for, by name or with a parameter of the same name: it is large."""
 
-DATATYPES = {"is_anomalous": "BOOL", "score": "FP32", "p_value": "FP32", "threshold": "FP32", ANOMALY_MAP: "FP32"}
+DATATYPES = {
+    "is_anomalous": "BOOL",
+    "score": "FP32",
+    "p_value": "FP32",
+    "threshold": "FP32",
+    "verdict": "BYTES",
+    "not_inspectable_because": "BYTES",
+    ANOMALY_MAP: "FP32",
+}
 """The outputs; each has one value for a picture, the map [H, W] at the model's size."""
 
 
@@ -117,14 +125,18 @@ def _wanted(payload: InferenceRequest) -> list[str]:
 
 
 def _output(name: str, predictions: Sequence[Prediction]) -> ResponseOutput:
-    kind: type[Any] = np.bool_ if DATATYPES[name] == "BOOL" else np.float32
-    values: NDArray[Any] = np.asarray([getattr(prediction, name) for prediction in predictions], dtype=kind)
+    datatype = DATATYPES[name]
+    given = [getattr(prediction, name) for prediction in predictions]
     # MLServer passes lists on; an array, flat as they are, saves the way there and back where bytes are sent.
+    data: list[bytes] | NDArray[Any]
+    if datatype == "BYTES":
+        data = [("; ".join(value) if isinstance(value, tuple) else value).encode() for value in given]
+        shape = [len(data)]
+    else:
+        values = np.asarray(given, dtype=np.bool_ if datatype == "BOOL" else np.float32)
+        data, shape = values.reshape(-1), list(values.shape)
     return ResponseOutput.model_construct(
-        name=name,
-        datatype=DATATYPES[name],
-        shape=list(values.shape),
-        data=TensorData.model_construct(root=values.reshape(-1)),
+        name=name, datatype=datatype, shape=shape, data=TensorData.model_construct(root=data)
     )
 
 

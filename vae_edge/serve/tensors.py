@@ -173,3 +173,8 @@ def _elements(data: memoryview) -> list[bytes]:
         if len(found) > MOST_PICTURES:
             _check_count(len(found))
     return found
+
+
+def packed(elements: Sequence[bytes]) -> bytes:
+    """Return the elements of a BYTES tensor as the bytes behind the JSON."""
+    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)

@@ -23,7 +23,7 @@ def missing(name: str) -> str:
 def test_without_mlserver_the_way_to_it_is_said(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: tuple[int, int], expected: str
 ) -> None:
-    monkeypatch.setattr(serve.importlib.metadata, "version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
     monkeypatch.setattr(serve, "sys", SimpleNamespace(version_info=version))
     code, _, text = command("serve", tmp_path / "bundle", "--port", "8080")
     assert code == 1

@@ -4,13 +4,13 @@ import threading
 from collections.abc import Iterator
 
 import cv2
-import numpy as np
 import pytest
 
 from tests.tiny_bundles import dark_image, spotted_image
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import DeviceError, InputError, UsageError
+from vae_edge.image import decode_image
 from vae_edge.prediction import Prediction
 from vae_edge.serve.service import Judged, Service
 from vae_edge.serve.tensors import Picture
@@ -32,8 +32,8 @@ def encoded(seed: int) -> Picture:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_many_clients_get_the_verdicts_of_the_detector(detector: Detector, batch_size: int) -> None:
     pictures = [encoded(seed) for seed in range(60)]
-    images = [cv2.cvtColor(cv2.imdecode(p.content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for p in pictures]
-    expected = [(p.is_anomalous, p.score, p.p_value) for p in map(detector.predict, map(np.asarray, images))]
+    images = [decode_image(picture.content, name=picture.name) for picture in pictures]
+    expected = [(p.is_anomalous, p.score, p.p_value) for p in map(detector.predict, images)]
     found: dict[int, tuple[bool, float, float]] = {}
     seen: list[Judged] = []
 
