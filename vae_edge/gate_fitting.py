@@ -12,8 +12,8 @@ hundredth good part for ever. So there the ranges are extended to where an expon
 deviations reaches the requested rate (peaks over a threshold: Pickands, "Statistical inference using extreme order
 statistics", Annals of Statistics 1975, with shape 0, the limit of Gaussian and exponential tails), with the 90 % upper
 bound of the tail's scale; but each measure by no more than its `reach`, or a covered lens would pass. Ranges that are
-never narrower keep the conformal proof; the requested rate is an estimate. With 10 to 30 good parts that scatter widely
-it was exceeded by up to five times.
+never narrower keep the conformal proof; the requested rate is an estimate. With 10 to 60 good parts that scatter widely
+it was exceeded two to five times.
 """
 
 from __future__ import annotations

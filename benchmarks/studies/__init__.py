@@ -1,4 +1,4 @@
-"""Studies beyond one benchmark: other tools, detection, false alarms, anomalib, Model API, training speed, drift."""
+"""Studies beyond one benchmark: other tools, detection, false alarms, training speed, drift, the gate and others."""
 
 from __future__ import annotations
 
