@@ -19,6 +19,7 @@ from vae_edge.errors import InputError, UsageError, VaeEdgeError
 from vae_edge.export.options import (
     BUNDLE_TO_ENGINE,
     BUNDLE_TO_MODEL_API,
+    BUNDLE_TO_TRITON,
     CHECKPOINT,
     RUN,
     SOURCE_KINDS,
@@ -57,7 +58,7 @@ def export(
         typer.Argument(
             metavar="RUN|BUNDLE|CHECKPOINT",
             help="A run folder; what anomalib trained (.ckpt, .pt, .pth); a bundle that holds an ONNX; or, for "
-            "model-api, an OpenVINO bundle.",
+            "model-api, an OpenVINO bundle; for triton, any but torch's.",
         ),
     ],
     common: CommonOptions,
@@ -75,6 +76,7 @@ def export(
         vae-export model.ckpt --data normals     a checkpoint of anomalib
         vae-export BUNDLE --target tensorrt      an engine, on the device
         vae-export BUNDLE --layout model-api     for OpenVINO Model API
+        vae-export BUNDLE --layout triton --out repository
 
     A checkpoint of anomalib becomes a run folder first, OUT/NAME-run: its thresholds are fitted on the normal images of
     --data, and if anomalib is installed, the model is compared with anomalib's own prediction of the same images.
@@ -98,6 +100,8 @@ def export(
     refuse_others(context, source, kind, SOURCE_KINDS)
     if kind is BUNDLE_TO_MODEL_API:
         _export_bundle_to_model_api(Bundle.open(source), common.out, name, common.data)
+    elif kind is BUNDLE_TO_TRITON:
+        _export_bundle_to_triton(Bundle.open(source), common.out, name, context, engine.max_batch)
     elif kind is BUNDLE_TO_ENGINE:
         _rebuild(Bundle.open(source), common.out, name, engine_settings)
     else:
@@ -188,12 +192,18 @@ def _kind_of(source: Path, layout: ExportLayout, targets: tuple[Target, ...]) ->
     if (source / MANIFEST_FILE).is_file():
         if layout is ExportLayout.MODEL_API:
             return BUNDLE_TO_MODEL_API
+        if layout is ExportLayout.TRITON:
+            return BUNDLE_TO_TRITON
         if targets != (Target.TENSORRT,):
             raise UsageError(
                 f"{source} is a bundle; from a bundle only a TensorRT engine can be built: add --target tensorrt "
-                "(or, for OpenVINO Model API, --layout model-api), or pass the run folder"
+                "(or --layout model-api or triton, for other libraries and servers), or pass the run folder"
             )
         return BUNDLE_TO_ENGINE
+    if layout is ExportLayout.TRITON:
+        raise UsageError(
+            f"--layout triton came with {source}; expected a bundle: export the run first, then its bundle"
+        )
     if source.is_dir():
         return RUN
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
@@ -242,6 +252,19 @@ def _export_bundle_to_model_api(bundle: Bundle, out: Path, name: str | None, dat
         print_warning(
             f"{folder.name} was compared with the bundle only on synthetic pictures; to use yours, pass --data PICTURES"
         )
+
+
+def _export_bundle_to_triton(
+    bundle: Bundle, out: Path, name: str | None, context: typer.Context, max_batch: int
+) -> None:
+    from vae_edge.export.triton_repository import PAGE_FILE, export_triton
+
+    given = context.get_parameter_source("max_batch")
+    asked = None if given is None or given.name == "DEFAULT" else max_batch
+    folder = export_triton(bundle, out, name, max_batch=asked)
+    results_console().print(
+        f"{folder}: a model for Triton; {folder / PAGE_FILE} says what it leaves to clients", soft_wrap=True
+    )
 
 
 def _export_run(run: RunFolder, out: Path, settings: ExportSettings, layout: ExportLayout) -> None:

@@ -130,13 +130,14 @@ class EngineOptions(OptionGroup, panel="TensorRT, for a run, a checkpoint or a b
 
 
 @dataclass(frozen=True)
-class LayoutOptions(OptionGroup, panel="OpenVINO Model API"):
+class LayoutOptions(OptionGroup, panel="For other libraries and servers"):
     """The form of the export."""
 
     layout: Annotated[
         ExportLayout,
         typer.Option(
-            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only."
+            help="plain: bundles; model-api: also a folder that OpenVINO Model API opens, target openvino only; "
+            "triton: a model in the Triton model repository --out, from a bundle."
         ),
     ] = ExportLayout.PLAIN
 
@@ -157,7 +158,12 @@ BUNDLE_TO_ENGINE = SourceKind(
 BUNDLE_TO_MODEL_API = SourceKind(
     "a bundle that becomes a Model API folder", "bundles that become a Model API folder", _EVERY | {"data"}
 )
-SOURCE_KINDS = (RUN, CHECKPOINT, BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API)
+BUNDLE_TO_TRITON = SourceKind(
+    "a bundle that becomes a model of Triton",
+    "bundles that become a model of Triton",
+    (_EVERY - {"target"}) | {"max_batch"},
+)
+SOURCE_KINDS = (RUN, CHECKPOINT, BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API, BUNDLE_TO_TRITON)
 
 
 def needs_of_options(made: Iterable[tuple[Target, Precision]]) -> Iterator[Condition]:

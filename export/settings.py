@@ -50,6 +50,8 @@ class ExportLayout(TextEnum):
     """A bundle, for `Detector`."""
     MODEL_API = "model-api"
     """A folder that OpenVINO Model API opens as AnomalyDetection, beside the bundle it is made from."""
+    TRITON = "triton"
+    """A model in a Triton model repository, made from a bundle."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import pytest
 
 from tests.tiny_bundles import make_bundle, spotted_image, write_image
 from vae_edge.export.command import export
-from vae_edge.export.options import BUNDLE_TO_ENGINE, BUNDLE_TO_MODEL_API, CHECKPOINT, RUN, SOURCE_KINDS
+from vae_edge.export.options import (
+    BUNDLE_TO_ENGINE,
+    BUNDLE_TO_MODEL_API,
+    BUNDLE_TO_TRITON,
+    CHECKPOINT,
+    RUN,
+    SOURCE_KINDS,
+)
 from vae_edge.targets import Target
 from vae_edge.train.run.folder import RunFolder
 
@@ -172,6 +179,7 @@ def test_a_model_api_name_that_is_taken_is_refused_before_any_work(
 
 
 OPTIONS = {
+    "target": ("--target", "onnx"),
     "references": ("--references", "none"),
     "precision": ("--precision", "fp16"),
     "data": ("--data", "pictures"),
@@ -191,7 +199,14 @@ OPTIONS = {
 }
 """An option of each parameter that some kind of source does not take, half of them with its default as value."""
 
-KINDS = {"run": RUN, "checkpoint": CHECKPOINT, "engine": BUNDLE_TO_ENGINE, "model-api": BUNDLE_TO_MODEL_API}
+KINDS = {
+    "run": RUN,
+    "checkpoint": CHECKPOINT,
+    "engine": BUNDLE_TO_ENGINE,
+    "model-api": BUNDLE_TO_MODEL_API,
+    "triton": BUNDLE_TO_TRITON,
+}
+EXTRA = {"engine": ("--target", "tensorrt"), "model-api": ("--layout", "model-api"), "triton": ("--layout", "triton")}
 
 
 def test_every_option_is_declared_for_some_kind_of_source() -> None:
@@ -207,7 +222,7 @@ def test_every_option_is_declared_for_some_kind_of_source() -> None:
 def test_an_option_that_does_not_apply_to_the_source_is_refused_with_what_it_is_for(
     name: str, option: str, command: Command, trained_run: RunFolder, tmp_path: Path
 ) -> None:
-    source, extra = tmp_path / "source", {"engine": ("--target", "tensorrt"), "model-api": ("--layout", "model-api")}
+    source = tmp_path / "source"
     if name == "checkpoint":
         source = tmp_path / "model.ckpt"
         source.touch()
@@ -215,7 +230,7 @@ def test_an_option_that_does_not_apply_to_the_source_is_refused_with_what_it_is_
         source = trained_run.folder
     else:
         make_bundle(source, Target.OPENVINO if name == "model-api" else Target.ONNX)
-    code, out, err = command("export", source, *OPTIONS[option], *extra.get(name, ()), "--out", tmp_path / "out")
+    code, out, err = command("export", source, *OPTIONS[option], *EXTRA.get(name, ()), "--out", tmp_path / "out")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     suited = [kind.several for kind in SOURCE_KINDS if option in kind.options]
     assert f"{OPTIONS[option][0]} is for {suited[0]}" in err
@@ -255,6 +270,6 @@ def test_the_help_has_the_common_options_first_and_the_rest_in_groups(command: C
     common = ("Arguments ─", "Options ─", "--target ", "--precision ", "--out ")
     groups = ("Thresholds and scores, for", "--scoring ", "FP16 and INT8, for", "--max-flip-rate ", "TensorRT, for")
     at = 0
-    for text in (*common, *groups, "--max-batch ", "OpenVINO Model API ─", "--layout "):
+    for text in (*common, *groups, "--max-batch ", "For other libraries and servers ─", "--layout "):
         assert text in out[at:], text
         at = out.index(text, at)
