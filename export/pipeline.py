@@ -232,6 +232,7 @@ class _BundleExport:
             outputs=graph_outputs(height, width),
             max_batch=self.exporter.max_batch,
             preparation=record.preparation,
+            ignored=record.ignored,
             scoring=reference.graph.describe(),
             thresholds=trust.thresholds,
             calibration_set=None if quantized is None else quantized.calibration.record,

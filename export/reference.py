@@ -19,7 +19,7 @@ new ones; `vae-edge verify` fits thresholds on new normals.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,8 @@ class ThresholdRule:
     """What is added to the pixel threshold."""
     offsets_by: str | None = None
     """What computed the out-of-fold scores, for the record; None if there are none."""
+    kept: NDArray[np.bool_] | None = None
+    """bool [H, W], the pixels that count; None: all."""
 
     @classmethod
     def of_run(cls, calibration: CalibrationRecord, false_alarm_rate: float | None = None) -> ThresholdRule:
@@ -107,7 +109,7 @@ class ThresholdRule:
         Raises:
             InputError: see `fit_thresholds_with_tail`; or the number of outputs differs from the number of normals.
         """
-        tail = PixelTail(normals.maps.size, self.pixel_false_positive_rate)
+        tail = PixelTail(normals.maps.size, self.pixel_false_positive_rate, self.kept)
         tail.add(normals.maps)
         fitted = fit_thresholds_with_tail(
             normals.scores.astype(np.float64) + self.score_offsets,
@@ -163,7 +165,10 @@ def measure_reference(
         InputError: the run's images cannot be found; or another scoring was requested, and the run is cross-conformal.
         BundleError: the weights do not belong to the run.
     """
-    rule = ThresholdRule.of_run(run.calibration, false_alarm_rate)
+    ignored = run.record.ignored
+    rule = replace(
+        ThresholdRule.of_run(run.calibration, false_alarm_rate), kept=None if ignored is None else ignored.kept
+    )
     graph, fingerprint = run.load_graph(), run.fingerprint
     preparation = run.record.preparation
     if scoring is not None and run.record.network is not Network.PIXEL:

@@ -30,7 +30,7 @@ from vae_edge.train.run.folder import RunFolder
 SETTINGS = tuple(
     name
     for name in TrainSettings.model_fields
-    if name not in {"schema_version", "source", "tiling", "picture_size", "traits", "trainer", "attached"}
+    if name not in {"schema_version", "source", "tiling", "picture_size", "ignored", "traits", "trainer", "attached"}
 )
 """Settings that `fit` takes by name."""
 

@@ -11,6 +11,7 @@ import typer
 from vae_edge.cli.console import print_warning
 from vae_edge.cli.options import given_options, idle, in_words, refuse_idle, refuse_others, with_option_groups
 from vae_edge.errors import UsageError
+from vae_edge.ignored_region import parse_polygon
 from vae_edge.records import make_record
 from vae_edge.train.choice.image_size import parse_size
 from vae_edge.train.loop.settings import SizeRequest, TrainSettings
@@ -133,6 +134,8 @@ def _settings(
             "network": preset.network,
             "backbone_weights": None if network.backbone_weights is None else str(network.backbone_weights),
             "size": size,
+            "ignore_mask": None if data.ignore is None else str(data.ignore.absolute()),
+            "ignore_polygons": tuple(parse_polygon(text) for text in data.ignore_polygon or ()),
             "white_level": data.white_level,
             "photometric": parse_photometric(scoring.photometric),
             "scoring": parse_scoring(scoring.scoring),

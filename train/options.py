@@ -108,6 +108,21 @@ class DataOptions(OptionGroup, panel="Data"):
             "'part(\\d+)_' names the part by its first group in the file name; none keeps nothing together.",
         ),
     ] = "auto"
+    ignore: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK.png",
+            help="Ignore what this mask of the pictures' size or aspect marks (not 0), in training, thresholds and on "
+            "the device.",
+        ),
+    ] = None
+    ignore_polygon: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'X,Y X,Y X,Y...'",
+            help="Ignore a polygon, too; corners as shares of width and height, 0 to 1. May be given several times.",
+        ),
+    ] = None
     white_level: Annotated[
         int, typer.Option(metavar="VALUE", help="16-bit value that means white; 4095 for a 12-bit camera.")
     ] = 65535

@@ -175,6 +175,7 @@ def fit_thresholds(
     false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
     pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
     scored_by: str,
+    kept: NDArray[np.bool_] | None = None,
 ) -> Thresholds:
     """Fit both thresholds on held-out normals.
 
@@ -184,6 +185,7 @@ def fit_thresholds(
         false_alarm_rate: share of normal images that may be called anomalous.
         pixel_false_positive_rate: share of normal pixels that may be marked.
         scored_by: what computed the scores, for the record.
+        kept: bool [H, W], the pixels that count; None: all.
 
     Raises:
         InputError: see `fit_image_threshold`; or there is not one non-empty map per score.
@@ -193,7 +195,7 @@ def fit_thresholds(
         raise InputError(
             f"there are {count(len(scores), 'score')} and maps of shape {maps.shape}; expected one map for each score"
         )
-    tail = PixelTail(maps.size, pixel_false_positive_rate)
+    tail = PixelTail(maps.size, pixel_false_positive_rate, kept)
     tail.add(maps)
     return fit_thresholds_with_tail(scores, tail, false_alarm_rate=false_alarm_rate, scored_by=scored_by)
 
@@ -206,6 +208,7 @@ class PixelTail:
     Args:
         most_pixels: of all the maps that will be added, at most.
         pixel_false_positive_rate: share of normal pixels that may be marked.
+        kept: bool [H, W], the pixels of a map that count; None: all, and maps may have any shape.
 
     Raises:
         InputError: a rate outside (0, 1).
@@ -217,11 +220,17 @@ class PixelTail:
         6.0
     """
 
-    def __init__(self, most_pixels: int, pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE) -> None:
+    def __init__(
+        self,
+        most_pixels: int,
+        pixel_false_positive_rate: float = DEFAULT_PIXEL_FALSE_POSITIVE_RATE,
+        kept: NDArray[np.bool_] | None = None,
+    ) -> None:
         check_rate(pixel_false_positive_rate, "pixel false-positive rate")
         self.pixel_false_positive_rate = pixel_false_positive_rate
         self._n_kept = math.floor(pixel_false_positive_rate * most_pixels) + 1
         self._most_pixels = most_pixels
+        self._counted = kept
         self._n_pixels = 0
         self._kept: NDArray[np.float32] = np.empty(0, dtype=np.float32)
 
@@ -231,7 +240,7 @@ class PixelTail:
         Raises:
             InputError: a value is not finite, or there are more pixels than were expected.
         """
-        pixels = maps.reshape(-1)
+        pixels = maps.reshape(-1) if self._counted is None else maps[..., self._counted].reshape(-1)
         if not np.isfinite(pixels).all():
             raise InputError(
                 "the anomaly map of a held-out normal holds a value that is not finite; train the model again"

@@ -20,6 +20,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value, thresholds_at
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.gate import GateRecord, measure_picture
+from vae_edge.ignored_region import paint_over
 from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
 from vae_edge.platform.after_fork import Process
@@ -80,6 +81,8 @@ class Detector:
         self._arguments: dict[str, Any] | None = None
         self._preparation = bundle.manifest.preparation
         self._input_shape = (self._preparation.height, self._preparation.width, 3)
+        ignored = bundle.manifest.ignored
+        self._ignored = None if ignored is None else ignored.mask
         self._max_pixels: int | None = None
         self._agrees = False
         """Whether the bundle's references were run here, and agree."""
@@ -456,6 +459,10 @@ class Detector:
                 results[place] = result
         return [result for result in results if result is not None]
 
+    def _judged(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the picture that the gate measures, without what the model ignores."""
+        return image if self._ignored is None else paint_over(image, self._ignored)
+
     def _prepare(self, image: Source) -> NDArray[np.uint8]:
         # What is ready already is the usual case of a camera that is set up for the model.
         if (
@@ -491,7 +498,7 @@ class Detector:
             return DeviceError(f"the anomaly {broken}: the model or its precision is broken; export it again")
         thresholds = self._thresholds
         gate = self.gate
-        look = measure_picture(image) if gate is not None or self._keeps_looks else None
+        look = measure_picture(self._judged(image)) if gate is not None or self._keeps_looks else None
         return Prediction(
             score=score,
             p_value=conformal_p_value(score, thresholds.calibration_scores),

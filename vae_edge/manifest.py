@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from vae_edge.detectability import Detectability
 from vae_edge.gate import GateRecord
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.image import Preparation
 from vae_edge.records import FileName, FileRecord, JsonLimits, Record, Sha256
 from vae_edge.reference_file import REFERENCES_FILE, ReferencesRecord
@@ -290,6 +291,8 @@ class Manifest(Record):
     max_batch: int | None = Field(default=None, ge=1)
     """Largest batch the model file accepts; None: any."""
     preparation: Preparation
+    ignored: IgnoredRegion | None = None
+    """The part of the picture that neither scores nor trained, at the model's size; None: all of it counts."""
     scoring: str
     """Tiles, light and scoring in words, for people."""
     thresholds: Thresholds
@@ -336,6 +339,16 @@ class Manifest(Record):
         total = sum(file.size_bytes for file in self.files)
         if total > 2 * MAX_FILE_BYTES:
             raise ValueError(f"the files have {total} bytes together; expected at most {2 * MAX_FILE_BYTES}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_ignored(self) -> Manifest:
+        ignored, size = self.ignored, self.preparation
+        if ignored is not None and (ignored.height, ignored.width) != (size.height, size.width):
+            raise ValueError(
+                f"the ignored region is of {ignored.height} x {ignored.width} pixels; expected {size.height} x "
+                f"{size.width}"
+            )
         return self
 
     @model_validator(mode="after")

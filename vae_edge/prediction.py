@@ -31,7 +31,7 @@ class Prediction:
     """The image is anomalous when the score is above it."""
     is_anomalous: bool
     anomaly_map: NDArray[np.float32]
-    """float32 [H, W] at the model's size: larger is more anomalous."""
+    """float32 [H, W] at the model's size: larger is more anomalous. 0 where the model ignores the picture."""
     pixel_threshold: float
     source: str | None = None
     """Path or name of the image, where there is one."""

@@ -110,7 +110,9 @@ def refit_thresholds(
     old, size = bundle.manifest.thresholds, bundle.manifest.preparation
     n_most = _most(images, max_images)
     n_all = n_most + (0 if anomalous is None else _most(anomalous, max_images))
-    tail = PixelTail(n_most * size.height * size.width, old.pixel_false_positive_rate)
+    ignored = bundle.manifest.ignored
+    kept = None if ignored is None else ignored.kept
+    tail = PixelTail(n_most * size.height * size.width, old.pixel_false_positive_rate, kept)
     unreadable: list[VaeEdgeError] = []
     n_images = 0
 

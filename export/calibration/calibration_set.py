@@ -16,6 +16,7 @@ from vae_edge.export.calibration.checks import MIN_IMAGES, check_number, check_p
 from vae_edge.export.calibration.judging import JudgingSet, content_hashes
 from vae_edge.export.reference import Reference
 from vae_edge.export.settings import DEFAULT_N_IMAGES
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.image import load_prepared
 from vae_edge.manifest import CalibrationSetRecord
 from vae_edge.picture_files.listing import list_images
@@ -129,15 +130,15 @@ def draw_calibration_set(
     warnings += check_scores(scores, np.array(reference.thresholds.calibration_scores, np.float32), source)
     result = CalibrationSet(images, tuple(pool.names), source, tuple(warnings))
     if isinstance(reference.graph, FeatureGraph):
-        result = with_pasted_defects(result)
+        result = with_pasted_defects(result, reference.run.record.ignored)
     check_disjoint(thresholds=alone, calibration=result, judging=judging)
     return result
 
 
-def with_pasted_defects(normals: CalibrationSet) -> CalibrationSet:
+def with_pasted_defects(normals: CalibrationSet, ignored: IgnoredRegion | None = None) -> CalibrationSet:
     """Add versions with a pasted defect of every `NORMALS_A_DEFECT`-th normal, and of at least one."""
     chosen = slice(0, None, NORMALS_A_DEFECT)
-    pasted = paste_defects(normals.images[chosen], 1, seed=_SEED)
+    pasted = paste_defects(normals.images[chosen], 1, seed=_SEED, ignored=ignored)
     names = (f"{name}+{kind}" for name, kind in zip(normals.names[chosen], pasted.kinds, strict=True))
     return replace(
         normals,

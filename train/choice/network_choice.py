@@ -136,4 +136,6 @@ def _part(judge: FeatureGraph, sources: Set[MapSource]) -> FeatureScorer:
         scales=tuple(judge.constants.scales[i] for i in places),
     )
     maps = tuple(judge.settings.maps[i] for i in places)
-    return FeatureScorer(judge.settings.model_copy(update={"maps": maps}), constants, judge.image_size).eval()
+    return FeatureScorer(
+        judge.settings.model_copy(update={"maps": maps}), constants, judge.image_size, judge.features.ignored
+    ).eval()

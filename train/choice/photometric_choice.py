@@ -89,7 +89,7 @@ def choose_photometric(
     rows, by_normal = [], []
     for number, kind in enumerate(kinds, 1):
         stage = f"trying light {number} of {len(kinds)} ({kind})"
-        input_settings = InputSettings(settings.tiling_in_force, kind)
+        input_settings = InputSettings(settings.tiling_in_force, kind, ignored=settings.ignored)
         vae = fit_pilot(settings, input_settings, fit_images, statistics_images, folder, stage, watcher)
         ranking = rank_scorings(
             vae,

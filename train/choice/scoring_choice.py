@@ -22,12 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.candidates import CANDIDATES, Ranked
 from vae_edge.train.choice.synthetic_defects import KINDS, SIZES, paste_defects
 from vae_edge.train.data.inspection_set import spread_places
 from vae_edge.train.model.anomaly_graph import MapMaker, Reconstruction, images_at_a_time, map_step, n_pooled
 from vae_edge.train.model.input_settings import InputSettings
+from vae_edge.train.model.kept import KeptPlaces
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.residuals import ResidualMap
 from vae_edge.train.model.scoring import (
@@ -48,10 +50,11 @@ N_FOLDS = 2
 class _Base:
     """What several candidates have in common: residual, smoothing and level; they differ in what follows."""
 
-    def __init__(self, settings: MapSettings, height: int, width: int) -> None:
+    def __init__(self, settings: MapSettings, height: int, width: int, ignored: IgnoredRegion | None) -> None:
         self.residual = settings.residual
         # As in a fusion whose map is smoothed, which the compositions to choose from are.
-        self.maker = MapMaker(settings, height, width, map_step(settings, MAP_SIGMA, height, width)).eval()
+        step = map_step(settings, MAP_SIGMA, height, width)
+        self.maker = MapMaker(settings, height, width, step, ignored).eval()
         self.statistics = [PixelStatistics.empty(*self.maker.size) for _ in range(N_FOLDS + 1)]
         self.settings = settings
 
@@ -63,7 +66,7 @@ class _Base:
                 merged.total += gathered.total
                 merged.total_squares += gathered.total_squares
                 merged.n += gathered.n
-        return merged.mean_and_scale(self.settings)
+        return merged.mean_and_scale(self.settings, self.maker.kept)
 
 
 def score_candidates(
@@ -102,7 +105,7 @@ def score_candidates(
     compare = {kind: ResidualMap(kind, height, width).eval() for kind in kinds}
     bases: dict[tuple[Residual, float, Level], _Base] = {}
     for each in candidates:
-        bases.setdefault(_base_of(each), _Base(each, height, width))
+        bases.setdefault(_base_of(each), _Base(each, height, width, reconstruct.ignored))
     # The last group is in neither fold, so that it counts in both.
     groups = [normals[fold::N_FOLDS] for fold in range(N_FOLDS)] + [normals[:0] if fitted is None else fitted]
     total, done = sum(map(len, groups)) + len(images), 0
@@ -133,22 +136,26 @@ def score_candidates(
                 for key, base in bases.items():
                     made = base.maker(residuals[base.residual])
                     wanted = [candidates[column] for column in columns[key]]
-                    scores[np.ix_(chosen, np.array(columns[key]))] = _pooled(made, constants[key], wanted)
+                    scores[np.ix_(chosen, np.array(columns[key]))] = _pooled(
+                        made, constants[key], wanted, base.maker.kept
+                    )
                 done += len(chosen)
                 if progress is not None:
                     progress(done, total)
     return scores
 
 
-def _pooled(made: Tensor, constants: tuple[Tensor, Tensor], wanted: Sequence[MapSettings]) -> NDArray[np.float64]:
+def _pooled(
+    made: Tensor, constants: tuple[Tensor, Tensor], wanted: Sequence[MapSettings], kept: KeptPlaces | None
+) -> NDArray[np.float64]:
     """Return the scores, float64 [N, wanted], of a map with and without normalization per pixel."""
     result = np.empty((len(made), len(wanted)))
     mean, scale = constants
     for per_pixel in {each.per_pixel for each in wanted}:
-        values = ((made - mean) / scale if per_pixel else made).flatten(1)
-        height, width = made.shape[2:]
+        normalized = (made - mean) / scale if per_pixel else made
+        values = normalized.flatten(1) if kept is None else kept.of(normalized).flatten(1)
         counts = {
-            column: 1 if each.pooling is Pooling.MAX else n_pooled(each.top_fraction, height, width)
+            column: 1 if each.pooling is Pooling.MAX else n_pooled(each.top_fraction, 1, values.shape[1])
             for column, each in enumerate(wanted)
             if each.per_pixel is per_pixel and each.pooling is not Pooling.MEAN
         }
@@ -242,16 +249,17 @@ class ScoringRanking:
         return f"scoring {self.chosen}: AUROC {self.best:.3f}, the default reaches {default:.3f}"
 
 
-def paste_on(normals: NDArray[np.uint8], *, seed: int) -> ChoiceSet:
+def paste_on(normals: NDArray[np.uint8], *, seed: int, ignored: IgnoredRegion | None = None) -> ChoiceSet:
     """Make a set to choose by from held-out normals alone.
 
     Args:
         normals: uint8 [n, H, W, 3], 1 or more; at most 40 are used, spread evenly.
         seed: of the defects.
+        ignored: where there are none.
     """
     normals = normals[spread_places(len(normals), MOST_NORMALS)]
     n = len(normals)
-    pasted = paste_defects(normals, max(-(-_DEFECTIVE_WANTED // n), 2), seed=seed)
+    pasted = paste_defects(normals, max(-(-_DEFECTIVE_WANTED // n), 2), seed=seed, ignored=ignored)
     own = np.arange(n) % N_FOLDS
     return ChoiceSet(
         normals,

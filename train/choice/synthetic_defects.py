@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.train.choice.defect_shapes import blob, scratch, softened, stain
 from vae_edge.train.choice.structural_defects import STRUCTURAL, draw_structural
 
@@ -54,6 +55,8 @@ _LEAST_SEEN = 0.2
 grain on grain is not a defect."""
 
 _ATTEMPTS = 8
+_ATTEMPTS_BESIDE, _MOVED = 48, 16
+"""Beside an ignored region: that many in all, and in the last ones a blob is moved to where the picture counts."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Pasted:
     """Kind and size of each one as its turn was, `scratch 0.1`: what an average over defects is to be taken over."""
 
 
-def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) -> Pasted:
+def paste_defects(
+    images: NDArray[np.uint8], n_variants: int, *, seed: int = 0, ignored: IgnoredRegion | None = None
+) -> Pasted:
     """Make so many defective versions of each picture.
 
     The random numbers of each one come from the seed, the picture's pixels and the variant's number alone, and kinds,
@@ -82,6 +87,7 @@ def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) 
         images: uint8 [n, H, W, 3], n of 1 or more, sides of 32 or more.
         n_variants: 1 or more.
         seed: another one gives other defects.
+        ignored: where there are none.
     """
     n, height, width, _ = images.shape
     made = np.repeat(images, n_variants, axis=0)
@@ -90,7 +96,7 @@ def paste_defects(images: NDArray[np.uint8], n_variants: int, *, seed: int = 0) 
     for position in range(n * n_variants):
         source, variant = divmod(position, n_variants)
         kind, share, contrast = turn(position)
-        found = paste_defect(images, source, kind, share, contrast, seed=seed, variant=variant)
+        found = paste_defect(images, source, kind, share, contrast, seed=seed, variant=variant, ignored=ignored)
         made[position], masks[position] = found.image, found.mask
         kinds.append(f"{kind}-{variant}")
         strata.append(f"{kind} {share}")
@@ -128,6 +134,7 @@ def paste_defect(
     *,
     seed: int = 0,
     variant: int = 0,
+    ignored: IgnoredRegion | None = None,
 ) -> PastedDefect:
     """Make one defective version of a picture.
 
@@ -139,12 +146,13 @@ def paste_defect(
         contrast: in (0, 1]; see `CONTRASTS`.
         seed: another one gives another defect.
         variant: so does another one of these.
+        ignored: where there is none of it; at least half of it has to be beside it, or it is tried again.
     """
     digest = hashlib.sha256(f"{seed}:{variant}:".encode() + images[source].tobytes()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     n, height, width, _ = images.shape
     other = images[(source + 1 + int(random.random() * max(n - 1, 1))) % n]
-    return _paste(images[source], other, kind, share * min(height, width), contrast, random)
+    return _paste(images[source], other, kind, share * min(height, width), contrast, random, ignored)
 
 
 def _paste(
@@ -154,10 +162,13 @@ def _paste(
     size: float,
     contrast: float,
     random: np.random.Generator,
+    ignored: IgnoredRegion | None = None,
 ) -> PastedDefect:
-    for attempt in range(_ATTEMPTS):
+    kept = None if ignored is None else ignored.kept
+    n_attempts = _ATTEMPTS if kept is None else _ATTEMPTS_BESIDE
+    for attempt in range(n_attempts):
         # A patch of a uniform surface shows nothing wherever it is pasted: in the end a blob takes its place.
-        chosen = "blob" if attempt >= _ATTEMPTS // 2 else kind
+        chosen = "blob" if attempt >= n_attempts // 2 else kind
         belongs_from = 0.0
         if chosen in STRUCTURAL:
             result, shape = draw_structural(chosen, image, other, size, contrast, random)
@@ -172,13 +183,27 @@ def _paste(
             belongs_from = _RETEXTURED_FROM
         else:
             shape = _DRAW[chosen](image.shape[0], image.shape[1], size, random)
+            if kept is not None and attempt >= n_attempts - _MOVED:
+                shape = _moved_to(shape, kept, random)
             result = _tint(image, shape, contrast, random)
         changed = np.abs(result.astype(np.int16) - image).max(axis=2) >= _LEAST_CHANGE
         if belongs_from and np.count_nonzero(changed & (shape >= belongs_from)) >= 4:
             changed = shape >= belongs_from  # All of the place, not only the pixels that happen to differ.
+        if kept is not None:
+            whole, changed = changed, changed & kept
+            if 2 * np.count_nonzero(changed) < np.count_nonzero(whole) and attempt < n_attempts - _MOVED:
+                continue
         if np.count_nonzero(changed) >= 4:
             return PastedDefect(np.where(changed[:, :, None], result, image), changed, chosen)
-    raise AssertionError(f"no visible {kind} in {_ATTEMPTS} attempts")
+    raise AssertionError(f"no visible {kind} in {n_attempts} attempts")
+
+
+def _moved_to(shape: NDArray[np.float32], kept: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.float32]:
+    """Move a shape, float32 [H, W], so that its strongest place lies on a kept one."""
+    places = np.flatnonzero(kept)
+    to = np.unravel_index(places[int(random.random() * len(places))], kept.shape)
+    at = np.unravel_index(int(shape.argmax()), kept.shape)
+    return np.roll(shape, (int(to[0] - at[0]), int(to[1] - at[1])), axis=(0, 1))
 
 
 def _shows(image: NDArray[np.uint8], result: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float) -> bool:

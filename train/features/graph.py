@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.train.features.backbone import TAPS, Backbone, check_size
 from vae_edge.train.features.network import PositionResidual
 from vae_edge.train.features.patches import PATCH_STEP, PatchResidual
@@ -33,6 +34,7 @@ from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSou
 from vae_edge.train.model.anomaly_graph import DeployedGraph, n_pooled, pool_largest
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
+from vae_edge.train.model.kept import KeptPlaces, kept_or_none
 from vae_edge.train.model.residuals import Enlarging, Smoothing
 
 GRID = 8
@@ -60,17 +62,24 @@ class FeatureMaps(nn.Module):
         height: of the picture, a multiple of 16.
         width: likewise.
         photometric: how light and contrast are evened out first.
+        ignored: the part of the picture that does not count.
     """
 
     down: Tensor
     across: Tensor
 
     def __init__(
-        self, backbone: Backbone, height: int, width: int, photometric: Photometric = Photometric.NONE
+        self,
+        backbone: Backbone,
+        height: int,
+        width: int,
+        photometric: Photometric = Photometric.NONE,
+        ignored: IgnoredRegion | None = None,
     ) -> None:
         super().__init__()
         check_size(height, width)
-        self.photometric = PhotometricNormalization(photometric, height, width)
+        self.ignored = ignored
+        self.photometric = PhotometricNormalization(photometric, height, width, ignored)
         self.backbone = backbone
         rows, columns = height // GRID, width // GRID
         self.size: tuple[int, int] = (rows, columns)
@@ -176,19 +185,27 @@ class FeatureMapMaker(nn.Module):
     Args:
         settings: of the map.
         size: height and width of the grid.
+        kept: the positions that count; None: all.
     """
 
-    def __init__(self, settings: FeatureMap, size: tuple[int, int]) -> None:
+    def __init__(self, settings: FeatureMap, size: tuple[int, int], kept: KeptPlaces | None = None) -> None:
         super().__init__()
+        self.kept = kept
         self.by_level = settings.by_level
         self.smooth = Smoothing(settings.smoothing_sigma, *size)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Smooth a squared residual and divide it by its level."""
+        if self.kept is not None:
+            return self._of_kept(residual, self.kept)
         made: Tensor = self.smooth(residual)
         if self.by_level:
             made = made / (made.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True) + _SMALLEST)
         return made
+
+    def _of_kept(self, residual: Tensor, kept: KeptPlaces) -> Tensor:
+        made: Tensor = self.smooth(kept.only(residual))
+        return made / (kept.mean(made) + _SMALLEST) if self.by_level else made
 
 
 class FeatureScorer(nn.Module):
@@ -198,19 +215,31 @@ class FeatureScorer(nn.Module):
         settings: of the maps.
         constants: of held-out normals.
         image_size: height and width of the picture.
+        ignored: the part of it that does not count.
     """
 
-    def __init__(self, settings: FeatureSettings, constants: FeatureConstants, image_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        settings: FeatureSettings,
+        constants: FeatureConstants,
+        image_size: tuple[int, int],
+        ignored: IgnoredRegion | None = None,
+    ) -> None:
         super().__init__()
         if not len(settings.maps) == len(constants.means) == len(constants.scales):
             raise KeyError(f"constants of {len(constants.means)} maps for a scoring of {len(settings.maps)}")
         height, width = image_size
         self.sources = [each.source for each in settings.maps]
         sizes = [(height // STEPS[source], width // STEPS[source]) for source in self.sources]
+        self.kept = kept_or_none(ignored, height, width)
+        places = [kept_or_none(ignored, *size) for size in sizes]
         self.makers = nn.ModuleList(
-            FeatureMapMaker(each, size) for each, size in zip(settings.maps, sizes, strict=True)
+            FeatureMapMaker(each, size, kept) for each, size, kept in zip(settings.maps, sizes, places, strict=True)
         )
-        self.counts = [n_pooled(each.top_fraction, *size) for each, size in zip(settings.maps, sizes, strict=True)]
+        self.counts = [
+            n_pooled(each.top_fraction, *size) if kept is None else n_pooled(each.top_fraction, 1, kept.n)
+            for each, size, kept in zip(settings.maps, sizes, places, strict=True)
+        ]
         for i, (mean, scale) in enumerate(zip(constants.means, constants.scales, strict=True)):
             if not {mean.shape, scale.shape} <= {(1, 1, *sizes[i])}:
                 raise KeyError(f"constants of {tuple(mean.shape)} for a grid of {sizes[i]}")
@@ -226,10 +255,15 @@ class FeatureScorer(nn.Module):
         scores = []
         for i, (source, maker) in enumerate(zip(self.sources, self.makers, strict=True)):
             values = (maker(residuals[source]) - getattr(self, f"mean_{i}")) * getattr(self, f"unit_{i}")
-            maps.setdefault(source, []).append(values)
-            scores.append(pool_largest(values, self.counts[i]))
+            assert isinstance(maker, FeatureMapMaker)
+            kept = maker.kept
+            maps.setdefault(source, []).append(values if kept is None else kept.only(values))
+            scores.append(pool_largest(values if kept is None else kept.to_pool(values), self.counts[i]))
         parts = [self.enlarge[str(source)](_sum(values)) for source, values in maps.items()]
-        return (_sum(parts) / len(scores)).flatten(1, 2), _sum(scores) / len(scores)
+        anomaly_map = _sum(parts) / len(scores)
+        if self.kept is not None:
+            anomaly_map = self.kept.only(anomaly_map)
+        return anomaly_map.flatten(1, 2), _sum(scores) / len(scores)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -250,6 +284,7 @@ class FeatureGraph(DeployedGraph):
         image_size: height and width of the picture, multiples of 16.
         photometric: how light and contrast are evened out.
         pixel_vae: from `patch_convolutions`, where the settings have a network on pixels.
+        ignored: the part of the picture that does not count.
     """
 
     def __init__(
@@ -261,10 +296,11 @@ class FeatureGraph(DeployedGraph):
         image_size: tuple[int, int],
         photometric: Photometric = Photometric.NONE,
         pixel_vae: nn.Sequential | None = None,
+        ignored: IgnoredRegion | None = None,
     ) -> None:
         super().__init__()
         self.image_size = image_size
-        self.features = FeatureMaps(backbone, *image_size, photometric)
+        self.features = FeatureMaps(backbone, *image_size, photometric, ignored)
         self.residual = FeatureResidual(vae, constants.channel_mean, constants.channel_deviation)
         self.pixels: PatchResidual | None = None
         if settings.pixels is not None:
@@ -276,12 +312,14 @@ class FeatureGraph(DeployedGraph):
             if constants.places is None or constants.places.whitening.shape[0] != math.prod(self.features.size):
                 raise KeyError("the constants of each place are missing or of another size")
             self.places = PlaceDistance(constants.places, constants.channel_mean, constants.channel_deviation)
-        self.score = FeatureScorer(settings, constants, image_size)
+        self.score = FeatureScorer(settings, constants, image_size, ignored)
         self.settings = settings
         self.constants = constants
         height, width = image_size
         self.input_settings = InputSettings(
-            Tiling(image_height=height, image_width=width, tile_height=height, tile_width=width), photometric
+            Tiling(image_height=height, image_width=width, tile_height=height, tile_width=width),
+            photometric,
+            ignored=ignored,
         )
         self.eval().requires_grad_(False)
 

@@ -44,7 +44,8 @@ def fit_places(table: FeatureTable, rows: Sequence[int], n_directions: int) -> P
         means = total / n
         covariance = products / n - means[:, :, None] * means[:, None, :]
         share = n_directions / (n_directions + n)
-        covariance = (1 - share) * covariance + share * covariance.mean(dim=0)
+        everywhere = covariance if table.kept is None else covariance[torch.from_numpy(table.kept).flatten()]
+        covariance = (1 - share) * covariance + share * everywhere.mean(dim=0)
         covariance += _SMALLEST_VARIANCE * torch.eye(n_directions, dtype=torch.float64)
         # With S = L L' the squared length of L^-1 x is x' S^-1 x.
         factor = torch.linalg.cholesky(covariance)
@@ -66,7 +67,8 @@ def _main_directions(
     n, products = 0, torch.zeros(table.n_channels, table.n_channels, dtype=torch.float64)
     with torch.inference_mode():
         for batch in table.batches(list(rows)[::step]):
-            units = ((batch - mean) / deviation).permute(0, 2, 3, 1).flatten(0, 2)
+            units = ((batch - mean) / deviation).permute(0, 2, 3, 1)
+            units = units.flatten(0, 2) if table.kept is None else units[:, torch.from_numpy(table.kept)].flatten(0, 1)
             products += units.T @ units
             n += len(units)
         variances, vectors = torch.linalg.eigh(products / n)

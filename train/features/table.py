@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from vae_edge.ignored_region import kept_places
 from vae_edge.platform.work import Progress
 from vae_edge.train.features.graph import N_CHANNELS, FeatureMaps, to_pixels
 from vae_edge.train.features.patches import MARGIN, PATCH, PATCH_SIDE, PATCH_STEP
@@ -40,13 +41,17 @@ class FeatureTable:
 
     Args:
         values: float16 [n, h, w, C].
+        kept: bool [h, w], the positions that are drawn and count in the statistics; None: all.
     """
 
-    def __init__(self, values: NDArray[np.float16]) -> None:
+    def __init__(self, values: NDArray[np.float16], kept: NDArray[np.bool_] | None = None) -> None:
         self.values = values
+        self.kept = kept
+        self._places = None if kept is None else torch.from_numpy(np.flatnonzero(kept))
         self._sums = np.empty((2, len(values), values.shape[3]))
         for i, picture in enumerate(values):
-            positions = picture.reshape(-1, picture.shape[-1]).astype(np.float64)
+            counted = picture.reshape(-1, picture.shape[-1]) if kept is None else picture[kept]
+            positions = counted.astype(np.float64)
             self._sums[0, i], self._sums[1, i] = positions.sum(axis=0), np.square(positions).sum(axis=0)
 
     def __len__(self) -> int:
@@ -65,7 +70,7 @@ class FeatureTable:
     def channel_statistics(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of each channel over some pictures, float32 [1, C, 1, 1]; the latter above 0."""
         total, squares = self._sums[:, list(rows)].sum(axis=1)
-        n = len(rows) * math.prod(self.size)
+        n = len(rows) * (math.prod(self.size) if self._places is None else len(self._places))
         mean = total / n
         with np.errstate(invalid="ignore"):  # The loss tells what is not finite.
             deviation = np.sqrt(np.maximum(squares / n - mean * mean, 0))
@@ -82,7 +87,7 @@ class FeatureTable:
         """
         n_places = math.prod(self.size)
         pictures = torch.as_tensor(rows)[torch.randint(len(rows), (n,), generator=random)]
-        places = torch.randint(n_places, (n,), generator=random)
+        places = _drawn(self._places, n_places, n, random)
         positions = torch.from_numpy(self.values).view(-1, self.n_channels)
         found = positions.index_select(0, pictures * n_places + places).float()
         x = found.sub_(mean.flatten()).div_(deviation.flatten())
@@ -101,14 +106,18 @@ class PatchTable:
 
     Args:
         values: float16 [n, H + 8, W + 8, 3], H and W multiples of 8; NaN in a margin of 4 pixels around each picture.
+        kept: bool [H, W], the pixels that count; patches are drawn whose middle has none or few others. None: all.
     """
 
-    def __init__(self, values: NDArray[np.float16]) -> None:
+    def __init__(self, values: NDArray[np.float16], kept: NDArray[np.bool_] | None = None) -> None:
         self.values = values
+        self._corners = None if kept is None else _corners_of(kept)
+        self._n_pixels = math.prod(self._inner(0).shape[:2]) if kept is None else int(np.count_nonzero(kept))
         self._sums = np.empty((2, len(values), values.shape[3]))
         for i in range(len(values)):
             pixels = self._inner(i).astype(np.float64)
-            self._sums[0, i], self._sums[1, i] = pixels.sum(axis=(0, 1)), np.square(pixels).sum(axis=(0, 1))
+            pixels = pixels.reshape(-1, pixels.shape[-1]) if kept is None else pixels[kept]
+            self._sums[0, i], self._sums[1, i] = pixels.sum(axis=0), np.square(pixels).sum(axis=0)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -127,7 +136,7 @@ class PatchTable:
     def channel_statistics(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the mean of each colour and one deviation for all, float32 [1, 3, 1, 1]; the latter above 0."""
         total, squares = self._sums[:, list(rows)].sum(axis=1)
-        n = len(rows) * math.prod(self._inner(0).shape[:2])
+        n = len(rows) * self._n_pixels
         mean = total / n
         deviation = float(np.sqrt(np.maximum(squares / n - mean * mean, 0).mean()))
         return _as_channels(mean), _as_channels(np.full_like(mean, max(deviation, _SMALLEST_DEVIATION)))
@@ -142,8 +151,11 @@ class PatchTable:
         """
         _, height, width, n_colours = self.values.shape
         pictures = torch.as_tensor(rows)[torch.randint(len(rows), (n,), generator=random)]
-        down, across = (torch.randint(side - PATCH_SIDE + 1, (n,), generator=random) for side in (height, width))
-        corners = (pictures * height + down) * width + across
+        if self._corners is None:
+            down, across = (torch.randint(side - PATCH_SIDE + 1, (n,), generator=random) for side in (height, width))
+            corners = (pictures * height + down) * width + across
+        else:
+            corners = pictures * height * width + _drawn(self._corners, 0, n, random)
         # Lines of a patch are next to each other in memory, its pixels and their colours, and are copied as a whole.
         pixels = torch.from_numpy(self.values).view(-1)
         n_lines = len(pixels) // n_colours - PATCH_SIDE + 1
@@ -185,7 +197,7 @@ def make_table(
             values[start : start + step] = found.permute(0, 2, 3, 1).numpy()
             if progress is not None:
                 progress(min(start + step, len(images)), len(images))
-    return FeatureTable(values)
+    return FeatureTable(values, None if maps.ignored is None else kept_places(maps.ignored, *maps.size))
 
 
 def make_patch_table(
@@ -200,7 +212,24 @@ def make_patch_table(
             lit = light(to_pixels(torch.from_numpy(images[start : start + step])))
             padded = functional.pad(lit, (MARGIN,) * 4, value=math.nan)
             values[start : start + step] = padded.permute(0, 2, 3, 1).numpy()
-    return PatchTable(values)
+    return PatchTable(values, None if light.ignored is None else light.ignored.kept)
+
+
+def _drawn(places: Tensor | None, n_places: int, n: int, random: torch.Generator) -> Tensor:
+    """Draw n of some places, or of the first `n_places`, int64 [n]."""
+    if places is None:
+        return torch.randint(n_places, (n,), generator=random)
+    return places[torch.randint(len(places), (n,), generator=random)]
+
+
+def _corners_of(kept: NDArray[np.bool_]) -> Tensor:
+    """Return where patches begin whose middle is kept by half or more, as positions in a padded picture, int64 [k]."""
+    width = kept.shape[1]
+    # Of each middle the share that is kept, at its upper left pixel, which is as far from the corner as the margin.
+    counts = functional.avg_pool2d(torch.from_numpy(kept).float()[None], PATCH, 1)[0]
+    down, across = torch.nonzero(counts >= 0.5, as_tuple=True)
+    corners: Tensor = down * (width + 2 * MARGIN) + across
+    return corners
 
 
 def _new_values(shape: tuple[int, ...], folder: Path | None, name: str) -> NDArray[np.float16]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_edge.errors import InputError
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.platform.work import Progress
 from vae_edge.train.features.graph import FeatureConstants, FeatureMapMaker, FeatureResidual
 from vae_edge.train.features.network import FeatureVae
@@ -17,6 +18,7 @@ from vae_edge.train.features.places import PlaceDistance
 from vae_edge.train.features.settings import FeatureSettings, MapSource
 from vae_edge.train.features.table import FeatureTable, PatchTable
 from vae_edge.train.model.anomaly_graph import n_pooled, pool_largest
+from vae_edge.train.model.kept import KeptPlaces, kept_or_none
 from vae_edge.train.model.residuals import Smoothing
 from vae_edge.train.model.scoring_constants import center_and_unit
 
@@ -120,7 +122,10 @@ def residuals_of(model: Measure, table: Table, rows: Sequence[int], progress: Pr
 
 
 def fit_constants(
-    residuals: Mapping[MapSource, Tensor], settings: FeatureSettings, models: Mapping[MapSource, Measure]
+    residuals: Mapping[MapSource, Tensor],
+    settings: FeatureSettings,
+    models: Mapping[MapSource, Measure],
+    ignored: IgnoredRegion | None = None,
 ) -> FeatureConstants:
     """Measure on held-out normals what each map is normalized by.
 
@@ -132,16 +137,19 @@ def fit_constants(
             pictures.
         settings: of the maps.
         models: the networks that the constants are for.
+        ignored: the part of the picture that does not count; there the constants are 0 and 1.
     """
     means, scales = [], []
     for each in settings.maps:
         residual = residuals[each.source]
         size = int(residual.shape[2]), int(residual.shape[3])
+        kept = kept_or_none(ignored, *size)
         with torch.inference_mode():
-            made = FeatureMapMaker(each, size)(residual)
-        mean, scale = mean_and_deviation(made, each.smoothing_sigma)
+            made = FeatureMapMaker(each, size, kept)(residual)
+        mean, scale = mean_and_deviation(made, each.smoothing_sigma, kept)
         if len(settings.maps) > 1:
-            scores = pool_largest((made - mean) / scale, n_pooled(each.top_fraction, *size))
+            values = ((made - mean) / scale).flatten(1) if kept is None else kept.of((made - mean) / scale).flatten(1)
+            scores = pool_largest(values, n_pooled(each.top_fraction, 1, values.shape[1]))
             center, unit = center_and_unit(scores.numpy())
             # ((m - mean) / scale - center) / unit in one step.
             mean, scale = mean + center * scale, scale * unit
@@ -161,17 +169,22 @@ def fit_constants(
     )
 
 
-def mean_and_deviation(maps: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+def mean_and_deviation(maps: Tensor, sigma: float, kept: KeptPlaces | None = None) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of a map at each position over normals, float32 [1, 1, h, w], the deviation above 0.
 
     Args:
         maps: float32 [n, 1, h, w], n of 2 or more.
         sigma: standard deviation, in positions, of the Gaussian that both are blurred by: over a few dozen pictures
             they are noisy.
+        kept: the positions that count; at others the mean is 0 and the deviation 1. None: all.
     """
     values = maps.double()
     blur = Smoothing(max(sigma, 0.5), *values.shape[2:]).double()
     mean = blur(values.mean(dim=0, keepdim=True))
     # The mean square of (value - mean), so that what the blur took from the mean is in the deviation.
     deviation = blur((values - mean).square().mean(dim=0, keepdim=True)).clamp_min(0).sqrt()
-    return mean.float(), (deviation + _FLOOR * deviation.median()).clamp_min(1e-6).float()
+    median = deviation.median() if kept is None else kept.of(deviation).median()
+    deviation = (deviation + _FLOOR * median).clamp_min(1e-6)
+    if kept is not None:
+        mean, deviation = mean.where(kept.places, 0), deviation.where(kept.places, 1)
+    return mean.float(), deviation.float()

@@ -253,7 +253,7 @@ def augmented(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
 
 
 def even_light(images: NDArray[np.uint8], input_settings: InputSettings) -> NDArray[np.uint8]:
-    """Even out the light of full images once, before windows are cut from them.
+    """Even out the light of full images, and paint over what they ignore, once, before windows are cut from them.
 
     The result is rounded to 8 bits, so that it takes no more memory than the images; in the graph it is not rounded.
 
@@ -261,9 +261,9 @@ def even_light(images: NDArray[np.uint8], input_settings: InputSettings) -> NDAr
         images: uint8 [n, H, W, 3].
         input_settings: how images become what the network sees.
     """
-    if input_settings.photometric is Photometric.NONE:
+    if input_settings.photometric is Photometric.NONE and input_settings.ignored is None:
         return images
-    normalize = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
+    normalize = PhotometricNormalization(input_settings.photometric, *input_settings.image_size, input_settings.ignored)
     result = np.empty_like(images)
     for start in range(0, len(images), _AT_A_TIME):
         pixels = normalize(as_pixels(torch.from_numpy(images[start : start + _AT_A_TIME])))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, DEFAULT_PIXEL_FALSE_POSITIVE_RATE
+from vae_edge.ignored_region import IgnoredRegion, Polygon
 from vae_edge.image import Preparation
 from vae_edge.manifest import MAX_RATE, MIN_RATE
 from vae_edge.records import Record
@@ -74,6 +77,12 @@ class TrainSettings(Record):
     """The sizes in force; None: not decided yet, or full images of the architecture's size."""
     traits: DataTraits | None = None
     """What was seen of the images before anything was decided."""
+    ignore_mask: str | None = None
+    """File with a mask of what is ignored, where it is not 0; its size or aspect is that of the pictures."""
+    ignore_polygons: tuple[Polygon, ...] = ()
+    """What is ignored besides."""
+    ignored: IgnoredRegion | None = None
+    """The ignored part at the model's size, in force; None: not decided yet, or none."""
     white_level: int = Field(default=65535, ge=255, le=65535)
     photometric: Photometric | None = Photometric.NONE
     """How light and contrast are evened out; None: the data choose."""
@@ -117,6 +126,11 @@ class TrainSettings(Record):
         tiling = self.tiling_in_force
         height, width = self.picture_size or (tiling.image_height, tiling.image_width)
         return Preparation(height=height, width=width, white_level=self.white_level)
+
+    @property
+    def kept(self) -> NDArray[np.bool_] | None:
+        """The pixels that count, bool [H, W] at the model's size; None: all."""
+        return None if self.ignored is None else self.ignored.kept
 
     @property
     def tiling_in_force(self) -> Tiling:

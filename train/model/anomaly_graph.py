@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import fusion
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.platform.work import Progress
 from vae_edge.train.model.input_layers import PhotometricNormalization, RangeOfInput, Tiles
 from vae_edge.train.model.input_settings import InputSettings
+from vae_edge.train.model.kept import KeptPlaces, kept_or_none
 from vae_edge.train.model.network import LOG_VARIANCE_LIMIT, Vae
 from vae_edge.train.model.residuals import Enlarging, LevelNormalization, ResidualMap, Smoothing
 from vae_edge.train.model.scoring import (
@@ -101,7 +103,10 @@ class Reconstruction(nn.Module):
     def __init__(self, vae: Vae, input_settings: InputSettings, latent: Latent = Latent.NONE) -> None:
         super().__init__()
         self.range = RangeOfInput(input_settings.input_range)
-        self.photometric = PhotometricNormalization(input_settings.photometric, *input_settings.image_size)
+        self.ignored = input_settings.ignored
+        self.photometric = PhotometricNormalization(
+            input_settings.photometric, *input_settings.image_size, input_settings.ignored
+        )
         self.tiles = Tiles(input_settings.tiling)
         encoder, decoder = vae.reconstruction_halves()
         self.encode, self.decode = fold_batch_norms(encoder), fold_batch_norms(decoder)
@@ -132,19 +137,30 @@ class Reconstruction(nn.Module):
 class MapMaker(nn.Module):
     """One map before its normalization by held-out normals: residual, smoothing, level.
 
-    The residuals of several maps are computed once: see `residuals`.
+    The residuals of several maps are computed once: see `residuals`. What is ignored has none.
     """
 
-    def __init__(self, settings: MapSettings, height: int, width: int, step: int = 1) -> None:
+    def __init__(
+        self,
+        settings: MapSettings,
+        height: int,
+        width: int,
+        step: int = 1,
+        ignored: IgnoredRegion | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.step = step
         self.size = (height // step, width // step)
         self.smooth = Smoothing(settings.smoothing_sigma * min(height, width), height, width, step)
-        self.level = LevelNormalization(settings.level, *self.size)
+        self.kept_pixels = kept_or_none(ignored, height, width)
+        self.kept = kept_or_none(ignored, *self.size)
+        self.level = LevelNormalization(settings.level, *self.size, self.kept)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Turn a residual, float32 [N, 1, H, W], into a map, [N, 1, H / step, W / step]."""
+        if self.kept_pixels is not None:
+            residual = self.kept_pixels.only(residual)
         smoothed = self.level(self.smooth(residual))
         assert isinstance(smoothed, Tensor)
         return smoothed
@@ -178,7 +194,11 @@ class Scorer(nn.Module):
         )
         # The maximum of several maps needs all of them at the same pixels.
         map_sigma = 0.0 if settings.fusion is Fusion.MAX else settings.map_sigma
-        makers = [MapMaker(each, height, width, map_step(each, map_sigma, height, width)) for each in settings.maps]
+        ignored = input_settings.ignored
+        self.kept = kept_or_none(ignored, height, width)
+        makers = [
+            MapMaker(each, height, width, map_step(each, map_sigma, height, width), ignored) for each in settings.maps
+        ]
         self.makers = nn.ModuleList(makers)
         for i, (maker, mean, scale) in enumerate(zip(makers, constants.means, constants.scales, strict=True)):
             if not {mean.shape, scale.shape} <= {(1, 1, *maker.size), (1, 1, 1, 1)}:
@@ -205,13 +225,16 @@ class Scorer(nn.Module):
             made = maker(residuals[maker.settings.residual.value])
             if self.is_normalized[i]:
                 made = (made - getattr(self, f"mean_{i}")) / getattr(self, f"scale_{i}")
-            (maps if maker.step == 1 else coarse).append(made)
-            scores.append(pool(made.flatten(1, 2), maker.settings))
+            scores.append(pool(made.flatten(1, 2), maker.settings, maker.kept))
+            (maps if maker.step == 1 else coarse).append(made if maker.kept is None else maker.kept.only(made))
         if self.settings.latent is not Latent.NONE:
             term = (self.latent_term(seen) - self.latent_center) / self.latent_unit
             maps.append(self.tiles.spread(term))
             scores.append(term.reshape(self.tiles.tiling.n_tiles, -1).amax(dim=0))
-        return self._fused_map(maps, coarse).flatten(1, 2), self._fuse(scores)
+        fused = self._fused_map(maps, coarse)
+        if self.kept is not None:
+            fused = self.kept.only(fused)
+        return fused.flatten(1, 2), self._fuse(scores)
 
     def _fused_map(self, maps: list[Tensor], coarse: list[Tensor]) -> Tensor:
         """Fuse maps given at all pixels, and those given at blocks, and smooth them: float32 [N, 1, H, W]."""
@@ -323,13 +346,24 @@ class AnomalyGraph(DeployedGraph):
         return anomaly_map, score
 
 
-def pool(values: Tensor, settings: MapSettings) -> Tensor:
-    """Return the score of each map, float32 [N], for float32 [N, H, W]."""
+def pool(values: Tensor, settings: MapSettings, kept: KeptPlaces | None = None) -> Tensor:
+    """Return the score of each map, float32 [N], for float32 [N, H, W]; `kept` says which positions count."""
+    if kept is not None:
+        return _pool_kept(values.unsqueeze(1), settings, kept)
     if settings.pooling is Pooling.MEAN:
         return values.mean(dim=2).mean(dim=1)
     if settings.pooling is Pooling.MAX:
         return values.amax(dim=(1, 2))
     return pool_largest(values, n_pooled(settings.top_fraction, values.shape[1], values.shape[2]))
+
+
+def _pool_kept(values: Tensor, settings: MapSettings, kept: KeptPlaces) -> Tensor:
+    """Pool float32 [N, 1, H, W]; the share of the largest is of the kept positions."""
+    if settings.pooling is Pooling.MEAN:
+        return kept.mean(values).flatten()
+    if settings.pooling is Pooling.MAX:
+        return kept.to_pool(values).amax(dim=(1, 2, 3))
+    return pool_largest(kept.to_pool(values), n_pooled(settings.top_fraction, 1, kept.n))
 
 
 def pool_largest(values: Tensor, n: int) -> Tensor:

@@ -15,7 +15,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.train.model.input_settings import SYMMETRIC, InputRange, Photometric, Tiling
+from vae_edge.train.model.kept import Painting
 from vae_edge.train.model.residuals import Smoothing
 
 
@@ -56,16 +58,21 @@ class PhotometricNormalization(nn.Module):
         kind: how.
         height: of the image.
         width: of the image.
+        ignored: is painted over first; None: nothing is.
     """
 
-    def __init__(self, kind: Photometric, height: int, width: int) -> None:
+    def __init__(self, kind: Photometric, height: int, width: int, ignored: IgnoredRegion | None = None) -> None:
         super().__init__()
+        self.ignored = ignored
+        self.paint = None if ignored is None else Painting(ignored)
         self.kind = kind
         sigma = SURROUNDINGS_SIGMA * min(height, width)
         self.around = Smoothing(sigma, height, width) if kind is Photometric.LOCAL else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Turn float32 [N, C, H, W], -1 to 1, into the same, clipped to -1 to 1."""
+        if self.paint is not None:
+            pixels = self.paint(pixels)
         if self.kind is Photometric.NONE:
             return pixels
         grey = pixels.mean(dim=1, keepdim=True)

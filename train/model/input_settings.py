@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from vae_edge.errors import UsageError
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.records import Record, make_record
 from vae_edge.text_enum import TextEnum
 
@@ -192,6 +193,8 @@ class InputSettings:
     photometric: Photometric = Photometric.NONE
     input_range: InputRange = SYMMETRIC
     """What a pixel's value is where it enters the network."""
+    ignored: IgnoredRegion | None = None
+    """The part of the image that does not count."""
 
     @classmethod
     def of(cls, vae: Vae) -> InputSettings:

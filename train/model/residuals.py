@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vae_edge.train.model.kept import KeptPlaces
 from vae_edge.train.model.scoring import LOCAL_SIGMA, SSIM_SIGMA, Level, Residual
 
 
@@ -175,10 +176,12 @@ class LevelNormalization(nn.Module):
         level: by what.
         height: of the image.
         width: of the image.
+        kept: the positions that the image has; None: all.
     """
 
-    def __init__(self, level: Level, height: int, width: int) -> None:
+    def __init__(self, level: Level, height: int, width: int, kept: KeptPlaces | None = None) -> None:
         super().__init__()
+        self.kept = kept
         self.level = level
         self.around = Smoothing(LOCAL_SIGMA * min(height, width), height, width) if level is Level.LOCAL else None
 
@@ -186,7 +189,10 @@ class LevelNormalization(nn.Module):
         """Divide float32 [N, 1, H, W]."""
         if self.level is Level.NONE:
             return residual
-        base = residual.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+        if self.kept is None:
+            base = residual.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+        else:
+            base = self.kept.mean(residual)
         if self.around is not None:
             base = 0.5 * (base + self.around(residual))
         return residual / (base + _SMALLEST)

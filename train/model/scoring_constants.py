@@ -24,6 +24,7 @@ from vae_edge.train.model.anomaly_graph import (
     pool,
 )
 from vae_edge.train.model.input_settings import InputSettings
+from vae_edge.train.model.kept import KeptPlaces
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.residuals import Smoothing, mahalanobis_whitening
 from vae_edge.train.model.scoring import Latent, MapSettings, ScoringSettings
@@ -62,15 +63,18 @@ class PixelStatistics:
         self.total_squares += values.square().sum(dim=0, keepdim=True)
         self.n += len(maps)
 
-    def mean_and_scale(self, settings: MapSettings) -> tuple[Tensor, Tensor]:
-        """Return what is subtracted and what is divided by, float32 [1, 1, H, W] each."""
+    def mean_and_scale(self, settings: MapSettings, kept: KeptPlaces | None = None) -> tuple[Tensor, Tensor]:
+        """Return what is subtracted and what is divided by, float32 [1, 1, H, W]; 0 and 1 where it is ignored."""
         height, width = self.total.shape[2:]
         blur = Smoothing(max(settings.smoothing_sigma * min(height, width), 0.5), height, width).double()
         mean: Tensor = blur(self.total / self.n)
         # The mean square of (residual - mean), so that what the blur took from the mean is in the scale.
         spread = (self.total_squares - 2 * mean * self.total) / self.n + mean.square()
         scale = blur(spread.clamp_min(0)).clamp_min(0).sqrt()
-        scale = (scale + _SCALE_FLOOR * scale.median()).clamp_min(1e-6)
+        median = scale.median() if kept is None else kept.of(scale).median()
+        scale = (scale + _SCALE_FLOOR * median).clamp_min(1e-6)
+        if kept is not None:
+            mean, scale = mean.where(kept.places, 0), scale.where(kept.places, 1)
         return mean.float(), scale.float()
 
 
@@ -127,7 +131,7 @@ def fit_scoring_constants(
                 gathered.add(made)
             if seen.latents is not None and settings.latent is Latent.DISTANCE:
                 latents.append(seen.latents)
-        constants = _per_pixel(settings, statistics)
+        constants = _per_pixel(settings, statistics, [cast(MapMaker, maker).kept for maker in scorer.makers])
         if not settings.is_fused:
             return constants
         latent = {}
@@ -140,7 +144,7 @@ def fit_scoring_constants(
         for seen in _reconstructed(reconstruct, images, step, report):
             for i, made in enumerate(_maps(scorer, seen)):
                 normalized = ((made - constants.means[i]) / constants.scales[i]).flatten(1, 2)
-                scores[i].append(pool(normalized, settings.maps[i]))
+                scores[i].append(pool(normalized, settings.maps[i], cast(MapMaker, scorer.makers[i]).kept))
             if settings.latent is not Latent.NONE:
                 terms.append(scorer.latent_term(seen).reshape(input_settings.tiling.n_tiles, -1).amax(dim=0))
     means, scales = [], []
@@ -166,11 +170,13 @@ def center_and_unit(scores: NDArray[Any]) -> tuple[float, float]:
     return low, max(high - low, 1e-3 * abs(low), 1e-6)
 
 
-def _per_pixel(settings: ScoringSettings, statistics: list[PixelStatistics]) -> ScoringConstants:
+def _per_pixel(
+    settings: ScoringSettings, statistics: list[PixelStatistics], kept: list[KeptPlaces | None]
+) -> ScoringConstants:
     zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     pairs = [
-        gathered.mean_and_scale(each) if each.per_pixel else (zero, one)
-        for each, gathered in zip(settings.maps, statistics, strict=True)
+        gathered.mean_and_scale(each, places) if each.per_pixel else (zero, one)
+        for each, gathered, places in zip(settings.maps, statistics, kept, strict=True)
     ]
     return ScoringConstants(tuple(mean for mean, _ in pairs), tuple(scale for _, scale in pairs))
 

@@ -126,12 +126,14 @@ def calibrate(
         InputError: see `fit_thresholds`.
     """
     maps, scores = run_graph(graph, images, progress=progress)
+    ignored = graph.input_settings.ignored
     thresholds = fit_thresholds(
         scores,
         maps,
         false_alarm_rate=false_alarm_rate,
         pixel_false_positive_rate=pixel_false_positive_rate,
         scored_by=f"torch {installed_version('torch')}, fp32, CPU",
+        kept=None if ignored is None else ignored.kept,
     )
     named = tuple(
         CalibrationScore(name=image.name, sha256=image.sha256, score=float(score))

@@ -126,14 +126,14 @@ def cross_calibrate(
         Exception: whatever `fit_fold` raises.
     """
     n_pixels = images[..., 0].size
-    tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
+    tail = PixelTail(n_pixels, settings.pixel_false_positive_rate, settings.kept)
     scores = score_out_of_fold(files, images, folds, fit_fold, tail, watcher)
     if deployed is None or scores is None:
         return None
     maps, final_scores = run_graph(
         deployed, images, progress=watcher.progress_of("scoring normals with the deployed network")
     )
-    final_tail = PixelTail(n_pixels, settings.pixel_false_positive_rate)
+    final_tail = PixelTail(n_pixels, settings.pixel_false_positive_rate, settings.kept)
     counted = one_of_each_part(files, part)
     final_tail.add(maps[list(counted)])  # Of the images that an export runs, to hold its own maps against.
     return cross_record(settings, folds, files, counted, scores, tail, final_scores, final_tail)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.detectability import CONTRASTS, Contrast, Detectability, FoundByKind, FoundBySize
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.synthetic_defects import CONTRASTS as CHANGES
@@ -47,7 +48,13 @@ _FEWEST_FOR_TAIL = 8
 
 
 def measure_detectability(
-    score: Score, normals: NDArray[np.uint8], thresholds: Thresholds, *, seed: int = 0, progress: Progress | None = None
+    score: Score,
+    normals: NDArray[np.uint8],
+    thresholds: Thresholds,
+    *,
+    seed: int = 0,
+    ignored: IgnoredRegion | None = None,
+    progress: Progress | None = None,
 ) -> Detectability:
     """Paste defects of every size and contrast on normals and count which are found.
 
@@ -57,6 +64,7 @@ def measure_detectability(
             says.
         thresholds: in force.
         seed: of the defects.
+        ignored: where none is pasted.
         progress: called with pictures scored and in all.
     """
     normals = normals[spread_places(len(normals), MOST_NORMALS)]
@@ -77,7 +85,7 @@ def measure_detectability(
     for start in range(0, len(plan), _AT_ONCE):
         # A few at a time: at the largest sizes all of them would take gigabytes.
         made = [
-            paste_defect(normals, number % len(normals), kind, size, change, seed=seed, variant=number)
+            paste_defect(normals, number % len(normals), kind, size, change, seed=seed, variant=number, ignored=ignored)
             for number, (kind, size, change, _) in enumerate(plan[start : start + _AT_ONCE], start)
         ]
         kinds += [each.kind for each in made]

@@ -144,7 +144,7 @@ class _Fitting:
         loaded = load_backbone(settings.backbone_weights)
         self.origin = loaded.origin
         height, width = int(images.shape[1]), int(images.shape[2])
-        self.maps = FeatureMaps(loaded.module, height, width, self.light).eval()
+        self.maps = FeatureMaps(loaded.module, height, width, self.light, settings.ignored).eval()
         alone = settings.network is Network.FEATURE
         self.feature = settings.feature.without_pixels() if alone else settings.feature.with_pixels()
         if settings.traits is not None and settings.traits.is_aligned:
@@ -239,7 +239,7 @@ class _Fitting:
         self, feature: FeatureSettings, networks: Mapping[MapSource, Measure], normals: NDArray[np.int64]
     ) -> FeatureGraph:
         """Return the whole model around networks, with the constants that the residuals of normals give."""
-        constants = fit_constants(_rows(self.trained.residuals, normals), feature, networks)
+        constants = fit_constants(_rows(self.trained.residuals, normals), feature, networks, self.settings.ignored)
         on_features, on_pixels = networks[MapSource.FEATURES], networks.get(MapSource.PIXELS)
         assert not isinstance(on_features, PlaceDistance)
         assert not isinstance(on_pixels, PlaceDistance)
@@ -251,6 +251,7 @@ class _Fitting:
             (self.images.shape[1], self.images.shape[2]),
             self.light,
             None if feature.pixels is None or on_pixels is None else on_pixels.vae,
+            self.settings.ignored,
         )
 
     def choose(self) -> tuple[Network, FeatureSettings, ChoiceRecord]:
@@ -265,7 +266,7 @@ class _Fitting:
             self.watcher.say(reason)
             record = ChoiceRecord(judged_on="nothing", because=(reason,))
             return Network.FEATURE, self.feature.without_pixels(), record
-        choice_set = paste_on(self.images[held_out], seed=self.settings.seed)
+        choice_set = paste_on(self.images[held_out], seed=self.settings.seed, ignored=self.settings.ignored)
         networks, normals = self.trained.folds[fold], np.flatnonzero(self.fold_of != fold)
         ranking = choose_network(self._graph(self.feature, networks, normals), choice_set, self.watcher)
         self.watcher.say(ranking.sentence())
@@ -305,9 +306,8 @@ class _Fitting:
     def _cross_calibrate(self, models: FeatureModels) -> CalibrationRecord:
         """Calibrate across the folds, whose residuals are there already."""
         settings, trained = self.settings, self.trained
-        tail, final_tail = (
-            PixelTail(self.images[: self.n_used, :, :, 0].size, settings.pixel_false_positive_rate) for _ in range(2)
-        )
+        n_pixels = self.images[: self.n_used, :, :, 0].size
+        tail, final_tail = (PixelTail(n_pixels, settings.pixel_false_positive_rate, settings.kept) for _ in range(2))
         counted = one_of_each_part(self.files, self.division.grouping.part)
         final_scores = np.empty(self.n_used, np.float32)
         progress = self.watcher.progress_of("scoring normals with the deployed network")

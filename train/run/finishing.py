@@ -12,6 +12,7 @@ import numpy as np
 from vae_edge import __version__
 from vae_edge.gate import GateRecord, Look, measure_picture
 from vae_edge.gate_fitting import MAX_NORMALS, MIN_NORMALS, fit_gate
+from vae_edge.ignored_region import paint_over
 from vae_edge.image import load_prepared
 from vae_edge.manifest import Thresholds
 from vae_edge.platform.atomic import write_text
@@ -75,6 +76,7 @@ def measure(
         some,
         thresholds,
         seed=settings.seed,
+        ignored=settings.ignored,
         progress=watcher.progress_of("scoring pasted defects"),
     )
     test = images.test
@@ -90,7 +92,10 @@ def measure(
         None if masks is None else masks.masks,
         None if masks is None else masks.has_mask,
         thresholds.image_threshold,
+        kept=settings.kept,
     )
+    if masks is not None and settings.ignored is not None:
+        watcher.say(f"the pixel metrics leave out what is ignored, {settings.ignored.share:.1%} of the picture")
     asked = threshold_asked_for(thresholds)
     recall = float((scores[is_anomalous] > asked).mean()) if asked is not None and is_anomalous.any() else None
     return metrics.model_copy(update={"detectability": detectability, "recall_at_requested_rate": recall})
@@ -117,6 +122,7 @@ def keep_references(
         load_images(spread(normals, MOST_REFERENCE_NORMALS), settings.preparation),
         thresholds,
         seed=settings.seed,
+        ignored=settings.ignored,
         progress=watcher.progress_of("choosing references"),
     )
     watcher.say(
@@ -141,8 +147,11 @@ def learn_gate(
     """
     some = spread(files, MAX_NORMALS)
 
+    ignored = None if settings.ignored is None else settings.ignored.mask
+
     def look(path: Path) -> Look:
-        return measure_picture(load_prepared(path, settings.preparation))
+        image = load_prepared(path, settings.preparation)
+        return measure_picture(image if ignored is None else paint_over(image, ignored))
 
     looks = map_in_threads(look, [image.path for image in some], watcher.progress_of("looking at light and sharpness"))
     gate = fit_gate(list(looks), is_aligned=is_aligned, seed=settings.seed)
@@ -206,6 +215,7 @@ def finish_run(
         preparation=settings.preparation,
         tiling=fitted.graph.input_settings.tiling,
         photometric=fitted.graph.input_settings.photometric,
+        ignored=fitted.graph.input_settings.ignored,
         input_range=fitted.graph.input_settings.input_range,
         scoring=fitted.settings.scoring,
         choice=fitted.choice,

@@ -19,6 +19,7 @@ from vae_edge.train.choice.image_size import resolve_size
 from vae_edge.train.choice.photometric_choice import forget_pilots
 from vae_edge.train.data.grouping import Grouping
 from vae_edge.train.data.inspection_set import ImageFile, InspectionSet, load_images
+from vae_edge.train.data.regions import find_ignored, read_ignore_mask
 from vae_edge.train.data.report import DataReport, check_inspection_set, look_at
 from vae_edge.train.data.sources import source_of
 from vae_edge.train.data.split import GROUP_AUTOMATICALLY, split_labelled
@@ -107,6 +108,8 @@ def fit_run(
     """
     check_trainer(settings.trainer)
     check_timers(settings, attached)
+    if settings.ignore_mask is not None:
+        read_ignore_mask(settings.ignore_mask)  # What is wrong with it, before the pictures are read.
     out = Path(out)
     watcher = Stopwatch(watcher if watcher and _is_first_process() else Watcher())
     settings = _with_backbone(settings.model_copy(update={"source": settings.source.absolute()}), watcher)
@@ -117,7 +120,7 @@ def fit_run(
             claims.enter_context(only_training(out))
             check_folder(out, overwrite=overwrite)
         data = _open_data(settings, watcher)
-        settings = _with_sizes(settings, data, watcher)
+        settings = _with_ignored(_with_sizes(settings, data, watcher), data, watcher)
         if _is_first_process():
             if claim_folder(out, overwrite=overwrite):
                 claims.enter_context(only_training(out))
@@ -416,6 +419,21 @@ def _with_picture_size(settings: TrainSettings, typical: tuple[int, int], watche
     )
     tiling = Tiling(image_height=picture[0], image_width=picture[1], tile_height=picture[0], tile_width=picture[1])
     return settings.model_copy(update={"tiling": tiling})
+
+
+def _with_ignored(settings: TrainSettings, data: _Data, watcher: Watcher) -> TrainSettings:
+    """Decide what is ignored at the model's size, and say so."""
+    size = settings.preparation.height, settings.preparation.width
+    region = find_ignored(settings.ignore_mask, settings.ignore_polygons, size, data.report.typical_size)
+    if region is None:
+        return settings
+    watcher.say(f"ignored in training, calibration and on the device: {region.describe()}")
+    if settings.traits is not None and not settings.traits.is_aligned:
+        watcher.say(
+            f"the parts do not lie at the same place in all pictures (alignment {settings.traits.alignment:.2f}), but "
+            "the ignored region does: what it hides differs from picture to picture"
+        )
+    return settings.model_copy(update={"ignored": region})
 
 
 def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher: Watcher) -> LabelledImages | None:

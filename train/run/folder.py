@@ -173,7 +173,8 @@ class RunFolder:
                 pixel_vae = patch_convolutions(patch_vae(record.settings.pixels))
                 pixel_vae.load_state_dict(_below(tensors, "pixels."))
             size = record.height, record.width
-            return FeatureGraph(backbone, vae, record.settings, constants, size, record.photometric, pixel_vae)
+            light, ignored = record.photometric, self.record.ignored
+            return FeatureGraph(backbone, vae, record.settings, constants, size, light, pixel_vae, ignored)
 
     def load_constants(self) -> ScoringConstants:
         """Load what held-out normals say about each pixel.

@@ -106,7 +106,7 @@ def fit_graph(
     """
     choice_set = _choice_set(settings, statistics_images, labelled)
     light = _choose_light(settings, fit_images, statistics_images, choice_set, folder, watcher)
-    input_settings = InputSettings(settings.tiling_in_force, light.value)
+    input_settings = InputSettings(settings.tiling_in_force, light.value, ignored=settings.ignored)
     fitted = fit_vae(
         settings,
         fit_images,
@@ -217,7 +217,7 @@ def _choice_set(
         return labelled_set(statistics_images, labelled.images, labelled.defects)
     if len(statistics_images) < FEWEST_NORMALS:
         return None
-    return paste_on(statistics_images, seed=settings.seed)
+    return paste_on(statistics_images, seed=settings.seed, ignored=settings.ignored)
 
 
 def _too_few(what: str, n: int) -> str:

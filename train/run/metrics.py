@@ -296,7 +296,9 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, max_points: int | None = Non
     return thin(weighted_curve(positives, weights, sort_in_place(negatives)), max_points)
 
 
-def pro_curve(masks: ArrayLike, maps: ArrayLike, max_points: int | None = None) -> Curve | None:
+def pro_curve(
+    masks: ArrayLike, maps: ArrayLike, max_points: int | None = None, *, kept: NDArray[np.bool_] | None = None
+) -> Curve | None:
     """Return the per-region-overlap curve over every threshold.
 
     At a threshold the overlap is the share of a region's pixels above it, averaged over all regions of all images; a
@@ -307,6 +309,7 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_points: int | None = None) 
         masks: bool [N, H, W], true at defects.
         maps: float32 or float64 [N, H, W].
         max_points: thin the curve to at most this many points, for a drawing; None: every corner.
+        kept: bool [H, W], the defect-free pixels that count; None: all.
 
     Returns:
         None where all pixels are of one kind.
@@ -318,12 +321,16 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike, max_points: int | None = None) 
     mask_array = np.asarray(masks).astype(bool, copy=False)
     if mask_array.ndim != 3:
         raise InputError(f"the masks have shape {mask_array.shape}; expected images x height x width")
+    if kept is not None:
+        negatives = _as_scores(np.asarray(maps)[~mask_array & kept])
     if positives.size == 0 or negatives.size == 0:
         return None
     return thin(weighted_curve(positives, region_weights(mask_array), sort_in_place(negatives)), max_points)
 
 
-def aupro(masks: ArrayLike, maps: ArrayLike, fpr_limit: float = 0.3) -> float | None:
+def aupro(
+    masks: ArrayLike, maps: ArrayLike, fpr_limit: float = 0.3, *, kept: NDArray[np.bool_] | None = None
+) -> float | None:
     """Return the area under the PRO curve for false-positive rates from 0 to `fpr_limit`, divided by the limit.
 
     Exact: the curve has a corner at every score a defect pixel has, and is cut at the limit by linear interpolation.
@@ -332,6 +339,7 @@ def aupro(masks: ArrayLike, maps: ArrayLike, fpr_limit: float = 0.3) -> float | 
         masks: bool [N, H, W], true at defects.
         maps: float32 or float64 [N, H, W].
         fpr_limit: in (0, 1]; 0.3 is usual.
+        kept: bool [H, W], the defect-free pixels that count; None: all.
 
     Returns:
         In [0, 1]; None where all pixels are of one kind.
@@ -349,7 +357,7 @@ def aupro(masks: ArrayLike, maps: ArrayLike, fpr_limit: float = 0.3) -> float | 
     """
     if not 0 < fpr_limit <= 1:
         raise InputError(f"the limit of the false-positive rate is {fpr_limit}; expected above 0, at most 1, as 0.3")
-    curve = pro_curve(masks, maps)
+    curve = pro_curve(masks, maps, kept=kept)
     return None if curve is None else area_up_to(curve, fpr_limit)
 
 
@@ -361,6 +369,8 @@ def evaluate(
     masks: ArrayLike | None = None,
     has_mask: ArrayLike | None = None,
     threshold: float | None = None,
+    *,
+    kept: NDArray[np.bool_] | None = None,
 ) -> Metrics:
     """Measure everything there is to measure on labelled test images.
 
@@ -372,6 +382,7 @@ def evaluate(
         masks: bool [n, H, W], true at defects; given along with the maps.
         has_mask: bool [n], false for an anomalous image whose mask is not known; None: all are known.
         threshold: the threshold in force, fitted on other images.
+        kept: bool [H, W], the pixels that count in pixel metrics; None: all.
 
     Raises:
         InputError: lengths or shapes differ, a label is neither 0 nor 1, or a value is not finite.
@@ -396,7 +407,7 @@ def evaluate(
         raise InputError(f"{'maps' if maps is None else 'masks'} are missing; expected both maps and masks, or neither")
     if maps is not None and masks is not None:
         known = np.ones(len(truth), bool) if has_mask is None else np.asarray(has_mask, dtype=bool)
-        pixels = _PixelScores(truth, np.asarray(maps), np.asarray(masks, dtype=bool), known)
+        pixels = _PixelScores(truth, np.asarray(maps), np.asarray(masks, dtype=bool), known, kept)
     classes = np.array([defect or "" for defect in defects], dtype=object)
     per_defect = {}
     for name in sorted({defect for defect in defects if defect}):
@@ -431,7 +442,12 @@ class _PixelScores:
     """Maps and masks of the images whose masks are known; the normal images' pixels are sorted once for all classes."""
 
     def __init__(
-        self, labels: NDArray[np.bool_], maps: NDArray[Any], masks: NDArray[np.bool_], known: NDArray[np.bool_]
+        self,
+        labels: NDArray[np.bool_],
+        maps: NDArray[Any],
+        masks: NDArray[np.bool_],
+        known: NDArray[np.bool_],
+        kept: NDArray[np.bool_] | None,
     ) -> None:
         _check_lengths(len(labels), {"maps": maps.shape[:1], "masks": masks.shape[:1], "has_mask": known.shape})
         if maps.shape != masks.shape or maps.ndim != 3:
@@ -439,20 +455,21 @@ class _PixelScores:
                 f"the maps have shape {maps.shape} and the masks {masks.shape}; expected [N, H, W] of both"
             )
         self.used = known | ~labels
-        self._maps, self._masks = maps, masks
+        self._kept = np.ones(maps.shape[1:], dtype=np.bool_) if kept is None else kept
+        self._maps, self._masks = maps, masks & self._kept
         # Of a normal image every pixel is normal, whatever a mask says.
-        self._normals = sort_in_place(_as_scores(maps[~labels]).reshape(-1))
+        self._normals = sort_in_place(_as_scores(maps[~labels][:, self._kept]).reshape(-1))
 
     def auroc(self) -> float | None:
-        return pixel_auroc(self._masks[self.used], self._maps[self.used])
+        return pixel_auroc(self._masks[self.used][:, self._kept], self._maps[self.used][:, self._kept])
 
     def aupro(self) -> float | None:
-        return aupro(self._masks[self.used], self._maps[self.used])
+        return aupro(self._masks[self.used], self._maps[self.used], kept=self._kept)
 
     def auroc_of(self, images: NDArray[np.bool_]) -> float | None:
         """Return the AUROC over some anomalous images' pixels and all normal images'."""
         chosen = images & self.used
-        positives, negatives = _split(self._masks[chosen], self._maps[chosen])
+        positives, negatives = _split(self._masks[chosen][:, self._kept], self._maps[chosen][:, self._kept])
         return auroc(np.sort(positives), self._normals, sort_in_place(negatives))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vae_edge.gate import GateRecord
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.image import Preparation
 from vae_edge.manifest import BackboneOrigin, ThresholdMethod, Thresholds
 from vae_edge.records import FileRecord, Record, Sha256
@@ -128,6 +129,8 @@ class RunRecord(Record):
     preparation: Preparation
     tiling: Tiling
     photometric: Photometric
+    ignored: IgnoredRegion | None = None
+    """The part of the picture that neither trained nor scores, at the model's size."""
     input_range: InputRange = SYMMETRIC
     """What a pixel's value is where it enters the network."""
     scoring: ScoringSettings
@@ -158,7 +161,7 @@ class RunRecord(Record):
     @property
     def input_settings(self) -> InputSettings:
         """How an image becomes what the network on pixels sees."""
-        return InputSettings(self.tiling, self.photometric, self.input_range)
+        return InputSettings(self.tiling, self.photometric, self.input_range, self.ignored)
 
 
 def split_images(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.atomic import new_file
 from vae_edge.platform.work import Progress
@@ -62,6 +63,7 @@ def choose_references(
     thresholds: Thresholds,
     *,
     seed: int = 0,
+    ignored: IgnoredRegion | None = None,
     progress: Progress | None = None,
 ) -> RunPictures:
     """Choose pictures, the same for the same arguments.
@@ -71,6 +73,7 @@ def choose_references(
         normals: uint8 [n, H, W, 3], good parts, n of 1 or more; the first 24 are looked at.
         thresholds: in force.
         seed: of the choice and of the defects.
+        ignored: where no defect is pasted.
         progress: called with pictures scored and in all.
     """
     normals = normals[:MOST_NORMALS]
@@ -79,7 +82,7 @@ def choose_references(
     n_good = min(N_PICTURES // 2, len(normals))
     n_pasted = N_PICTURES - n_good
     # More than needed, so that those close to the threshold can be left out.
-    pasted = np.stack([_pasted(normals, number, seed) for number in range(n_pasted + N_PICTURES // 2)])
+    pasted = np.stack([_pasted(normals, number, seed, ignored) for number in range(n_pasted + N_PICTURES // 2)])
     total = len(normals) + len(pasted)
 
     def scores(images: NDArray[np.uint8], done: int) -> NDArray[np.float64]:
@@ -114,9 +117,10 @@ def choose_references(
     return RunPictures(record, ReferenceFile(size, tuple(encoded)))
 
 
-def _pasted(normals: NDArray[np.uint8], number: int, seed: int) -> NDArray[np.uint8]:
+def _pasted(normals: NDArray[np.uint8], number: int, seed: int, ignored: IgnoredRegion | None) -> NDArray[np.uint8]:
     kind, share, contrast = turn(number)
-    return paste_defect(normals, number % len(normals), kind, share, contrast, seed=seed, variant=number).image
+    source = number % len(normals)
+    return paste_defect(normals, source, kind, share, contrast, seed=seed, variant=number, ignored=ignored).image
 
 
 def _clearest(scores: NDArray[np.float64], threshold: float, n: int) -> NDArray[np.int64]:

@@ -222,7 +222,9 @@ def _decision_rows(bundle: Bundle) -> list[tuple[str, str]]:
     if thresholds.false_alarm_rate > thresholds.false_alarm_rate_requested:
         promise += f" (asked for {thresholds.false_alarm_rate_requested:.3g}: too few normals)"
     scores = thresholds.calibration_scores
+    ignored = [] if manifest.ignored is None else [("ignored", manifest.ignored.describe())]
     return [
+        *ignored,
         ("false alarms", promise),
         ("smallest rate", describe_support(thresholds)),
         ("image threshold", f"score > {thresholds.image_threshold:.6g}, {thresholds.method}"),
