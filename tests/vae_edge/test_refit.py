@@ -231,7 +231,7 @@ def test_defects_decide_nothing_where_the_method_is_conformal(onnx_bundle: Bundl
         ({"method": "f1-optimal", "anomalous": ["gone.png"]}, "none of 1 anomalous images could be read: .*gone.png"),
         (
             {"method": "f1-optimal", "anomalous": [np.zeros((9, 9), np.uint8)]},
-            "none of 1 anomalous images scores above",
+            "none of 1 anomalous image scores above",
         ),
         ({"method": "f1-optimal", "anomalous": ["x.png"], "false_alarm_rate": 0.1}, "one threshold cannot be both"),
         ({"method": "cross-conformal"}, "need several trainings"),

@@ -17,7 +17,6 @@ from vae_edge.cli.console import lines_stdout, notes_console, print_error
 from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import (
-    DecisionOptions,
     FrameOptions,
     LineOptions,
     MonitorOptions,
@@ -79,7 +78,6 @@ def run(
         ),
     ],
     result: ResultOptions,
-    decision: DecisionOptions,
     picture: PictureOptions,
     frame: FrameOptions,
     watching: WatchingOptions,
@@ -110,8 +108,8 @@ def run(
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
     thresholds = opened.manifest.thresholds
-    if decision.false_alarm_rate is not None:
-        thresholds = thresholds_at(thresholds, decision.false_alarm_rate)  # What is wrong with it, at once.
+    if monitor.false_alarm_rate is not None:
+        thresholds = thresholds_at(thresholds, monitor.false_alarm_rate)  # What is wrong with it, at once.
     refuse_idle(context, [*needs_of_targets({opened.manifest.target}), need_of_gate(opened.manifest)])
     with ExitStack() as stack:
         if out is not None:
@@ -153,7 +151,7 @@ def run(
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
-        with _open_detector(opened, runtime, decision, picture, monitor, is_live=pictures.is_live) as detector:
+        with _open_detector(opened, runtime, picture, monitor, is_live=pictures.is_live) as detector:
             sinks = [*_open_sinks(result, formats), *([] if kept is None else [kept])]
             n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
@@ -163,7 +161,6 @@ def run(
 def _open_detector(
     bundle: Bundle,
     runtime: RuntimeChoices,
-    decision: DecisionOptions,
     picture: PictureOptions,
     monitor: MonitorOptions,
     *,
@@ -181,8 +178,8 @@ def _open_detector(
             arithmetic=runtime.arithmetic.value,
             cache=not runtime.no_cache,
             rebuild=not runtime.no_rebuild,
-            false_alarm_rate=decision.false_alarm_rate,
-            gate=not picture.no_gate,
+            false_alarm_rate=monitor.false_alarm_rate,
+            gate=not monitor.no_gate,
             drift=monitor.drift or False,
             drift_alarm_rate=monitor.drift_alarm,
             progress=progress,

@@ -87,10 +87,6 @@ class PictureOptions(OptionGroup, panel="Pictures"):
             show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
         ),
     ] = None
-    no_gate: Annotated[
-        bool,
-        typer.Option("--no-gate", help="Judge every image, also one that is blurred, too dark or bright, or covered."),
-    ] = False
 
 
 @dataclass(frozen=True)
@@ -205,9 +201,22 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
 
 
 @dataclass(frozen=True)
-class MonitorOptions(OptionGroup, panel="Drift, and pictures to keep"):
-    """Whether the process is watched for drift, and which pictures are kept for a person to label."""
+class MonitorOptions(OptionGroup, panel="Verdicts, drift, and pictures to keep"):
+    """How scores become verdicts, whether they are watched for drift, and which pictures are kept."""
 
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Share of good parts called anomalous, from the scores of good parts in the bundle, which stays as it "
+            "is.",
+            show_default="the bundle's",
+        ),
+    ] = None
+    no_gate: Annotated[
+        bool,
+        typer.Option("--no-gate", help="Judge every image, also one that is blurred, too dark or bright, or covered."),
+    ] = False
     drift: Annotated[
         Path | None,
         typer.Option(
@@ -238,21 +247,6 @@ class MonitorOptions(OptionGroup, panel="Drift, and pictures to keep"):
             metavar="SIZE",
             help="Largest size of that folder; the oldest unlabelled ones go.",
             show_default=DEFAULT_QUOTA,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class DecisionOptions(OptionGroup, panel="Verdicts"):
-    """How scores become verdicts."""
-
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Share of good parts called anomalous, from the scores of good parts in the bundle, which stays as it "
-            "is.",
-            show_default="the bundle's",
         ),
     ] = None
 
