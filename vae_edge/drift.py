@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
 import threading
 import time
@@ -183,6 +184,9 @@ class DriftMonitor:
             InputError: the file is of another bundle or rate, was changed, is in use or cannot be written.
         """
         check_alarm_rate(alarm_rate)
+        if path.is_symlink():
+            # The file it leads to is what others watch with, and writing would put a second one in the link's place.
+            path = Path(os.path.realpath(path))
         check_place(path.parent)
         with ExitStack() as stack:
             busy = f"another program watches for drift with {path}"

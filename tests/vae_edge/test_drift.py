@@ -180,6 +180,22 @@ def test_only_one_program_at_a_time_has_a_file(tmp_path: Path, onnx_bundle: Bund
     DriftMonitor.open(tmp_path / "state", onnx_bundle).close()
 
 
+def test_a_link_to_a_file_is_followed_and_stays_a_link(tmp_path: Path, onnx_bundle: Bundle) -> None:
+    link = tmp_path / "link"
+    (tmp_path / "shared").mkdir()
+    try:
+        link.symlink_to(tmp_path / "shared" / "state")
+    except OSError:
+        pytest.skip("this system lets no usual user make links")
+    with_link = DriftMonitor.open(link, onnx_bundle)
+    with pytest.raises(InputError, match="another program watches for drift"):
+        DriftMonitor.open(tmp_path / "shared" / "state", onnx_bundle)
+    with_link.add(1.0)
+    with_link.close()
+    assert link.is_symlink()
+    assert read_drift(tmp_path / "shared" / "state").n_parts == 1
+
+
 def test_only_the_deployed_models_own_scores_are_compared_with(onnx_bundle: Bundle) -> None:
     assert DriftMonitor.for_bundle(onnx_bundle).record().n_reference == 98  # Of 99, without the cut itself.
     thresholds = onnx_bundle.manifest.thresholds.model_copy(update={"method": ThresholdMethod.CROSS_CONFORMAL})

@@ -121,7 +121,7 @@ def run(
             to_the_line = stack.enter_context(_open_line(line, opened, thresholds, out, trigger, stack))
         kept = None
         if monitor.keep_dir is not None:
-            kept = _open_kept(monitor.keep_dir, rules, quota_bytes, opened, thresholds, source)
+            kept = _open_kept(monitor.keep_dir, rules, quota_bytes, opened, thresholds, source, out)
             stack.callback(kept.close)
         white_level, max_pixels = opened.manifest.preparation.white_level, picture.max_pixels
         pictures: Source
@@ -226,12 +226,16 @@ def _open_kept(
     bundle: Bundle,
     thresholds: Thresholds,
     sources: Sequence[str],
+    out: Path | None,
 ) -> KeptFolder:
     """Open the folder of kept pictures, before anything else takes time.
 
     Raises:
-        UsageError: see `KeptFolder`; or it is among the sources, which would give the kept pictures again.
+        UsageError: see `KeptFolder`; it is among the sources, which would give the kept pictures again; or it
+            is the folder of results.
     """
+    if out is not None and folder.resolve() == out.resolve():
+        raise UsageError(f"--keep-dir {folder} is also --out; choose another folder, such as {out / 'kept'}")
     for text in sources:
         source = user_path(text)
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):

@@ -68,6 +68,7 @@ def test_a_second_run_goes_on_within_the_quota(command: Run, onnx_bundle: Bundle
         (["--keep", "near", "--keep-dir", "kept", "--keep-quota", "10"], "expected 1MB or more"),
         (["--keep", "drift", "--keep-dir", "kept"], "add --drift STATE_FILE"),
         (["--keep", "near", "--keep-dir", "today/kept"], "is in the source today"),
+        (["--keep", "near", "--keep-dir", "results", "--out", "results"], "is also --out; choose another folder"),
         (["--keep", "near", "--keep-dir", "today/00.png"], "is in the source today"),
         (["--keep", "near", "--keep-dir", "toy-onnx-fp32"], "which is not a kept picture"),
         (["--keep", "near", "--keep-dir", "a file/kept"], "is a file, not a folder"),

@@ -25,12 +25,19 @@ class Address:
     """What follows the port, with its `/`, still quoted, and the query if there is one."""
 
     @property
+    def where(self) -> str:
+        """Host and port, for messages."""
+        return shown_where(self.host, self.port)
+
+    @property
     def is_local(self) -> bool:
         """Whether it stays on this machine."""
         return is_loopback(self.host)
 
 
-def parse_address(text: str, schemes: dict[str, int | None], expected: str, user_setting: str) -> Address:
+def parse_address(
+    text: str, schemes: dict[str, int | None], expected: str, user_setting: str, implied: str = ""
+) -> Address:
     """Take an address apart.
 
     Args:
@@ -38,12 +45,13 @@ def parse_address(text: str, schemes: dict[str, int | None], expected: str, user
         schemes: those that are allowed, in lower case, with their usual port; None: the port has to be given.
         expected: the form, for messages.
         user_setting: which setting names the user, where the address must not.
+        implied: what stands before the text without being written, such as `modbus://`; messages do not show it.
 
     Raises:
         UsageError: it has another form, or a user or password in it. The message does not repeat a password.
     """
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(implied + text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise UsageError(
@@ -57,7 +65,7 @@ def parse_address(text: str, schemes: dict[str, int | None], expected: str, user
         raise UsageError(
             f"{shown} has a user or password in it; set {user_setting} instead, or a file with --line-settings"
         )
-    if parts.scheme not in schemes or not host or parts.fragment:
+    if parts.scheme not in schemes or not host or "#" in text:
         raise UsageError(f"{shown!r} is not an address of this kind; expected {expected}")
     port = schemes[parts.scheme] if port is None else port
     if port is None or not 0 < port < 65536:
@@ -79,6 +87,11 @@ def topic_prefix(address: Address) -> str:
             "mqtt://broker/hall1/press3, without +, #, or $ at its beginning"
         )
     return prefix
+
+
+def shown_where(host: str, port: int) -> str:
+    """Return host and port as they are written in an address: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

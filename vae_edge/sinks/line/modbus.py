@@ -64,7 +64,9 @@ class Modbus(Channel):
     at_once = 50
 
     def __init__(self, address: str) -> None:
-        self._address = parse_address(f"modbus://{address}", {"modbus": None}, _FORM, "nothing: Modbus knows no users")
+        self._address = parse_address(
+            address, {"modbus": None}, _FORM, "nothing: Modbus knows no users", implied="modbus://"
+        )
         self.shown = address
         try:
             import pymodbus  # noqa: F401

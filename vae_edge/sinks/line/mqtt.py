@@ -106,7 +106,7 @@ class Mqtt(Channel):
         self._answers.clear()
         self._of_no_message.clear()
         client = self._new_client()
-        where = f"the MQTT broker {self._address.host}:{self._address.port}"
+        where = f"the MQTT broker {self._address.where}"
         try:
             client.connect(self._address.host, self._address.port, keepalive=_KEEP_ALIVE_S, **self._properties())
         except ssl.SSLCertVerificationError as error:

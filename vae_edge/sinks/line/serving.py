@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from vae_edge.errors import InputError, said_by
+from vae_edge.sinks.line.addresses import shown_where
 from vae_edge.sinks.line.channel import NotDelivered
 
 _Result = TypeVar("_Result")
@@ -71,6 +72,6 @@ class Loop:
 def cannot_listen(what: str, host: str, port: int, error: Exception) -> InputError:
     """Return the error for a server that could not begin."""
     return InputError(
-        f"{what} cannot listen on {host}:{port} ({said_by(error)}); choose an address of this machine and a port that "
-        "no other program has"
+        f"{what} cannot listen on {shown_where(host, port)} ({said_by(error)}); choose an address of this "
+        "machine and a port that no other program has"
     )

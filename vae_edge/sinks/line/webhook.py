@@ -65,7 +65,7 @@ class Webhook(Channel):
             InputError: the receiver is not there, or its certificate does not fit.
         """
         self._headers["Vae-Edge-Bundle"] = about.bundle.encode("ascii", "replace").decode()
-        where = f"the webhook's host {self._address.host}:{self._address.port}"
+        where = f"the webhook's host {self._address.where}"
         try:
             self._connect()
         except ssl.SSLCertVerificationError as error:

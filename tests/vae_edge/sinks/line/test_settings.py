@@ -24,6 +24,15 @@ def test_an_address_is_taken_apart() -> None:
     assert not address.is_local
     assert parsed("opc.tcp://[::1]:4840").is_local
     assert parsed("mqtt://127.0.0.5:99/a").is_local
+    assert parsed("mqtt://127.0.0.5:99/a").where == "127.0.0.5:99"
+    assert parsed("mqtt://[::1]/a").where == "[::1]:1883"
+
+
+@pytest.mark.parametrize("text", ["host", "host:0", "host:x", ":502", "host:70000"])
+def test_a_message_shows_an_address_as_it_was_written(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_address(text, {"modbus": None}, "HOST:PORT", "no user", implied="modbus://")
+    assert str(caught.value).startswith(f"'{text}' ")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +46,7 @@ def test_an_address_is_taken_apart() -> None:
             "mqtt://h:x/a",
             "mqtt://h:0/a",
             "opc.tcp://h",
+            "mqtt://h/a/#",
         ],
         *["mqtt://h/a b", "mqtt://h/a\nb", "mqtt://h/a#b", "mqtt://[::1/a", "", "mqtt://h/" + "a" * 3000],
     ],
