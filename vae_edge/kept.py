@@ -70,7 +70,9 @@ def read_kept(folder: Path) -> KeptPictures:
 
 
 def kept_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a folder's record that are whole: of the last one a power cut may have left a part.
+    """Yield the lines of a folder's record that are whole and are ones of `vae-run --keep`.
+
+    Of the last one a power cut may have left a part.
 
     Raises:
         OSError: the file cannot be read.
@@ -79,9 +81,11 @@ def kept_records(folder: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and isinstance(record.get("name"), str):
+            if not isinstance(record, dict) or not isinstance(record.get("name"), str):
+                continue
+            if isinstance(record.get("rules", []), list):
                 yield record
 
 

@@ -228,3 +228,12 @@ def test_a_file_that_is_gone_is_passed_over(tmp_path: Path, bundle: Bundle, capl
                 sink.write(inspected(picture))
     assert [line["source"] for line in lines(tmp_path / "kept")] == ["b.png"]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"name": "a.png", "rules": 5}', '{"name": 1}', "[1]", "\x00\x01"])
+def test_a_line_that_is_none_of_a_kept_picture_costs_nothing(tmp_path: Path, line: str) -> None:
+    for label in ("unlabelled", "normal", "anomalous"):
+        (tmp_path / label).mkdir()
+    (tmp_path / "normal" / "a.png").write_bytes(b"x")
+    (tmp_path / "kept.jsonl").write_text(f'{line}\n{{"name": "a.png", "rules": ["1/2"]}}\n{line}\n')
+    assert [path.name for path in read_kept(tmp_path).sampled_normal] == ["a.png"]

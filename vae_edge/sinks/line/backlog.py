@@ -227,7 +227,7 @@ class Backlog:
             try:
                 text = line.decode()
                 name = json.loads(text)["id"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             messages.append(Message(str(name), text, file.times[position] if file.times else None))
         return messages

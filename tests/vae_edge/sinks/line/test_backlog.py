@@ -117,6 +117,17 @@ def test_a_line_that_a_crash_cut_short_costs_that_line_only(tmp_path: Path) -> N
     assert later.n_dropped == 1
 
 
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"\x80\x81", b"[1]", b"{}", b""])
+def test_a_line_that_is_no_verdict_costs_that_line_only(tmp_path: Path, line: bytes) -> None:
+    made = messages(20)
+    fill(Backlog(tmp_path, in_memory=1), made)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(line + b"\n" + file.read_bytes())
+    later = Backlog(tmp_path)
+    assert drain(later) == ids(made[1:])
+    assert later.n_dropped == 1
+
+
 def test_a_full_disk_costs_what_does_not_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = messages(30)
     backlog = Backlog(tmp_path / "waiting", in_memory=10)
