@@ -96,7 +96,7 @@ class KeptFolder(Sink):
         """Unlabelled pictures and their sizes, the oldest first."""
         self._used_bytes = 0
         self._counted_s = 0.0
-        self._n_kept = self._n_removed = 0
+        self._n_kept = self._n_removed = self._n_too_large = 0
         self._has_stopped = False
         self._held = ExitStack()
         self._open()
@@ -187,6 +187,7 @@ class KeptFolder(Sink):
         )
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         if not self._make_room(size + len(line)):
+            self._n_too_large += 1
             return
         try:
             with new_file(path, is_flushed=False) as temporary:
@@ -254,9 +255,10 @@ class KeptFolder(Sink):
         self._counted_s = time.monotonic()
 
     def summary(self) -> list[tuple[str, str]]:
-        """Return how many were kept."""
+        """Return how many were kept, deleted again and left out."""
         removed = f", {self._n_removed} older ones deleted for the quota" if self._n_removed else ""
-        return [("kept", f"{self._n_kept} in {self.folder / UNLABELLED}{removed}")]
+        large = f", {self._n_too_large} larger than half the quota left out" if self._n_too_large else ""
+        return [("kept", f"{self._n_kept} in {self.folder / UNLABELLED}{removed}{large}")]
 
     def close(self) -> None:
         """Let other programs keep pictures there."""

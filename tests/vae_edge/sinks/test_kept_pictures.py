@@ -237,3 +237,11 @@ def test_a_line_that_is_none_of_a_kept_picture_costs_nothing(tmp_path: Path, lin
     (tmp_path / "normal" / "a.png").write_bytes(b"x")
     (tmp_path / "kept.jsonl").write_text(f'{line}\n{{"name": "a.png", "rules": ["1/2"]}}\n{line}\n')
     assert [path.name for path in read_kept(tmp_path).sampled_normal] == ["a.png"]
+
+
+def test_pictures_larger_than_half_the_quota_are_counted(tmp_path: Path, bundle: Bundle) -> None:
+    quota_bytes = 1000
+    with KeptFolder(tmp_path, KeepRules.parse(["1/1"]), quota_bytes, bundle) as sink:
+        sink.write(inspected(frame(0)))
+        assert sink.summary()[0][1].endswith("unlabelled, 1 larger than half the quota left out")
+    assert kept_files(tmp_path) == []
