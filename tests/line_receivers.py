@@ -60,7 +60,7 @@ class Broker:
         lines += more
         if not any(line.startswith("allow_anonymous") for line in more):
             lines.append("allow_anonymous true")
-        if getattr(os, "geteuid", lambda: 1)() == 0:
+        if folder.stat().st_uid == 0:
             lines.append("user root")  # It would become another user, who may not read the test's files.
         self._configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
