@@ -79,6 +79,8 @@ def _from_pixels(datatype: str, shape: list[int], data: Any) -> list[Picture]:
             values = np.asarray(data)
         except (ValueError, OverflowError):
             values = np.empty(0)
+        if values.dtype == object and values.ndim:  # Rows of different lengths, before NumPy 1.24.
+            values = np.empty(0)
         if values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255):
             raise InputError(f"{text}, but its data has other values than whole numbers from 0 to 255")
         pixels = values.astype(np.uint8).reshape(-1)

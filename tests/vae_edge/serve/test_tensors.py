@@ -42,6 +42,7 @@ def test_files_come_as_bytes_or_base64() -> None:
         assert only.is_encoded
 
 
+@pytest.mark.filterwarnings("ignore:Creating an ndarray from ragged")  # NumPy before 1.24 only warns.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
