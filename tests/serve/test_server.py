@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,60 @@ def test_with_a_token_nothing_answers_without_it_and_a_signal_ends_it_soon(bundl
         assert code == 0
         assert seconds < 45  # About one, half of it work; a busy machine takes longer.
         assert "Traceback" not in "".join(server.lines)
+
+
+def state_of(address: str, since: int = 0) -> Any:
+    status, body, _ = get(address, "GET", f"/page/state?since={since}", Authorization=f"Bearer {TOKEN}")
+    assert status == 200
+    return json.loads(body)
+
+
+def test_the_page_shows_what_was_judged_to_those_who_have_the_token(bundles: list[Path]) -> None:
+    with RunningServer(*bundles, options=("--page",), token=TOKEN) as server:
+        status, page, headers = get(server.address, "GET", "/page")
+        assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'sha256-")
+        assert "unsafe" not in policy
+        assert b"://" not in page  # It names no other place.
+        for path in ("/page/state", "/page/image/1", "/page/", "/page%2fstate", "//page"):
+            assert get(server.address, "GET", path)[0] == 401
+
+        given = {"Authorization": f"Bearer {TOKEN}"}
+        with triton.InferenceServerClient(server.address) as client:
+            for seed in (0, 2, 1):
+                client.infer(NAMES[0], [files(png(picture(seed)))], headers=given)
+            with pytest.raises(InferenceServerException):
+                client.infer(NAMES[0], [files(b"nothing")], headers=given)
+        ends = time.monotonic() + PATIENCE_S
+        while not (found := state_of(server.address)["bundles"])[NAMES[0]]["anomalies"]:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        assert set(found) == set(NAMES)
+        assert found[NAMES[0]]["counts"] == {"normal": 2, "anomalous": 1, "not inspectable": 0, "error": 1}
+        assert found[NAMES[1]]["last"] is None
+        last, (anomaly,) = found[NAMES[0]]["last"], found[NAMES[0]]["anomalies"]
+        assert (last["verdict"], anomaly["score"]) == ("anomalous", last["score"])
+        assert 0 < found[NAMES[0]]["p50_s"] <= found[NAMES[0]]["p99_s"]
+        for shown in (last, anomaly):
+            status, body, headers = get(server.address, "GET", f"/page/image/{shown['image']}", **given)
+            assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "image/jpeg", "no-store")
+            assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            pixels_shown = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
+            assert pixels_shown is not None
+            assert pixels_shown.shape == (48, 48, 3)
+        version = state_of(server.address)["version"]
+        assert state_of(server.address, version)["bundles"] == {}
+        assert get(server.address, "GET", "/page/image/999", **given)[0] == 404
+        for wrong in ("-1", "x", "1" * 40):
+            assert get(server.address, "GET", f"/page/state?since={wrong}", **given)[0] == 400
+        assert server.end()[0] == 0
+        assert f"The page is http://{server.address}/page" in "".join(server.lines)
+
+
+def test_without_page_there_is_none(server: RunningServer) -> None:
+    for path in ("/page", "/page/state", "/page/image/1"):
+        assert get(server.address, "GET", path)[0] == 404
 
 
 def serve_in_vain(*words: object) -> tuple[int, str]:

@@ -60,6 +60,10 @@ class ListenOptions(OptionGroup):
             show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
         ),
     ] = None
+    page: Annotated[
+        bool,
+        typer.Option("--page", help="Also serve a live page, /page: last picture, counts, latency, last anomalies."),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def serve(
         vae-edge serve bundles/* --port 8080 --grpc-port 8081 --host 0.0.0.0 --token-file token
 
     A request has one input: encoded, the contents of PNG or JPEG files, or image, pixels. The outputs are verdict,
-    is_anomalous, score, p_value and threshold, and anomaly_map where it is asked for. /metrics is for Prometheus.
+    is_anomalous, score, p_value and threshold, and anomaly_map where it is asked for. /metrics is for Prometheus;
+    with --page, /page is for people: it shows the last picture with its map, and the last anomalies.
 
     Exit code 0: it was told to end, by Ctrl-C or a signal.
     """
@@ -119,8 +124,14 @@ def serve(
             max_request_bytes=listening.max_request * 1_000_000,
         )
         from vae_edge.serve.metrics import Metrics
+        from vae_edge.serve.page import Page
+        from vae_edge.serve.page_routes import PAGE_PATH, page_routes
 
-        metrics = Metrics()
+        watchers, routes, open_paths = [Metrics().watch], [], frozenset[str]()
+        if listening.page:
+            page = stack.enter_context(Page(list(bundles)))
+            watchers.append(page.watch)
+            routes, open_paths = page_routes(page), frozenset({PAGE_PATH})
         services = []
         for name, opened in bundles.items():
             for warning in trust_warnings(opened):
@@ -132,7 +143,7 @@ def serve(
                 detector,
                 batch_size=model.batch_size if limit is None else min(model.batch_size, limit),
                 max_pixels=listening.max_pixels,
-                watchers=[metrics.watch],
+                watchers=watchers,
             )
             services.append(stack.enter_context(service))
 
@@ -142,8 +153,10 @@ def serve(
             notes_console().print(
                 f"Serving {names} on http://{_in_url(access.host)}:{port}{also}; end with Ctrl-C.", soft_wrap=True
             )
+            if listening.page:
+                notes_console().print(f"The page is http://{_in_url(access.host)}:{port}{PAGE_PATH}", soft_wrap=True)
 
-        run_server(services, access, http, started=started)
+        run_server(services, access, http, routes=routes, open_paths=open_paths, started=started)
 
 
 def _check_mlserver() -> None:

@@ -1,4 +1,5 @@
 """Bundles behind the Open Inference Protocol (KServe v2), in MLServer; see SERVING.md.
 
-Only `vae-edge serve` imports what needs MLServer: `runtime`, `rest`, `grpc_calls`, `metrics` and `server`.
+Only `vae-edge serve` imports what needs MLServer: `runtime`, `rest`, `page_routes`, `grpc_calls`, `metrics` and
+`server`.
 """

@@ -38,6 +38,7 @@ def make_app(
     token: str | None,
     max_request_bytes: int,
     more: list[Route] | None = None,
+    open_paths: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the application that the HTTP server runs.
 
@@ -47,6 +48,7 @@ def make_app(
         token: which every request must carry; None: requests must name this machine instead.
         max_request_bytes: of a request's body.
         more: routes besides the protocol's.
+        open_paths: exact paths that need no token.
     """
     app: FastAPI = create_app(settings, data_plane, None)
     infer = _Infer(data_plane, max_request_bytes)
@@ -56,7 +58,7 @@ def make_app(
         *(more or []),
         *(route for route in app.router.routes if getattr(route, "path", None) in _OF_MLSERVER),
     ]
-    return _Gate(app, token)
+    return _Gate(app, token, open_paths)
 
 
 async def _metrics(_: Request) -> Response:
@@ -67,9 +69,10 @@ async def _metrics(_: Request) -> Response:
 class _Gate:
     """Lets a request through if it carries the token or, where there is none, if it names this machine."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, open_paths: frozenset[str]) -> None:
         self._app = app
         self._token = token
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
@@ -83,7 +86,7 @@ class _Gate:
         if self._token is None:
             if not is_local_name(headers.get("host", "")):
                 return _error(403, "without a token this server answers only under a name of this machine, localhost")
-        elif not is_token(headers.get("authorization", ""), self._token):
+        elif scope["path"] not in self._open_paths and not is_token(headers.get("authorization", ""), self._token):
             refused = _error(401, "expected the header Authorization: Bearer TOKEN")
             refused.headers["WWW-Authenticate"] = "Bearer"
             return refused

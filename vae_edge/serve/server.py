@@ -51,6 +51,7 @@ def run_server(
     listening: socket.socket,
     *,
     routes: Sequence[Route] = (),
+    open_paths: frozenset[str] = frozenset(),
     started: Callable[[int | None], None],
 ) -> None:
     """Answer until a signal comes.
@@ -60,12 +61,13 @@ def run_server(
         access: where, and to whom.
         listening: the socket of `access.port`, see `listen`.
         routes: of HTTP besides the protocol's.
+        open_paths: of those routes that need no token.
         started: called when requests are answered, with the port of gRPC if there is one.
     """
     # It writes a traceback for each request that it refuses; the client gets the reason, and the runtime logs failures.
     for name in ("mlserver", "mlserver.rest", "mlserver.grpc"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    asyncio.run(_serve(services, access, listening, list(routes), started))
+    asyncio.run(_serve(services, access, listening, list(routes), open_paths, started))
 
 
 async def _serve(
@@ -73,6 +75,7 @@ async def _serve(
     access: Access,
     listening: socket.socket,
     routes: list[Route],
+    open_paths: frozenset[str],
     started: Callable[[int | None], None],
 ) -> None:
     # Nothing from the environment or from a file .env of the current folder.
@@ -97,7 +100,14 @@ async def _serve(
     for service in services:
         await registry.load(model_settings(service))
     data_plane = _DataPlane(settings, registry, frozenset(by_name))
-    app = make_app(settings, data_plane, token=access.token, max_request_bytes=access.max_request_bytes, more=routes)
+    app = make_app(
+        settings,
+        data_plane,
+        token=access.token,
+        max_request_bytes=access.max_request_bytes,
+        more=routes,
+        open_paths=open_paths,
+    )
     http = _HttpServer(
         uvicorn.Config(
             app,
