@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +15,26 @@ from vae_edge.targets import Target
 
 pytest.importorskip("tritonclient", reason="tritonclient is not installed; `make test-serve` has it")
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+
+
+def load_model_config() -> ModuleType:
+    """Load the client's messages of a model's configuration alone.
+
+    The package around them registers the protocol's services as well, which MLServer has registered under the same
+    names if it is loaded in this process.
+    """
+    package = importlib.util.find_spec("tritonclient")
+    assert package is not None
+    (place,) = package.submodule_search_locations or ()
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place, "grpc", "model_config_pb2.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+model_config_pb2 = load_model_config()
 
 
 def parsed(text: str) -> Any:
