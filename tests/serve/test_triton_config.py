@@ -25,8 +25,9 @@ def load_model_config() -> ModuleType:
     """
     package = importlib.util.find_spec("tritonclient")
     assert package is not None
-    (place,) = package.submodule_search_locations or ()
-    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place, "grpc", "model_config_pb2.py"))
+    assert package.submodule_search_locations is not None
+    file = Path(package.submodule_search_locations[0], "grpc", "model_config_pb2.py")
+    spec = importlib.util.spec_from_file_location("model_config_pb2", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
