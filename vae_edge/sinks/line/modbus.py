@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pymodbus.server import ModbusTcpServer
 
 REGISTERS: Mapping[int, tuple[str, str, str]] = {
-    0: ("verdict", "uint16", "0 none yet, 1 normal, 2 anomalous, 3 no verdict because of an error"),
+    0: ("verdict", "uint16", "0 none yet, 1 normal, 2 anomalous, 3 no verdict because of an error, 4 not inspectable"),
     1: ("heartbeat", "uint16", "seconds since the server's start, modulo 65536"),
     2: ("counter", "uint32", "verdicts since the server's start"),
     4: ("score", "float32", "the anomaly score; NaN where there is no verdict"),

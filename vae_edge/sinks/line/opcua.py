@@ -33,7 +33,7 @@ NODES: Mapping[str, tuple[str, object, str]] = {
     "pixel_threshold": ("Double", 0.0, "the same for a pixel of the anomaly map"),
     "false_alarm_rate": ("Double", 0.0, "the rate that the threshold stands for, 0 to 1"),
     "heartbeat": ("UInt32", 0, "seconds since the server's start"),
-    "verdict": ("Byte", 0, "0 none yet, 1 normal, 2 anomalous, 3 no verdict because of an error"),
+    "verdict": ("Byte", 0, "0 none yet, 1 normal, 2 anomalous, 3 no verdict because of an error, 4 not inspectable"),
     "score": ("Double", 0.0, "the anomaly score; NaN where there is no verdict"),
     "p_value": ("Double", 1.0, "the conformal p-value; NaN where there is no verdict"),
     "source": ("String", "", "the picture: file, camera or stream"),

@@ -25,12 +25,16 @@ class Verdict(IntEnum):
     ANOMALOUS = 2
     ERROR = 3
     """The picture got no verdict."""
+    NOT_INSPECTABLE = 4
+    """The picture is not fit to be judged."""
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Verdict:
         """Return the verdict of a record."""
         if "is_anomalous" not in record:
             return cls.ERROR
+        if record.get("verdict") == "not inspectable":
+            return cls.NOT_INSPECTABLE
         return cls.ANOMALOUS if record["is_anomalous"] else cls.NORMAL
 
 

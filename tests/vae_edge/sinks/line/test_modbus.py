@@ -72,6 +72,15 @@ def test_the_registers_show_the_latest_verdict() -> None:
     assert our_threads() == []
 
 
+def test_a_picture_that_is_not_inspectable_is_not_normal() -> None:
+    port = free_port()
+    with Line([Modbus(f"127.0.0.1:{port}")], ABOUT) as line:
+        line.send({"source": "x", "is_anomalous": False, "score": 0.1, "p_value": 0.5, "verdict": "not inspectable"})
+        wait_until(lambda: line.deliveries[0].n_delivered == 1)
+        found = read(port)
+        assert (found["verdict"], found["counter"], found["n_normal"]) == (4, 1, 0)
+
+
 def test_nothing_can_be_written() -> None:
     port = free_port()
     with Line([Modbus(f"127.0.0.1:{port}")], ABOUT):
