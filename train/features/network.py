@@ -99,11 +99,10 @@ class FeatureVae(nn.Module):
         return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-class PositionResidual(nn.Module):
-    """A trained network up to its squared residual, in units of the channels' deviations.
+class InChannelUnits(nn.Module):
+    """What sees values in units of the channels' deviations.
 
     Args:
-        vae: the network's convolutions.
         channel_mean: float32 [1, C, 1, 1], of what it sees of the training pictures.
         channel_deviation: of the same shape, above 0.
     """
@@ -111,9 +110,8 @@ class PositionResidual(nn.Module):
     channel_mean: Tensor
     channel_unit: Tensor
 
-    def __init__(self, vae: nn.Sequential, channel_mean: Tensor, channel_deviation: Tensor) -> None:
+    def __init__(self, channel_mean: Tensor, channel_deviation: Tensor) -> None:
         super().__init__()
-        self.vae = vae
         self.register_buffer("channel_mean", channel_mean)
         self.register_buffer("channel_unit", 1 / channel_deviation)
 
@@ -126,6 +124,20 @@ class PositionResidual(nn.Module):
     def in_units(self, values: Tensor) -> Tensor:
         """Return float32 [N, C, H, W] less the channels' means, in units of their deviations."""
         return (values - self.channel_mean) * self.channel_unit
+
+
+class PositionResidual(InChannelUnits):
+    """A trained network up to its squared residual, in units of the channels' deviations.
+
+    Args:
+        vae: the network's convolutions.
+        channel_mean: see `InChannelUnits`.
+        channel_deviation: likewise.
+    """
+
+    def __init__(self, vae: nn.Sequential, channel_mean: Tensor, channel_deviation: Tensor) -> None:
+        super().__init__(channel_mean, channel_deviation)
+        self.vae = vae
 
 
 def empty_convolutions(n_channels: int, settings: PositionVae) -> nn.Sequential:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from vae_edge.train.features.network import InChannelUnits
+
 _MOST_UNITS = 40.0
 """Limit of a whitened direction's share of the distance: as a sum of squares it stays in the range of FP16."""
 
@@ -33,28 +35,24 @@ class PlaceConstants:
         return {"directions": self.directions, "means": self.means, "whitening": self.whitening}
 
 
-class PlaceDistance(nn.Module):
+class PlaceDistance(InChannelUnits):
     """From features to the squared Mahalanobis distance of each position, float32 [N, 1, h, w], 0 or more.
 
     Args:
         constants: of good parts.
-        channel_mean: float32 [1, C, 1, 1], of the features over the training pictures.
-        channel_deviation: of the same shape, above 0.
+        channel_mean: see `InChannelUnits`.
+        channel_deviation: likewise.
     """
 
-    channel_mean: Tensor
-    channel_unit: Tensor
     means: Tensor
     whitening: Tensor
 
     def __init__(self, constants: PlaceConstants, channel_mean: Tensor, channel_deviation: Tensor) -> None:
-        super().__init__()
+        super().__init__(channel_mean, channel_deviation)
         n_directions, n_channels = constants.directions.shape[:2]
         self.constants = constants
         self.directions = nn.Conv2d(n_channels, n_directions, 1, bias=False)
         self.directions.load_state_dict({"weight": constants.directions})
-        self.register_buffer("channel_mean", channel_mean)
-        self.register_buffer("channel_unit", 1 / channel_deviation)
         self.register_buffer("means", constants.means)
         self.register_buffer("whitening", constants.whitening)
         self.eval().requires_grad_(False)
@@ -62,7 +60,7 @@ class PlaceDistance(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Measure float32 [N, C, h, w]; its expected value on good parts is 1."""
         height, width = features.shape[2:]
-        found = self.directions((features - self.channel_mean) * self.channel_unit)
+        found = self.directions(self.in_units(features))
         at_places = found.flatten(2).permute(0, 2, 1).unsqueeze(2) - self.means
         whitened = (at_places @ self.whitening).clamp(-_MOST_UNITS, _MOST_UNITS)
         distance: Tensor = (whitened * whitened).sum(dim=3)
