@@ -9,13 +9,11 @@ import struct
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.errors import VaeEdgeError
 from vae_edge.sinks.line.addresses import parse_address
-from vae_edge.sinks.line.channel import About, Channel, Message, missing
-from vae_edge.sinks.line.serving import Loop, Verdict, cannot_listen
+from vae_edge.sinks.line.channel import About, Message, missing
+from vae_edge.sinks.line.serving import ServedChannel, Verdict
 
 if TYPE_CHECKING:
     from pymodbus.constants import ExcCodes
@@ -45,7 +43,7 @@ _REQUESTS_PER_S = 200
 _UNIT_ANY = 0
 
 
-class Modbus(Channel):
+class Modbus(ServedChannel):
     """Serves the latest verdict in input registers and, for clients that know no others, the same holding registers.
 
     One request reads all registers of the same verdict. Nothing can be written: a write is answered with exception 1
@@ -73,7 +71,6 @@ class Modbus(Channel):
         except ModuleNotFoundError as error:
             raise missing("pymodbus", "--modbus") from error
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # It logs every client's mistake.
-        self._loop: Loop | None = None
         self._server: ModbusTcpServer | None = None
         self._n = dict.fromkeys(Verdict, 0)
         self._registers = [0] * _N_REGISTERS
@@ -96,15 +93,7 @@ class Modbus(Channel):
             false_alarm_rate=about.false_alarm_rate,
             bundle=zlib.crc32(about.bundle.encode()),
         )
-        self._loop = Loop("vae-edge-modbus-server")
-        try:
-            self._loop.run(self._start(), _START_S)
-        except VaeEdgeError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise cannot_listen("the Modbus server", self._address.host, self._address.port, error) from error
+        self.serve("vae-edge-modbus-server", "the Modbus server", self._start(), _START_S)
 
     def send(self, messages: Sequence[Message]) -> None:
         """Write verdicts into the registers, all of one at once; see `Channel.send`."""
@@ -122,15 +111,6 @@ class Modbus(Channel):
                 n_errors=self._n[Verdict.ERROR],
                 counter=sum(self._n.values()),
             )
-
-    def close(self) -> None:
-        """Stop serving."""
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        with suppress(Exception):
-            loop.run(self._stop(), 5.0)
-        loop.close()
 
     def _with(self, **values: float) -> list[int]:
         """Return the registers with other values."""

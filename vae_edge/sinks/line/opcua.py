@@ -11,11 +11,11 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.errors import UsageError, VaeEdgeError, said_by
+from vae_edge.errors import UsageError, said_by
 from vae_edge.sinks.line.addresses import parse_address
-from vae_edge.sinks.line.channel import About, Channel, Message, missing
+from vae_edge.sinks.line.channel import About, Message, missing
 from vae_edge.sinks.line.opcua_security import ServerIdentity
-from vae_edge.sinks.line.serving import Loop, Verdict, cannot_listen
+from vae_edge.sinks.line.serving import ServedChannel, Verdict
 from vae_edge.sinks.line.settings import LineSettings
 from vae_edge.sources.trigger import Trigger
 
@@ -63,7 +63,7 @@ _CHUNK_BYTES = 65535
 _CONNECTIONS = 20
 
 
-class OpcUa(Channel):
+class OpcUa(ServedChannel):
     """Serves the latest verdict as nodes, and the latest 10,000 lines as the history of the node `line`.
 
     Clients can read, subscribe and read history; they can write nothing but `trigger`, and that only where a trigger
@@ -97,7 +97,6 @@ class OpcUa(Channel):
         self._trigger = trigger
         self._check_security()
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # It logs every client's mistake with a traceback.
-        self._loop: Loop | None = None
         self._server: Server | None = None
         self._nodes: dict[str, ua.NodeId] = {}
         self._beat: asyncio.Task[None] | None = None
@@ -111,29 +110,12 @@ class OpcUa(Channel):
             InputError: the address cannot be listened on.
         """
         self.close()
-        self._loop = Loop("vae-edge-opcua-server")
-        try:
-            self._loop.run(self._start(about), _START_S)
-        except VaeEdgeError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise cannot_listen("the OPC UA server", self._address.host, self._address.port, error) from error
+        self.serve("vae-edge-opcua-server", "the OPC UA server", self._start(about), _START_S)
 
     def send(self, messages: Sequence[Message]) -> None:
         """Write verdicts into the nodes, one after the other; see `Channel.send`."""
         assert self._loop is not None
         self._loop.run(self._write(messages), _WRITE_S)
-
-    def close(self) -> None:
-        """Stop serving."""
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        with suppress(Exception):
-            loop.run(self._stop(), 5.0)
-        loop.close()
 
     def _check_security(self) -> None:
         if self._trigger is not None and self._user is None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+from abc import abstractmethod
 from collections.abc import Coroutine
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from vae_edge.errors import InputError, said_by
-from vae_edge.sinks.line.addresses import shown_where
-from vae_edge.sinks.line.channel import NotDelivered
+from vae_edge.errors import InputError, VaeEdgeError, said_by
+from vae_edge.sinks.line.addresses import Address, shown_where
+from vae_edge.sinks.line.channel import Channel, NotDelivered
 
 _Result = TypeVar("_Result")
+
+_STOP_S = 5.0
 
 
 class Verdict(IntEnum):
@@ -71,6 +75,48 @@ class Loop:
             task.cancel()
         self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
+
+
+class ServedChannel(Channel):
+    """A channel that clients read: its server has a loop of its own from `serve` to `close`."""
+
+    _address: Address
+    _loop: Loop | None = None
+
+    def serve(self, name: str, what: str, start: Coroutine[Any, Any, None], within_s: float) -> None:
+        """Begin to serve; to be called when it is closed.
+
+        Args:
+            name: of the loop's thread.
+            what: the server, for a message.
+            start: begins to listen.
+            within_s: the time that it has.
+
+        Raises:
+            InputError: the address cannot be listened on.
+        """
+        self._loop = Loop(name)
+        try:
+            self._loop.run(start, within_s)
+        except VaeEdgeError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise cannot_listen(what, self._address.host, self._address.port, error) from error
+
+    def close(self) -> None:
+        """Stop serving."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        with suppress(Exception):
+            loop.run(self._stop(), _STOP_S)
+        loop.close()
+
+    @abstractmethod
+    async def _stop(self) -> None:
+        """End the server."""
 
 
 def cannot_listen(what: str, host: str, port: int, error: Exception) -> InputError:
