@@ -52,6 +52,7 @@ from vae_edge.sinks.sink import (
     check_no_earlier_run,
     clear_earlier_run,
 )
+from vae_edge.sources.division import Shard
 from vae_edge.sources.opening import STANDARD_INPUT, open_sources, open_watch
 from vae_edge.sources.pictures import AtMost, Source
 from vae_edge.sources.trigger import Trigger
@@ -104,6 +105,7 @@ def run(
     if DRIFT in rules.names and monitor.drift is None:
         raise UsageError("--keep drift keeps pictures around an alarm of drift: add --drift STATE_FILE")
     watch = watching.options
+    shard = None if picture.shard is None else Shard.parse(picture.shard)
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
     opened = Bundle.open(bundle)
@@ -145,6 +147,7 @@ def run(
                 except_in=out,
                 null_separated=picture.null,
                 live=replace(frame.live, trigger=trigger),
+                shard=shard,
             )
         refuse_idle(context, needs_of_sources(source, pictures))
         if picture.max_pictures is not None:

@@ -78,6 +78,13 @@ class PictureOptions(OptionGroup, panel="Pictures"):
         bool, typer.Option("--null", "-0", help="Paths from stdin end with NUL, as written by find -print0.")
     ] = False
     max_pictures: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many images.")] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Take one of N shards of the image files, such as 3/8: each belongs to one, by its name alone.",
+        ),
+    ] = None
     max_pixels: Annotated[
         int | None,
         typer.Option(
@@ -321,6 +328,9 @@ def needs_of_options(
     yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
     yield Condition(
         {"null"}, not watching.watch, "for paths from stdin, but --watch is for folders: leave out one of them"
+    )
+    yield Condition(
+        {"shard"}, not watching.watch, "for images that are there already, but --watch waits for more: leave one out"
     )
     yield Condition(
         {"video"} | FrameOptions.names(),

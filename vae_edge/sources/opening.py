@@ -7,12 +7,14 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vae_edge.errors import InputError, UsageError
 from vae_edge.picture_files.listing import IMAGE_SUFFIXES, is_image_file, is_left_out, list_images
 from vae_edge.platform.outside import user_path
 from vae_edge.sources.addresses import file_of_url
 from vae_edge.sources.cameras import is_camera, is_device, is_pipeline
+from vae_edge.sources.division import Shard
 from vae_edge.sources.live import LiveOptions, open_video
 from vae_edge.sources.path_lines import PathLines
 from vae_edge.sources.pictures import Chain, ImageFiles, OneError, Picture, Source
@@ -26,6 +28,16 @@ STANDARD_INPUT = "-"
 """The word for paths that come as lines of standard input."""
 
 
+class _File(NamedTuple):
+    """A file that a word of the command line stands for."""
+
+    path: Path
+    name: str
+    """Short, for a file made from it."""
+    key: str
+    """Its name below what the word spells out, with `/`: by it files are divided, wherever that folder lies."""
+
+
 def open_sources(
     texts: Sequence[str],
     *,
@@ -37,6 +49,7 @@ def open_sources(
     except_in: Path | None = None,
     null_separated: bool = False,
     live: LiveOptions | None = None,
+    shard: Shard | None = None,
 ) -> Source:
     """Interpret the arguments of a command line; nothing is decoded yet.
 
@@ -52,9 +65,11 @@ def open_sources(
         except_in: leave out what lies in this folder, such as the pictures of an earlier run.
         null_separated: a NUL and not a line's end separates the paths of standard input.
         live: how cameras and streams are read.
+        shard: take the image files of this shard only, which may be none; None: all of them.
 
     Raises:
         InputError: something does not exist, matches nothing, holds no image or cannot be opened; or a bad number.
+        UsageError: something that is not an image file cannot be divided into shards.
     """
     for name, value in (("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
@@ -75,6 +90,8 @@ def open_sources(
             images.clear()
 
     for text in texts:
+        if shard is not None and (text == STANDARD_INPUT or _is_live(file_of_url(text))):
+            raise _cannot_divide(text)
         if text == STANDARD_INPUT:
             end_images()
             sources.append(
@@ -89,17 +106,21 @@ def open_sources(
             )
             sources.append(still or open_video(text, every=every, max_frames=max_frames, live=live))
             continue
-        for path, name in _files_of(text, recursive=recursive, except_in=except_in, passed_over=passed_over):
+        for path, name, key in _files_of(text, recursive=recursive, except_in=except_in, passed_over=passed_over):
             # A folder gives files that are called like images, and too many of them to look into each beforehand.
             if (path == user_path(text) or not is_image_file(path)) and is_video_file(path):
+                if shard is not None:
+                    raise _cannot_divide(str(path))
                 end_images()
                 try:
                     sources.append(Video(str(path), every=every, max_frames=max_frames))
                 except InputError as error:
                     sources.append(OneError(Picture(str(path), name, error), has_frames=True))
-            else:
+            elif shard is None or shard.has(key):
                 images.append((path, name))
     end_images()
+    if not sources:
+        sources.append(ImageFiles([]))  # A shard may be empty.
     source = sources[0] if len(sources) == 1 else Chain(sources)
     source.n_passed_over = sum(passed_over)
     return source
@@ -144,7 +165,7 @@ def image_files(texts: Sequence[str], *, recursive: bool = False) -> list[Path]:
     """
     if not texts:
         raise InputError("no images were given; expected files, folders or globs")
-    files = [path for text in texts for path, _ in _files_of(text, recursive=recursive, except_in=None)]
+    files = [file.path for text in texts for file in _files_of(text, recursive=recursive, except_in=None)]
     for path in files:
         if is_video_file(path):
             raise InputError(f"{path} is a video; expected image files here")
@@ -153,20 +174,21 @@ def image_files(texts: Sequence[str], *, recursive: bool = False) -> list[Path]:
 
 def _files_of(
     text: str, *, recursive: bool, except_in: Path | None, passed_over: list[int] | None = None
-) -> list[tuple[Path, str]]:
-    """Return the files that one word stands for, each with its short name.
+) -> list[_File]:
+    """Return the files that one word stands for.
 
     A file that is named itself is taken whatever its ending; a folder or a glob gives what ends like an image, a glob
     videos too.
     """
     path = user_path(text)
     if path.is_dir():
-        return _files_in(path, recursive=recursive, except_in=except_in, passed_over=passed_over)
+        return _files_in(path, path, recursive=recursive, except_in=except_in, passed_over=passed_over)
     if path.exists():
-        return [(path, path.stem)]
+        return [_File(path, path.stem, path.name)]
     if not glob.has_magic(text):
         raise InputError(f"{text} does not exist; expected an image, a folder, a glob in quotes or a video")
-    found: list[tuple[Path, str]] = []
+    spelled_out = Path(*path.parts[: _n_spelled_out(path)])
+    found: list[_File] = []
     # Path.glob takes no absolute pattern.
     matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - `path` may be absolute
     for match in filter(_listable(path, except_in), matches):
@@ -174,18 +196,32 @@ def _files_of(
             found += (
                 []
                 if "**" in text
-                else _files_in(match, recursive=recursive, except_in=except_in, passed_over=passed_over, or_raise=False)
+                else _files_in(
+                    match,
+                    spelled_out,
+                    recursive=recursive,
+                    except_in=except_in,
+                    passed_over=passed_over,
+                    or_raise=False,
+                )
             )
         elif (is_image_file(match) or match.suffix.lower() in VIDEO_SUFFIXES) and not _lies_in(match, except_in):
-            found.append((match, f"{match.parent.name}-{match.stem}".lstrip("-")))
+            name = f"{match.parent.name}-{match.stem}".lstrip("-")
+            found.append(_File(match, name, match.relative_to(spelled_out).as_posix()))
     if not found:
         raise InputError(f"the glob {text!r} matches no image or video; check it, and put it in quotes")
     return found
 
 
 def _files_in(
-    folder: Path, *, recursive: bool, except_in: Path | None, passed_over: list[int] | None, or_raise: bool = True
-) -> list[tuple[Path, str]]:
+    folder: Path,
+    spelled_out: Path,
+    *,
+    recursive: bool,
+    except_in: Path | None,
+    passed_over: list[int] | None,
+    or_raise: bool = True,
+) -> list[_File]:
     listing = list_images(folder, recursive=recursive, except_in=except_in)
     # What is not a file gets a line with the error.
     found = sorted([*listing.images(), *listing.special])
@@ -200,13 +236,20 @@ def _files_in(
     for remark in remarks:
         _log.warning("%s: %s", folder, remark)
     root = folder.resolve().name
-    return [(path, "-".join((root, *path.relative_to(folder).with_suffix("").parts))) for path in found]
+    return [
+        _File(
+            path,
+            "-".join((root, *path.relative_to(folder).with_suffix("").parts)),
+            path.relative_to(spelled_out).as_posix(),
+        )
+        for path in found
+    ]
 
 
 def _listable(pattern: Path, except_in: Path | None) -> Callable[[Path], bool]:
     """Return whether a match of a glob is taken by the rule of `listing`; what was spelled out always is."""
     parts = pattern.parts
-    n_spelled = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    n_spelled = _n_spelled_out(pattern)
     # Python follows links up and down again, and says nothing of folders that it cannot read.
     listed = (
         {
@@ -228,6 +271,15 @@ def _listable(pattern: Path, except_in: Path | None) -> Callable[[Path], bool]:
         return not any(is_left_out(name) and name not in parts for name in folder.parts[n_spelled:])
 
     return is_listable
+
+
+def _n_spelled_out(pattern: Path) -> int:
+    """Return how many parts of a glob come before the first with a wildcard."""
+    return next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+
+
+def _cannot_divide(text: str) -> UsageError:
+    return UsageError(f"--shard divides image files, folders and globs, and {text} is none: leave one of the two out")
 
 
 def _lies_in(path: Path, folder: Path | None) -> bool:
