@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -79,6 +80,11 @@ class Broker:
         wait_until(lambda: listens(self.port))
         return self
 
+    def pause(self) -> None:
+        """Stop it where it is: its connections stay, and nothing is read or confirmed until it is killed."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def kill(self) -> None:
         """Kill it, without a word to its clients."""
         if self._process is not None:
@@ -125,6 +131,11 @@ class Subscriber:
     def verdicts(self) -> list[dict[str, Any]]:
         """The lines."""
         return [json.loads(payload) for payload in self.on("hall/press3/verdicts")]
+
+    @property
+    def ids(self) -> list[str]:
+        """Their names."""
+        return [verdict["id"] for verdict in self.verdicts]
 
     def __enter__(self) -> Subscriber:
         return self
