@@ -12,7 +12,7 @@ import torch
 from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError, MissingDependencyError, UsageError
 from vae_edge.export.parity import check_parity, measure_parity
-from vae_edge.export.reference import MAX_TEST_IMAGES
+from vae_edge.export.trained_model import MAX_TEST_IMAGES
 from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
 from vae_edge.platform.work import Progress
 from vae_edge.train.anomalib.checkpoint import TrainedElsewhere, read_checkpoint

@@ -22,9 +22,9 @@ from vae_edge.errors import ParityError
 from vae_edge.export.calibration.calibration_set import CalibrationSet, draw_calibration_set
 from vae_edge.export.calibration.judging import JudgingSet, draw_judging_set
 from vae_edge.export.quantization.accuracy_control import Baseline, Judgement, keep_accuracy
-from vae_edge.export.reference import Reference
 from vae_edge.export.settings import LowPrecisionSettings
 from vae_edge.export.targets.base import Quantizer, TargetExporter
+from vae_edge.export.trained_model import TrainedModel
 from vae_edge.manifest import QuantizationRecord, SaturationRecord
 from vae_edge.platform.work import StepProgress
 from vae_edge.targets import Precision
@@ -49,13 +49,13 @@ class LowPrecision:
     """Quantizes and judges the models of one run; what they share is made once, when first needed.
 
     Args:
-        reference: the trained model.
+        trained: the model.
         settings: how to quantize, and how much accuracy it may cost.
         data_root: where the run's images are now; None: where they were.
         report: receives the progress of every step.
     """
 
-    reference: Reference
+    trained: TrainedModel
     settings: LowPrecisionSettings
     data_root: Path | None
     report: StepProgress
@@ -63,12 +63,12 @@ class LowPrecision:
     @cached_property
     def judging(self) -> JudgingSet:
         """The images that judge every model."""
-        return draw_judging_set(self.reference.run, data_root=self.data_root, progress=self.report)
+        return draw_judging_set(self.trained.run, data_root=self.data_root, progress=self.report)
 
     @cached_property
     def baseline(self) -> Baseline:
         """The trained model's outputs for them."""
-        return Baseline.measure(self.reference, self.judging, self.report)
+        return Baseline.measure(self.trained, self.judging, self.report)
 
     @cached_property
     def calibration(self) -> CalibrationSet:
@@ -78,7 +78,7 @@ class LowPrecision:
             InputError: they cannot be used.
         """
         return draw_calibration_set(
-            self.reference,
+            self.trained,
             self.judging,
             n_images=self.settings.n_calibration_images,
             data=self.settings.calibration_data,

@@ -21,11 +21,11 @@ from vae_edge.detectability import Detectability
 from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, ParityError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecision, QuantizedModel
 from vae_edge.export.parity import check_parity, measure_parity
-from vae_edge.export.reference import Reference, measure_reference
 from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences, drawn_pictures, given_pictures
 from vae_edge.export.settings import LowPrecisionSettings, ReferenceSettings
 from vae_edge.export.targets.base import ONNX_FILE, Source, TargetExporter, open_exporter
 from vae_edge.export.targets.onnx_target import export_onnx, export_program
+from vae_edge.export.trained_model import TrainedModel, measure_trained_model
 from vae_edge.manifest import (
     FP32_TOLERANCE,
     MANIFEST_FILE,
@@ -112,30 +112,30 @@ def export_run(
 
     # Before anything that takes long, for a folder may have none that can be used.
     pictures, remarks = _choose_pictures(run, settings.references)
-    reference = measure_reference(
+    trained = measure_trained_model(
         run,
         scoring=settings.scoring,
         data_root=settings.data_root,
         false_alarm_rate=settings.false_alarm_rate,
         progress=report,
     )
-    references = _measure_references(reference, pictures, report)
+    references = _measure_references(trained, pictures, report)
     report("tracing the graph", 0, 1)
-    program = export_program(reference.graph)
+    program = export_program(trained.graph)
     report("tracing the graph", 1, 1)
     results = []
     with scratch_folder("export") as scratch:
         onnx_path = Path(scratch) / ONNX_FILE
         report("writing ONNX", 0, 1)
-        metadata = _model_metadata(reference, name)
+        metadata = _model_metadata(trained, name)
         export_onnx(program, onnx_path, metadata=metadata)
         report("writing ONNX", 1, 1)
         source = Source(program, onnx_path, metadata, settings.engine, report)
-        low_precision = LowPrecision(reference, settings.low_precision, settings.data_root, report)
+        low_precision = LowPrecision(trained, settings.low_precision, settings.data_root, report)
         for (target, precision), folder in folders.items():
             try:
                 exporter = open_exporter(target, source)
-                one = _BundleExport(reference, references, low_precision, exporter, precision, report).publish(folder)
+                one = _BundleExport(trained, references, low_precision, exporter, precision, report).publish(folder)
                 results.append(replace(one, warnings=(*one.warnings, *remarks)))
             except MissingDependencyError as error:
                 if settings.skip_missing_runtimes:
@@ -168,7 +168,7 @@ def _choose_pictures(run: RunFolder, settings: ReferenceSettings) -> tuple[Pictu
     return Pictures.of_file(run.read_references(), run.record.references), ()
 
 
-def _measure_references(reference: Reference, pictures: Pictures, report: StepProgress) -> TrainedReferences:
+def _measure_references(trained: TrainedModel, pictures: Pictures, report: StepProgress) -> TrainedReferences:
     """Run the trained model over the pictures; what it gives is what every bundle is compared with.
 
     Raises:
@@ -176,12 +176,12 @@ def _measure_references(reference: Reference, pictures: Pictures, report: StepPr
     """
 
     def model(images: NDArray[np.uint8]) -> Outputs:
-        return Outputs(*run_graph(reference.graph, images, progress=lambda *n: report("scoring references", *n)))
+        return Outputs(*run_graph(trained.graph, images, progress=lambda *n: report("scoring references", *n)))
 
     return TrainedReferences.measure(
         pictures,
         model,
-        threshold=reference.thresholds.image_threshold,
+        threshold=trained.thresholds.image_threshold,
         computed_by=f"torch {installed_version('torch')}, fp32 (the trained model)",
     )
 
@@ -190,7 +190,7 @@ def _measure_references(reference: Reference, pictures: Pictures, report: StepPr
 class _BundleExport:
     """Makes one bundle."""
 
-    reference: Reference
+    trained: TrainedModel
     references: TrainedReferences
     low_precision: LowPrecision
     exporter: TargetExporter
@@ -219,7 +219,7 @@ class _BundleExport:
     def _manifest(
         self, name: str, runtime: RuntimeRecord, quantized: QuantizedModel | None, trust: _Trust, folder: Path
     ) -> Manifest:
-        reference, record = self.reference, self.reference.run.record
+        trained, record = self.trained, self.trained.run.record
         own = None if trust.references is None else trust.references.record.own
         height, width = record.preparation.height, record.preparation.width
         return Manifest(
@@ -233,13 +233,13 @@ class _BundleExport:
             max_batch=self.exporter.max_batch,
             preparation=record.preparation,
             ignored=record.ignored,
-            scoring=reference.graph.describe(),
+            scoring=trained.graph.describe(),
             thresholds=trust.thresholds,
             calibration_set=None if quantized is None else quantized.calibration.record,
             quantization=None if quantized is None else quantized.record,
             accuracy=trust.accuracy,
             parity=trust.parity,
-            detectability=_detectability(reference),
+            detectability=_detectability(trained),
             gate=record.gate,
             references=None if trust.references is None else trust.references.record,
             verified=trust.not_verified_because is None,
@@ -249,8 +249,8 @@ class _BundleExport:
             provenance=Provenance(
                 created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 vae_edge_version=vae_edge.__version__,
-                run=reference.run.folder.resolve().name,
-                run_fingerprint=reference.fingerprint,
+                run=trained.run.folder.resolve().name,
+                run_fingerprint=trained.fingerprint,
                 data_fingerprint=record.data.train_fingerprint,
                 backbone=None if record.feature is None else record.feature.backbone,
                 library_versions={"python": platform.python_version(), **installed_versions(_LIBRARIES)},
@@ -274,7 +274,7 @@ class _BundleExport:
         with backend:
             outputs = run_backend(
                 backend,
-                self.reference.images if is_single else self.low_precision.baseline.images,
+                self.trained.images if is_single else self.low_precision.baseline.images,
                 progress=lambda done, total: self.report(f"{target} {self.precision}: verifying", done, total),
             )
             pictured = run_backend(backend, self.references.pictures.images)
@@ -304,7 +304,7 @@ class _BundleExport:
         return replace(trust, references=found)
 
     def _open(self, folder: Path) -> Backend:
-        _, height, width, _ = self.reference.images.shape
+        _, height, width, _ = self.trained.images.shape
         return open_backend(
             self.exporter.target,
             folder / SUPPORTED[self.exporter.target].model_file,
@@ -319,7 +319,7 @@ class _BundleExport:
         """Keep the trained model's thresholds, or, in low precision, those of a simulation of the same graph."""
         simulator, target = self.exporter.simulated_by, self.exporter.target
         if self.precision is Precision.FP32 or simulator is None:
-            return self._with_references(_Trust(self.reference.thresholds, not_verified_because=reason), None, None)
+            return self._with_references(_Trust(self.trained.thresholds, not_verified_because=reason), None, None)
         outputs = self.exporter.simulate(
             folder,
             self.low_precision.baseline.images,
@@ -330,39 +330,39 @@ class _BundleExport:
         return self._with_references(trust, pictured, None)
 
     def _check_single(self, outputs: Outputs, scored_by: str) -> _Trust:
-        reference = self.reference
-        thresholds = reference.rule.fit(outputs.take(slice(reference.n_normals)), scored_by=scored_by)
+        trained = self.trained
+        thresholds = trained.rule.fit(outputs.take(slice(trained.n_normals)), scored_by=scored_by)
         parity = measure_parity(
-            reference.outputs,
-            reference.thresholds.image_threshold,
+            trained.outputs,
+            trained.thresholds.image_threshold,
             outputs,
             thresholds.image_threshold,
-            names=reference.names,
-            images=reference.description,
+            names=trained.names,
+            images=trained.description,
             tolerance=FP32_TOLERANCE,
         )
         check_parity(parity)
         return _Trust(thresholds, parity)
 
     def _check_low(self, outputs: Outputs, scored_by: str) -> _Trust:
-        reference, baseline = self.reference, self.low_precision.baseline
+        trained, baseline = self.trained, self.low_precision.baseline
         judgement = self.low_precision.judge(outputs, scored_by=scored_by)
         parity = measure_parity(
             baseline.outputs,
             baseline.thresholds.image_threshold,
             outputs,
             judgement.thresholds.image_threshold,
-            names=(*reference.names[: reference.n_normals], *baseline.judging.names),
-            images=f"{reference.rule.describe_normals()} and {baseline.judging.description}",
+            names=(*trained.names[: trained.n_normals], *baseline.judging.names),
+            images=f"{trained.rule.describe_normals()} and {baseline.judging.description}",
         )
         return _Trust(judgement.thresholds, parity, judgement.accuracy)
 
 
-def _detectability(reference: Reference) -> Detectability | None:
+def _detectability(trained: TrainedModel) -> Detectability | None:
     """Return the run's table of pasted defects if the export uses the same scoring and rate."""
-    run = reference.run
-    same_rate = reference.rule.false_alarm_rate == run.thresholds.false_alarm_rate_requested
-    return run.metrics.detectability if same_rate and reference.fingerprint == run.fingerprint else None
+    run = trained.run
+    same_rate = trained.rule.false_alarm_rate == run.thresholds.false_alarm_rate_requested
+    return run.metrics.detectability if same_rate and trained.fingerprint == run.fingerprint else None
 
 
 @dataclass(frozen=True)
@@ -376,18 +376,18 @@ class _Trust:
     references: BundleReferences | None = None
 
 
-def _model_metadata(reference: Reference, name: str) -> dict[str, str]:
+def _model_metadata(trained: TrainedModel, name: str) -> dict[str, str]:
     """The metadata of a single model file; a bundle's own thresholds are in its manifest, fitted afterwards."""
-    record = reference.run.record
+    record = trained.run.record
     return {
         "vae_edge_version": vae_edge.__version__,
         "name": name,
-        "run_fingerprint": reference.fingerprint,
+        "run_fingerprint": trained.fingerprint,
         "preparation": record.preparation.model_dump_json(),
-        "scoring": reference.graph.describe(),
-        "trained_model_image_threshold": repr(reference.thresholds.image_threshold),
-        "trained_model_pixel_threshold": repr(reference.thresholds.pixel_threshold),
-        "false_alarm_rate": repr(reference.thresholds.false_alarm_rate),
+        "scoring": trained.graph.describe(),
+        "trained_model_image_threshold": repr(trained.thresholds.image_threshold),
+        "trained_model_pixel_threshold": repr(trained.thresholds.pixel_threshold),
+        "false_alarm_rate": repr(trained.thresholds.false_alarm_rate),
     }
 
 

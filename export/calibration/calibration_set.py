@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from vae_edge.errors import InputError
 from vae_edge.export.calibration.checks import MIN_IMAGES, check_number, check_pictures, check_scores
 from vae_edge.export.calibration.judging import JudgingSet, content_hashes
-from vae_edge.export.reference import Reference
 from vae_edge.export.settings import DEFAULT_N_IMAGES
+from vae_edge.export.trained_model import TrainedModel
 from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.image import load_prepared
 from vae_edge.manifest import CalibrationSetRecord
@@ -72,7 +72,7 @@ class CalibrationSet:
 
 
 def draw_calibration_set(
-    reference: Reference,
+    trained: TrainedModel,
     judging: JudgingSet,
     *,
     n_images: int = DEFAULT_N_IMAGES,
@@ -86,7 +86,7 @@ def draw_calibration_set(
     order. Equal images count once.
 
     Args:
-        reference: the trained model, with the normals that the thresholds are fitted on.
+        trained: the model, with the normals that the thresholds are fitted on.
         judging: the images that will judge the result.
         n_images: take this many normals, or as many as there are; the images with pasted defects are extra.
         data: a folder in any layout of an inspection set, whose good training images are taken, or `sample:PRODUCT`;
@@ -101,10 +101,10 @@ def draw_calibration_set(
     if n_images < MIN_IMAGES:
         raise InputError(f"{n_images} calibration images were asked for; expected {MIN_IMAGES} or more, better 300")
     report = progress or _no_progress
-    run = reference.run
-    normals = reference.images[: reference.n_normals]
+    run = trained.run
+    normals = trained.images[: trained.n_normals]
     # Of a cross-conformal run all normals fit the thresholds, those that the network was fitted on too.
-    alone = normals if reference.rule.is_split else normals[:0]
+    alone = normals if trained.rule.is_split else normals[:0]
     held_out = {*content_hashes(alone), *content_hashes(judging.images)}
     if data is None:
         source = f"the training images of the run {run.folder.resolve().name}"
@@ -124,13 +124,13 @@ def draw_calibration_set(
     images = np.stack(pool.images)
     warnings += check_pictures(images, pool.names, normals, source)
     _, scores = run_graph(
-        reference.graph, images, progress=lambda done, total: report("scoring calibration images", done, total)
+        trained.graph, images, progress=lambda done, total: report("scoring calibration images", done, total)
     )
     # By models that had not seen them, in either kind of run: new images are like those.
-    warnings += check_scores(scores, np.array(reference.thresholds.calibration_scores, np.float32), source)
+    warnings += check_scores(scores, np.array(trained.thresholds.calibration_scores, np.float32), source)
     result = CalibrationSet(images, tuple(pool.names), source, tuple(warnings))
-    if isinstance(reference.graph, FeatureGraph):
-        result = with_pasted_defects(result, reference.run.record.ignored)
+    if isinstance(trained.graph, FeatureGraph):
+        result = with_pasted_defects(result, trained.run.record.ignored)
     check_disjoint(thresholds=alone, calibration=result, judging=judging)
     return result
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.calibration.judging import JudgingSet, check_finite, judge
-from vae_edge.export.reference import Reference, ThresholdRule
 from vae_edge.export.settings import Budget
+from vae_edge.export.trained_model import ThresholdRule, TrainedModel
 from vae_edge.manifest import AccuracyRecord, Thresholds
 from vae_edge.platform.work import StepProgress
 from vae_edge.train.data.inspection_set import spread_places
@@ -71,20 +71,20 @@ class Baseline:
     """How thresholds are computed from outputs for the normals."""
 
     @classmethod
-    def measure(cls, reference: Reference, judging: JudgingSet, progress: StepProgress | None = None) -> Baseline:
+    def measure(cls, trained: TrainedModel, judging: JudgingSet, progress: StepProgress | None = None) -> Baseline:
         """Run the trained model over the judging images; for the normals this is already done."""
         maps, scores = run_graph(
-            reference.graph,
+            trained.graph,
             judging.images,
             progress=None if progress is None else lambda done, total: progress("judging with torch", done, total),
         )
-        normals = reference.outputs.take(slice(reference.n_normals))
+        normals = trained.outputs.take(slice(trained.n_normals))
         return cls(
-            reference.images[: reference.n_normals],
+            trained.images[: trained.n_normals],
             judging,
             Outputs(np.concatenate([normals.maps, maps]), np.concatenate([normals.scores, scores])),
-            reference.thresholds,
-            reference.rule,
+            trained.thresholds,
+            trained.rule,
         )
 
     @cached_property

@@ -19,7 +19,7 @@ from vae_edge.export.calibration.checks import (
     probability_beyond,
 )
 from vae_edge.export.calibration.judging import JudgingSet, content_hashes, draw_judging_set
-from vae_edge.export.reference import Reference, measure_reference
+from vae_edge.export.trained_model import TrainedModel, measure_trained_model
 from vae_edge.image import read_image
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import Calibration, TrainSettings
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     settings = TrainSettings(
         source=DataSource(root=str(data)),
         architecture=make_architecture("nano", (32, 32), n_features=8, latent_vec_size=16),
@@ -49,12 +49,12 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference
         calibration=Calibration.SPLIT,
     )
     run = fit_run(settings, out=tmp_path_factory.mktemp("runs") / "dial")
-    return measure_reference(run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda *_: None)
+    return measure_trained_model(run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
-def judging(reference: Reference) -> JudgingSet:
-    return draw_judging_set(reference.run)
+def judging(trained: TrainedModel) -> JudgingSet:
+    return draw_judging_set(trained.run)
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +82,17 @@ def save(folder: Path, images: NDArray[np.uint8]) -> None:
         assert cv2.imwrite(str(folder / f"{position:03}.png"), image[..., ::-1])
 
 
-def refusal(reference: Reference, judging: JudgingSet, data: Path) -> str:
+def refusal(trained: TrainedModel, judging: JudgingSet, data: Path) -> str:
     with pytest.raises(InputError) as caught:
-        draw_calibration_set(reference, judging, data=data)
+        draw_calibration_set(trained, judging, data=data)
     return str(caught.value)
 
 
 def test_the_runs_own_training_images_are_drawn_and_the_set_is_recorded(
-    reference: Reference, judging: JudgingSet
+    trained: TrainedModel, judging: JudgingSet
 ) -> None:
-    drawn = draw_calibration_set(reference, judging)
-    fit = {image.name for image in reference.run.split.of("fit")}
+    drawn = draw_calibration_set(trained, judging)
+    fit = {image.name for image in trained.run.split.of("fit")}
     assert set(drawn.names) == fit
     assert drawn.images.shape == (len(fit), 32, 32, 3)
     assert drawn.record.sha256 == drawn.sha256
@@ -103,22 +103,22 @@ def test_the_runs_own_training_images_are_drawn_and_the_set_is_recorded(
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one_and_two_draws_are_equal(
-    reference: Reference, judging: JudgingSet
+    trained: TrainedModel, judging: JudgingSet
 ) -> None:
-    all_of_them, some = (draw_calibration_set(reference, judging, n_images=n) for n in (300, 32))
+    all_of_them, some = (draw_calibration_set(trained, judging, n_images=n) for n in (300, 32))
     assert some.names == all_of_them.names[:32]
     assert some.sha256 != all_of_them.sha256
-    assert some.sha256 == draw_calibration_set(reference, judging, n_images=32).sha256
+    assert some.sha256 == draw_calibration_set(trained, judging, n_images=32).sha256
 
 
 def test_the_draw_goes_by_content_and_not_by_names(
-    reference: Reference, judging: JudgingSet, fresh: Path, tmp_path: Path
+    trained: TrainedModel, judging: JudgingSet, fresh: Path, tmp_path: Path
 ) -> None:
     for position, path in enumerate(sorted(fresh.iterdir(), reverse=True)):
         (tmp_path / "renamed").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "renamed" / f"{position:03}.png")
     first, second = (
-        draw_calibration_set(reference, judging, data=folder, n_images=33) for folder in (fresh, tmp_path / "renamed")
+        draw_calibration_set(trained, judging, data=folder, n_images=33) for folder in (fresh, tmp_path / "renamed")
     )
     assert first.sha256 == second.sha256
     assert first.names != second.names
@@ -131,82 +131,82 @@ def test_the_hash_is_of_pixels_and_their_order() -> None:
     assert one.sha256 != CalibrationSet(images[::-1], ("a", "b", "c"), "here").sha256
 
 
-def test_honest_good_parts_of_another_day_are_taken(reference: Reference, judging: JudgingSet, fresh: Path) -> None:
-    drawn = draw_calibration_set(reference, judging, data=fresh)
+def test_honest_good_parts_of_another_day_are_taken(trained: TrainedModel, judging: JudgingSet, fresh: Path) -> None:
+    drawn = draw_calibration_set(trained, judging, data=fresh)
     assert len(drawn.names) == 40
     assert [warning for warning in drawn.warnings if "calibrated on only" not in warning] == []
 
 
-def test_an_empty_folder_is_refused(reference: Reference, judging: JudgingSet, folder: Path) -> None:
-    assert "there are no calibration images" in refusal(reference, judging, folder)
+def test_an_empty_folder_is_refused(trained: TrainedModel, judging: JudgingSet, folder: Path) -> None:
+    assert "there are no calibration images" in refusal(trained, judging, folder)
 
 
-def test_fewer_than_32_are_refused(reference: Reference, judging: JudgingSet, own: Path) -> None:
+def test_fewer_than_32_are_refused(trained: TrainedModel, judging: JudgingSet, own: Path) -> None:
     for path in sorted(own.iterdir())[31:]:
         path.unlink()
-    message = refusal(reference, judging, own)
+    message = refusal(trained, judging, own)
     assert message.startswith(f"31 different images can be used for calibration, from {own}; expected at least 32")
     with pytest.raises(InputError, match="31 calibration images were asked for; expected 32 or more"):
-        draw_calibration_set(reference, judging, n_images=31)
+        draw_calibration_set(trained, judging, n_images=31)
 
 
 def test_a_file_that_cannot_be_decoded_is_left_out_and_named(
-    reference: Reference, judging: JudgingSet, own: Path
+    trained: TrainedModel, judging: JudgingSet, own: Path
 ) -> None:
     (own / "broken.png").write_bytes(b"no picture")
-    drawn = draw_calibration_set(reference, judging, data=own)
+    drawn = draw_calibration_set(trained, judging, data=own)
     assert "1 of the calibration images" in drawn.warnings[0]
     assert drawn.warnings[0].endswith("were left out because they cannot be decoded (broken.png)")
     for path in sorted(own.glob("0*.png"))[:10]:
         path.write_bytes(b"no picture either " + path.name.encode())
-    message = refusal(reference, judging, own)
+    message = refusal(trained, judging, own)
     assert message.startswith("30 different images")
     assert "11 of the calibration images" in message
 
 
-def test_copies_of_one_image_count_once(reference: Reference, judging: JudgingSet, own: Path) -> None:
+def test_copies_of_one_image_count_once(trained: TrainedModel, judging: JudgingSet, own: Path) -> None:
     first, *others = sorted(own.iterdir())
     picture = read_image(first)[..., ::-1]
     for position, path in enumerate(others):
         # Other bytes, the same picture.
         assert cv2.imwrite(str(path), picture, [cv2.IMWRITE_PNG_COMPRESSION, position % 10])
-    message = refusal(reference, judging, own)
+    message = refusal(trained, judging, own)
     assert message.startswith("1 different images can be used")
     assert "copies of another image" in message
 
 
 def test_one_picture_with_a_cameras_noise_is_refused(
-    reference: Reference, judging: JudgingSet, own: Path, folder: Path
+    trained: TrainedModel, judging: JudgingSet, own: Path, folder: Path
 ) -> None:
     image = read_image(min(own.iterdir()))
     noise = RANDOM.normal(0, 0.5, (40, *image.shape))
     save(folder, np.clip(np.rint(image + noise), 0, 255).astype(np.uint8))
-    assert "are the same picture repeated" in refusal(reference, judging, folder)
+    assert "are the same picture repeated" in refusal(trained, judging, folder)
 
 
-def test_constant_images_are_refused(reference: Reference, judging: JudgingSet, folder: Path) -> None:
+def test_constant_images_are_refused(trained: TrainedModel, judging: JudgingSet, folder: Path) -> None:
     save(folder, np.stack([np.full((64, 64, 3), 60 + i, np.uint8) for i in range(40)]))
-    message = refusal(reference, judging, folder)
+    message = refusal(trained, judging, folder)
     assert message.startswith(f"40 of the 40 calibration images from {folder} are constant")
     assert "expected pictures of good parts" in message
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_random_numbers_are_refused(reference: Reference, judging: JudgingSet, folder: Path, size: int) -> None:
+def test_random_numbers_are_refused(trained: TrainedModel, judging: JudgingSet, folder: Path, size: int) -> None:
     save(folder, RANDOM.integers(0, 256, (40, size, size, 3), dtype=np.uint8))
-    assert "look like random numbers" in refusal(reference, judging, folder)
+    assert "look like random numbers" in refusal(trained, judging, folder)
 
 
-def test_other_products_are_refused_by_their_scores(reference: Reference, judging: JudgingSet, tmp_path: Path) -> None:
+def test_other_products_are_refused_by_their_scores(trained: TrainedModel, judging: JudgingSet, tmp_path: Path) -> None:
     settings = SampleSettings(image_size=64, n_train=40, n_test_good=1, n_test_per_defect=1)
     (other,) = write_sample_set(tmp_path, ["board"], settings)
-    message = refusal(reference, judging, other)
+    message = refusal(trained, judging, other)
     assert "of the 40 calibration images" in message
     assert "not like the images that it was trained on; expected good parts of the same product" in message
 
 
 def test_defective_parts_are_refused_by_their_scores(
-    reference: Reference, judging: JudgingSet, data: Path, folder: Path
+    trained: TrainedModel, judging: JudgingSet, data: Path, folder: Path
 ) -> None:
     settings = SampleSettings(seed=2, image_size=64, n_train=1, n_test_good=1, n_test_per_defect=5)
     (other,) = write_sample_set(folder, ["dial"], settings)
@@ -214,25 +214,25 @@ def test_defective_parts_are_refused_by_their_scores(
     (folder / "parts").mkdir()
     for path in (other / "test").rglob("*.png"):
         path.rename(folder / "parts" / f"{path.parent.name}-{path.name}")
-    assert "not like the images" in refusal(reference, judging, folder / "parts")
+    assert "not like the images" in refusal(trained, judging, folder / "parts")
 
 
-def test_images_that_the_run_holds_out_are_refused(reference: Reference, judging: JudgingSet, data: Path) -> None:
-    message = refusal(reference, judging, data)
-    n = len(reference.run.split.of("threshold"))
+def test_images_that_the_run_holds_out_are_refused(trained: TrainedModel, judging: JudgingSet, data: Path) -> None:
+    message = refusal(trained, judging, data)
+    n = len(trained.run.split.of("threshold"))
     assert message.startswith(f"{n} of the 80 images from {data} are held out by the run")
     assert "leave out --calibration-data" in message
 
 
-def test_held_out_images_are_known_by_their_pixels_too(reference: Reference, judging: JudgingSet, own: Path) -> None:
+def test_held_out_images_are_known_by_their_pixels_too(trained: TrainedModel, judging: JudgingSet, own: Path) -> None:
     # The prepared image itself, in a file that the run has never seen.
-    save(own, reference.images[:1])
-    assert refusal(reference, judging, own).startswith("1 of the 40 images")
+    save(own, trained.images[:1])
+    assert refusal(trained, judging, own).startswith("1 of the 40 images")
 
 
-def test_sets_that_share_an_image_are_refused(reference: Reference, judging: JudgingSet) -> None:
-    drawn = draw_calibration_set(reference, judging)
-    normals = reference.images[: reference.n_normals]
+def test_sets_that_share_an_image_are_refused(trained: TrainedModel, judging: JudgingSet) -> None:
+    drawn = draw_calibration_set(trained, judging)
+    normals = trained.images[: trained.n_normals]
     check_disjoint(thresholds=normals, calibration=drawn, judging=judging)
     with pytest.raises(InputError, match=r"1 of the \d+ calibration images .* also fit the thresholds"):
         check_disjoint(thresholds=drawn.images[:1], calibration=drawn, judging=judging)
@@ -245,10 +245,10 @@ def test_sets_that_share_an_image_are_refused(reference: Reference, judging: Jud
 
 
 def test_a_few_bad_images_among_many_are_named_and_the_set_is_taken(
-    reference: Reference, judging: JudgingSet, own: Path
+    trained: TrainedModel, judging: JudgingSet, own: Path
 ) -> None:
     save(own, np.zeros((1, 64, 64, 3), np.uint8))
-    drawn = draw_calibration_set(reference, judging, data=own)
+    drawn = draw_calibration_set(trained, judging, data=own)
     (warning,) = (warning for warning in drawn.warnings if "constant" in warning)
     assert "1 of the 40" in warning
     assert "(000.png)" in warning

@@ -15,8 +15,8 @@ from vae_edge.agreement import Outputs
 from vae_edge.errors import InputError, ParityError
 from vae_edge.export.calibration.judging import with_synthetic_defects
 from vae_edge.export.quantization.accuracy_control import Baseline, ControlResult, keep_accuracy, measure_harm
-from vae_edge.export.reference import measure_reference
 from vae_edge.export.settings import Budget
+from vae_edge.export.trained_model import measure_trained_model
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.settings import TrainSettings
@@ -110,10 +110,10 @@ def graph(run: RunFolder) -> AnomalyGraph:
 
 @pytest.fixture(scope="module")
 def baseline(run: RunFolder) -> Baseline:
-    reference = measure_reference(run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda *_: None)
+    trained = measure_trained_model(run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda *_: None)
     normals = run.find_images(("statistics",))
     images = load_images(normals, run.record.preparation)
-    return Baseline.measure(reference, with_synthetic_defects(images, [file.name for file in normals]))
+    return Baseline.measure(trained, with_synthetic_defects(images, [file.name for file in normals]))
 
 
 def bits_of(graph: AnomalyGraph, bits: int, **spoilt: int) -> dict[str, int]:

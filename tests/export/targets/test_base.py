@@ -43,7 +43,7 @@ def test_what_a_target_does_not_do_says_so() -> None:
         exporter.simulate(Path(), IMAGES)
 
 
-@pytest.mark.parametrize("module", ["pipeline.py", "low_precision.py", "reference.py", "parity.py"])
+@pytest.mark.parametrize("module", ["pipeline.py", "low_precision.py", "trained_model.py", "parity.py"])
 def test_nothing_between_a_run_and_its_bundles_asks_which_target_it_has(module: str) -> None:
     tree = ast.parse((EXPORT / module).read_text(encoding="utf-8"))
     named = [
@@ -58,7 +58,7 @@ def test_nothing_between_a_run_and_its_bundles_asks_which_target_it_has(module: 
     assert {name for name in imported if name.startswith("vae_edge.export.targets")} <= allowed
 
 
-ORDER = ("command", "pipeline", "low_precision", "targets", "quantization", "calibration", "reference", "settings")
+ORDER = ("command", "pipeline", "low_precision", "targets", "quantization", "calibration", "trained_model", "settings")
 """What may import what stands behind it, and nothing before it."""
 
 

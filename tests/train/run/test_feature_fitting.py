@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.train.random_backbones import random_weights
 from vae_edge.errors import BundleError, InputError, MissingDependencyError, UsageError
-from vae_edge.export.reference import measure_reference
+from vae_edge.export.trained_model import measure_trained_model
 from vae_edge.records import make_record
 from vae_edge.train.choice.network_choice import NetworkRanking
 from vae_edge.train.data.inspection_set import load_images
@@ -287,12 +287,12 @@ def test_other_precisions_are_refused_before_anything_is_written(data: Path, wei
 
 
 def test_an_export_measures_the_model_on_features_as_the_reference(run: RunFolder) -> None:
-    reference = measure_reference(
+    trained = measure_trained_model(
         run, scoring=None, data_root=None, false_alarm_rate=None, progress=lambda what, done, total: None
     )
-    assert reference.thresholds.image_threshold == pytest.approx(run.thresholds.image_threshold, rel=1e-4)
+    assert trained.thresholds.image_threshold == pytest.approx(run.thresholds.image_threshold, rel=1e-4)
     with pytest.raises(InputError, match="leave out --scoring"):
-        measure_reference(
+        measure_trained_model(
             run,
             scoring=MSE_SCORING,
             data_root=None,

@@ -13,8 +13,8 @@ from vae_edge.decision import PixelTail, fit_image_threshold
 from vae_edge.detector import Detector
 from vae_edge.errors import InputError
 from vae_edge.export.pipeline import ExportSettings, export_run
-from vae_edge.export.reference import ThresholdRule
 from vae_edge.export.settings import Budget, LowPrecisionSettings
+from vae_edge.export.trained_model import ThresholdRule
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.targets import Precision, Target
 from vae_edge.train.data.inspection_set import load_images

@@ -122,7 +122,7 @@ class ThresholdRule:
 
 
 @dataclass(frozen=True)
-class Reference:
+class TrainedModel:
     """The trained model and its outputs in FP32."""
 
     run: RunFolder
@@ -143,14 +143,14 @@ class Reference:
     """What the images are, in words."""
 
 
-def measure_reference(
+def measure_trained_model(
     run: RunFolder,
     *,
     scoring: ScoringSettings | None,
     data_root: Path | None,
     false_alarm_rate: float | None,
     progress: StepProgress,
-) -> Reference:
+) -> TrainedModel:
     """Run the trained model over the normals of its thresholds and some test images.
 
     Args:
@@ -201,7 +201,7 @@ def measure_reference(
     maps, scores = run_graph(graph, images, progress=lambda done, total: progress("scoring with torch", done, total))
     outputs = Outputs(maps, scores)
     thresholds = rule.fit(outputs.take(slice(len(normals))), scored_by=f"torch {torch.__version__} (the trained model)")
-    return Reference(
+    return TrainedModel(
         run=run,
         graph=graph,
         fingerprint=fingerprint,
