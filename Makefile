@@ -87,8 +87,8 @@ format: install ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-build: install ## sdist and wheel, into dist/
-	$(BIN)/python -m build
+build: install ## sdist and wheel, the same bytes from the same sources, into dist/
+	$(BIN)/python tests/packaging/build_distributions.py dist
 
 clean: ## remove what the other targets created, including .venv
 	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime .venv-serve build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
