@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build clean
+.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build constraints-hashed licences sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -90,5 +90,14 @@ format: install ## format the code with ruff
 build: install ## sdist and wheel, the same bytes from the same sources, into dist/
 	$(BIN)/python tests/packaging/build_distributions.py dist
 
+constraints-hashed: ## write constraints-hashed.txt: the packages of the extras for devices, with hashes, for all systems; in .venv-supply
+	@bash tests/packaging/supply_chain.sh $(PYTHON) .venv-supply constraints-hashed
+
+licences: ## write LICENSES.md: the licences of those packages; installs them into .venv-supply, 1 GB
+	@bash tests/packaging/supply_chain.sh $(PYTHON) .venv-supply licences
+
+sbom: ## those packages as a bill of materials for programs (CycloneDX), into dist/; in .venv-supply, 1 GB
+	@bash tests/packaging/supply_chain.sh $(PYTHON) .venv-supply sbom
+
 clean: ## remove what the other targets created, including .venv
-	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime .venv-serve build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime .venv-serve .venv-supply build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

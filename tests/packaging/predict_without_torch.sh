@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs a wheel with only the [openvino] extra into an empty environment and runs a prediction there:
+# Installs a wheel with only the [openvino] extra into an empty environment, every file of it by its hash in
+# constraints-hashed.txt, and runs a prediction there:
 #   bash tests/packaging/predict_without_torch.sh dist/vae_edge-*.whl
 # The bundle is a tiny real one that the developers' environment (.venv, or $PYTHON) makes.
 set -euo pipefail
@@ -13,8 +14,16 @@ trap 'rm -rf "$scratch"' EXIT
 (cd "$repository" && "$python" -m tests.packaging.make_prediction_input "$scratch/input")
 
 "$python" -m venv "$scratch/empty"
-"$scratch/empty/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$repository/constraints.txt" "vae-edge[openvino] @ file://$wheel"
+pip=("$scratch/empty/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes)
+# The pip that the environment came with may be too old to take hashes from constraints.
+sed -n '/^pip==/,/[^\\]$/p' "$repository/constraints-hashed.txt" >"$scratch/pip.txt"
+"${pip[@]}" -r "$scratch/pip.txt"
+"${pip[@]}" -c "$repository/constraints-hashed.txt" "vae-edge[openvino] @ file://$wheel#sha256=$(sha256sum "$wheel" | cut -d' ' -f1)"
+if sed "s/sha256:./sha256:0/" "$repository/constraints-hashed.txt" >"$scratch/wrong.txt" &&
+    "${pip[@]}" --force-reinstall --no-deps --dry-run --no-cache-dir -c "$scratch/wrong.txt" rich 2>"$scratch/refusal"; then
+    echo "pip installs a package whose hash is another one" >&2 && exit 1
+fi
+grep -q "DO NOT MATCH THE HASHES" "$scratch/refusal"
 
 cd "$scratch"
 "$scratch/empty/bin/python" - <<'PY'
