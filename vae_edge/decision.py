@@ -341,6 +341,13 @@ def _thresholds(
     )
 
 
+def smallest_settable_rate(thresholds: Thresholds) -> float | None:
+    """Return the smallest false-alarm rate that `thresholds_at` takes; None: it takes none (F1-optimal)."""
+    if thresholds.method is ThresholdMethod.F1_OPTIMAL:
+        return None
+    return max(MIN_RATE, smallest_false_alarm_rate(len(thresholds.calibration_scores)))
+
+
 def thresholds_at(thresholds: Thresholds, false_alarm_rate: float) -> Thresholds:
     """Return the thresholds with another false-alarm rate, from the same calibration scores.
 

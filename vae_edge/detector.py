@@ -507,6 +507,7 @@ class Detector:
             anomaly_map=anomaly_map,
             pixel_threshold=thresholds.pixel_threshold,
             source=name,
+            false_alarm_rate=thresholds.false_alarm_rate,
             not_inspectable_because=() if gate is None or look is None else gate.problems(look),
             look=look,
         )

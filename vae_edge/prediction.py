@@ -35,6 +35,8 @@ class Prediction:
     pixel_threshold: float
     source: str | None = None
     """Path or name of the image, where there is one."""
+    false_alarm_rate: float | None = None
+    """The rate that the threshold stands for; None: not known."""
     drift: DriftVerdict | None = None
     """Whether the process has drifted, as far as is known with this image; None: that was not asked for."""
     not_inspectable_because: tuple[str, ...] = ()

@@ -61,6 +61,7 @@ from vae_edge.wording import count
 if TYPE_CHECKING:
     from vae_edge.manifest import Thresholds
     from vae_edge.sinks.line.line import Line
+    from vae_edge.sinks.line.rate_control import RateControl
 
 _LINES = {"jsonl": (JsonLines, PREDICTIONS_FILE), "csv": (CsvLines, TABLE_FILE)}
 """Formats of the lines: how they are written, and the file's name in --out."""
@@ -117,10 +118,11 @@ def run(
         if out is not None:
             stack.enter_context(claim(out / LOCK_FILE, f"another vae-run is writing to {out}"))
             check_no_earlier_run(out, overwrite=result.overwrite)  # Which may have ended meanwhile.
-        trigger = Trigger() if line.allow_control else None
+        trigger = Trigger() if line.allow_control and not line.no_trigger else None
         to_the_line: Line | None = None
+        rates: RateControl | None = None
         if line.addresses:
-            to_the_line = stack.enter_context(_open_line(line, opened, thresholds, out, trigger, stack))
+            to_the_line, rates = _open_line(line, opened, thresholds, out, trigger, stack)
         kept = None
         if monitor.keep_dir is not None:
             kept = _open_kept(monitor.keep_dir, rules, quota_bytes, opened, thresholds, source, out)
@@ -149,12 +151,14 @@ def run(
                 live=replace(frame.live, trigger=trigger),
                 shard=shard,
             )
-        refuse_idle(context, needs_of_sources(source, pictures))
+        refuse_idle(context, needs_of_sources(source, pictures, line))
         if picture.max_pictures is not None:
             pictures = AtMost(pictures, picture.max_pictures)
         if STANDARD_INPUT in source and sys.stdin.isatty():
             notes_console().print("Reading paths from this terminal, one per line; end with Ctrl-D.")
         with _open_detector(opened, runtime, picture, monitor, is_live=pictures.is_live) as detector:
+            if rates is not None:
+                rates.steer(detector)
             sinks = [*_open_sinks(result, formats), *([] if kept is None else [kept])]
             n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
     if n_errors:
@@ -253,26 +257,31 @@ def _open_line(
     out: Path | None,
     trigger: Trigger | None,
     stack: ExitStack,
-) -> Line:
+) -> tuple[Line, RateControl | None]:
     """Connect to the machine beside the line, before anything else takes time."""
     from vae_edge.sinks.line.channel import About
     from vae_edge.sinks.line.line import Line
     from vae_edge.sinks.line.opening import folder_for, make_channels
+    from vae_edge.sinks.line.rate_control import RateControl
     from vae_edge.sinks.line.settings import LineSettings
 
+    rates = RateControl(thresholds) if options.allow_control else None
     settings = LineSettings.read(options.line_settings)
-    channels = make_channels(settings, **options.addresses, trigger=trigger)
+    channels = make_channels(settings, **options.addresses, trigger=trigger, rates=rates)
     folder = folder_for(settings, out)
     if settings.folder is not None:
         busy = f"another vae-run keeps verdicts that wait in {settings.folder}"
         stack.enter_context(claim(settings.folder / LOCK_FILE, busy))
-    return Line(
+    line = Line(
         channels,
         About.of(bundle.manifest, thresholds),
         folder=folder,
         most_bytes=settings.most_bytes,
         is_optional=options.sink_optional,
     )
+    if rates is not None:
+        rates.when_set(lambda now: line.tell(About.of(bundle.manifest, now)))
+    return stack.enter_context(line), rates
 
 
 def _inspect(

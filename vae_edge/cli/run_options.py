@@ -196,8 +196,14 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
     allow_control: Annotated[
         bool,
         typer.Option(
-            "--allow-control", help="A camera takes pictures when an OPC UA client with a password triggers it, only."
+            "--allow-control",
+            help="Let OPC UA clients with a password trigger cameras, which then take no other pictures, and set the "
+            "false-alarm rate.",
         ),
+    ] = False
+    no_trigger: Annotated[
+        bool,
+        typer.Option("--no-trigger", help="With --allow-control: let clients set the rate alone, and cameras run."),
     ] = False
 
     @property
@@ -325,6 +331,7 @@ def needs_of_options(
         "for the machine beside the line: add --mqtt, --opcua, --webhook or --modbus",
     )
     yield Condition({"allow_control"}, line.opcua is not None, "for clients of OPC UA: add --opcua")
+    yield Condition({"no_trigger"}, line.allow_control, "for clients that may control: add --allow-control")
     yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
     yield Condition(
         {"null"}, not watching.watch, "for paths from stdin, but --watch is for folders: leave out one of them"
@@ -339,12 +346,13 @@ def needs_of_options(
     )
 
 
-def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Condition]:
+def needs_of_sources(texts: Sequence[str], pictures: Source, line: LineOptions) -> Iterator[Condition]:
     """Yield what options need of the sources.
 
     Args:
         texts: the words of the command line, all of which could be opened.
         pictures: what they stand for.
+        line: whether clients may trigger cameras.
     """
     yield need_of_recursion(texts)
     yield Condition(
@@ -353,9 +361,15 @@ def needs_of_sources(texts: Sequence[str], pictures: Source) -> Iterator[Conditi
         "for videos, cameras and streams, but no source is one: leave it out",
     )
     yield Condition(
-        {"no_skip", "reconnect", "allow_control"},
+        {"no_skip", "reconnect"},
         pictures.is_live,
         "for cameras and streams, but no source is one: leave it out",
+    )
+    yield Condition(
+        {"allow_control"},
+        pictures.is_live or line.no_trigger,
+        "for cameras, which clients trigger, but no source is one: add --no-trigger, with which clients can set the "
+        "false-alarm rate alone",
     )
     has_url = any(text.partition("://")[0].lower() in ("http", "https") for text in texts)
     yield Condition({"follow_redirects"}, has_url, "for http addresses, but no source is one: leave it out")

@@ -84,11 +84,10 @@ def inspect_all(
     Raises:
         InputError: the source gives no more, or a sink cannot be written.
     """
-    thresholds = detector.thresholds
     total = pictures.n_pictures
     with closing(decide(detector, pictures, batch_size)) as decided:
         for picture, result in decided:
-            inspected = Inspected(picture, result, record_of(picture, result, thresholds))
+            inspected = Inspected(picture, result, record_of(picture, result))
             for sink in sinks:
                 _write(sink, inspected, tally)
             tally.add(picture, result)

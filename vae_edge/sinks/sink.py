@@ -80,14 +80,14 @@ class Sink(ABC):
         self.close()
 
 
-def record_of(picture: Picture, result: Prediction | VaeEdgeError, thresholds: Thresholds) -> dict[str, Any]:
+def record_of(picture: Picture, result: Prediction | VaeEdgeError) -> dict[str, Any]:
     """Return what is written about a picture: see `prediction_record` and `error_record`."""
     if isinstance(result, VaeEdgeError):
         return error_record(picture, result)
-    return prediction_record(picture, result, thresholds)
+    return prediction_record(picture, result)
 
 
-def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thresholds) -> dict[str, Any]:
+def prediction_record(picture: Picture, prediction: Prediction) -> dict[str, Any]:
     """Return what is written about a picture that got a verdict.
 
     `anomalous_area` is the share of the map's pixels above the pixel threshold, 0 to 1. `not_inspectable_because` is
@@ -101,7 +101,7 @@ def prediction_record(picture: Picture, prediction: Prediction, thresholds: Thre
         "score": prediction.score,
         "p_value": prediction.p_value,
         "threshold": prediction.threshold,
-        "false_alarm_rate": thresholds.false_alarm_rate,
+        "false_alarm_rate": prediction.false_alarm_rate,
         "n_anomalous_pixels": n_pixels,
         "anomalous_area": n_pixels / prediction.mask.size,
         "verdict": prediction.verdict,

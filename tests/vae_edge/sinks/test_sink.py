@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundles import dark_image, make_bundle
-from vae_edge import Bundle, InputError, Prediction
+from vae_edge import InputError, Prediction
 from vae_edge.references import ReferenceCheck, not_verified, recorded
 from vae_edge.sinks.overlays import OverlayFolder
 from vae_edge.sinks.sink import (
@@ -19,15 +19,15 @@ from vae_edge.sinks.sink import (
 )
 from vae_edge.sources.pictures import Picture
 
-PREDICTION = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5, "piece.png")
+PREDICTION = Prediction(0.5, 0.01, 0.25, True, np.eye(32, dtype=np.float32), 0.5, "piece.png", 0.01)
 
 
 def picture(name: str = "piece") -> Picture:
     return Picture("piece.png", name, dark_image(0, 64))
 
 
-def test_a_record_holds_the_verdict_and_the_numbers_behind_it(onnx_bundle: Bundle) -> None:
-    record = prediction_record(picture(), PREDICTION, onnx_bundle.manifest.thresholds)
+def test_a_record_holds_the_verdict_and_the_numbers_behind_it() -> None:
+    record = prediction_record(picture(), PREDICTION)
     assert record == {
         "source": "piece.png",
         "is_anomalous": True,
@@ -41,7 +41,7 @@ def test_a_record_holds_the_verdict_and_the_numbers_behind_it(onnx_bundle: Bundl
     }
 
 
-def test_a_record_of_a_video_holds_frame_and_time(onnx_bundle: Bundle) -> None:
+def test_a_record_of_a_video_holds_frame_and_time() -> None:
     frame = Picture("belt.mp4", "belt-frame000007", dark_image(0), 7, 0.28)
     assert error_record(frame, InputError("what came")) == {
         "source": "belt.mp4",
@@ -49,7 +49,7 @@ def test_a_record_of_a_video_holds_frame_and_time(onnx_bundle: Bundle) -> None:
         "time_s": 0.28,
         "error": "what came",
     }
-    assert prediction_record(frame, PREDICTION, onnx_bundle.manifest.thresholds)["frame"] == 7
+    assert prediction_record(frame, PREDICTION)["frame"] == 7
 
 
 def test_a_bundle_to_trust_gives_no_warning_and_another_says_why(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
+from vae_edge.decision import smallest_settable_rate
 from vae_edge.errors import MissingDependencyError
 from vae_edge.manifest import Manifest, Thresholds
 from vae_edge.sinks.lines import json_line
@@ -58,7 +59,7 @@ class Messages:
 
 @dataclass(frozen=True)
 class About:
-    """What the line is told once: which bundle judges, and with which thresholds."""
+    """What the line is told: which bundle judges, and with which thresholds."""
 
     bundle: str
     """Name, target, precision and the first 12 digits of the manifest's digest."""
@@ -68,6 +69,8 @@ class About:
     n_normals: int
     verified: bool
     host: str = field(default_factory=socket.gethostname)
+    smallest_false_alarm_rate: float | None = None
+    """The smallest that the normals support; None: the threshold keeps no rate (F1-optimal), or it is not known."""
 
     @classmethod
     def of(cls, manifest: Manifest, thresholds: Thresholds | None = None) -> About:
@@ -81,6 +84,7 @@ class About:
             thresholds.false_alarm_rate,
             thresholds.n_normals,
             manifest.verified,
+            smallest_false_alarm_rate=smallest_settable_rate(thresholds),
         )
 
 
@@ -134,6 +138,13 @@ class Channel(ABC):
         Raises:
             NotDelivered: not all of them were delivered; it is worth another try.
             Refused: one of them cannot be delivered.
+        """
+
+    def tell(self, about: About) -> None:  # noqa: B027 - some do not say it
+        """Say that other thresholds are in force; only while it is open, before the first verdict by them.
+
+        Raises:
+            NotDelivered: it is worth another try.
         """
 
     @abstractmethod

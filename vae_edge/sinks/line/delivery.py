@@ -36,7 +36,7 @@ class Delivery:
         self, channel: Channel, about: About, *, folder: Path | None = None, most_bytes: int = MOST_BYTES
     ) -> None:
         self.channel = channel
-        self._about = about
+        self._about = self._told = about
         self.backlog = Backlog(folder if channel.keeps else None, most_bytes=most_bytes)
         self._closing = threading.Event()
         self._given_up = False
@@ -62,7 +62,9 @@ class Delivery:
         Raises:
             InputError: see `Channel.open`.
         """
-        self.channel.open(self._about)
+        about = self._about
+        self.channel.open(about)
+        self._told = about
         self._is_open = True
 
     def start(self) -> None:
@@ -73,6 +75,10 @@ class Delivery:
         """Take a message; this never waits for the receiver."""
         self.n_put += 1
         self.backlog.put(message)
+
+    def tell(self, about: About) -> None:
+        """Let the receiver know that other thresholds are in force, before the verdicts by them; does not wait."""
+        self._about = about
 
     def finish(self) -> None:
         """Ask the thread to end once everything is delivered; does not wait for it."""
@@ -118,6 +124,9 @@ class Delivery:
                     self.open()
                     _log.info("%s is open", self.channel.shown)
                 messages = self.backlog.peek(self.channel.at_once, _TICK_S)
+                if (about := self._about) is not self._told:
+                    self.channel.tell(about)
+                    self._told = about
                 if not messages:
                     if self._closing.is_set():
                         break

@@ -88,6 +88,11 @@ class Line(Sink):
             delivery.put(message)
         return message.id
 
+    def tell(self, about: About) -> None:
+        """Let all receivers know that other thresholds are in force; this never waits."""
+        for delivery in self.deliveries:
+            delivery.tell(about)
+
     def write(self, inspected: Inspected) -> None:
         """Take one verdict, or the error in its place; this never waits."""
         self.send(inspected.record)

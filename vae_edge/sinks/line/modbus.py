@@ -95,6 +95,10 @@ class Modbus(ServedChannel):
         )
         self.serve("vae-edge-modbus-server", "the Modbus server", self._start(), _START_S)
 
+    def tell(self, about: About) -> None:
+        """Show the thresholds in force."""
+        self._registers = self._with(image_threshold=about.image_threshold, false_alarm_rate=about.false_alarm_rate)
+
     def send(self, messages: Sequence[Message]) -> None:
         """Write verdicts into the registers, all of one at once; see `Channel.send`."""
         for message in messages:

@@ -100,7 +100,7 @@ class Mqtt(Channel):
             InputError: the broker is not there, refuses, or its certificate does not fit.
         """
         self._end()
-        self._about = json.dumps(asdict(about), ensure_ascii=False).encode()
+        self._about = _as_json(about)
         self._refusal = None
         self._on_their_way.clear()
         self._answers.clear()
@@ -154,6 +154,15 @@ class Mqtt(Channel):
                 raise Refused(_NEVER[answer.value], position)
             if answer.is_failure:
                 raise NotDelivered(f"the broker says: {answer}", position)
+
+    def tell(self, about: About) -> None:
+        """Publish the bundle with its thresholds again; without a connection, after the next one."""
+        self._about = _as_json(about)
+        if self._client is not None and self._is_connected:
+            info = self._client.publish(f"{self._prefix}/bundle", self._about, qos=1, retain=True)
+            with self._changed:
+                if self._answers.pop(info.mid, None) is None:  # It may have been confirmed already.
+                    self._of_no_message.add(info.mid)
 
     def close(self) -> None:
         """Publish `offline` and disconnect."""
@@ -220,10 +229,10 @@ class Mqtt(Channel):
             self._changed.notify_all()
 
     def _confirmed(self, _client: Client, _data: object, number: int, reason: ReasonCode, _more: object) -> None:
-        if number in self._of_no_message:
-            self._of_no_message.remove(number)
-            return
         with self._changed:
+            if number in self._of_no_message:
+                self._of_no_message.remove(number)
+                return
             self._answers[number] = reason
             self._changed.notify_all()
 
@@ -233,6 +242,10 @@ class Mqtt(Channel):
         if client is not None:
             client.disconnect()
             client.loop_stop()
+
+
+def _as_json(about: About) -> bytes:
+    return json.dumps(asdict(about), ensure_ascii=False).encode()
 
 
 def _version(settings: LineSettings) -> str:

@@ -12,9 +12,12 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from vae_edge.errors import UsageError, said_by
+from vae_edge.manifest import Thresholds
 from vae_edge.sinks.line.addresses import parse_address
 from vae_edge.sinks.line.channel import About, Message, missing
+from vae_edge.sinks.line.opcua_control import let_clients_set_the_rate
 from vae_edge.sinks.line.opcua_security import ServerIdentity
+from vae_edge.sinks.line.rate_control import RateControl
 from vae_edge.sinks.line.serving import ServedChannel, Verdict
 from vae_edge.sinks.line.settings import LineSettings
 from vae_edge.sources.trigger import Trigger
@@ -31,7 +34,16 @@ NODES: Mapping[str, tuple[str, object, str]] = {
     "bundle": ("String", "", "the bundle: name, target, precision, digest"),
     "image_threshold": ("Double", 0.0, "a picture is anomalous if its score is above it"),
     "pixel_threshold": ("Double", 0.0, "the same for a pixel of the anomaly map"),
-    "false_alarm_rate": ("Double", 0.0, "the rate that the threshold stands for, 0 to 1"),
+    "false_alarm_rate": (
+        "Double",
+        0.0,
+        "the rate that the threshold stands for, 0 to 1; with --allow-control it can be set",
+    ),
+    "smallest_false_alarm_rate": (
+        "Double",
+        math.nan,
+        "the smallest rate that the bundle's normals support; NaN where its threshold keeps no rate",
+    ),
     "heartbeat": ("UInt32", 0, "seconds since the server's start"),
     "verdict": ("Byte", 0, "0 none yet, 1 normal, 2 anomalous, 3 no verdict because of an error, 4 not inspectable"),
     "score": ("Double", 0.0, "the anomaly score; NaN where there is no verdict"),
@@ -66,14 +78,15 @@ _CONNECTIONS = 20
 class OpcUa(ServedChannel):
     """Serves the latest verdict as nodes, and the latest 10,000 lines as the history of the node `line`.
 
-    Clients can read, subscribe and read history; they can write nothing but `trigger`, and that only where a trigger
-    was given. With a certificate and key, only signed and encrypted connections are accepted; with a user and password,
-    only those.
+    Clients can read, subscribe and read history; they can write nothing but `trigger` and `false_alarm_rate`, and these
+    only where a trigger or a control of the rate was given. With a certificate and key, only signed and encrypted
+    connections are accepted; with a user and password, only those.
 
     Args:
         address: `opc.tcp://HOST:PORT`, where HOST is the address of this machine to listen on.
         settings: user, password, certificate and key: see `settings.NAMES`.
         trigger: lets clients take pictures; it needs a user and password, and a certificate unless HOST is loopback.
+        rates: lets clients set the false-alarm rate; it needs the same.
 
     Raises:
         UsageError: the address or a setting cannot be used, or certificate and key do not belong together.
@@ -84,7 +97,13 @@ class OpcUa(ServedChannel):
     keeps = False
     at_once = 50
 
-    def __init__(self, address: str, settings: LineSettings | None = None, trigger: Trigger | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        settings: LineSettings | None = None,
+        trigger: Trigger | None = None,
+        rates: RateControl | None = None,
+    ) -> None:
         settings = LineSettings.read() if settings is None else settings
         self._address = parse_address(address, {"opc.tcp": None}, _FORM, "VAE_EDGE_OPCUA_USER")
         self.shown = address
@@ -95,12 +114,15 @@ class OpcUa(ServedChannel):
         self._identity = ServerIdentity.read(settings)
         self._user = settings.pair("OPCUA_USER", "OPCUA_PASSWORD")
         self._trigger = trigger
+        self._rates = rates
         self._check_security()
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # It logs every client's mistake with a traceback.
         self._server: Server | None = None
         self._nodes: dict[str, ua.NodeId] = {}
         self._beat: asyncio.Task[None] | None = None
         self._n = dict.fromkeys(Verdict, 0)
+        self._shown: tuple[float, float] | None = None
+        """The image threshold and the rate in the nodes."""
         self._latest = datetime.min.replace(tzinfo=timezone.utc)
 
     def open(self, about: About) -> None:
@@ -117,15 +139,26 @@ class OpcUa(ServedChannel):
         assert self._loop is not None
         self._loop.run(self._write(messages), _WRITE_S)
 
+    def tell(self, about: About) -> None:
+        """Show the thresholds in force."""
+        assert self._loop is not None
+        self._loop.run(self._show(about), _WRITE_S)
+
+    def notes(self) -> list[str]:
+        """Return what clients set."""
+        note = None if self._rates is None else self._rates.note()
+        return [] if note is None else [note]
+
     def _check_security(self) -> None:
-        if self._trigger is not None and self._user is None:
+        is_controlled = self._trigger is not None or self._rates is not None
+        if is_controlled and self._user is None:
             raise UsageError(
-                "--allow-control lets clients take pictures, so they have to prove who they are; set "
-                "VAE_EDGE_OPCUA_USER and VAE_EDGE_OPCUA_PASSWORD"
+                "--allow-control lets clients take pictures and set the false-alarm rate, so they have to prove who "
+                "they are; set VAE_EDGE_OPCUA_USER and VAE_EDGE_OPCUA_PASSWORD"
             )
         if self._user is None or self._identity is not None or self._address.is_local:
             return
-        if self._trigger is not None:
+        if is_controlled:
             raise UsageError(
                 "--allow-control over a network needs an encrypted connection, or the password could be read; set "
                 "VAE_EDGE_OPCUA_CERT and VAE_EDGE_OPCUA_KEY"
@@ -157,6 +190,8 @@ class OpcUa(ServedChannel):
         await history.new_historized_node(self._nodes["line"], None, HISTORY)
         if self._trigger is not None:
             self._allow_trigger(server, self._trigger)
+        if self._rates is not None:
+            let_clients_set_the_rate(server, self._nodes["false_alarm_rate"], self._rates, self._show)
         await server.start()
         self._beat = asyncio.get_running_loop().create_task(self._beat_on())
 
@@ -171,7 +206,10 @@ class OpcUa(ServedChannel):
 
         space = await server.register_namespace(NAMESPACE)
         folder = await server.nodes.objects.add_object(ua.NodeId(FOLDER, space), ua.QualifiedName(FOLDER, space))
+        self._shown = (about.image_threshold, about.false_alarm_rate)
         values = {name: getattr(about, name, default) for name, (_, default, _) in NODES.items()}
+        if about.smallest_false_alarm_rate is None:
+            values["smallest_false_alarm_rate"] = math.nan
         for name, (kind, _, meaning) in NODES.items():
             if name == "trigger" and self._trigger is None:
                 continue
@@ -184,7 +222,7 @@ class OpcUa(ServedChannel):
                 ua.DataValue(ua.Variant(ua.LocalizedText(meaning), ua.VariantType.LocalizedText)),
             )
             self._nodes[name] = identifier
-            if name == "trigger":
+            if name == "trigger" or (name == "false_alarm_rate" and self._rates is not None):
                 await node.set_writable()
             if name == "line":
                 await node.write_attribute(ua.AttributeIds.Historizing, ua.DataValue(ua.Variant(True)))
@@ -207,6 +245,16 @@ class OpcUa(ServedChannel):
 
         server.iserver.aspace.add_datachange_callback(node, ua.AttributeIds.Value, asked)
         trigger.when_taken = taken
+
+    async def _show(self, thresholds: About | Thresholds) -> None:
+        """Write thresholds into the nodes, where they are others."""
+        server = self._server
+        assert server is not None
+        shown = (thresholds.image_threshold, thresholds.false_alarm_rate)
+        if shown != self._shown:
+            await self._set(server, "image_threshold", shown[0])
+            await self._set(server, "false_alarm_rate", shown[1])
+            self._shown = shown
 
     async def _write(self, messages: Sequence[Message]) -> None:
         server = self._server

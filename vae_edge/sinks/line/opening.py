@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vae_edge.sinks.line.channel import Channel
+from vae_edge.sinks.line.rate_control import RateControl
 from vae_edge.sinks.line.settings import LineSettings
 from vae_edge.sources.trigger import Trigger
 
@@ -19,6 +20,7 @@ def make_channels(
     webhook: str | None = None,
     modbus: str | None = None,
     trigger: Trigger | None = None,
+    rates: RateControl | None = None,
 ) -> list[Channel]:
     """Return the channels to some addresses; nothing is connected yet.
 
@@ -29,6 +31,7 @@ def make_channels(
         webhook: see `webhook.Webhook`.
         modbus: see `modbus.Modbus`.
         trigger: what OPC UA clients may use to take pictures; None: nothing.
+        rates: what they may use to set the false-alarm rate; None: nothing.
 
     Raises:
         UsageError: an address or a setting cannot be used.
@@ -42,7 +45,7 @@ def make_channels(
     if opcua is not None:
         from vae_edge.sinks.line.opcua import OpcUa
 
-        channels.append(OpcUa(opcua, settings, trigger))
+        channels.append(OpcUa(opcua, settings, trigger, rates))
     if webhook is not None:
         from vae_edge.sinks.line.webhook import Webhook
 

@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_the_registers_show_the_latest_verdict() -> None:
         time.sleep(1.1)
         assert read(port)["heartbeat"] > before["heartbeat"]
     assert our_threads() == []
+
+
+def test_the_registers_show_other_thresholds_once_they_are_in_force() -> None:
+    port = free_port()
+    with Line([Modbus(f"127.0.0.1:{port}")], ABOUT) as line:
+        line.tell(replace(ABOUT, image_threshold=0.25, false_alarm_rate=0.5))
+        wait_until(lambda: read(port)["image_threshold"] == 0.25)
+        assert read(port)["false_alarm_rate"] == 0.5
 
 
 def test_a_picture_that_is_not_inspectable_is_not_normal() -> None:

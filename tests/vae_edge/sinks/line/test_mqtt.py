@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,28 @@ def test_verdicts_status_and_bundle_are_published(broker: Broker, version: str) 
         assert retained["hall/press3/status"] == b"offline"
         assert json.loads(retained["hall/press3/bundle"]) == asdict(ABOUT)
     assert our_threads() == []
+
+
+@pytest.mark.broker
+@VERSIONS
+def test_other_thresholds_are_published_before_the_verdicts_by_them(broker: Broker, version: str) -> None:
+    later = replace(ABOUT, image_threshold=0.4, false_alarm_rate=0.05)
+    with Subscriber(broker) as subscriber:
+        with Line([mqtt(broker.address, version=version)], ABOUT) as line:
+            for number in range(100):
+                line.send(record(number))
+                if number == 50:
+                    wait_until(lambda: len(subscriber.verdicts) == 51)
+                    line.tell(later)
+        wait_until(lambda: len(subscriber.verdicts) == 100)
+        bundles = [json.loads(payload) for payload in subscriber.on("hall/press3/bundle")]
+        topics = [topic for topic, *_ in subscriber.messages]
+    assert bundles == [asdict(ABOUT), asdict(later)]
+    said = [place for place, topic in enumerate(topics) if topic == "hall/press3/bundle"][1]
+    assert topics[:said].count("hall/press3/verdicts") == 51
+    with Subscriber(broker) as newcomer:
+        wait_until(lambda: len(newcomer.on("hall/press3/bundle")) == 1)
+        assert json.loads(newcomer.on("hall/press3/bundle")[0]) == asdict(later)
 
 
 @pytest.mark.broker

@@ -13,8 +13,10 @@ import pytest
 
 from tests.line_receivers import ABOUT, certificate, free_port, record
 from tests.threads import our_threads, wait_until
+from vae_edge import Bundle
 from vae_edge.errors import InputError, UsageError
 from vae_edge.sinks.line.line import Line
+from vae_edge.sinks.line.rate_control import RateControl
 from vae_edge.sinks.line.settings import LineSettings
 
 pytest.importorskip("asyncua", reason="asyncua is not installed: vae-edge[line]")
@@ -28,9 +30,9 @@ from vae_edge.sources.trigger import Trigger
 USER: dict[str, Any] = {"user": "me", "password": "secret"}
 
 
-def server(port: int, *, trigger: Trigger | None = None, **settings: Any) -> OpcUa:
+def server(port: int, *, trigger: Trigger | None = None, rates: RateControl | None = None, **settings: Any) -> OpcUa:
     values = {f"OPCUA_{name.upper()}": str(value) for name, value in settings.items()}
-    return OpcUa(f"opc.tcp://127.0.0.1:{port}", LineSettings(values), trigger)
+    return OpcUa(f"opc.tcp://127.0.0.1:{port}", LineSettings(values), trigger, rates)
 
 
 def client(port: int, user: tuple[str, str] | None = None) -> Client:
@@ -78,7 +80,7 @@ def test_the_nodes_show_the_latest_verdict_and_the_history_has_all_lines() -> No
             history = await (await node(made, "line")).read_raw_history(None, None, 5000)
             with pytest.raises(BadNodeIdUnknown):
                 await (await node(made, "trigger")).read_value()
-            for name in ("score", "line", "image_threshold"):
+            for name in ("score", "line", "image_threshold", "false_alarm_rate", "smallest_false_alarm_rate"):
                 with pytest.raises(BadUserAccessDenied):
                     await (await node(made, name)).write_value(await (await node(made, name)).read_value())
             return await values(made), history
@@ -235,11 +237,12 @@ def test_a_trigger_asks_for_one_picture_at_a_time_and_says_when_it_was_taken() -
     ],
 )
 def test_control_needs_authentication_and_over_a_network_encryption(
-    host: str, settings: dict[str, Any], message: str
+    onnx_bundle: Bundle, host: str, settings: dict[str, Any], message: str
 ) -> None:
     values = {f"OPCUA_{name.upper()}": value for name, value in settings.items()}
-    with pytest.raises(UsageError, match=message):
-        OpcUa(f"opc.tcp://{host}:4840", LineSettings(values), Trigger())
+    for trigger, rates in ((Trigger(), None), (None, RateControl(onnx_bundle.manifest.thresholds))):
+        with pytest.raises(UsageError, match=message):
+            OpcUa(f"opc.tcp://{host}:4840", LineSettings(values), trigger, rates)
 
 
 @pytest.mark.slow
