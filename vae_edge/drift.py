@@ -44,6 +44,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Literal
@@ -62,6 +63,7 @@ from vae_edge.drift_file import (
     DriftRecord,
     bundle_identity,
     read_drift_of,
+    time_text,
     write_drift,
 )
 from vae_edge.errors import InputError, UsageError
@@ -248,6 +250,11 @@ class DriftMonitor:
         return self._highest
 
     @property
+    def alarm_rate(self) -> float:
+        """Chance of a false alarm over all time."""
+        return self._begin.alarm_rate
+
+    @property
     def n_parts(self) -> int:
         """Parts that were added."""
         return self._n_parts
@@ -323,6 +330,7 @@ class DriftMonitor:
             began=max(began, 1),
             direction="lower" if bets is _LOWER else "higher",
             shift=self._shift(began),
+            raised_utc=time_text(datetime.now(timezone.utc)),
         )
 
     def _shift(self, began: int) -> float | None:
@@ -345,10 +353,11 @@ class DriftMonitor:
                 f"{1 / begin.alarm_rate:.6g}); {self.compared_with()}"
             )
         size = "" if alarm.shift is None else f" by {times(alarm.shift)} times the spread of the normals"
+        when = "" if alarm.raised_utc is None else f", {alarm.raised_utc}"
         return (
             f"the process has drifted: scores are {alarm.direction}{size} since about part {alarm.began}, noticed at "
-            f"part {alarm.part} (chance of a false alarm, over all time: {begin.alarm_rate:.3g}); find the cause, then "
-            "fit the thresholds again or delete the state"
+            f"part {alarm.part}{when} (chance of a false alarm, over all time: {begin.alarm_rate:.3g}); find the "
+            "cause, then fit the thresholds again or delete the state"
         )
 
     def compared_with(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -27,6 +28,7 @@ N_RECENT = 200
 """Latest scores, of which a change's size is computed."""
 N_BETS = 9
 
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _LIMITS = JsonLimits(2_000_000, 4 * (MAX_SCORES + N_RECENT))
 _ADVICE = "delete it to begin anew"
 
@@ -60,6 +62,20 @@ class DriftAlarm(Record):
     """Whether scores became higher, which more parts that look anomalous count as, or lower."""
     shift: float | None
     """Median of the scores since then minus the baseline's, in units of its spread; None: there is no baseline yet."""
+    raised_utc: str | None = None
+    """When it was raised, such as `2026-11-30T22:51:59Z`; None: an earlier version did not note it."""
+
+    @property
+    def raised_s(self) -> float | None:
+        """When it was raised, in seconds since 1970; None: not known."""
+        if self.raised_utc is None:
+            return None
+        return datetime.strptime(self.raised_utc, _TIME_FORMAT).replace(tzinfo=timezone.utc).timestamp()
+
+    @model_validator(mode="after")
+    def _check(self) -> DriftAlarm:
+        _ = self.raised_s
+        return self
 
 
 class DriftRecord(Record):
@@ -115,6 +131,11 @@ def bundle_identity(bundle: Bundle) -> str:
     """
     thresholds = bundle.manifest.thresholds.model_dump_json(exclude={"scored_by"})
     return hashlib.sha256(f"{bundle.model_sha256} {thresholds}".encode()).hexdigest()
+
+
+def time_text(now: datetime) -> str:
+    """Return a time as `DriftAlarm.raised_utc` has it."""
+    return now.astimezone(timezone.utc).strftime(_TIME_FORMAT)
 
 
 def is_drift_file(path: Path) -> bool:

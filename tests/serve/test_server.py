@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.serve.running import PATIENCE_S, RunningServer
-from tests.tiny_bundles import dark_image, make_bundle, spotted_image
+from tests.tiny_bundles import dark_image, make_bundle, spotted_image, toy_gate
 from vae_edge.detector import Detector
 from vae_edge.targets import Target
 
@@ -340,6 +340,52 @@ def test_the_page_shows_what_was_judged_to_those_who_have_the_token(bundles: lis
 def test_without_page_there_is_none(server: RunningServer) -> None:
     for path in ("/page", "/page/state", "/page/image/1"):
         assert get(server.address, "GET", path)[0] == 404
+
+
+def test_drift_is_watched_for_each_bundle_over_restarts(bundles: list[Path], tmp_path: Path) -> None:
+    bundles = [make_bundle(tmp_path / NAMES[0], gate=toy_gate()).folder, bundles[1]]
+    options = ("--drift", str(tmp_path / "states"), "--no-gate", "--false-alarm-rate", "0.2", "--page")
+    for n_before, n_now in ((0, 3), (3, 30)):
+        with RunningServer(*bundles, options=options, token=TOKEN) as server:
+            drift = state_of(server.address)["bundles"][NAMES[0]]["drift"]
+            assert f"after {n_before} parts" in drift["evidence"]
+            given = {"Authorization": f"Bearer {TOKEN}"}
+            with triton.InferenceServerClient(server.address) as client:
+                for seed in range(n_now):
+                    answer = client.infer(NAMES[0], [files(png(spotted_image(seed)))], headers=given)
+            assert answer.as_numpy("verdict")[0] == b"anomalous"
+            with Detector.open(bundles[0], false_alarm_rate=0.2, gate=False) as detector:
+                assert answer.as_numpy("threshold")[0] == np.float32(detector.thresholds.image_threshold)
+            if n_before == 0:
+                # One of another server would not know what this one sees.
+                code, text = serve_in_vain(*bundles, "--port", 0, "--drift", tmp_path / "states")
+                assert (code, "another program watches for drift with" in text) == (1, True)
+            assert server.end()[0] == 0
+    with RunningServer(*bundles, options=options, token=TOKEN) as server:
+        found = state_of(server.address)["bundles"]
+        assert found[NAMES[0]]["drift"]["alarm"] is True
+        assert found[NAMES[0]]["drift"]["size"].startswith("Scores are higher by ")
+        assert found[NAMES[1]]["drift"]["alarm"] is False
+        assert found[NAMES[0]]["has_gate"] is False
+        with triton.InferenceServerClient(server.address) as client:
+            client.infer(NAMES[0], [files(png(spotted_image(0)))], headers=given)
+        metrics = get(server.address, "GET", "/metrics", **given)[1].decode()
+        assert f'vae_edge_drift_alarm{{model="{NAMES[0]}"}} 1.0' in metrics
+    assert sorted(path.name for path in (tmp_path / "states").glob("[!.]*")) == [
+        f"{name}.drift" for name in sorted(NAMES)
+    ]
+
+
+def test_options_of_verdicts_that_cannot_be_are_one_sentence(bundles: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for options, expected in (
+        (("--drift", tmp_path / "file"), "is a file; expected a folder"),
+        (("--drift-alarm", 0.1), "--drift-alarm is for drift: add --drift DIR"),
+        (("--false-alarm-rate", 0.001), f"{NAMES[0]}: the false-alarm rate is 0.001; the smallest that"),
+        (("--no-gate",), "--no-gate is for bundles with a gate, and none of these has one"),
+    ):
+        code, text = serve_in_vain(*bundles, "--port", 0, *options)
+        assert (code, expected in text) == (2, True), text
 
 
 def serve_in_vain(*words: object) -> tuple[int, str]:

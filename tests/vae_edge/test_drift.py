@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from tests.tiny_bundles import dark_image, make_bundle, spotted_image
 from vae_edge import Bundle, Detector
 from vae_edge.drift import ALLOWED_SHARE, DriftMonitor
-from vae_edge.drift_file import MAX_SCORES, read_drift
+from vae_edge.drift_file import MAX_SCORES, DriftAlarm, read_drift
 from vae_edge.errors import InputError, UsageError
 from vae_edge.manifest import ThresholdMethod
 from vae_edge.prediction import Prediction
@@ -264,3 +265,15 @@ def test_a_part_takes_microseconds() -> None:
     for score in scores:
         monitor.add(score)
     assert (time.process_time() - begin_s) / len(scores) < 500e-6  # Ten to twenty where nothing else runs.
+
+
+def test_an_alarm_states_its_time_which_the_file_keeps(tmp_path: Path, onnx_bundle: Bundle) -> None:
+    with closing(DriftMonitor.open(tmp_path / "line.drift", onnx_bundle)) as monitor:
+        while not monitor.add(1e6).alarm:
+            pass
+        assert monitor.alarm is not None
+        assert monitor.alarm.raised_s == pytest.approx(time.time(), abs=60)
+        assert f", {monitor.alarm.raised_utc} (" in monitor.sentence()
+    assert read_drift(tmp_path / "line.drift").alarm == monitor.alarm
+    with pytest.raises(ValueError, match="2026-99"):
+        DriftAlarm.model_validate(monitor.alarm.model_dump() | {"raised_utc": "2026-99-01T00:00:00Z"})

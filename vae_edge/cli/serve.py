@@ -14,11 +14,21 @@ import typer
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console, print_warning
-from vae_edge.cli.options import DeviceOption, NoRebuildOption, OptionGroup, with_option_groups
+from vae_edge.cli.options import (
+    Condition,
+    DeviceOption,
+    NoRebuildOption,
+    OptionGroup,
+    refuse_idle,
+    with_option_groups,
+)
 from vae_edge.cli.progress import step_progress
+from vae_edge.decision import thresholds_at
 from vae_edge.detector import Detector
+from vae_edge.drift import DEFAULT_ALARM_RATE, check_alarm_rate
 from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.image import MAX_PIXELS
+from vae_edge.platform.outside import user_path
 from vae_edge.serve.access import TOKEN_VARIABLE, listen, read_token
 from vae_edge.sinks.sink import trust_warnings
 
@@ -62,8 +72,46 @@ class ListenOptions(OptionGroup):
     ] = None
     page: Annotated[
         bool,
-        typer.Option("--page", help="Also serve a live page, /page: last picture, counts, latency, last anomalies."),
+        typer.Option(
+            "--page", help="Also serve a live page, /page: last picture, counts, drift, latency, last anomalies."
+        ),
     ] = False
+
+
+@dataclass(frozen=True)
+class VerdictOptions(OptionGroup, panel="Verdicts and drift"):
+    """How scores become verdicts, and whether they are watched for drift."""
+
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Share of good parts called anomalous, from the scores of good parts in each bundle.",
+            show_default="the bundle's",
+        ),
+    ] = None
+    no_gate: Annotated[
+        bool,
+        typer.Option(
+            "--no-gate", help="Judge every picture, also one that is blurred, too dark or bright, or covered."
+        ),
+    ] = False
+    drift: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Watch whether scores drift, one picture per part; a file for each bundle, DIR/NAME.drift, keeps what "
+            "is known.",
+        ),
+    ] = None
+    drift_alarm: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Chance of a false alarm of drift, over all time, for each bundle.",
+            show_default=f"{DEFAULT_ALARM_RATE}",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -87,10 +135,12 @@ class ModelOptions(OptionGroup, panel="Runtime"):
 
 @with_option_groups
 def serve(
+    context: typer.Context,
     bundle: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles; each is served under its folder's name.")
     ],
     listening: ListenOptions,
+    verdicts: VerdictOptions,
     model: ModelOptions,
 ) -> None:
     """Answer requests with verdicts, over HTTP and gRPC (Open Inference Protocol, KServe v2), until Ctrl-C.
@@ -111,6 +161,7 @@ def serve(
 
     token = read_token(listening.token_file, listening.host)
     bundles = _opened(bundle)
+    _check_verdict_options(context, verdicts, bundles)
     with ExitStack() as stack:
         http = stack.enter_context(listen(listening.host, listening.port, "--port"))
         port = http.getsockname()[1]
@@ -134,9 +185,11 @@ def serve(
             routes, open_paths = page_routes(page), frozenset({PAGE_PATH})
         services = []
         for name, opened in bundles.items():
-            for warning in trust_warnings(opened):
+            detector = _open_detector(name, opened, model, verdicts, listening.max_pixels)
+            for warning in trust_warnings(opened, detector.thresholds):
                 print_warning(f"{name}: {warning}")
-            detector = _open_detector(opened, model, listening.max_pixels)
+            if listening.page:
+                page.add(name, has_gate=detector.gate is not None, drift=detector.drift)
             limit = detector.backend.max_batch
             service = Service(
                 name,
@@ -188,7 +241,41 @@ def _opened(folders: list[Path]) -> dict[str, Bundle]:
     return bundles
 
 
-def _open_detector(bundle: Bundle, model: ModelOptions, max_pixels: int | None) -> Detector:
+def _check_verdict_options(context: typer.Context, verdicts: VerdictOptions, bundles: dict[str, Bundle]) -> None:
+    """Refuse what cannot be, before anything loads.
+
+    Raises:
+        UsageError: a rate is outside its range or smaller than a bundle's normals support, an option has no effect, or
+            `--drift` is not a folder.
+    """
+    conditions = [
+        Condition({"drift_alarm"}, verdicts.drift is not None, "for drift: add --drift DIR"),
+        Condition(
+            {"no_gate"},
+            any(opened.manifest.gate is not None for opened in bundles.values()),
+            "for bundles with a gate, and none of these has one: leave it out",
+        ),
+    ]
+    refuse_idle(context, conditions)
+    if verdicts.drift_alarm is not None:
+        check_alarm_rate(verdicts.drift_alarm)
+    if verdicts.drift is not None and user_path(str(verdicts.drift)).is_file():
+        raise UsageError(
+            f"--drift {verdicts.drift} is a file; expected a folder, in which each bundle has a file of its own"
+        )
+    rate = verdicts.false_alarm_rate
+    if rate is None:
+        return
+    for name, opened in bundles.items():
+        try:
+            thresholds_at(opened.manifest.thresholds, rate)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+
+
+def _open_detector(
+    name: str, bundle: Bundle, model: ModelOptions, verdicts: VerdictOptions, max_pixels: int | None
+) -> Detector:
     with step_progress() as progress:
         return Detector.open(
             bundle,
@@ -197,6 +284,10 @@ def _open_detector(bundle: Bundle, model: ModelOptions, max_pixels: int | None) 
             threads=model.threads,
             rebuild=not model.no_rebuild,
             max_pixels=max_pixels,
+            false_alarm_rate=verdicts.false_alarm_rate,
+            gate=not verdicts.no_gate,
+            drift=False if verdicts.drift is None else user_path(str(verdicts.drift)) / f"{name}.drift",
+            drift_alarm_rate=verdicts.drift_alarm,
             progress=progress,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from vae_edge.errors import VaeEdgeError
 from vae_edge.serve.service import Judged
@@ -18,9 +18,20 @@ class Metrics:
         self._latency_s = Histogram(
             "vae_edge_picture_seconds", "From a picture's arrival to its verdict", ["model"], buckets=_BUCKETS_S
         )
+        self._drift = Gauge(
+            "vae_edge_drift_alarm", "1 once an alarm of drift was raised, where it is watched", ["model"]
+        )
+        self._evidence = Gauge("vae_edge_drift_evidence", "Evidence for drift; 1 is none", ["model"])
 
     def watch(self, judged: Judged) -> None:
         """Count a verdict."""
-        verdict = "error" if isinstance(judged.result, VaeEdgeError) else judged.result.verdict
+        result = judged.result
+        if isinstance(result, VaeEdgeError):
+            verdict = "error"
+        else:
+            verdict = result.verdict
+            if result.drift is not None:
+                self._drift.labels(judged.service).set(result.drift.alarm)
+                self._evidence.labels(judged.service).set(result.drift.martingale)
         self._pictures.labels(judged.service, verdict).inc()
         self._latency_s.labels(judged.service).observe(judged.latency_s)

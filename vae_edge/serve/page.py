@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_edge.drift import DriftMonitor, times
 from vae_edge.errors import VaeEdgeError
 from vae_edge.prediction import Prediction
 from vae_edge.serve.service import Judged
+from vae_edge.wording import count
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class _Bundle:
     waiting_anomaly: _Waiting | None = None
     last: _Shown | None = None
     anomalies: deque[_Shown] = field(default_factory=lambda: deque(maxlen=MOST_ANOMALIES))
+    has_gate: bool = True
+    drift: DriftMonitor | None = None
     drawn_at: int = 0
     """Which drawing was its last: the bundle that has waited longest is next."""
     changed: int = 0
@@ -115,6 +119,17 @@ class Page:
         self._thread = threading.Thread(target=self._draw, name="vae-edge-page", daemon=True)
         self._thread.start()
 
+    def add(self, name: str, *, has_gate: bool, drift: DriftMonitor | None) -> None:
+        """Say how a bundle's pictures are judged.
+
+        Args:
+            name: one of those that the page was made for.
+            has_gate: whether pictures are looked at for being inspectable.
+            drift: what watches its scores; None: nothing does.
+        """
+        bundle = self._bundles[name]
+        bundle.has_gate, bundle.drift = has_gate, drift
+
     def watch(self, judged: Judged) -> None:
         """Count a verdict and let its picture wait to be drawn; takes microseconds."""
         now = self._clock()
@@ -147,7 +162,7 @@ class Page:
             `version`; `started_s`, which another start of the server changes; `rates`, verdicts a second of the last
             ten seconds by bundle; `bundles`, those that changed, by name: `counts` by verdict, `p50_s` and `p99_s` of
             the last 1,000 verdicts (None: none yet), `last` and `anomalies`, newest first, with the numbers of their
-            images.
+            images, `has_gate`, and `drift`: see `drift_record`; None: it is not watched for.
         """
         now = self._clock()
         with self._lock:
@@ -160,6 +175,8 @@ class Page:
                         "counts": dict(bundle.counts),
                         "last": None if bundle.last is None else bundle.last.record,
                         "anomalies": [shown.record for shown in reversed(bundle.anomalies)],
+                        "has_gate": bundle.has_gate,
+                        "drift": None if bundle.drift is None else drift_record(bundle.drift),
                     },
                     list(bundle.latencies_s),
                 )
@@ -237,6 +254,32 @@ class Page:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def drift_record(monitor: DriftMonitor) -> dict[str, Any]:
+    """Return what the page shows of drift.
+
+    Returns:
+        `alarm`, whether one was raised; `since_s`, when, in seconds since 1970 (None: not known); `size`, how far
+        scores moved, and `evidence`, how near an alarm is, both in words.
+    """
+    alarm = monitor.alarm
+    n_parts, at = monitor.n_parts, 1 / monitor.alarm_rate
+    now = "over a million" if monitor.martingale > 1e6 else f"{monitor.martingale:.3g}"
+    evidence = (
+        f"Evidence {now} after {count(n_parts, 'part')}; an alarm is at {at:.6g}, and "
+        f"{monitor.alarm_rate:.3g} is the chance that it is ever false."
+    )
+    if alarm is None:
+        return {"alarm": False, "since_s": None, "size": "", "evidence": evidence}
+    by = "" if alarm.shift is None else f" by {times(alarm.shift)} times the spread of good parts"
+    return {
+        "alarm": True,
+        "since_s": alarm.raised_s,
+        "size": f"Scores are {alarm.direction}{by} since about part {alarm.began}; noticed at part {alarm.part}. Find "
+        "the cause; then fit the thresholds again or delete the drift file, and start the server again.",
+        "evidence": evidence,
+    }
 
 
 def _jpeg(overlay: NDArray[np.uint8]) -> bytes:

@@ -33,5 +33,14 @@ def test_without_mlserver_the_way_to_it_is_said(
 def test_the_help_names_the_inputs_and_the_metrics(command: Command) -> None:
     code, text, _ = command("serve", "--help")
     assert code == 0
-    for word in ("encoded", "is_anomalous", "/metrics", "--token-file", "--grpc-port", "--max-request", "--page"):
+    for word in (
+        "encoded",
+        "is_anomalous",
+        "/metrics",
+        "--token-file",
+        "--grpc-port",
+        "--max-request",
+        "--page",
+        "--drift",
+    ):
         assert word in text

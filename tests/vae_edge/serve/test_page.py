@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from vae_edge.drift import DriftMonitor
 from vae_edge.errors import InputError
 from vae_edge.prediction import Prediction
 from vae_edge.serve.page import LARGE_PX, MOST_ANOMALIES, MOST_LATENCIES, SMALL_PX, Page
@@ -173,3 +175,28 @@ def test_a_drawing_that_fails_ends_nothing() -> None:
         page.watch(judged(replace(NORMAL, score=float("nan"))))
         last = wait_for(lambda: page.state()["bundles"]["a"]["last"])
     assert last["score"] is None
+
+
+def test_the_page_says_in_words_whether_the_process_has_drifted() -> None:
+    normals = np.random.default_rng(0).normal(size=200)
+    monitor = DriftMonitor.for_scores(normals, seed=1)
+    with Page(["a", "b"], interval_s=0) as page:
+        page.add("a", has_gate=True, drift=monitor)
+        page.add("b", has_gate=False, drift=None)
+        found = page.state()["bundles"]
+        assert (found["b"]["has_gate"], found["b"]["drift"]) == (False, None)
+        assert found["a"]["drift"] == {
+            "alarm": False,
+            "since_s": None,
+            "size": "",
+            "evidence": "Evidence 1 after 0 parts; an alarm is at 100, and 0.01 is the chance that it is ever false.",
+        }
+        began_s = time.time()
+        while not monitor.add(3.0 + monitor.n_parts * 1e-6).alarm:
+            pass
+        drift = page.state()["bundles"]["a"]["drift"]
+        assert drift["alarm"] is True
+        assert drift["since_s"] == pytest.approx(began_s, abs=60)
+        assert drift["size"].startswith("Scores are higher by ")
+        assert f"noticed at part {monitor.n_parts}" in drift["size"]
+        json.dumps(page.state(), allow_nan=False)
