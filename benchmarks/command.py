@@ -21,13 +21,13 @@ from vae_edge.benchmarks.report.pages.html import render_report
 from vae_edge.benchmarks.report.pages.terminal import is_unstable, reasons, result_table, verdict_lines
 from vae_edge.benchmarks.report.records.report import REPORT_FILE, Report
 from vae_edge.benchmarks.suite import run_suite
-from vae_edge.bundle import read_manifest
 from vae_edge.cli.console import notes_console, print_warning, results_console
 from vae_edge.cli.main import EXIT_INTERRUPTED
 from vae_edge.cli.options import refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar
 from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
+from vae_edge.manifest_file import read_manifest
 from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.records import check_recordable, make_record
 from vae_edge.targets import Target

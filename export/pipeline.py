@@ -15,7 +15,7 @@ import vae_edge
 from vae_edge.agreement import Outputs, run_backend
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt.build import EngineSettings
-from vae_edge.bundle import Bundle, check_bundle_name_is_free, manifest_text, new_bundle
+from vae_edge.bundle import Bundle, check_bundle_name_is_free, new_bundle
 from vae_edge.decision import check_askable_rate
 from vae_edge.detectability import Detectability
 from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, ParityError, UsageError, VaeEdgeError
@@ -38,6 +38,7 @@ from vae_edge.manifest import (
     graph_inputs,
     graph_outputs,
 )
+from vae_edge.manifest_file import manifest_text
 from vae_edge.platform.atomic import scratch_folder
 from vae_edge.platform.machine import installed_version, installed_versions
 from vae_edge.platform.work import StepProgress
@@ -214,7 +215,7 @@ class _BundleExport:
             manifest = self._manifest(folder.name, written.runtime, quantized, trust, temporary)
             (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
         warnings = written.warnings if quantized is None else (*quantized.calibration.warnings, *written.warnings)
-        return ExportResult(target, precision, Bundle.open(folder), warnings=warnings)
+        return ExportResult(target, precision, Bundle.open(folder, obeys_policy=False), warnings=warnings)
 
     def _manifest(
         self, name: str, runtime: RuntimeRecord, quantized: QuantizedModel | None, trust: _Trust, folder: Path

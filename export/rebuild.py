@@ -9,10 +9,11 @@ from typing import Any
 
 from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
-from vae_edge.bundle import Bundle, manifest_text, new_bundle
+from vae_edge.bundle import Bundle, new_bundle
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
 from vae_edge.export.references import with_own
 from vae_edge.manifest import MANIFEST_FILE, Manifest
+from vae_edge.manifest_file import manifest_text
 from vae_edge.platform.work import StepProgress
 from vae_edge.records import file_record
 from vae_edge.reference_file import ReferenceFile
@@ -72,7 +73,7 @@ def rebuild_engine(
             }
         )
         (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
-    return Bundle.open(folder)
+    return Bundle.open(folder, obeys_policy=False)
 
 
 def _run_references(source: Bundle, engine: Path, folder: Path, max_batch: int) -> dict[str, Any]:

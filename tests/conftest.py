@@ -42,6 +42,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.delenv("VAE_EDGE_CACHE_LIMIT_MB", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _own_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test obeys the user's policy for signatures, or makes a key in the user's configuration."""
+    monkeypatch.setenv("VAE_EDGE_CONFIG", str(tmp_path_factory.mktemp("config") / "vae-edge"))
+
+
 @pytest.fixture
 def onnx_bundle(tmp_path: Path) -> Bundle:
     """A tiny bundle that every machine with ONNX Runtime can open."""

@@ -25,7 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for folder in (".", "vae_edge", "vae_edge/sinks", "vae_edge/serve", "train", "export", "benchmarks")
+    for folder in (
+        ".",
+        "vae_edge",
+        "vae_edge/sinks",
+        "vae_edge/serve",
+        "vae_edge/signing",
+        "train",
+        "export",
+        "benchmarks",
+    )
     for path in sorted((ROOT / folder).glob("*.md"))
 }
 MAX_README_WORDS = 1000

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import vae_edge
 from vae_edge.agreement import Outputs
-from vae_edge.bundle import Bundle, manifest_text, new_bundle
+from vae_edge.bundle import Bundle, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.detectability import CONTRASTS, Detectability, FoundByKind, FoundBySize
 from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences
@@ -35,6 +35,7 @@ from vae_edge.manifest import (
     graph_inputs,
     graph_outputs,
 )
+from vae_edge.manifest_file import manifest_text
 from vae_edge.records import file_record
 from vae_edge.reference_file import REFERENCES_FILE, ReferenceKind, Size
 from vae_edge.targets import SUPPORTED, Precision, Target

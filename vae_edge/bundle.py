@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vae_edge.decision import check_thresholds
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import (
     MANIFEST_FILE,
-    MANIFEST_LIMITS,
-    MAX_OTHER_VALUES,
     NEVER_VERIFIED,
-    SCHEMA_VERSION,
     Manifest,
-    manifest_digest,
 )
+from vae_edge.manifest_file import check_thresholds_of, manifest_bytes, manifest_text, parse_manifest
 from vae_edge.model_files.checks import check_model_files
-from vae_edge.platform.atomic import LOCK_FILE, check_replaceable, claim, new_file, new_folder, restore, sha256_file
+from vae_edge.platform.atomic import (
+    LOCK_FILE,
+    check_place,
+    check_replaceable,
+    claim,
+    new_file,
+    new_folder,
+    restore,
+    sha256_file,
+)
 from vae_edge.records import (
-    check_n_values,
     check_recordable,
     check_recorded_files,
-    open_regular,
-    parse_json,
-    parse_record,
-    read_bounded,
     recorded_names,
 )
 from vae_edge.reference_file import REFERENCES_FILE
+from vae_edge.signing.envelope import LOCAL_FILE, OUTSIDE, SIGNATURE_FILE
+from vae_edge.signing.keys import KeySource, TrustedKeys
+from vae_edge.signing.keys import trusted_keys as read_trusted_keys
+from vae_edge.signing.policy import Policy, read_policy
 from vae_edge.targets import Target
+
+if TYPE_CHECKING:
+    from vae_edge.signing.check import Signature
+    from vae_edge.signing.local_record import Local
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +61,14 @@ class Seen(NamedTuple):
     manifest_sha256: str
     stamps: tuple[Stamp, ...]
     """Of the manifest and of the files that it names, from before they were read."""
+    local_stamp: Stamp = None
+    local_sha256: str | None = None
+    """Of `local.json` beside a signed bundle; None: there was none."""
+
+    @property
+    def identity(self) -> str:
+        """Names what decides the verdicts: the manifest, and with it its files, and what was fitted again here."""
+        return self.manifest_sha256 if self.local_sha256 is None else f"{self.manifest_sha256}+{self.local_sha256}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +78,15 @@ class Bundle:
     folder: Path
     """Absolute and without links, where `open` made it: neither a changed working folder nor a moved link matters."""
     manifest: Manifest
+    """Of a signed bundle: its maker's, with what was fitted again here."""
     seen: Seen | None = field(default=None, repr=False, compare=False)
     """The files as they were opened."""
+    signature: Signature | None = field(default=None, repr=False, compare=False)
+    """Who signed it, where that was checked: keys were trusted, by whoever opened it or by the user's policy."""
+    local: Local | None = field(default=None, repr=False, compare=False)
+    """What was fitted again here, where it is signed."""
+    trusted: TrustedKeys | None = field(default=None, repr=False, compare=False)
+    """The keys that whoever opened it trusts."""
 
     @property
     def model_path(self) -> Path:
@@ -89,35 +110,108 @@ class Bundle:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @classmethod
-    def open(cls, folder: str | Path, *, check_files: bool = True) -> Bundle:
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        check_files: bool = True,
+        trusted_keys: KeySource | Sequence[KeySource] | TrustedKeys | None = None,
+        obeys_policy: bool = True,
+    ) -> Bundle:
         """Read a bundle and check that its files are the ones that were exported.
 
         Args:
             folder: the bundle.
             check_files: compare every file's size and SHA-256 with the manifest's.
+            trusted_keys: files in PEM, or their contents: public keys or root certificates. The bundle must be signed
+                by one of them, all its files included. None: what the user's policy says.
+            obeys_policy: whether the user's policy (`vae_edge.signing.policy`) counts, in any case; False for what
+                this process has just made, or is about to sign.
 
         Raises:
-            BundleError: no bundle, a damaged or newer manifest, or a file that is missing or was changed.
+            BundleError: no bundle, a damaged or newer manifest, or a file that is missing or was changed; or it is not
+                signed by whom it has to be, or was fitted again by somebody who may not.
+            InputError: a key or the policy cannot be read.
+            MissingDependencyError: a signature is to be checked, and `cryptography` is not installed.
         """
+        policy = read_policy() if obeys_policy else Policy()
+        asked = None if trusted_keys is None else read_trusted_keys(trusted_keys)
         try:
             folder = Path(folder).resolve()
         except (OSError, RuntimeError) as error:  # A loop of links, or a working folder that no longer exists.
             raise BundleError(f"{folder} cannot be found ({error}); pass a folder made by vae-export") from error
         restore(folder)
-        manifest_stamp = _stamp(folder / MANIFEST_FILE)
-        manifest = read_manifest(folder)
+        path = folder / MANIFEST_FILE
+        manifest_stamp, local_stamp = _stamp(path), _stamp(folder / LOCAL_FILE)
+        data = manifest_bytes(folder)
+        manifest = parse_manifest(data, path)
         stamps = (manifest_stamp, *(_stamp(folder / file.name) for file in manifest.files))
-        seen = Seen(sha256_file(folder / MANIFEST_FILE), stamps)
-        if _stamp(folder / MANIFEST_FILE) != manifest_stamp:
+        seen = Seen(hashlib.sha256(data).hexdigest(), stamps)
+        if _stamp(path) != manifest_stamp:
             raise BundleError(f"the bundle {folder} was replaced or changed while it was opened; open it again")
-        bundle = cls(folder, manifest, seen)
-        if bundle.manifest.schema_version in NEVER_VERIFIED:
-            _log.warning("%s is not verified: %s", folder, NEVER_VERIFIED[bundle.manifest.schema_version])
+        if manifest.schema_version in NEVER_VERIFIED:
+            _log.warning("%s is not verified: %s", folder, NEVER_VERIFIED[manifest.schema_version])
         if check_files:
             _refuse_special_files(folder)
-            check_recorded_files(folder, bundle.manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
-            check_model_files(folder, [file.name for file in bundle.manifest.files], advice=_ADVICE)
+        bundle = cls(folder, manifest, seen, trusted=asked)
+        if asked is not None or policy.trusted is not None:
+            from vae_edge.signing.check import check_signature  # Most programs never do this.
+
+            # What the manifest lists is read below, and compared with the manifest.
+            known = {file.name: file.sha256 for file in manifest.files} | {MANIFEST_FILE: seen.manifest_sha256}
+            signature = check_signature(folder, known, asked, policy, reads_files=check_files)
+            bundle = replace(bundle, signature=signature)
+        bundle = bundle._with_local_record(local_stamp, policy)
+        if check_files:
+            check_recorded_files(folder, manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
+            check_model_files(folder, [file.name for file in manifest.files], advice=_ADVICE)
         return bundle
+
+    def checked_by(self, trusted_keys: KeySource | Sequence[KeySource] | TrustedKeys) -> Bundle:
+        """Return this bundle as one that is signed by one of some keys; it is opened again, unless that was checked.
+
+        Raises:
+            BundleError, InputError, MissingDependencyError: see `open`.
+        """
+        trusted = read_trusted_keys(trusted_keys)
+        if self.trusted == trusted:
+            return self
+        again = Bundle.open(self.folder, trusted_keys=trusted)
+        if self.seen is not None and again.seen is not None and again.seen.identity != self.seen.identity:
+            raise BundleError(f"the bundle {self.folder} was replaced or changed since it was opened; open it again")
+        return again
+
+    @property
+    def has_signature(self) -> bool:
+        """Whether there is a signature in the folder now, whoever made it."""
+        return os.path.lexists(self.folder / SIGNATURE_FILE)
+
+    def _with_local_record(self, stamp: Stamp, policy: Policy) -> Bundle:
+        """Return the bundle with what was fitted again here, if it is signed.
+
+        Raises:
+            BundleError: that is damaged or belongs to another bundle; or the signature was checked, and nobody who may
+                has fitted it.
+        """
+        if not os.path.lexists(self.folder / LOCAL_FILE) and self.signature is None:
+            return self
+        from vae_edge.signing.local_record import check_local, read_local
+
+        assert self.seen is not None
+        if not self.has_signature:
+            raise BundleError(
+                f"{self.folder / LOCAL_FILE} belongs to a signed bundle, and there is no {SIGNATURE_FILE}; copy the "
+                "bundle again, or remove it"
+            )
+        local = read_local(self.folder, self.seen.manifest_sha256)
+        if self.signature is not None:
+            check_local(self.folder, local, self.signature.root_sha256, policy.refit_keys)
+        if local is None:
+            return self
+        manifest = Manifest.model_validate_json(manifest_text(local.record.applied_to(self.manifest)))
+        check_thresholds_of(manifest, self.folder / LOCAL_FILE)
+        seen = self.seen._replace(local_stamp=stamp, local_sha256=local.file_sha256)
+        return replace(self, manifest=manifest, local=local, seen=seen)
 
     def check_unchanged(self) -> None:
         """Make sure that the files are still those that were opened.
@@ -128,34 +222,67 @@ class Bundle:
             BundleError: the bundle was replaced or changed, or no longer exists.
         """
         stamps = tuple(_stamp(self.folder / name) for name in (MANIFEST_FILE, *(f.name for f in self.manifest.files)))
-        if self.seen is not None and stamps == self.seen.stamps:
+        local = self.folder / LOCAL_FILE
+        if self.seen is not None and (stamps, _stamp(local)) == (self.seen.stamps, self.seen.local_stamp):
             return
         try:
             manifest = self.folder / MANIFEST_FILE
             if None in stamps or (self.seen is not None and sha256_file(manifest) != self.seen.manifest_sha256):
                 raise BundleError(f"{manifest} or a file that it names is missing or was changed")
+            local_sha256 = sha256_file(local) if os.path.lexists(local) else None
+            if self.seen is not None and local_sha256 != self.seen.local_sha256:
+                raise BundleError(f"{local} was changed")
             check_recorded_files(self.folder, self.manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
         except (BundleError, OSError) as error:
             raise BundleError(
                 f"the bundle {self.folder} was replaced or changed since it was opened; open it again"
             ) from error
 
+    def check_writable(self) -> None:
+        """Refuse, before the work is done, a bundle whose thresholds could not be written.
+
+        Raises:
+            InputError: its folder is read-only; or it is signed, and there can be no key to sign a re-fit with.
+            MissingDependencyError: it is signed, and `cryptography` is not installed.
+        """
+        check_place(self.folder)
+        if self.has_signature:
+            from vae_edge.signing.device_key import device_key
+
+            device_key(make=True)
+
     def with_manifest(self, manifest: Manifest) -> Bundle:
         """Write a changed manifest in place of the old one, completely or not at all, and return the bundle with it.
+
+        Of a signed bundle the manifest stays, and what was changed goes into `local.json` beside it, signed with this
+        user's key: see `vae_edge.signing.local_record`.
 
         Raises:
             BundleError: the bundle was replaced or changed since it was opened; the new one is not changed.
             InputError: the folder cannot be written.
+            MissingDependencyError: it is signed, and `cryptography` is not installed.
         """
         text = manifest_text(manifest)
         path = self.folder / MANIFEST_FILE
         with claim(self.folder / LOCK_FILE, f"another process is writing to {self.folder}"):
+            if self.has_signature:
+                return self._with_changes_beside(Manifest.model_validate_json(text))
             with new_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="")
                 # Now, that the new file lies in the folder: in one that takes its place after this it does not.
                 self.check_unchanged()
             seen = None if self.seen is None else Seen(sha256_file(path), (_stamp(path), *self.seen.stamps[1:]))
-        return Bundle(self.folder, Manifest.model_validate_json(text), seen)
+        return replace(self, manifest=Manifest.model_validate_json(text), seen=seen)
+
+    def _with_changes_beside(self, manifest: Manifest) -> Bundle:
+        from vae_edge.signing.local_record import write_local
+
+        if self.seen is None:
+            raise AssertionError("a bundle that was not opened cannot be changed")
+        path = self.folder / LOCAL_FILE
+        local = write_local(self.folder, self.seen.manifest_sha256, manifest, self.local, self.check_unchanged)
+        seen = self.seen._replace(local_stamp=_stamp(path), local_sha256=local.file_sha256)
+        return replace(self, manifest=manifest, seen=seen, local=local)
 
 
 @contextmanager
@@ -184,7 +311,7 @@ def check_bundle_name_is_free(folder: Path) -> None:
 
 
 def _own_files(folder: Path) -> set[str]:
-    return recorded_names(folder, MANIFEST_FILE) | {"model.sig"}
+    return recorded_names(folder, MANIFEST_FILE) | {*OUTSIDE}
 
 
 def _stamp(path: Path) -> Stamp:
@@ -195,64 +322,6 @@ def _stamp(path: Path) -> Stamp:
     if not stat.S_ISREG(facts.st_mode):
         return None
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-
-
-def manifest_text(manifest: Manifest) -> str:
-    """Return the manifest as it is written, with its digest: JSON with a line for each value.
-
-    A manifest of an older schema stays one. One of the first was read from a bundle that has no digest, and adding one
-    now would vouch for content that was never checked.
-    """
-    later = set(_LATER_FIELDS) if manifest.schema_version < 3 else set()
-    if manifest.schema_version == 1:
-        return manifest.model_dump_json(indent=2, exclude={"digest", *later}) + "\n"
-    content = json.loads(manifest.model_dump_json(exclude=later))
-    digest = manifest_digest(content)
-    return manifest.model_copy(update={"digest": digest}).model_dump_json(indent=2, exclude=later) + "\n"
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a bundle and check that it is the one that was written.
-
-    One of the first schema has no digest to check, and one of the second no references. It is returned as not verified,
-    whatever it claims.
-
-    Raises:
-        BundleError: there is none, it is damaged, or it was changed or made newer or older than it is.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        with open_regular(path, links=False) as file:
-            data = read_bounded(file, MANIFEST_LIMITS.size_bytes)
-        content = parse_json(data, MANIFEST_LIMITS)
-        check_n_values(data, MAX_OTHER_VALUES + _n_scores(content))
-    except FileNotFoundError:
-        raise BundleError(
-            f"{folder} is not a bundle: there is no {MANIFEST_FILE} in it; pass a folder made by vae-export"
-        ) from None
-    except NotADirectoryError:
-        raise BundleError(f"{folder} is a file, not a bundle; pass a folder made by vae-export") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); {_ADVICE}") from error
-    if not isinstance(content, dict) or type(content.get("schema_version")) is not int:
-        raise BundleError(f"{path} is damaged: it has no integer schema_version; {_ADVICE}")
-    manifest = parse_record(content, path, Manifest, SCHEMA_VERSION, advice=_ADVICE)
-    if manifest.schema_version > 1 and manifest.digest != manifest_digest(content):
-        raise BundleError(f"{path} was changed: its digest does not match its content; {_ADVICE}")
-    if manifest.schema_version in NEVER_VERIFIED:
-        manifest = _of_older_schema(manifest, path)
-    try:
-        check_thresholds(manifest.thresholds)
-    except ValueError as error:
-        raise BundleError(f"{path} was changed: {error}; {_ADVICE}") from error
-    return manifest
-
-
-def _n_scores(content: Any) -> int:
-    """Return the length of the one list in a manifest that may be long."""
-    thresholds = content.get("thresholds") if isinstance(content, dict) else None
-    scores = thresholds.get("calibration_scores") if isinstance(thresholds, dict) else None
-    return len(scores) if isinstance(scores, list) else 0
 
 
 def _refuse_special_files(folder: Path) -> None:
@@ -271,32 +340,6 @@ def _refuse_special_files(folder: Path) -> None:
                 continue  # A temporary file.
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise BundleError(f"{entry.path} is a link, a FIFO, a socket or a device; expected a file; {_ADVICE}")
-
-
-_WROTE_SCHEMA = {1: r"0\.[01](\.|$)", 2: r"0\.[0-2](\.|$)"}
-"""The versions of vae-edge that wrote an older schema."""
-
-_LATER_FIELDS = ("references", "verified_by", "gate")
-"""What no manifest of an older schema has."""
-
-
-def _of_older_schema(manifest: Manifest, path: Path) -> Manifest:
-    """Return a manifest of an older schema, which has too little in it to be verified, as not verified.
-
-    Raises:
-        BundleError: it is a later one, stripped down.
-    """
-    schema, version = manifest.schema_version, manifest.provenance.vae_edge_version
-    has_later = manifest.digest is not None and schema == 1
-    if has_later or not re.match(_WROTE_SCHEMA[schema], version):
-        raise BundleError(
-            f"{path} was changed: it has schema {schema} but was written by vae-edge {version!r} with a later one; "
-            f"{_ADVICE}"
-        )
-    reason, why = manifest.not_verified_because, NEVER_VERIFIED[schema]
-    if reason is None or why not in reason:
-        reason = why if reason is None else f"{reason}; and {why}"
-    return manifest.model_copy(update={"verified": False, "not_verified_because": reason})
 
 
 def bundles_in(folder: Path) -> list[Path]:

@@ -24,10 +24,10 @@ from vae_edge.ignored_region import paint_over
 from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
 from vae_edge.platform.after_fork import Process
-from vae_edge.platform.atomic import check_place
 from vae_edge.platform.machine import usable_cores
 from vae_edge.platform.work import InOrder, Progress, StepProgress
 from vae_edge.prediction import Prediction
+from vae_edge.signing.keys import KeySource, TrustedKeys
 
 if TYPE_CHECKING:
     from vae_edge.drift import DriftMonitor
@@ -114,6 +114,7 @@ class Detector:
         gate: bool = True,
         drift: bool | str | Path = False,
         drift_alarm_rate: float | None = None,
+        trusted_keys: KeySource | Sequence[KeySource] | TrustedKeys | None = None,
         progress: StepProgress | None = None,
     ) -> Detector:
         """Check a bundle and load its model.
@@ -146,17 +147,23 @@ class Detector:
             drift: watch whether the process drifts, and say so in `prediction.drift`: True, or the file that keeps what
                 is known between two starts. Every image must then show another part; see `vae_edge.drift`.
             drift_alarm_rate: chance of a false alarm of drift over all time, 1e-6 to 0.5; None: 0.01.
+            trusted_keys: files in PEM, or their contents: public keys, or certificates of roots. The bundle must be
+                signed by one of them, see `vae_edge.signing`. None: what the user's policy says, which holds always.
             progress: called with the steps of such a build, which takes minutes.
 
         Raises:
-            BundleError: the bundle is damaged, changed or too new, or was replaced while it was opened; or `check` was
-                asked for and it is older than references.
+            BundleError: the bundle is damaged, changed or too new, or was replaced while it was opened; it is not
+                signed by whom it has to be; or `check` was asked for and it is older than references.
             ParityError: it does not give its reference outputs here.
-            MissingDependencyError: its runtime is not installed.
+            MissingDependencyError: its runtime is not installed, or `cryptography`, which checks signatures.
             DeviceError: the device or the runtime cannot run it.
-            InputError: an argument is invalid; or the file of `drift` is of another bundle, damaged or in use.
+            InputError: an argument is invalid; a trusted key or the policy cannot be read; or the file of `drift` is of
+                another bundle, damaged or in use.
         """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if not isinstance(bundle, Bundle):
+            opened = Bundle.open(bundle, trusted_keys=trusted_keys)
+        else:
+            opened = bundle if trusted_keys is None else bundle.checked_by(trusted_keys)
         manifest = opened.manifest
         max_pixels_in_force(max_pixels)
         chosen = None if hint is None else _checked_hint(hint)
@@ -218,6 +225,7 @@ class Detector:
             "max_pixels": max_pixels,
             "check": check,
             "gate": gate,
+            "trusted_keys": opened.trusted,
         }
         try:
             detector.false_alarm_rate = false_alarm_rate
@@ -298,7 +306,7 @@ class Detector:
                 "a detector constructed from its parts cannot be copied or sent to another process; create it with "
                 "Detector.open"
             )
-        return _reopen, (type(self), self.bundle.folder, self.bundle.seen.manifest_sha256, self._arguments)
+        return _reopen, (type(self), self.bundle.folder, self.bundle.seen.identity, self._arguments)
 
     def predict(self, image: Source) -> Prediction:
         """Judge one image with the lowest latency.
@@ -565,7 +573,7 @@ class Detector:
         # Loaded when it is needed: most programs on a device never do this.
         from vae_edge.refit import refit_thresholds
 
-        check_place(self.bundle.folder)  # Before the work.
+        self.bundle.check_writable()  # Before the work.
         if self.bundle.manifest.references is not None and not self._agrees:
             self.check_references().require(str(self.bundle.folder))
 
@@ -702,13 +710,13 @@ _reopened: dict[tuple[Any, ...], Detector] = {}
 """What a worker process was sent, so that it opens a detector once and not with every task."""
 
 
-def _reopen(kind: type[Detector], folder: Path, manifest_sha256: str, arguments: dict[str, Any]) -> Detector:
-    key = (kind, folder, manifest_sha256, tuple(arguments.items()))
+def _reopen(kind: type[Detector], folder: Path, identity: str, arguments: dict[str, Any]) -> Detector:
+    key = (kind, folder, identity, tuple(arguments.items()))
     kept = _reopened.get(key)
     if kept is not None and kept._process.is_this and not kept._closed:
         return kept
-    bundle = Bundle.open(folder)
-    if bundle.seen is None or bundle.seen.manifest_sha256 != manifest_sha256:
+    bundle = Bundle.open(folder, trusted_keys=arguments["trusted_keys"])
+    if bundle.seen is None or bundle.seen.identity != identity:
         raise BundleError(f"the bundle {folder} was replaced or changed since its detector was pickled; open it again")
     detector = kind.open(bundle, **arguments)
     if multiprocessing.parent_process() is not None:

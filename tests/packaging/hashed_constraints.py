@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "constraints-hashed.txt"
-EXTRAS = ("onnxruntime", "openvino", "tensorrt-rtx", "line", "serve")
+EXTRAS = ("onnxruntime", "openvino", "tensorrt-rtx", "line", "serve", "verify")
 """What runs on a device and is installed from an index."""
 INSTALLERS = ("pip", "setuptools")
 """Pinned, too: what installs the others, and what builds the two that have no wheel."""

@@ -27,7 +27,7 @@ WITH_OPENVINO = "3.12"
 CHECK = """
 import importlib.util, sys
 from importlib.metadata import PackageNotFoundError, version
-import asyncua, cv2, numpy, onnx, onnxruntime, openvino, paho.mqtt, pymodbus
+import asyncua, cryptography, cv2, numpy, onnx, onnxruntime, openvino, paho.mqtt, pymodbus
 assert importlib.util.find_spec("torch") is None, "torch is installed, but nothing here needs it"
 lines = [line.strip() for line in open("constraints-lowest.txt", encoding="utf-8") if "==" in line and line[0] != "#"]
 assert len(lines) > 5, lines

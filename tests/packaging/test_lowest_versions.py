@@ -13,7 +13,13 @@ def test_every_floor_is_what_is_tested() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    allowed = [*project["dependencies"], *extras["onnxruntime"], *extras["openvino"], *extras["line"]]
+    allowed = [
+        *project["dependencies"],
+        *extras["onnxruntime"],
+        *extras["openvino"],
+        *extras["line"],
+        *extras["verify"],
+    ]
     text = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8")
     tested = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert tested == sorted(requirement.replace(">=", "==") for requirement in allowed)

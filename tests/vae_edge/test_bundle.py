@@ -21,11 +21,12 @@ from tests.hostile_bundles import (
 )
 from tests.record_differences import differences
 from tests.tiny_bundles import dark_image, make_bundle, make_manifest
-from vae_edge.bundle import Bundle, bundles_in, manifest_text, new_bundle, read_manifest
+from vae_edge.bundle import Bundle, bundles_in, new_bundle
 from vae_edge.decision import PixelTail, check_thresholds, fit_f1_thresholds_with_tail, fit_thresholds_with_tail
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError, InputError, UsageError
 from vae_edge.manifest import MANIFEST_FILE, NEVER_VERIFIED, SCHEMA_VERSION, ThresholdMethod, Thresholds
+from vae_edge.manifest_file import manifest_text, read_manifest
 from vae_edge.targets import Target
 
 

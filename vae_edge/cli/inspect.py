@@ -12,17 +12,25 @@ import typer
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
 from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
-from vae_edge.cli.options import JsonOption, SourceKind, refuse_idle, refuse_others
+from vae_edge.cli.options import (
+    JsonOption,
+    SourceKind,
+    TrustedKeyOption,
+    keys_of,
+    refuse_idle,
+    refuse_others,
+)
 from vae_edge.cli.run_options import needs_of_targets
 from vae_edge.decision import describe_promise, describe_support
 from vae_edge.detectability import CONTRASTS, found_text
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.drift import DriftMonitor
 from vae_edge.drift_file import DriftRecord, is_drift_file, read_drift
-from vae_edge.errors import UsageError, VaeEdgeError
+from vae_edge.errors import BundleError, UsageError, VaeEdgeError
 from vae_edge.gate import describe_gate
 from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
 from vae_edge.platform.outside import printable
+from vae_edge.signing.check import claimed_signer
 from vae_edge.sinks.sink import trust_warnings
 from vae_edge.targets import Precision
 from vae_edge.wording import count
@@ -41,7 +49,7 @@ class _Opened:
 
 _FILE = SourceKind("a model file, which is not opened", "model files", frozenset({"as_json"}))
 _DRIFT = SourceKind("a record of drift", "records of drift", frozenset({"as_json"}))
-_BUNDLE = SourceKind("a bundle", "bundles", frozenset({"as_json", "device", "threads", "requests"}))
+_BUNDLE = SourceKind("a bundle", "bundles", frozenset({"as_json", "device", "threads", "requests", "trusted_key"}))
 
 
 def inspect(
@@ -61,9 +69,10 @@ def inspect(
     requests: Annotated[
         int | None, typer.Option(help="Pictures of a stream at the same time.", show_default="the device's best")
     ] = None,
+    trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a bundle's files, show its manifest, and say which runtime and device would run it here.
+    """Check a bundle's files, show its manifest, who signed it, and which runtime and device would run it here.
 
     For a model file (.onnx, .xml, .engine, .json, .safetensors): show its metadata, without its runtime. For the file
     of vae-run --drift: show whether the process has drifted.
@@ -75,7 +84,7 @@ def inspect(
         refuse_others(context, source, _FILE, (_FILE, _BUNDLE))
         _inspect_file(describe_model_file(source), as_json)
     else:
-        opened = Bundle.open(source)
+        opened = Bundle.open(source, trusted_keys=keys_of(trusted_key))
         refuse_idle(context, needs_of_targets({opened.manifest.target}))
         found = _try_to_open(opened, device, threads, requests)
         _print_bundle(source, opened, found, as_json)
@@ -88,6 +97,7 @@ def _print_bundle(folder: Path, opened: Bundle, found: _Opened | str, as_json: b
             "bundle": str(folder),
             "size_bytes": opened.size_bytes,
             **({"runs_with": None, "does_not_run_because": found} if isinstance(found, str) else asdict(found)),
+            "signature": dict(_signature_rows(opened)),
             "manifest": manifest.model_dump(mode="json"),
         }
         print(json.dumps(content, indent=2))
@@ -194,6 +204,7 @@ def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str,
         "Decision": _decision_rows(bundle),
         **_detectability_section(manifest),
         "Trust": _trust_rows(manifest),
+        "Signature": _signature_rows(bundle),
         "Provenance": [
             ("run", f"{manifest.provenance.run} ({manifest.provenance.run_fingerprint[:12]})"),
             *_backbone(manifest.provenance.backbone),
@@ -314,6 +325,25 @@ def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
         if (saturation := quantization.saturation) is not None:
             rows.append(("", f"at most {saturation.share:.2%} of values beyond their range, in {saturation.layer}"))
         rows.append(("in float", ", ".join(quantization.given_back) or "no layer went back to float"))
+    return rows
+
+
+def _signature_rows(bundle: Bundle) -> list[tuple[str, str]]:
+    if bundle.signature is not None:
+        rows = [("signed by", bundle.signature.by.what), ("content", bundle.signature.root_sha256)]
+    else:
+        try:
+            claimed = claimed_signer(bundle.folder)
+        except BundleError as error:
+            return [("signed by", f"nobody: {error}")]
+        if claimed is None:
+            return [("signed by", "nobody: there is no model.sig")]
+        rows = [("signed by", f"{claimed}, as it says; not checked: add --trusted-key PUB.pem")]
+    local = bundle.local
+    if local is not None:
+        checked = "" if bundle.signature is not None else "; not checked"
+        by = f"the key SHA-256 {local.key_sha256[:16]}{checked}"
+        rows.append(("changed here", f"number {local.record.number}, {local.record.written_utc}, by {by}"))
     return rows
 
 

@@ -100,6 +100,7 @@ COMMANDS: dict[str, Command] = {
         "Prove that a bundle computes what it should on this device; with --data, fit its thresholds here.",
         decodes_pictures=True,
     ),
+    "sign": Command("vae_edge.cli.sign:sign", "Sign a bundle, so that devices can tell who made it.", "sign"),
     "inspect": Command("vae_edge.cli.inspect:inspect", "Show what a bundle is and how far it can be trusted."),
     "cache": Command("vae_edge.cli.cache:cache", "List or clear what is cached for faster starts."),
     "doctor": Command("vae_edge.cli.doctor:doctor", "Show what works on this machine, and how to fix the rest."),

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vae_edge.backends.tensorrt.module import read_plan_header
-from vae_edge.bundle import read_manifest
 from vae_edge.errors import BundleError, DeviceError, InputError
 from vae_edge.manifest import MANIFEST_FILE, Manifest
+from vae_edge.manifest_file import read_manifest
 from vae_edge.model_files.checks import PROGRAM_LIMITS, read_ir, read_safetensors_header
 from vae_edge.model_files.onnx_header import read_onnx_header
 from vae_edge.platform.atomic import sha256_file

@@ -20,11 +20,13 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 
 from vae_edge.errors import UsageError
+from vae_edge.signing.keys import TrustedKeys, trusted_keys
 
 DeviceOption = Annotated[
     str, typer.Option(metavar="NAME", help="auto or the runtime's name: cpu, gpu, npu, cuda:1; doctor lists them.")
@@ -34,6 +36,15 @@ NoRebuildOption = Annotated[
     bool,
     typer.Option(
         "--no-rebuild", help="TensorRT: fail if the engine does not fit this device, instead of building another."
+    ),
+]
+TrustedKeyOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        metavar="PUB.pem",
+        help="Refuse a bundle that is not signed by this public key or a certificate of this root; may be repeated.",
+        show_default="the policy's",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
@@ -186,6 +197,16 @@ def in_words(parts: Sequence[str]) -> str:
         '--data, --normal and --masks'
     """
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+
+
+def keys_of(paths: Sequence[Path] | None) -> TrustedKeys | None:
+    """Read the files of `--trusted-key`; None: there are none.
+
+    Raises:
+        InputError: one cannot be read, or holds something else.
+        MissingDependencyError: `cryptography` is not installed.
+    """
+    return trusted_keys(list(paths), said_by="--trusted-key") if paths else None
 
 
 def _are(flags: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import typer
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import lines_stdout, notes_console, print_error
-from vae_edge.cli.options import refuse_idle, with_option_groups
+from vae_edge.cli.options import keys_of, refuse_idle, with_option_groups
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import (
     FrameOptions,
@@ -109,7 +109,7 @@ def run(
     shard = None if picture.shard is None else Shard.parse(picture.shard)
     if out is not None:
         check_no_earlier_run(out, overwrite=result.overwrite)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trusted_keys=keys_of(runtime.trusted_key))
     thresholds = opened.manifest.thresholds
     if monitor.false_alarm_rate is not None:
         thresholds = thresholds_at(thresholds, monitor.false_alarm_rate)  # What is wrong with it, at once.

@@ -15,7 +15,15 @@ from typing import Annotated
 import typer
 
 from vae_edge.backends.base import Hint
-from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, OptionGroup, RecursiveOption, in_words
+from vae_edge.cli.options import (
+    Condition,
+    DeviceOption,
+    NoRebuildOption,
+    OptionGroup,
+    RecursiveOption,
+    TrustedKeyOption,
+    in_words,
+)
 from vae_edge.drift import DEFAULT_ALARM_RATE
 from vae_edge.image import MAX_PIXELS
 from vae_edge.manifest import Manifest
@@ -275,6 +283,7 @@ class Arithmetic(TextEnum):
 class RuntimeChoices(OptionGroup, panel="Running the model"):
     """Running the model."""
 
+    trusted_key: TrustedKeyOption = None
     device: DeviceOption = "auto"
     hint: Annotated[
         Hint | None,

