@@ -6,15 +6,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.disturbed_bundles import DISTURBANCES, Disturbance, disturb, noise_added
 from tests.export.conftest import train
-from tests.vae_edge.backends.tensorrt_double import CudaDouble, TensorRtDouble
-from vae_edge.backends import tensorrt_backend
-from vae_edge.backends.cuda.gpus import Gpu
+from tests.vae_edge.backends.tensorrt_double import TensorRtDouble, in_place_of_tensorrt
 from vae_edge.bundle import Bundle
 from vae_edge.cli.main import invoke
 from vae_edge.detector import Detector
@@ -74,21 +71,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> TensorRtDouble:
     """A TensorRT that computes with ONNX Runtime; a bundle's engine, which is for another, is built anew."""
-    double = TensorRtDouble(CudaDouble())
-    real = tensorrt_backend.TensorRtBackend
-
-    def open_with_double(*arguments: Any, **named: Any) -> tensorrt_backend.TensorRtBackend:
-        double.cuda.closed = 0
-        return real(
-            *arguments,
-            **named,
-            find_module=double.find_module,
-            open_memory=double.open_memory,
-            find_gpus=lambda: [Gpu(0, "Orin", "8.7")],
-        )
-
-    monkeypatch.setattr(tensorrt_backend, "TensorRtBackend", open_with_double)
-    return double
+    return in_place_of_tensorrt(monkeypatch)
 
 
 @pytest.mark.parametrize(("target", "precision"), ALL, ids=str)

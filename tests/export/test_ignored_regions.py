@@ -12,19 +12,25 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.export.conftest import train
 from tests.export.test_feature_graphs import images_of
 from tests.export.tiny_networks import run_model
 from tests.train.features.test_graph import SETTINGS, SIZE, feature_graph
 from tests.train.random_backbones import random_weights
+from tests.vae_edge.backends.tensorrt_double import in_place_of_tensorrt
 from vae_edge.backends.base import open_backend
+from vae_edge.bundle import Bundle
+from vae_edge.detector import Detector
 from vae_edge.export.openvino_ir import export_openvino
+from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.export.quantization.onnx_network import to_half
+from vae_edge.export.settings import Budget, LowPrecisionSettings
 from vae_edge.export.targets.onnx_target import export_onnx, export_program
 from vae_edge.export.targets.tensorrt_rules import warnings_for_tensorrt
 from vae_edge.export.targets.torch_target import save_program
-from vae_edge.ignored_region import IgnoredRegion, kept_places
+from vae_edge.ignored_region import IgnoredRegion, kept_places, parse_polygon
 from vae_edge.manifest import graph_inputs, graph_outputs
-from vae_edge.targets import SUPPORTED, Target
+from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train.features.backbone_weights import backbone_from
 from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.features.settings import MapSource, PositionVae
@@ -34,6 +40,7 @@ from vae_edge.train.model.kept import KeptPlaces
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import parse_scoring
 from vae_edge.train.model.scoring_constants import fit_scoring_constants
+from vae_edge.train.sample import SampleSettings, write_sample_set
 
 KINDS = ("features", "tiles", "coarse")
 SCORINGS = {
@@ -155,3 +162,52 @@ def test_every_runtime_gives_torchs_map_and_score(kind: str, tmp_path: Path) -> 
     maps, scores = run_model(to_half(single), images)
     assert np.isfinite(maps).all()
     assert np.abs(scores - exact[1]).max() < 0.05 * np.abs(exact[1]).max()
+
+
+@pytest.fixture(scope="module")
+def low_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Target, Precision], Bundle]:
+    """Of a trained network that ignores a rectangle, with everything in INT8 and FP16 that a target can have in it."""
+    for module in ("onnxruntime", "openvino", "nncf", "tensorrt_rtx"):
+        pytest.importorskip(module)
+    samples = SampleSettings(image_size=64, n_train=60, n_test_good=4, n_test_per_defect=1)
+    (folder,) = write_sample_set(tmp_path_factory.mktemp("sample"), ["dial"], samples)
+    polygon = parse_polygon("0.05,0.05 0.45,0.05 0.45,0.6 0.05,0.6")
+    run = train(folder, tmp_path_factory.mktemp("runs") / "dial", ignore_polygons=(polygon,))
+    settings = ExportSettings(
+        targets=(Target.ONNX, Target.OPENVINO, Target.TENSORRT),
+        precisions=(Precision.INT8, Precision.FP16),
+        low_precision=LowPrecisionSettings(budget=Budget(max_auroc_drop=None, max_flip_rate=None)),
+    )
+    results = export_run(run, tmp_path_factory.mktemp("low"), settings)
+    assert [str(result.error) for result in results if result.error is not None] == []
+    return {(r.target, r.precision): r.bundle for r in results if r.bundle is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP16])
+@pytest.mark.parametrize("target", [Target.ONNX, Target.OPENVINO, Target.TENSORRT])
+def test_in_low_precision_nothing_depends_on_what_lies_there_either(
+    low_bundles: dict[tuple[Target, Precision], Bundle],
+    target: Target,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if target is Target.TENSORRT:
+        in_place_of_tensorrt(monkeypatch)
+    bundle = low_bundles[target, precision]
+    ignored = bundle.manifest.ignored
+    assert ignored is not None
+    random = np.random.default_rng(0)
+    size = (ignored.mask.shape[0], ignored.mask.shape[1], 3)
+    with Detector.open(bundle, cache=False) as detector:
+        for seed in range(6):
+            image = images_of(1, seed=seed)[0][: size[0], : size[1]]
+            changed, beside = image.copy(), image.copy()
+            changed[ignored.mask] = random.integers(0, 256, (int(ignored.mask.sum()), 3))
+            beside[ignored.kept] = 255 - beside[ignored.kept]
+            first, second, third = (detector.predict(each) for each in (image, changed, beside))
+            assert first.score == second.score != third.score
+            np.testing.assert_array_equal(first.anomaly_map, second.anomaly_map)
+            assert not first.anomaly_map[ignored.mask].any()
+            assert np.ptp(first.anomaly_map[ignored.kept]) > 0
+            assert first.not_inspectable_because == second.not_inspectable_because

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.presets import Augmentation
@@ -242,14 +243,58 @@ def augmented(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
     Returns:
         float32 [N, C, H, W], -1 to 1.
     """
+    return relit(flipped(pixels, kinds), kinds)
+
+
+def flipped(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
+    """Mirror each picture of a batch at random, if that is one of the kinds; see `augmented`."""
     if Augmentation.FLIPS in kinds:
         for dim in (2, 3):
             flip = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
             pixels = torch.where(flip, pixels.flip(dim), pixels)
+    return pixels
+
+
+def relit(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
+    """Change brightness and contrast of each picture at random, if that is one of the kinds; see `augmented`."""
     if Augmentation.LIGHT in kinds:
         gain, offset = torch.randn(2, len(pixels), 1, 1, 1, device=pixels.device) * _LIGHT
         pixels = (pixels * gain.exp() + offset).clamp(-1.0, 1.0)
     return pixels
+
+
+def with_mask(images: NDArray[np.uint8], ignored: IgnoredRegion | None) -> NDArray[np.uint8]:
+    """Append what is ignored to full images as one more channel, which goes with their windows and mirror images.
+
+    Args:
+        images: uint8 [n, H, W, C].
+        ignored: at their size; None: nothing is, and the images are returned as they are.
+
+    Returns:
+        uint8 [n, H, W, C + 1]; the last channel is 255 where the picture counts and 0 where it is ignored.
+    """
+    if ignored is None:
+        return images
+    result = np.empty((*images.shape[:3], images.shape[3] + 1), dtype=np.uint8)
+    result[..., :-1] = images
+    result[..., -1] = ignored.kept * np.uint8(255)
+    return result
+
+
+def apart(pixels: Tensor, n_channels: int) -> tuple[Tensor, Tensor | None]:
+    """Take a batch apart that was made of the images of `with_mask`.
+
+    Args:
+        pixels: float32 [N, C or C + 1, H, W], -1 to 1.
+        n_channels: C.
+
+    Returns:
+        The pixels, float32 [N, C, H, W], and bool [N, 1, H, W], true where they count; None: everywhere.
+    """
+    if pixels.shape[1] == n_channels:
+        return pixels, None
+    colours = pixels[:, :n_channels].contiguous(memory_format=torch.channels_last)
+    return colours, pixels[:, n_channels:] > 0
 
 
 def even_light(images: NDArray[np.uint8], input_settings: InputSettings) -> NDArray[np.uint8]:

@@ -168,7 +168,7 @@ class Vae(nn.Module):
         encoder, decoder = self.reconstruction_halves()
         return nn.Sequential(*encoder, *decoder)
 
-    def loss(self, output: VaeOutput, x: Tensor) -> VaeLoss:
+    def loss(self, output: VaeOutput, x: Tensor, kept: Tensor | None = None) -> VaeLoss:
         """Return reconstruction error + kl_weight * divergence.
 
         The divergence of N(mean, variance) from N(0, 1) is -1/2 sum(1 + log variance - mean^2 - variance) (Kingma and
@@ -177,8 +177,14 @@ class Vae(nn.Module):
         Args:
             output: from `forward`.
             x: float32 [N, C, H, W], the images that went in.
+            kept: bool [N, 1, H, W], the pixels whose reconstruction counts; None: all.
         """
-        reconstruction = functional.mse_loss(output.reconstruction.float(), x.float())
+        if kept is None:
+            reconstruction = functional.mse_loss(output.reconstruction.float(), x.float())
+        else:
+            squares = (output.reconstruction.float() - x.float()).square().mean(dim=1, keepdim=True)
+            # Not by indexing, whose size the device would have to tell; without a kept pixel it is 0.
+            reconstruction = squares.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
         # In float32 whatever the precision of the training: exp() leaves float16's range at 11.
         mean, log_variance = output.mean.float(), output.log_variance.float()
         kl = (-0.5 * (1 + log_variance - mean.square() - log_variance.exp())).sum(dim=1).mean()

@@ -15,14 +15,19 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 
+from vae_edge.backends import tensorrt_backend
+from vae_edge.backends.cuda.gpus import Gpu
 from vae_edge.backends.cuda.memory import CudaMemory, DeviceBuffer, PinnedBuffer, Stream
 from vae_edge.backends.tensorrt.module import FLAVOURS, TensorRtModule, version_numbers, wrap_tensorrt
 from vae_edge.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import pytest
 
 GARBAGE = 0xA5
 """What fresh memory holds."""
@@ -223,3 +228,22 @@ class TensorRtDouble:
 def run_onnx(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def in_place_of_tensorrt(monkeypatch: pytest.MonkeyPatch) -> TensorRtDouble:
+    """Let bundles for TensorRT be opened with a double; their engines, which are for another, are built anew."""
+    double = TensorRtDouble(CudaDouble())
+    real = tensorrt_backend.TensorRtBackend
+
+    def open_with_double(*arguments: Any, **named: Any) -> tensorrt_backend.TensorRtBackend:
+        double.cuda.closed = 0
+        return real(
+            *arguments,
+            **named,
+            find_module=double.find_module,
+            open_memory=double.open_memory,
+            find_gpus=lambda: [Gpu(0, "Orin", "8.7")],
+        )
+
+    monkeypatch.setattr(tensorrt_backend, "TensorRtBackend", open_with_double)
+    return double
