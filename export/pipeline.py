@@ -21,6 +21,7 @@ from vae_edge.detectability import Detectability
 from vae_edge.errors import BundleError, DeviceError, MissingDependencyError, ParityError, UsageError, VaeEdgeError
 from vae_edge.export.low_precision import LowPrecision, QuantizedModel
 from vae_edge.export.parity import check_parity, measure_parity
+from vae_edge.export.provenance import write_provenance
 from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences, drawn_pictures, given_pictures
 from vae_edge.export.settings import LowPrecisionSettings, ReferenceSettings
 from vae_edge.export.targets.base import ONNX_FILE, Source, TargetExporter, open_exporter
@@ -214,6 +215,7 @@ class _BundleExport:
             trust.references.file.write(temporary / REFERENCES_FILE)
             manifest = self._manifest(folder.name, written.runtime, quantized, trust, temporary)
             (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+            write_provenance(temporary, manifest)
         warnings = written.warnings if quantized is None else (*quantized.calibration.warnings, *written.warnings)
         return ExportResult(target, precision, Bundle.open(folder, obeys_policy=False), warnings=warnings)
 

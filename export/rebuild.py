@@ -11,6 +11,7 @@ from vae_edge.backends.base import Backend, RuntimeOptions, open_backend
 from vae_edge.backends.tensorrt.build import EngineSettings, build_engine
 from vae_edge.bundle import Bundle, new_bundle
 from vae_edge.errors import DeviceError, InputError, MissingDependencyError
+from vae_edge.export.provenance import write_provenance
 from vae_edge.export.references import with_own
 from vae_edge.manifest import MANIFEST_FILE, Manifest
 from vae_edge.manifest_file import manifest_text
@@ -73,6 +74,7 @@ def rebuild_engine(
             }
         )
         (temporary / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+        write_provenance(temporary, manifest, source)
     return Bundle.open(folder, obeys_policy=False)
 
 

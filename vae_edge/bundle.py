@@ -40,6 +40,7 @@ from vae_edge.signing.envelope import LOCAL_FILE, OUTSIDE, SIGNATURE_FILE
 from vae_edge.signing.keys import KeySource, TrustedKeys
 from vae_edge.signing.keys import trusted_keys as read_trusted_keys
 from vae_edge.signing.policy import Policy, read_policy
+from vae_edge.signing.provenance import PROVENANCE_FILE
 from vae_edge.targets import Target
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def check_bundle_name_is_free(folder: Path) -> None:
 
 
 def _own_files(folder: Path) -> set[str]:
-    return recorded_names(folder, MANIFEST_FILE) | {*OUTSIDE}
+    return recorded_names(folder, MANIFEST_FILE) | {PROVENANCE_FILE, *OUTSIDE}
 
 
 def _stamp(path: Path) -> Stamp:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.platform.atomic import sha256_file
 from vae_edge.reference_file import REFERENCES_FILE, ReferenceFile, ReferenceKind
 from vae_edge.references import size_of
+from vae_edge.signing.provenance import PROVENANCE_FILE, read_provenance
 from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train import fit
 from vae_edge.train.model.anomaly_graph import run_graph
@@ -46,9 +49,30 @@ def test_every_target_leaves_a_whole_bundle_named_after_the_run(bundles: dict[Ta
     for target, bundle in bundles.items():
         names = {record.name for record in bundle.manifest.files}
         assert names == {SUPPORTED[target].model_file, *SUPPORTED[target].other_files, REFERENCES_FILE}
-        assert {path.name for path in bundle.folder.iterdir()} == names | {MANIFEST_FILE}
+        assert {path.name for path in bundle.folder.iterdir()} == names | {MANIFEST_FILE, PROVENANCE_FILE}
         for record in bundle.manifest.files:
             assert sha256_file(bundle.folder / record.name) == record.sha256
+
+
+def test_every_bundle_states_where_it_comes_from(bundles: dict[Target, Bundle], trained_run: RunFolder) -> None:
+    for target, bundle in bundles.items():
+        statement = read_provenance(bundle.folder)
+        assert statement is not None
+        files = {path.name: sha256_file(path) for path in bundle.folder.iterdir() if path.name != PROVENANCE_FILE}
+        assert statement.differing(files) == []
+        definition = statement.predicate.buildDefinition
+        assert definition.externalParameters["target"] == target
+        digests = {each.name: each.digest["sha256"] for each in definition.resolvedDependencies if each.digest}
+        assert digests["training images"] == trained_run.record.data.train_fingerprint
+        assert set(digests) == {"run", "training images", "vae-edge"}
+        text = (bundle.folder / PROVENANCE_FILE).read_text(encoding="utf-8")
+        for private in (
+            socket.gethostname(),
+            getpass.getuser() + "/",
+            str(trained_run.folder.parent),
+            str(Path.home()),
+        ):
+            assert private not in text
 
 
 @pytest.mark.parametrize("target", RUNNABLE)

@@ -11,6 +11,7 @@ import typer
 
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import plain_table, print_warning, results_console, size_text
+from vae_edge.cli.inspect_trust import backbone_rows, signature_rows, statement_as_json, statement_rows, trust_rows
 from vae_edge.cli.model_file import ModelFileDescription, describe_model_file
 from vae_edge.cli.options import (
     JsonOption,
@@ -26,11 +27,10 @@ from vae_edge.detectability import CONTRASTS, found_text
 from vae_edge.detector import Detector, n_stream_workers
 from vae_edge.drift import DriftMonitor
 from vae_edge.drift_file import DriftRecord, is_drift_file, read_drift
-from vae_edge.errors import BundleError, UsageError, VaeEdgeError
+from vae_edge.errors import UsageError, VaeEdgeError
 from vae_edge.gate import describe_gate
-from vae_edge.manifest import BackboneOrigin, Manifest, TensorSpec
+from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.platform.outside import printable
-from vae_edge.signing.check import claimed_signer
 from vae_edge.sinks.sink import trust_warnings
 from vae_edge.targets import Precision
 from vae_edge.wording import count
@@ -97,7 +97,8 @@ def _print_bundle(folder: Path, opened: Bundle, found: _Opened | str, as_json: b
             "bundle": str(folder),
             "size_bytes": opened.size_bytes,
             **({"runs_with": None, "does_not_run_because": found} if isinstance(found, str) else asdict(found)),
-            "signature": dict(_signature_rows(opened)),
+            "signature": dict(signature_rows(opened)),
+            "provenance": statement_as_json(opened),
             "manifest": manifest.model_dump(mode="json"),
         }
         print(json.dumps(content, indent=2))
@@ -203,14 +204,15 @@ def _sections(bundle: Bundle, found: _Opened | str) -> dict[str, list[tuple[str,
         f"{printable(manifest.name)}  {size_text(bundle.size_bytes)}": model,
         "Decision": _decision_rows(bundle),
         **_detectability_section(manifest),
-        "Trust": _trust_rows(manifest),
-        "Signature": _signature_rows(bundle),
+        "Trust": trust_rows(manifest),
+        "Signature": signature_rows(bundle),
         "Provenance": [
             ("run", f"{manifest.provenance.run} ({manifest.provenance.run_fingerprint[:12]})"),
-            *_backbone(manifest.provenance.backbone),
+            *backbone_rows(manifest.provenance.backbone),
             ("training images", manifest.provenance.data_fingerprint[:12]),
             ("exported", f"{manifest.provenance.created_utc} by vae-edge {manifest.provenance.vae_edge_version}"),
             ("libraries", ", ".join(f"{k} {v}" for k, v in manifest.provenance.library_versions.items()) or "none"),
+            *statement_rows(bundle),
         ],
     }
 
@@ -277,98 +279,6 @@ def _detectability_section(manifest: Manifest) -> dict[str, list[tuple[str, str]
     if manifest.precision is not Precision.FP32:
         rows.append(("measured on", "the trained model; what this precision changes is under Trust"))
     return {"Pasted defects found by size": rows}
-
-
-def _trust_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    by = f" with {manifest.verified_by}" if manifest.verified_by else ""
-    rows = [("verified", f"yes: it gave its reference outputs{by}" if manifest.verified else "no")]
-    if manifest.not_verified_because:
-        rows.append(("because", manifest.not_verified_because))
-    rows += _reference_rows(manifest)
-    parity = manifest.parity
-    if parity is None:
-        rows.append(("parity", "not measured"))
-    else:
-        score = parity.max_score_difference / max(parity.reference_score_scale, 1e-30)
-        maps = parity.max_map_difference / max(parity.reference_map_scale, 1e-30)
-        rows.append(("parity", f"{count(parity.n_images, 'image')} ({parity.images}) against {parity.reference}"))
-        allowed = "" if parity.tolerance is None else f"; at most {parity.tolerance:.2%} allowed"
-        rows.append(("", f"score within {score:.2%}, map within {maps:.2%}{allowed}"))
-        rows.append(
-            (
-                "",
-                f"{count(parity.label_flips, 'verdict differs', 'verdicts differ')}"
-                if parity.label_flips
-                else "every verdict the same",
-            )
-        )
-    accuracy = manifest.accuracy
-    if accuracy is not None:
-        rows.append(("accuracy", f"on {accuracy.images}"))
-        rows.append(("", f"image AUROC {accuracy.image_auroc:.4f}, in FP32 {accuracy.reference_image_auroc:.4f}"))
-        if accuracy.pixel_auroc is not None:
-            rows.append(("", f"pixel AUROC {accuracy.pixel_auroc:.4f}, in FP32 {accuracy.reference_pixel_auroc:.4f}"))
-        at_reference = accuracy.label_flips_at_reference_threshold
-        rows.append(
-            (
-                "",
-                f"{count(accuracy.label_flips, 'verdict differs', 'verdicts differ')}; "
-                f"{at_reference} would by FP32's threshold",
-            )
-        )
-    quantization = manifest.quantization
-    if quantization is not None and manifest.calibration_set is not None:
-        images = manifest.calibration_set
-        pasted = f", {images.n_with_defects} of them with pasted defects" if images.n_with_defects else ""
-        on = f"{count(images.n_images, 'image')} ({images.sha256[:12]}){pasted}"
-        rows.append(("quantized on", f"{on}, ranges by {quantization.estimator}"))
-        if (saturation := quantization.saturation) is not None:
-            rows.append(("", f"at most {saturation.share:.2%} of values beyond their range, in {saturation.layer}"))
-        rows.append(("in float", ", ".join(quantization.given_back) or "no layer went back to float"))
-    return rows
-
-
-def _signature_rows(bundle: Bundle) -> list[tuple[str, str]]:
-    if bundle.signature is not None:
-        rows = [("signed by", bundle.signature.by.what), ("content", bundle.signature.root_sha256)]
-    else:
-        try:
-            claimed = claimed_signer(bundle.folder)
-        except BundleError as error:
-            return [("signed by", f"nobody: {error}")]
-        if claimed is None:
-            return [("signed by", "nobody: there is no model.sig")]
-        rows = [("signed by", f"{claimed}, as it says; not checked: add --trusted-key PUB.pem")]
-    local = bundle.local
-    if local is not None:
-        checked = "" if bundle.signature is not None else "; not checked"
-        by = f"the key SHA-256 {local.key_sha256[:16]}{checked}"
-        rows.append(("changed here", f"number {local.record.number}, {local.record.written_utc}, by {by}"))
-    return rows
-
-
-def _reference_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    found = manifest.references
-    if found is None:
-        return [("references", "none")]
-    size_bytes = next(file.size_bytes for file in manifest.files if file.name == found.file)
-    parts = "they show parts" if found.shows_parts else "they show no part"
-    trained = f"scores within {found.score_tolerance:.3%}, maps within {found.map_tolerance:.3%} of {found.computed_by}"
-    rows = [
-        ("references", f"{count(found.n_images, 'picture')}, {size_text(size_bytes)}: {found.images}; {parts}"),
-        ("", trained),
-    ]
-    own = found.own
-    if own is not None:
-        within = f"scores within {own.score_tolerance:.3%}, maps within {own.map_tolerance:.3%}"
-        rows.append(("", f"{within} of its own at export, {own.runtime} on {own.device}"))
-    return rows
-
-
-def _backbone(backbone: BackboneOrigin | None) -> list[tuple[str, str]]:
-    if backbone is None:
-        return []
-    return [("backbone", f"{backbone.name} from {backbone.source}, {backbone.licence}, SHA-256 {backbone.sha256[:12]}")]
 
 
 def _tensor_text(spec: TensorSpec) -> str:
