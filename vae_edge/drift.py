@@ -84,6 +84,8 @@ _N_BASELINE = 100
 """Parts that give them where no held-out normals do."""
 _CUT_RATES = 0.01, 0.05
 _SAVE_EVERY_S = 30.0
+_LONGEST_NAME = 200
+"""Bytes of 255 in most file systems: the lock and what is written beside it need some, too."""
 _ENOUGH = 1e200
 """Capital that is staked no more: a product of numbers up to 4 would become infinite. The alarm is far below."""
 _STAKES = 0.25, 0.5, 0.75
@@ -186,10 +188,16 @@ class DriftMonitor:
             InputError: the file is of another bundle or rate, was changed, is in use or cannot be written.
         """
         check_alarm_rate(alarm_rate)
+        if (n_bytes := len(os.fsencode(path.name))) > _LONGEST_NAME:
+            raise InputError(
+                f"the name of the drift file, {path.name[:20]}..., has {n_bytes} bytes; expected at most "
+                f"{_LONGEST_NAME}: choose a shorter one"
+            )
+        check_place(path.parent)
         if path.is_symlink():
             # The file it leads to is what others watch with, and writing would put a second one in the link's place.
             path = Path(os.path.realpath(path))
-        check_place(path.parent)
+            check_place(path.parent)
         with ExitStack() as stack:
             busy = f"another program watches for drift with {path}"
             stack.enter_context(claim(path.with_name(f".{path.name}.lock"), busy))

@@ -89,7 +89,7 @@ def run(
 ) -> None:
     """Inspect images and write one line for each, in order; an unreadable image gets a line with the error.
 
-    Exit code 0: every image got a verdict. 1: at least one did not.
+    Exit code 0: every image got a verdict, and every receiver got it or gets it from the next run. 1: not so.
 
         vae-run BUNDLE today --out results                     the images of a folder
         vae-run BUNDLE incoming --watch --out results          those that arrive in it
@@ -101,6 +101,7 @@ def run(
         raise UsageError(f"max-pictures is {picture.max_pictures}; expected 1 or more")
     if monitor.drift_alarm is not None:
         check_alarm_rate(monitor.drift_alarm)
+    line.check_once()
     refuse_idle(context, needs_of_options(result, watching, line, monitor))
     rules, quota_bytes = KeepRules.parse(monitor.keep or []), parse_quota(monitor.keep_quota or DEFAULT_QUOTA)
     if DRIFT in rules.names and monitor.drift is None:
@@ -160,8 +161,8 @@ def run(
             if rates is not None:
                 rates.steer(detector)
             sinks = [*_open_sinks(result, formats), *([] if kept is None else [kept])]
-            n_errors = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
-    if n_errors:
+            n_failed = _inspect(detector, pictures, sinks, to_the_line, runtime.batch_size, out)
+    if n_failed:
         raise typer.Exit(1)
 
 
@@ -266,7 +267,7 @@ def _open_line(
     from vae_edge.sinks.line.settings import LineSettings
 
     rates = RateControl(thresholds) if options.allow_control else None
-    settings = LineSettings.read(options.line_settings)
+    settings = LineSettings.read(options.settings_file)
     channels = make_channels(settings, **options.addresses, trigger=trigger, rates=rates)
     folder = folder_for(settings, out)
     if settings.folder is not None:
@@ -292,7 +293,7 @@ def _inspect(
     batch_size: int | None,
     out: Path | None,
 ) -> int:
-    """Inspect everything and print the summary; return how many pictures got no verdict."""
+    """Inspect everything and print the summary; return how many pictures got no verdict, or lost it on the way."""
     tally = Tally()
     if line is not None:
         sinks = [*sinks, line]  # After what names files in the record, and after the lines, which are the record.
@@ -315,4 +316,10 @@ def _inspect(
     if interrupted:
         print_error(f"interrupted after {count(tally.n_pictures, 'picture')}; all results are written")
         raise typer.Exit(130) from None
+    if line is not None and line.n_lost:
+        print_error(
+            f"{count(line.n_lost, 'verdict')} did not reach the machine beside the line and will not: dropped or "
+            f"refused, as the summary says; {'the lines in ' + str(out) if out is not None else 'stdout'} had them all"
+        )
+        return tally.counts["error"] + line.n_lost
     return tally.counts["error"]

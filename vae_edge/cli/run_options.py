@@ -25,6 +25,7 @@ from vae_edge.cli.options import (
     in_words,
 )
 from vae_edge.drift import DEFAULT_ALARM_RATE
+from vae_edge.errors import UsageError
 from vae_edge.image import MAX_PIXELS
 from vae_edge.manifest import Manifest
 from vae_edge.platform.outside import user_path
@@ -173,25 +174,30 @@ class WatchingOptions(OptionGroup, panel="Watched folders"):
         return WatchOptions(**given) if self.watch else None
 
 
+_CHANNELS = ("mqtt", "opcua", "webhook", "modbus")
+
+
 @dataclass(frozen=True)
 class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line"):
     """Where the verdicts go beside files."""
 
     mqtt: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="ADDRESS", help="Publish each JSON line: mqtt://HOST[:PORT]/PREFIX, or mqtts:// with TLS."
         ),
     ] = None
     opcua: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Serve OPC UA: opc.tcp://HOST:PORT to listen on.")
+        list[str] | None, typer.Option(metavar="ADDRESS", help="Serve OPC UA: opc.tcp://HOST:PORT to listen on.")
     ] = None
-    webhook: Annotated[str | None, typer.Option(metavar="URL", help="POST each JSON line to an http(s) URL.")] = None
+    webhook: Annotated[list[str] | None, typer.Option(metavar="URL", help="POST each JSON line to an http(s) URL.")] = (
+        None
+    )
     modbus: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve Modbus/TCP registers on this address.")
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="Serve Modbus/TCP registers on this address.")
     ] = None
     line_settings: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
             help="Credentials and certificates, as lines VAE_EDGE_NAME=VALUE; otherwise from the environment.",
@@ -217,8 +223,28 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
     @property
     def addresses(self) -> dict[str, str]:
         """The addresses that were given, by option."""
-        given = {name: getattr(self, name) for name in ("mqtt", "opcua", "webhook", "modbus")}
-        return {name: address for name, address in given.items() if address is not None}
+        given: dict[str, list[str] | None] = {name: getattr(self, name) for name in _CHANNELS}
+        return {name: addresses[0] for name, addresses in given.items() if addresses}
+
+    @property
+    def settings_file(self) -> Path | None:
+        """The file with settings, where one was given."""
+        return self.line_settings[0] if self.line_settings else None
+
+    def check_once(self) -> None:
+        """Refuse an option that was given twice, of which only one would count.
+
+        Raises:
+            UsageError: with the values.
+        """
+        for name in (*_CHANNELS, "line_settings"):
+            values = getattr(self, name) or []
+            if len(values) > 1:
+                # Without what may be a password in an address.
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is given {len(values)} times; expected once: each of these options "
+                    "has one receiver, and a program of its own can have several (vae_edge.sinks.line)"
+                )
 
 
 @dataclass(frozen=True)
@@ -339,7 +365,7 @@ def needs_of_options(
         bool(line.addresses),
         "for the machine beside the line: add --mqtt, --opcua, --webhook or --modbus",
     )
-    yield Condition({"allow_control"}, line.opcua is not None, "for clients of OPC UA: add --opcua")
+    yield Condition({"allow_control"}, bool(line.opcua), "for clients of OPC UA: add --opcua")
     yield Condition({"no_trigger"}, line.allow_control, "for clients that may control: add --allow-control")
     yield Condition({"poll", "settle", "patience", "idle_timeout"}, watching.watch, "for watched folders: add --watch")
     yield Condition(

@@ -254,9 +254,13 @@ def check_place(folder: Path) -> None:
     """Refuse, before any work is done for it, a folder that cannot be made or written.
 
     Raises:
-        InputError: a file stands where it or a folder above it should be, or the folder is read-only.
+        InputError: a file stands where it or a folder above it should be, the folder is read-only, or there can be no
+            such name.
     """
-    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
     if not above.is_dir():
         raise InputError(f"{folder} could not be written because {above} is a file, not a folder; choose another place")
     if not os.access(above, os.W_OK):

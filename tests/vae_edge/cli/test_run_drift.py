@@ -78,3 +78,21 @@ def test_what_cannot_be_used_is_said_before_the_first_picture(
     assert (found, out) == (code, "")
     assert sentence in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("d" * 300, "the name of the drift file, dddddddddddddddddddd..., has 300 bytes; expected at most 200"),
+        ("d" * 250, "has 250 bytes; expected at most 200"),
+        ("d" * 300 + "/state", "could not be written (File name too long)"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_sentence(
+    command: Run, onnx_bundle: Bundle, parts: Path, name: str, sentence: str
+) -> None:
+    code, out, err = command("run", onnx_bundle.folder, parts / "normal", "--drift", parts / name)
+    assert (code, out) == (1, "")
+    assert sentence in " ".join(err.split())
+    assert err.count("error: ") == 1
+    assert command("run", onnx_bundle.folder, parts / "normal", "--drift", parts / ("d" * 200))[0] == 0

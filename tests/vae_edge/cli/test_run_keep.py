@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.threads import wait_until
 from tests.tiny_bundles import dark_image, make_bundle, spotted_image, write_image
 from vae_edge import Bundle
 
@@ -103,3 +106,24 @@ def test_pictures_around_an_alarm_of_drift_are_kept(command: Run, parts: Path) -
     records = [json.loads(line) for line in (parts / "kept" / "kept.jsonl").read_text().splitlines()]
     assert len(records) == 8 + 1 + 8
     assert {tuple(record["rules"]) for record in records} == {("drift",)}
+
+
+@pytest.mark.slow
+def test_two_runs_cannot_keep_in_one_folder_at_once(command: Run, onnx_bundle: Bundle, parts: Path) -> None:
+    options = ["--keep", "1/1", "--keep-dir", str(parts / "kept")]
+    words = [sys.executable, "-m", "vae_edge", "run", str(onnx_bundle.folder), str(parts / "today"), *options]
+    record = parts / "kept" / "kept.jsonl"
+    with subprocess.Popen([*words, "--watch", "--poll", "0.05"], stdout=subprocess.DEVNULL) as first:
+        try:
+            wait_until(lambda: record.exists() and record.read_bytes().count(b"\n") == 21, 60)
+            code, out, err = command("run", onnx_bundle.folder, parts / "today", *options)
+            assert (code, out) == (2, "")
+            assert "another vae-run keeps pictures in" in err
+            write_image(parts / "today" / "later.png", dark_image(99))
+            wait_until(lambda: record.read_bytes().count(b"\n") == 22, 60)
+        finally:
+            first.terminate()
+    assert len(list((parts / "kept" / "unlabelled").iterdir())) == 22
+    assert command("run", onnx_bundle.folder, parts / "today", *options)[0] == 0
+    names = [json.loads(line)["name"] for line in record.read_text().splitlines()]
+    assert len(set(names)) == len(names) == 44

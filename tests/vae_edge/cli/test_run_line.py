@@ -81,6 +81,45 @@ def test_what_an_optional_receiver_missed_is_delivered_by_the_next_run(
     assert len(set(endpoint.ids)) == 12
 
 
+@pytest.mark.parametrize("status", [404, 401, 400])
+def test_a_receiver_that_refuses_every_verdict_fails_the_run(
+    command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path, status: int
+) -> None:
+    (pieces / "5.png").unlink()
+    with Endpoint(lambda _: status) as endpoint:
+        options = ("--out", tmp_path / "out", "--webhook", endpoint.address)
+        code, _, err = command("run", onnx_bundle.folder, pieces, *options)
+    said = " ".join(err.split())
+    assert code == 1
+    assert len(lines(tmp_path / "out")) == 5
+    assert "0 dropped; 5 refused" in said
+    assert f"refused {endpoint.ids[0]}: the answer is {status}" in said
+    assert "error: 5 verdicts did not reach the machine beside the line" in said
+
+
+def test_verdicts_that_are_lost_fail_the_run_and_those_that_wait_do_not(
+    command: Run, onnx_bundle: Bundle, pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_edge.sinks.line.line.DRAIN_S", 0.2)
+    (pieces / "5.png").unlink()
+    options = ("--webhook", f"http://127.0.0.1:{free_port()}/", "--sink-optional")
+    code, _, err = command("run", onnx_bundle.folder, pieces, *options)
+    assert (code, "5 verdicts did not reach" in err) == (1, True)
+    code, _, err = command("run", onnx_bundle.folder, pieces, *options, "--out", tmp_path / "out")
+    assert (code, "did not reach" in err) == (0, False)
+
+
+@pytest.mark.parametrize("option", ["--mqtt", "--opcua", "--webhook", "--modbus", "--line-settings"])
+def test_an_option_of_the_line_that_is_given_twice_is_refused(
+    command: Run, onnx_bundle: Bundle, pieces: Path, option: str
+) -> None:
+    secret = "http://me:secret@h/"
+    code, out, err = command("run", onnx_bundle.folder, pieces, option, secret, option, "http://other/")
+    assert (code, out) == (2, "")
+    assert f"{option} is given 2 times; expected once" in " ".join(err.split())
+    assert "secret" not in err
+
+
 @pytest.mark.parametrize("option", ["--line-settings", "--sink-optional"])
 def test_options_for_the_line_need_an_address(command: Run, onnx_bundle: Bundle, pieces: Path, option: str) -> None:
     value = ["x"] if option == "--line-settings" else []

@@ -55,6 +55,12 @@ class Delivery:
         """From the detector to the receiver's confirmation, of the verdict that took longest."""
         self.trouble: str | None = None
         """Why the latest attempt failed; None: it did not."""
+        self.first_refusal: str | None = None
+
+    @property
+    def n_lost(self) -> int:
+        """Verdicts that the receiver will never get: dropped or refused. Final once `wait` has returned."""
+        return self.backlog.n_dropped + self.n_refused
 
     def open(self) -> None:
         """Open the channel, here and now.
@@ -112,8 +118,10 @@ class Delivery:
         ]
         if self.n_kept:
             rows.append(("", f"{self.n_kept} wait in {self.backlog.folder} for the next run"))
-        if self.trouble and (self.n_kept or lost):
+        if self.trouble and self.trouble != self.first_refusal and (self.n_kept or lost):
             rows.append(("", self.trouble))
+        if self.first_refusal:
+            rows.append(("", self.first_refusal))
         return [*rows, *(("", note) for note in self.channel.notes())]
 
     def _run(self) -> None:
@@ -161,6 +169,7 @@ class Delivery:
     def _refused(self, message: Message, why: Refused) -> None:
         self.n_refused += 1
         self.trouble = f"{self.channel.shown} refused {message.id}: {why}"
+        self.first_refusal = self.first_refusal or self.trouble
         if self.n_refused <= _NAMED_REFUSALS:
             _log.warning("%s", self.trouble)
         self.backlog.remove(1)

@@ -97,6 +97,11 @@ class Line(Sink):
         """Take one verdict, or the error in its place; this never waits."""
         self.send(inspected.record)
 
+    @property
+    def n_lost(self) -> int:
+        """Verdicts that a receiver will never get, of all receivers together; final after `close`."""
+        return sum(delivery.n_lost for delivery in self.deliveries)
+
     def hurry(self) -> None:
         """Let `close` wait no longer than half a second: the program was interrupted."""
         self._drain_s = min(self._drain_s, _HURRIED_S)

@@ -31,9 +31,10 @@ REGISTERS: Mapping[int, tuple[str, str, str]] = {
     14: ("image_threshold", "float32", "a picture is anomalous if its score is above it"),
     16: ("false_alarm_rate", "float32", "the rate that the threshold stands for, 0 to 1"),
     18: ("bundle", "uint32", "CRC-32 of the bundle's name, target, precision and digest, as OPC UA and MQTT give them"),
+    20: ("n_not_inspectable", "uint32", "pictures that are not inspectable"),
 }
 """Address of the first register, counted from 0: name, type and meaning. Two registers: the high word first."""
-_N_REGISTERS = 20
+_N_REGISTERS = 22
 _FORMATS = {"uint16": ">H", "uint32": ">I", "float32": ">f"}
 _FORM = "HOST:PORT, with the address of this machine to listen on, or 0.0.0.0 for all, such as 0.0.0.0:502"
 _START_S = 15.0
@@ -113,6 +114,7 @@ class Modbus(ServedChannel):
                 n_normal=self._n[Verdict.NORMAL],
                 n_anomalous=self._n[Verdict.ANOMALOUS],
                 n_errors=self._n[Verdict.ERROR],
+                n_not_inspectable=self._n[Verdict.NOT_INSPECTABLE],
                 counter=sum(self._n.values()),
             )
 

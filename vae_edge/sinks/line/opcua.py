@@ -54,6 +54,7 @@ NODES: Mapping[str, tuple[str, object, str]] = {
     "n_normal": ("UInt32", 0, "normal pictures since the server's start"),
     "n_anomalous": ("UInt32", 0, "anomalous ones"),
     "n_errors": ("UInt32", 0, "pictures without a verdict"),
+    "n_not_inspectable": ("UInt32", 0, "pictures that are not inspectable"),
     "counter": ("UInt32", 0, "verdicts since the server's start; written last, after all the others"),
     "trigger": (
         "Boolean",
@@ -276,6 +277,7 @@ class OpcUa(ServedChannel):
                 "n_normal": self._n[Verdict.NORMAL],
                 "n_anomalous": self._n[Verdict.ANOMALOUS],
                 "n_errors": self._n[Verdict.ERROR],
+                "n_not_inspectable": self._n[Verdict.NOT_INSPECTABLE],
                 "counter": sum(self._n.values()),
             }
             for name, value in values.items():

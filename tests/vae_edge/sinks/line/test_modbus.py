@@ -39,10 +39,10 @@ def values(registers: list[int]) -> dict[str, float]:
 def read(port: int, code: int = 4) -> dict[str, float]:
     """Read all registers without pymodbus: MBAP header, function code, first address, number."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(struct.pack(">HHHBBHH", 7, 0, 6, 1, code, 0, 20))
+        connection.sendall(struct.pack(">HHHBBHH", 7, 0, 6, 1, code, 0, 22))
         answer = connection.recv(300)
-    assert struct.unpack(">HHHBBB", answer[:9]) == (7, 0, 43, 1, code, 40)
-    return values(list(struct.unpack(">20H", answer[9:])))
+    assert struct.unpack(">HHHBBB", answer[:9]) == (7, 0, 47, 1, code, 44)
+    return values(list(struct.unpack(">22H", answer[9:])))
 
 
 def test_the_registers_show_the_latest_verdict() -> None:
@@ -87,6 +87,7 @@ def test_a_picture_that_is_not_inspectable_is_not_normal() -> None:
         line.send({"source": "x", "is_anomalous": False, "score": 0.1, "p_value": 0.5, "verdict": "not inspectable"})
         wait_until(lambda: line.deliveries[0].n_delivered == 1)
         found = read(port)
+        assert (found["n_not_inspectable"], found["counter"], found["n_normal"]) == (1, 1, 0)
         assert (found["verdict"], found["counter"], found["n_normal"]) == (4, 1, 0)
 
 

@@ -73,8 +73,9 @@ def test_the_nodes_show_the_latest_verdict_and_the_history_has_all_lines() -> No
         }
         names = [line.send(record(number)) for number in range(1500)]
         names.append(line.send({"source": "broken.png", "error": "it is broken"}))
+        names.append(line.send({**record(6), "verdict": "not inspectable"}))
         names.append(line.send(record(7)))
-        wait_until(lambda: line.deliveries[0].n_delivered == 1502)
+        wait_until(lambda: line.deliveries[0].n_delivered == 1503)
 
         async def look(made: Client) -> tuple[dict[str, Any], list[Any]]:
             history = await (await node(made, "line")).read_raw_history(None, None, 5000)
@@ -88,7 +89,8 @@ def test_the_nodes_show_the_latest_verdict_and_the_history_has_all_lines() -> No
         after, history = connected(client(port), look)
         assert after["verdict"] == 2
         assert (after["score"], after["p_value"], after["source"], after["id"]) == (0.007, 0.5, "7.png", names[-1])
-        assert (after["counter"], after["n_normal"], after["n_anomalous"], after["n_errors"]) == (1502, 750, 751, 1)
+        assert (after["counter"], after["n_normal"], after["n_anomalous"], after["n_errors"]) == (1503, 750, 751, 1)
+        assert after["n_not_inspectable"] == 1
         wait_until(lambda: connected(client(port), values)["heartbeat"] > before["heartbeat"])
         found = [value.Value.Value.split('"')[3] for value in reversed(history)]
         assert found == names[-len(found) :]
