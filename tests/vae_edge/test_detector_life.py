@@ -194,6 +194,19 @@ def test_a_bundle_that_was_copied_over_itself_is_the_same(tmp_path: Path) -> Non
         assert [p.is_anomalous for p in detector.stream([BAD, GOOD])] == [True, False]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="this system does not show what is mapped")
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_a_model_in_use_does_not_depend_on_its_files_any_more(bundle: Bundle, hint: Any) -> None:
+    with Detector.open(bundle.folder, cache=False, hint=hint) as detector:
+        expected = detector.predict(BAD).score
+        assert str(bundle.folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+        for file in bundle.manifest.files:
+            with (bundle.folder / file.name).open("r+b") as opened:
+                opened.write(bytes(file.size_bytes))
+                opened.truncate(1)
+        assert detector.predict(BAD).score == expected
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
 def test_a_folder_of_any_name_is_opened_or_its_name_is_the_error(bundle: Bundle, tmp_path: Path) -> None:
     for name in ("a b", "a\nb", "\u90e8\u54c1 \u00e9", "a'\"$(x)%s{0}", "-x", "#?&=:;", "x" * 200):

@@ -228,6 +228,8 @@ def _load(core: Any, model: Path, inputs: tuple[TensorSpec, ...], place: Place, 
                 return _import(core, kept, place.plugin, settings)
             except (RuntimeError, OSError, ValueError) as error:
                 _log.warning("the cached compiled model could not be used and is compiled again: %s", error)
+    # Not mapped: a file that is written over later would change the verdicts, or end the process where it is cut short.
+    core.set_property({"ENABLE_MMAP": False})
     network = core.read_model(model)
     network.reshape({spec.name: (1, *spec.shape[1:]) for spec in inputs})
     _check_sizes(model, network, prod(size or 1 for spec in inputs for size in spec.shape))

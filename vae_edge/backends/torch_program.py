@@ -597,7 +597,8 @@ def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Read tensors by their names, after checking the size of the file's header, which the library does not limit."""
     read_safetensors_header(path)
     with safe_open(path, framework="pt") as tensors:
-        loaded = {name: tensors.get_tensor(name) for name in names}
+        # Copied: they are mapped, and a file that is written over later would change them.
+        loaded = {name: tensors.get_tensor(name).clone() for name in names}
     for name, tensor in loaded.items():
         if tensor.dtype is not torch.float32 or not tensor.numel() or tensor.dim() > _MAX_SIZES:
             raise _RefusedError(

@@ -20,6 +20,9 @@ class CoreDouble:
         self.compiled: list[tuple[str, dict[str, Any]]] = []
         """Device and properties of each model."""
 
+    def set_property(self, properties: dict[str, Any]) -> None:
+        self._core.set_property(properties)
+
     def read_model(self, path: Any) -> Any:
         return self._core.read_model(path)
 
