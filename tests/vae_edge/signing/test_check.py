@@ -20,7 +20,7 @@ from tests.hostile_bundles import change_manifest
 from tests.signed_bundles import CURVES, KeyPair, make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle
 from vae_edge import Bundle, BundleError, Detector, InputError
-from vae_edge.errors import MissingDependencyError, UsageError, VaeEdgeError
+from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.targets import Target
 
 
@@ -381,10 +381,3 @@ def test_a_second_model_is_not_loaded_from_a_signed_bundle_that_was_changed(sign
         make_bundle(signed, Target.ONNX, n_normals=49)
         with pytest.raises(BundleError, match="open it again"):
             list(detector.stream([dark_image(0)]))
-
-
-def test_every_refusal_is_an_error_of_this_package(signed: Path, vendor: KeyPair) -> None:
-    (signed / "model.sig").chmod(0)
-    if os.geteuid() != 0:
-        with pytest.raises(VaeEdgeError, match="cannot be read"):
-            Bundle.open(signed, trusted_keys=vendor.public)

@@ -184,6 +184,27 @@ def vendor(tmp_path: Path) -> KeyPair:
     return make_key(tmp_path / "keys")
 
 
+def in_a_namespace_without_network() -> list[str]:
+    """Return what starts a program without any network; empty: this machine has no such thing for this user."""
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        if (
+            shutil.which("unshare")
+            and subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+        ):
+            return command
+    return []
+
+
+def test_signing_and_checking_need_no_network(onnx_bundle: Bundle, vendor: KeyPair, tmp_path: Path) -> None:
+    alone = in_a_namespace_without_network()
+    if not alone:
+        pytest.skip("this user cannot start programs without a network (unshare -n)")
+    program = [*alone, sys.executable, "-m", "vae_edge"]
+    subprocess.run([*program, "sign", str(onnx_bundle.folder), "--key", str(vendor.private)], check=True)
+    device = shutil.copytree(onnx_bundle.folder, tmp_path / "device")
+    subprocess.run([*program, "verify", str(device), "--trusted-key", str(vendor.public)], check=True)
+
+
 def test_signing_leaves_nothing_else_and_knows_no_names(command: Run, onnx_bundle: Bundle, vendor: KeyPair) -> None:
     import base64
     import json

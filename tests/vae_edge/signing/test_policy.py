@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from tests.signed_bundles import KeyPair, make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle, write_image
 from vae_edge import Bundle, BundleError, Detector, InputError
+from vae_edge.signing.keys import trusted_keys
 from vae_edge.signing.policy import config_folder, read_policy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -130,6 +134,56 @@ def test_every_command_obeys_the_policy(command: Run, onnx_bundle: Bundle, vendo
     code, out, _ = command("inspect", bundle)
     assert code == 0
     assert "signed by the key vendor.pub.pem (SHA-256 " in " ".join(out.split())
+
+
+def test_a_server_and_a_selfcheck_obey_the_policy_before_anything_is_loaded(
+    onnx_bundle: Bundle, vendor: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vae_edge.cli.serve import _opened
+    from vae_edge.selfcheck import bundle_check
+
+    write_policy(trusted_keys=["vendor.pub.pem"])
+    arguments = {"folder": str(onnx_bundle.folder), "device": "cpu", "minutes": 0.01, "state": "state.npz"}
+    monkeypatch.setattr(bundle_check, "build", lambda *arguments: pytest.fail("TensorRT got the file"))
+    for step in (bundle_check.check_references, bundle_check.check_start, bundle_check.time_verdicts):
+        with pytest.raises(BundleError, match="is not signed"):
+            step(arguments)
+    with pytest.raises(BundleError, match="is not signed"):
+        bundle_check.build_only(arguments)
+    with pytest.raises(BundleError, match="is not signed"):
+        bundle_check.soak(arguments, lambda result: None)
+    with pytest.raises(BundleError, match="is not signed"):
+        _opened([onnx_bundle.folder], None)
+    sign_by_hand(onnx_bundle.folder, vendor.key)
+    assert bundle_check.check_references(arguments).reason is None
+    other = make_key(vendor.private.parent, "other")
+    with pytest.raises(BundleError, match="was signed by another key"):
+        _opened([onnx_bundle.folder], trusted_keys(other.public))
+
+
+def test_the_bundles_of_the_selfcheck_itself_need_no_signature(tmp_path: Path) -> None:
+    from vae_edge.selfcheck.steps import Plan
+
+    variables = Plan([], [], tmp_path, 0.0)._cache("cache")
+    assert not Path(variables["VAE_EDGE_CONFIG"], "signing.json").exists()
+
+
+def test_a_worker_process_obeys_the_policy(onnx_bundle: Bundle, vendor: KeyPair) -> None:
+    sign_by_hand(onnx_bundle.folder, vendor.key)
+    with Detector.open(onnx_bundle.folder, hint="latency") as detector:  # Nobody demands anything yet.
+        write_policy(trusted_keys=["vendor.pub.pem"])
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            assert pool.submit(judge, detector).result(timeout=60) is False
+        (onnx_bundle.folder / "notes.txt").write_text("x")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            refused = pool.submit(judge, detector)
+            # A worker ends if what it was sent cannot be opened; why is on its standard error.
+            with pytest.raises(BrokenProcessPool):
+                refused.result(timeout=60)
+
+
+def judge(detector: Detector) -> bool:
+    return detector.predict(dark_image(0)).is_anomalous
 
 
 def test_what_was_made_here_is_published_whatever_the_policy_says(vendor: KeyPair, tmp_path: Path) -> None:
