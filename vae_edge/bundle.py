@@ -88,6 +88,8 @@ class Bundle:
     """What was fitted again here, where it is signed."""
     trusted: TrustedKeys | None = field(default=None, repr=False, compare=False)
     """The keys that whoever opened it trusts."""
+    has_checked_files: bool = field(default=False, repr=False, compare=False)
+    """Whether the files were compared with the manifest, and with the signature, where that was checked."""
 
     @property
     def model_path(self) -> Path:
@@ -166,7 +168,7 @@ class Bundle:
         if check_files:
             check_recorded_files(folder, manifest.files, said_by="the manifest", advice=_ADVICE, links=False)
             check_model_files(folder, [file.name for file in manifest.files], advice=_ADVICE)
-        return bundle
+        return replace(bundle, has_checked_files=check_files)
 
     def checked_by(self, trusted_keys: KeySource | Sequence[KeySource] | TrustedKeys) -> Bundle:
         """Return this bundle as one that is signed by one of some keys; it is opened again, unless that was checked.
@@ -175,7 +177,7 @@ class Bundle:
             BundleError, InputError, MissingDependencyError: see `open`.
         """
         trusted = read_trusted_keys(trusted_keys)
-        if self.trusted == trusted:
+        if self.trusted == trusted and self.has_checked_files:
             return self
         again = Bundle.open(self.folder, trusted_keys=trusted)
         if self.seen is not None and again.seen is not None and again.seen.identity != self.seen.identity:

@@ -1,7 +1,7 @@
 """Resolve the packages of a Jetson against the wheels that exist for it: `resolve_jetpack.py WHEEL`.
 
-For JetPack 6 and 7, with the constraints of each: the wheel with the extras [onnxruntime], [openvino] and
-[cuda-bindings], and requirements-jetpack6.txt. `tensorrt` is a part of JetPack and has no wheel, so [tensorrt] adds
+For JetPack 6 and 7, with the constraints of each: the wheel with the extras [onnxruntime], [openvino],
+[cuda-bindings] and [verify], and requirements-jetpack6.txt. `tensorrt` is a part of JetPack and has no wheel, so [tensorrt] adds
 nothing there. Exit code 1 if something has no wheel, or a package comes that the constraints do not pin.
 """
 
@@ -55,7 +55,7 @@ def pinned(name: str) -> dict[str, str]:
 def main() -> int:
     """Resolve everything; return the exit code."""
     wheel = Path(sys.argv[1]).resolve()
-    requirement = f"vae-edge[onnxruntime,openvino,cuda-bindings] @ {wheel.as_uri()}"
+    requirement = f"vae-edge[onnxruntime,openvino,cuda-bindings,verify] @ {wheel.as_uri()}"
     problems = []
     for name in PYTHON:
         found, pins = resolve(name, [requirement]), pinned(name)

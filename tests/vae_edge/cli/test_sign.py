@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+pytest.importorskip("cryptography", reason="it is in the extra [verify]")
 
 from tests.signed_bundles import KeyPair, make_certificate, make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle, write_image
@@ -97,6 +100,24 @@ def test_a_password_comes_from_a_file_or_the_environment(
     code, _, err = command("sign", onnx_bundle.folder, "--key", vendor.private, *more)
     assert code == 1
     assert "the password is wrong" in err
+
+
+def test_a_password_is_asked_for_on_a_terminal(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_model_signing()
+    vendor = make_key(tmp_path / "keys", password=b"secret")
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "secret"
+
+    monkeypatch.setattr("getpass.getpass", answer)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert command("sign", onnx_bundle.folder, "--key", vendor.private)[0] == 0
+    assert asked == [f"Password of {vendor.private}: "]
+    assert Bundle.open(onnx_bundle.folder, trusted_keys=vendor.public).signature is not None
 
 
 def test_what_cannot_sign_is_refused(command: Run, onnx_bundle: Bundle, vendor: KeyPair, tmp_path: Path) -> None:

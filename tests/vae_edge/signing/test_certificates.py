@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("cryptography", reason="it is in the extra [verify]")
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("cryptography", reason="it is in the extra [verify]")
+
 from tests.hostile_bundles import change_manifest
 from tests.signed_bundles import CURVES, KeyPair, make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle
@@ -51,6 +53,21 @@ def test_a_bundle_that_a_trusted_key_signed_is_opened(onnx_bundle: Bundle, tmp_p
         assert detector.bundle.signature.by.what.startswith("the key vendor.pub.pem (SHA-256 ")
     assert Bundle.open(onnx_bundle.folder, trusted_keys=vendor.public.read_bytes()).signature is not None
     assert Bundle.open(onnx_bundle.folder).signature is None  # Nobody asked.
+
+
+def test_a_bundle_whose_files_were_not_read_yet_is_read_before_it_is_loaded(signed: Path, vendor: KeyPair) -> None:
+    flip(signed / "model.onnx")
+    opened = Bundle.open(signed, check_files=False, trusted_keys=vendor.public)
+    with pytest.raises(BundleError, match=r"model\.onnx was changed"):
+        Detector.open(opened, trusted_keys=vendor.public)
+
+
+def test_a_bundle_that_is_open_is_not_read_again(
+    signed: Path, vendor: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(signed, trusted_keys=vendor.public)
+    monkeypatch.setattr(Bundle, "open", lambda *arguments, **options: pytest.fail("it was opened again"))
+    Detector.open(opened, trusted_keys=vendor.public, hint="latency").close()
 
 
 def test_keys_in_one_file_are_trusted_too(signed: Path, vendor: KeyPair, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("cryptography", reason="it is in the extra [verify]")
+
 from tests.signed_bundles import CURVES, Authority, KeyPair, make_certificate, make_key, sign_by_hand
 from tests.tiny_bundles import TARGETS, dark_image, make_bundle
 from vae_edge import Bundle, BundleError, Detector

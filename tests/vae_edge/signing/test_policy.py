@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("cryptography", reason="it is in the extra [verify]")
+
 from tests.signed_bundles import KeyPair, make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle, write_image
 from vae_edge import Bundle, BundleError, Detector, InputError
