@@ -1,8 +1,9 @@
 """Resolve the packages of a Jetson against the wheels that exist for it: `resolve_jetpack.py WHEEL`.
 
 For JetPack 6 and 7, with the constraints of each: the wheel with the extras [onnxruntime], [openvino],
-[cuda-bindings] and [verify], and requirements-jetpack6.txt. `tensorrt` is a part of JetPack and has no wheel, so [tensorrt] adds
-nothing there. Exit code 1 if something has no wheel, or a package comes that the constraints do not pin.
+[cuda-bindings] and [verify], and requirements-jetpack6.txt. `tensorrt` is a part of JetPack and has no wheel, so
+[tensorrt] adds nothing there. Exit code 1 if something has no wheel, or a package comes that the constraints do not
+pin.
 """
 
 from __future__ import annotations
