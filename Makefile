@@ -10,7 +10,7 @@ PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build constraints-hashed licences sbom clean
+.PHONY: help install demo bench-archive bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-archive test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build constraints-hashed licences sbom clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +48,12 @@ bench-detection: install ## how well defects are found, each component switched 
 
 bench-serve: ## 2,000 pictures from 8 clients through `vae-edge serve`, beside Detector.stream; PICTURES=N, BUNDLE=DIR; in .venv-serve
 	@bash tests/serve/run.sh $(PYTHON) .venv-serve -- -m tests.serve.measure $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(PICTURES),--pictures $(PICTURES))
+
+bench-archive: ## PICTURES=20000 on three Ray nodes, one killed, and the driver; rates beside vae-run; BUNDLE=DIR; in .venv-archive, into bench/archive
+	@bash tests/archive/run.sh $(PYTHON) .venv-archive -- -m tests.archive.acceptance --out bench/archive $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(PICTURES),--pictures $(PICTURES))
+
+test-archive: ## the tests of `vae-edge archive` on Ray, in .venv-archive: 1 GB
+	@bash tests/archive/run.sh $(PYTHON) .venv-archive
 
 test-anomalib: ## the tests with anomalib, in .venv-anomalib: several GB; skipped, with the reason, if it cannot be installed
 	bash tests/anomalib/run.sh $(PYTHON) .venv-anomalib
@@ -100,4 +106,4 @@ sbom: ## those packages as a bill of materials for programs (CycloneDX), into di
 	@bash tests/packaging/supply_chain.sh $(PYTHON) .venv-supply sbom
 
 clean: ## remove what the other targets created, including .venv
-	rm -rf $(VENV) .venv-anomalib .venv-arm .venv-runtime .venv-serve .venv-supply build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-anomalib .venv-archive .venv-arm .venv-runtime .venv-serve .venv-supply build dist demo bench gpu-check *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -29,6 +29,7 @@ PAGES = {
         ".",
         "vae_edge",
         "vae_edge/sinks",
+        "vae_edge/archive",
         "vae_edge/serve",
         "vae_edge/signing",
         "train",

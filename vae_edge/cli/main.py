@@ -88,6 +88,12 @@ COMMANDS: dict[str, Command] = {
     "export": Command("vae_edge.export.command:export", "Turn a trained run into bundles for devices.", "export"),
     "run": Command("vae_edge.cli.run:run", "Inspect images, videos or a camera with a bundle.", decodes_pictures=True),
     "serve": Command("vae_edge.cli.serve:serve", "Answer other programs' requests over HTTP and gRPC.", "serve"),
+    "archive": Command(
+        "vae_edge.cli.archive:archive",
+        "Score millions of pictures on Ray Data, into Parquet.",
+        "archive",
+        decodes_pictures=True,
+    ),
     "bench": Command(
         "vae_edge.benchmarks.command:bench",
         "Measure bundles on this device and recommend one.",
