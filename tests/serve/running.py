@@ -42,7 +42,7 @@ class RunningServer:
             assert self.process.stderr is not None
             for line in self.process.stderr:
                 self.lines.append(line)
-                if found := re.search(r"on http://(\S+):(\d+)(?: and gRPC on port (\d+))?;", line):
+                if found := re.search(r"on https?://(\S+):(\d+)(?: and gRPC on port (\d+))?;", line):
                     started.put(found)
 
         self._listener = threading.Thread(target=listen, daemon=True)

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -386,6 +387,57 @@ def test_options_of_verdicts_that_cannot_be_are_one_sentence(bundles: list[Path]
     ):
         code, text = serve_in_vain(*bundles, "--port", 0, *options)
         assert (code, expected in text) == (2, True), text
+
+
+def test_with_a_certificate_of_its_own_http_and_grpc_are_encrypted(bundles: list[Path], tmp_path: Path) -> None:
+    own, key = self_signed(tmp_path)
+    given = {"Authorization": f"Bearer {TOKEN}"}
+    options = ("--page", "--grpc-port", "0", "--certificate", str(own), "--private-key", str(key))
+    with RunningServer(bundles[0], options=options, token=TOKEN) as server:
+        port = int(server.address.rpartition(":")[2])
+        trusting = ssl.create_default_context(cafile=str(own))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=trusting)
+        connection.request("GET", "/v2/health/ready", headers=given)
+        assert connection.getresponse().status == 200
+        assert connection.sock.version() in ("TLSv1.2", "TLSv1.3")
+        connection.close()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            http.client.HTTPSConnection("127.0.0.1", port, timeout=20).request("GET", "/v2/health/ready")
+        with pytest.raises((http.client.HTTPException, OSError)):
+            get(server.address, "GET", "/v2/health/ready", **given)
+        credentials = grpc.ssl_channel_credentials(own.read_bytes())
+        metadata = (("authorization", f"Bearer {TOKEN}"),)
+        with grpc.secure_channel(server.grpc_address, credentials) as channel:
+            answer = ask(GRPCInferenceServiceStub(channel), png(picture(1)), raw=True, metadata=metadata)
+            assert {output.name for output in answer.outputs} >= {"verdict", "score"}
+        with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.RpcError):
+            ask(GRPCInferenceServiceStub(channel), png(picture(1)), raw=True, metadata=metadata)
+        assert server.end()[0] == 0
+        assert f"The page is https://{server.address}/page" in "".join(server.lines)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for this machine as SERVING.md says, and its key."""
+    page = (ROOT / "vae_edge/serve/SERVING.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^openssl req (?:.*\\\n)*.*$", page, re.MULTILINE)
+    own = command.replace("DNS:press3", "DNS:localhost").replace("IP:10.0.0.5", "IP:127.0.0.1")
+    subprocess.run(["bash", "-ec", own], cwd=folder, check=True, capture_output=True)
+    return folder / "server.pem", folder / "server-key.pem"
+
+
+def test_a_certificate_that_cannot_be_used_is_one_sentence(bundles: list[Path], tmp_path: Path) -> None:
+    own, key = self_signed(tmp_path)
+    (tmp_path / "other").mkdir()
+    _, other_key = self_signed(tmp_path / "other")
+    for options, code, expected in (
+        (("--certificate", own), 2, "--certificate needs --private-key; pass both or neither"),
+        (("--private-key", key), 2, "--private-key needs --certificate; pass both or neither"),
+        (("--certificate", own, "--private-key", other_key), 2, "do not fit together"),
+        (("--certificate", key, "--private-key", own), 2, "do not fit together"),
+        (("--certificate", own, "--private-key", tmp_path / "no"), 1, "could not be read (No such file"),
+    ):
+        found, text = serve_in_vain(bundles[0], "--port", 0, *options)
+        assert (found, expected in text) == (code, True), text
 
 
 def serve_in_vain(*words: object) -> tuple[int, str]:

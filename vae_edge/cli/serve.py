@@ -31,7 +31,8 @@ from vae_edge.drift import DEFAULT_ALARM_RATE, check_alarm_rate
 from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.image import MAX_PIXELS
 from vae_edge.platform.outside import user_path
-from vae_edge.serve.access import TOKEN_VARIABLE, listen, read_token
+from vae_edge.serve.access import TOKEN_VARIABLE, is_loopback, listen, read_token
+from vae_edge.serve.encryption import Encryption
 from vae_edge.signing.keys import TrustedKeys
 from vae_edge.sinks.sink import trust_warnings
 
@@ -60,6 +61,16 @@ class ListenOptions(OptionGroup):
             help=f"File with the token that every request must carry; default: {TOKEN_VARIABLE}, if it is set.",
             show_default=False,
         ),
+    ] = None
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Encrypt: the server's certificate (PEM), for HTTP and gRPC.", show_default=False
+        ),
+    ] = None
+    private_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Its private key (PEM, without a password).", show_default=False),
     ] = None
     max_request: Annotated[
         int, typer.Option(min=1, max=1024, metavar="MB", help="Size of a request at most, in MB.")
@@ -164,6 +175,12 @@ def serve(
     from vae_edge.serve.service import Service
 
     token = read_token(listening.token_file, listening.host)
+    encryption = Encryption.read(listening.certificate, listening.private_key)
+    if encryption is None and not is_loopback(listening.host):
+        print_warning(
+            "the token and the pictures are sent in clear; --certificate and --private-key encrypt them, as does a "
+            "proxy with TLS"
+        )
     bundles = _opened(bundle, keys_of(model.trusted_key))
     _check_verdict_options(context, verdicts, bundles)
     with ExitStack() as stack:
@@ -177,6 +194,7 @@ def serve(
             grpc_port=listening.grpc_port,
             token=token,
             max_request_bytes=listening.max_request * 1_000_000,
+            encryption=encryption,
         )
         from vae_edge.serve.metrics import Metrics
         from vae_edge.serve.page import Page
@@ -206,12 +224,14 @@ def serve(
 
         def started(grpc_port: int | None) -> None:
             also = "" if grpc_port is None else f" and gRPC on port {grpc_port}"
-            names = ", ".join(bundles)
+            names, scheme = ", ".join(bundles), "http" if encryption is None else "https"
             notes_console().print(
-                f"Serving {names} on http://{_in_url(access.host)}:{port}{also}; end with Ctrl-C.", soft_wrap=True
+                f"Serving {names} on {scheme}://{_in_url(access.host)}:{port}{also}; end with Ctrl-C.", soft_wrap=True
             )
             if listening.page:
-                notes_console().print(f"The page is http://{_in_url(access.host)}:{port}{PAGE_PATH}", soft_wrap=True)
+                notes_console().print(
+                    f"The page is {scheme}://{_in_url(access.host)}:{port}{PAGE_PATH}", soft_wrap=True
+                )
 
         run_server(services, access, http, routes=routes, open_paths=open_paths, started=started)
 

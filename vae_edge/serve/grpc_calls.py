@@ -12,6 +12,7 @@ from mlserver.grpc.servicers import InferenceServicer
 from mlserver.handlers import DataPlane
 
 from vae_edge.serve.access import is_token
+from vae_edge.serve.encryption import Encryption
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _CALLS = frozenset(
@@ -47,7 +48,13 @@ def _refusal(code: grpc.StatusCode, text: str) -> Any:
 
 
 def make_grpc_server(
-    data_plane: DataPlane, *, host: str, port: int, token: str | None, max_request_bytes: int
+    data_plane: DataPlane,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    max_request_bytes: int,
+    encryption: Encryption | None = None,
 ) -> tuple[Any, int]:
     """Return a gRPC server that is not started yet, and its port.
 
@@ -67,4 +74,10 @@ def make_grpc_server(
     # Its second argument serves the calls that load and unload models, which the gate does not let through.
     add_GRPCInferenceServiceServicer_to_server(InferenceServicer(data_plane, None), server)
     address = f"[{host}]" if ":" in host else host
-    return server, server.add_insecure_port(f"{address}:{port}")
+    where = f"{address}:{port}"
+    if encryption is None:
+        return server, server.add_insecure_port(where)
+    credentials = grpc.ssl_server_credentials(
+        [(encryption.private_key.read_bytes(), encryption.certificate.read_bytes())]
+    )
+    return server, server.add_secure_port(where, credentials)

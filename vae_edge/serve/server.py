@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from vae_edge import __version__
 from vae_edge.platform.windows import ENDING_SIGNALS
+from vae_edge.serve.encryption import Encryption
 from vae_edge.serve.grpc_calls import make_grpc_server
 from vae_edge.serve.rest import make_app
 from vae_edge.serve.runtime import DetectorRuntime, model_settings
@@ -43,6 +44,8 @@ class Access:
     grpc_port: int | None
     token: str | None
     max_request_bytes: int
+    encryption: Encryption | None = None
+    """Of HTTP and gRPC; None: there is none."""
 
 
 def run_server(
@@ -116,6 +119,8 @@ async def _serve(
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=int(_GRACE_S),
+            ssl_certfile=None if access.encryption is None else str(access.encryption.certificate),
+            ssl_keyfile=None if access.encryption is None else str(access.encryption.private_key),
         )
     )
     calls, grpc_port = None, None
@@ -126,6 +131,7 @@ async def _serve(
             port=access.grpc_port,
             token=access.token,
             max_request_bytes=access.max_request_bytes,
+            encryption=access.encryption,
         )
         await calls.start()
     ended = asyncio.Event()

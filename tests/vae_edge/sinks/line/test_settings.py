@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import os
+import re
+import ssl
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.line_receivers import certificate
+from tests.line_receivers import ABOUT, Endpoint, certificate, free_port, record
+from tests.threads import wait_until
 from vae_edge.errors import InputError, UsageError
 from vae_edge.sinks.line.addresses import Address, parse_address, topic_prefix
+from vae_edge.sinks.line.line import Line
 from vae_edge.sinks.line.settings import NAMES, LineSettings
 
 SCHEMES: dict[str, int | None] = {"mqtt": 1883, "opc.tcp": None}
@@ -129,3 +136,49 @@ def test_every_setting_is_documented() -> None:
     page = (Path(__file__).parents[4] / "vae_edge" / "sinks" / "LINE.md").read_text(encoding="utf-8")
     for name, meaning in NAMES.items():
         assert f"| `VAE_EDGE_{name}` | {meaning} |" in page
+
+
+@pytest.mark.slow
+def test_the_certificate_that_the_page_makes_serves_opc_ua_and_a_webhook(tmp_path: Path) -> None:
+    asyncua = pytest.importorskip("asyncua", reason="asyncua is not installed: vae-edge[line]")
+    from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+
+    from vae_edge.sinks.line.opcua import OpcUa
+    from vae_edge.sinks.line.webhook import Webhook
+
+    page = (Path(__file__).parents[4] / "vae_edge" / "sinks" / "LINE.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^openssl req (?:.*\\\n)*.*$", page, re.MULTILINE)
+    command = command.replace("DNS:press3", "DNS:localhost").replace("IP:10.0.0.5", "IP:127.0.0.1")
+    for name in ("server", "client"):
+        (tmp_path / name).mkdir()
+        subprocess.run(["bash", "-ec", command], cwd=tmp_path / name, check=True, capture_output=True)
+    own, key = tmp_path / "server" / "own.pem", tmp_path / "server" / "own-key.pem"
+    theirs = tmp_path / "client"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own, key)
+    values = {"OPCUA_CERT": own, "OPCUA_KEY": key, "OPCUA_USER": "me", "OPCUA_PASSWORD": "secret", "WEBHOOK_CA": own}
+    settings = LineSettings({name: str(value) for name, value in values.items()})
+    port = free_port()
+
+    async def read() -> tuple[Any, str]:
+        client = asyncua.Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
+        client.set_user("me")
+        client.set_password("secret")
+        client.application_uri = "urn:press3:vae-edge"
+        await client.set_security(
+            SecurityPolicyBasic256Sha256, str(theirs / "own.pem"), str(theirs / "own-key.pem"), None, str(own)
+        )
+        async with client:
+            space = await client.get_namespace_index("urn:vae-edge:line")
+            counter = await client.get_node(f"ns={space};s=Inspection.counter").read_value()
+            return counter, (await client.get_endpoints())[0].Server.ApplicationUri
+
+    with Endpoint(tls=context) as endpoint:
+        channels = [
+            OpcUa(f"opc.tcp://127.0.0.1:{port}", settings),
+            Webhook(f"https://localhost:{endpoint.port}/", settings),
+        ]
+        with Line(channels, ABOUT) as line:
+            line.send(record(0))
+            wait_until(lambda: all(delivery.n_delivered == 1 for delivery in line.deliveries))
+            assert asyncio.run(read()) == (1, "urn:press3:vae-edge")
