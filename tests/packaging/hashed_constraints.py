@@ -21,8 +21,10 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "constraints-hashed.txt"
-EXTRAS = ("onnxruntime", "openvino", "tensorrt-rtx", "line", "serve", "verify")
-"""What runs on a device and is installed from an index."""
+EXTRAS = ("onnxruntime", "openvino", "tensorrt-rtx", "cuda-bindings", "line", "serve", "verify", "sign")
+"""What runs on a device and is installed from an index, and what signs for it."""
+OTHERS = ("tensorrt", "pycuda", "torch", "train", "features", "export", "bench", "anomalib", "archive", "all", "dev")
+"""Extras without hashes: what trains and exports, a TensorRT that comes with the device, and what is compiled on it."""
 INSTALLERS = ("pip", "setuptools")
 """Pinned, too: what installs the others, and what builds the two that have no wheel."""
 WITHOUT_WHEEL = {"tensorrt-rtx": "", "tensorrt-rtx-cu13": "", "gevent": "aarch64"}

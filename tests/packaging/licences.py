@@ -25,6 +25,7 @@ _SPDX = {
     "apache 2": "Apache-2.0",
     "apache 2.0": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
+    "apache license, version 2.0": "Apache-2.0",
     "apache software license": "Apache-2.0",
     "bsd": "BSD-3-Clause",
     "bsd license": "BSD-3-Clause",
@@ -39,13 +40,14 @@ REMARKS = {
     "numpy": "wheels hold libgfortran (GPL-3.0-or-later WITH GCC-exception-3.1), libquadmath (LGPL-2.1-or-later)",
     "opencv-python-headless": "wheels hold FFmpeg (LGPL-2.1-or-later) and others, see LICENSE-3RD-PARTY.txt in them",
     "py-grpc-prometheus": "not in its metadata; its licence file says so",
+    "sigstore-models": "not in its metadata; its licence file says so",
     "uvloop": "or Apache-2.0",
     "tensorrt-rtx": "NVIDIA's terms for TensorRT-RTX, in the package",
     "tensorrt-rtx-cu13": "NVIDIA's terms for TensorRT-RTX, in the package",
     "tensorrt-rtx-cu13-bindings": "NVIDIA's terms for TensorRT-RTX, in the package",
     "tensorrt-rtx-cu13-libs": "NVIDIA's terms for TensorRT-RTX, in the package",
 }
-_NOT_IN_METADATA = {"py-grpc-prometheus": "Apache-2.0"}
+_NOT_IN_METADATA = {"py-grpc-prometheus": "Apache-2.0", "sigstore-models": "MIT"}
 
 HEADER = """\
 # Licences

@@ -11,7 +11,17 @@ pytest.importorskip("packaging")
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.packaging.hashed_constraints import EXTRAS, FILE, PLATFORMS, PYTHONS, REPOSITORY, Pin, plain_pins, read
+from tests.packaging.hashed_constraints import (
+    EXTRAS,
+    FILE,
+    OTHERS,
+    PLATFORMS,
+    PYTHONS,
+    REPOSITORY,
+    Pin,
+    plain_pins,
+    read,
+)
 from tests.packaging.licences import PAGE, licence_of
 
 if sys.version_info >= (3, 11):
@@ -64,6 +74,12 @@ def test_a_pin_is_read_with_its_marker_over_several_lines() -> None:
     assert not pin.applies("3.13", "x86_64-manylinux_2_28")
 
 
+def test_every_extra_is_pinned_or_left_out_on_purpose() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set(project["optional-dependencies"]) - set(OTHERS)
+    assert named == set(EXTRAS), "add the extra to EXTRAS and run `make constraints-hashed licences`, or to OTHERS"
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_all_that_pyproject_asks_for_is_pinned_within_its_limits(python: str, platform: str) -> None:
@@ -73,7 +89,9 @@ def test_all_that_pyproject_asks_for_is_pinned_within_its_limits(python: str, pl
     facts["platform_system"] = {"linux": "Linux", "win32": "Windows", "darwin": "Darwin"}[facts["sys_platform"]]
     texts = [*project["dependencies"], *(each for extra in EXTRAS for each in project["optional-dependencies"][extra])]
     for requirement in map(Requirement, texts):
-        if requirement.marker is None or requirement.marker.evaluate(facts):
+        if requirement.name == project["name"]:
+            assert requirement.extras <= {*EXTRAS}
+        elif requirement.marker is None or requirement.marker.evaluate(facts):
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
