@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -38,6 +39,8 @@ _MOST_WAITING_BYTES = 64 << 20
 """Of frames that wait for an alarm."""
 _COUNT_AGAIN_S = 60.0
 """A person may have moved or deleted pictures since."""
+_AGAIN_S = 60.0
+"""After a picture could not be kept, until the next one is tried."""
 _ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "WebP": ".webp", "BMP": ".bmp"}
 
 
@@ -97,7 +100,9 @@ class KeptFolder(Sink):
         self._used_bytes = 0
         self._counted_s = 0.0
         self._n_kept = self._n_removed = self._n_too_large = 0
-        self._has_stopped = False
+        self._is_away = False
+        """Whether the last picture could not be kept."""
+        self._next_s = -math.inf
         self._held = ExitStack()
         self._open()
 
@@ -137,19 +142,26 @@ class KeptFolder(Sink):
             write_text(path, text)
 
     def write(self, inspected: Inspected) -> None:
-        """Keep the picture if a rule says so; when the disk fails, say so once and keep no more."""
+        """Keep the picture if a rule says so; when the disk fails, say so once, and try again after `_AGAIN_S`."""
         picture, result = inspected.picture, inspected.result
-        if self._has_stopped or isinstance(result, VaeEdgeError) or isinstance(picture.image, InputError):
+        if time.monotonic() < self._next_s or isinstance(result, VaeEdgeError) or isinstance(picture.image, InputError):
             return
         rules = self._chooser.rules_for(result)
         candidate = _candidate(picture, picture.image, {**self._of_bundle, **_facts(inspected, result)})
         try:
             for each, why in self._chosen(candidate, rules, result.drift is not None and result.drift.alarm):
                 self._keep(each, why)
+                if self._is_away:
+                    _log.warning("pictures are kept in %s again", self.folder)
+                self._is_away = False
         except (OSError, VaeEdgeError, cv2.error) as error:
-            self._has_stopped = True
+            self._next_s = time.monotonic() + _AGAIN_S
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            _log.warning("no more pictures are kept in %s (%s); verdicts continue", self.folder, reason)
+            if not self._is_away:
+                _log.warning(
+                    "no pictures are kept in %s until that works again (%s); verdicts continue", self.folder, reason
+                )
+            self._is_away = True
 
     def _chosen(
         self, candidate: _Candidate, rules: list[str], is_alarmed: bool
@@ -200,7 +212,12 @@ class KeptFolder(Sink):
             if isinstance(content, Path) and not content.exists():
                 return  # It was taken away while it was copied.
             raise
-        _append(self.folder / KEPT_FILE, line)
+        try:
+            _append(self.folder / KEPT_FILE, line)
+        except OSError:
+            with suppress(OSError):
+                path.unlink()  # A picture without its line would never be deleted, nor say what it is.
+            raise
         self._oldest.append((path, size))
         self._used_bytes += size + len(line)
         self._n_kept += 1

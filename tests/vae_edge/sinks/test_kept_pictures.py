@@ -134,22 +134,38 @@ def test_labelled_pictures_stay_and_count_and_full_of_them_it_says_so(
     assert "labelled pictures take" in warnings[0]
 
 
-def test_a_full_disk_stops_keeping_with_one_warning(
+def test_a_full_disk_pauses_keeping_with_one_warning_until_there_is_room_again(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    n_tried = 0
+
+    def full(path: Path, line: bytes) -> None:
+        nonlocal n_tried
+        n_tried += 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with open_folder(tmp_path, bundle) as sink:
         sink.write(inspected(frame(0)))
-
-        def full(path: Path, line: bytes) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(kept_pictures, "_append", full)
-        for number in range(1, 5):
-            sink.write(inspected(frame(number)))
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert "no more pictures are kept" in warning
-    assert "No space left" in warning
-    assert len(lines(tmp_path)) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(kept_pictures, "_append", full)
+            for number in range(1, 5):
+                sink.write(inspected(frame(number)))
+            now_s += 61
+            sink.write(inspected(frame(5)))
+        assert n_tried == 2  # One a minute: a full disk costs no time.
+        (warning,) = [record.getMessage() for record in caplog.records]
+        assert "no pictures are kept" in warning
+        assert "No space left" in warning
+        assert len(lines(tmp_path)) == len(kept_files(tmp_path)) == 1  # Nor is one left that no line names.
+        sink.write(inspected(frame(6)))
+        assert len(lines(tmp_path)) == 1
+        now_s += 61
+        sink.write(inspected(frame(7)))
+        sink.write(inspected(frame(8)))
+    assert [line["frame"] for line in lines(tmp_path)] == [0, 7, 8]
+    assert [record.getMessage() for record in caplog.records][1:] == [f"pictures are kept in {tmp_path} again"]
 
 
 def test_a_torn_last_line_is_ignored_and_mended(tmp_path: Path, bundle: Bundle) -> None:
