@@ -8,9 +8,10 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEMO ?= demo
 PYTHONS ?= 3.10 3.12 3.13
 WORKERS ?= 2
+MINUTES ?= 120
 DATA ?= sample:dial sample:board sample:fabric
 
-.PHONY: help install demo bench-archive bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-archive test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build constraints-hashed licences sbom clean
+.PHONY: help install demo bench-archive bench-runtime bench-peers bench-detection bench-false-alarms bench-anomalib bench-line bench-serve test test-anomalib test-archive test-runtime test-line test-serve test-lowest test-windows-semantics check-gpu lint format build constraints-hashed licences sbom soak clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -39,6 +40,10 @@ bench-anomalib: ## the same checkpoint in anomalib and as bundles: AUROC, verdic
 bench-line: install ## 5,000 verdicts over MQTT, OPC UA and a webhook while broker, client and service are killed; into bench/line
 	@command -v mosquitto /usr/sbin/mosquitto >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto; }
 	$(BIN)/python -m tests.line_acceptance --out bench/line
+
+soak: install ## MINUTES=120 of watch, stream and serve (with .venv-serve) while files are torn, disks fill, processes are killed, clocks jump; into bench/soak
+	@command -v mosquitto /usr/sbin/mosquitto >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto; }
+	$(BIN)/python -m tests.soak.command --minutes $(MINUTES) --out bench/soak
 
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on unused normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.studies.false_alarms $(RUN)

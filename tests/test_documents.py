@@ -35,6 +35,7 @@ PAGES = {
         "train",
         "export",
         "benchmarks",
+        "tests/soak",
     )
     for path in sorted((ROOT / folder).glob("*.md"))
 }
