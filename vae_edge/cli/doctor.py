@@ -15,6 +15,8 @@ from vae_edge.cli.progress import progress_bar
 from vae_edge.doctor import Diagnosis, Probe, examine
 from vae_edge.platform.machine import Machine
 from vae_edge.platform.opencv import OpenCv
+from vae_edge.platform.outside import printable
+from vae_edge.signing.policy import describe_policy
 from vae_edge.wording import count
 
 _MARKS = {
@@ -47,8 +49,9 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
     table = plain_table(title=f"vae-edge {diagnosis.vae_edge}", headers=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
-    for name, value in [*_machine_rows(diagnosis.machine), ("OpenCV", describe_opencv(diagnosis.opencv))]:
-        table.add_row(name, value)
+    rows = [("OpenCV", describe_opencv(diagnosis.opencv)), ("signatures", describe_policy())]
+    for name, value in [*_machine_rows(diagnosis.machine), *rows]:
+        table.add_row(name, printable(value))
     console.print(table)
     for purpose, title in (
         ("runs bundles", "Runtimes"),

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vae_edge.errors import InputError
+from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.platform.outside import home_folder, user_path
 from vae_edge.records import JsonLimits, Record, open_regular, parse_json, parse_record, read_bounded
 from vae_edge.signing.keys import TrustedKeys, trusted_keys
@@ -88,6 +88,21 @@ def read_policy() -> Policy:
     keys = [folder / user_path(name) for name in record.trusted_keys]
     trusted = trusted_keys(keys, said_by=str(path)) if keys else None
     return Policy(record.only_signed, trusted, tuple(folder / user_path(name) for name in record.trusted_refit_keys))
+
+
+def describe_policy() -> str:
+    """Return what the policy in force demands, or why it cannot be used, for people."""
+    try:
+        policy = read_policy()
+    except VaeEdgeError as error:
+        return f"no bundle can be opened: {error}"
+    if policy.trusted is None:
+        return "demanded of no bundle"
+    which = "demanded of every bundle" if policy.only_signed else "checked where there are any"
+    refits = (
+        "" if not policy.refit_keys else f"; re-fits of others: {', '.join(path.name for path in policy.refit_keys)}"
+    )
+    return f"{which}, by {policy.trusted.names} ({policy.trusted.said_by}){refits}"
 
 
 def _refuse_open_to_others(path: Path, mode: int) -> None:

@@ -19,7 +19,7 @@ from tests.signed_bundles import KeyPair, make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle, write_image
 from vae_edge import Bundle, BundleError, Detector, InputError
 from vae_edge.signing.keys import trusted_keys
-from vae_edge.signing.policy import config_folder, read_policy
+from vae_edge.signing.policy import config_folder, describe_policy, read_policy
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -186,6 +186,18 @@ def test_a_worker_process_obeys_the_policy(onnx_bundle: Bundle, vendor: KeyPair)
 
 def judge(detector: Detector) -> bool:
     return detector.predict(dark_image(0)).is_anomalous
+
+
+def test_doctor_says_what_is_demanded(vendor: KeyPair) -> None:
+    assert describe_policy() == "demanded of no bundle"
+    path = write_policy(trusted_keys=["vendor.pub.pem"], trusted_refit_keys=["technician.pem"])
+    assert describe_policy() == (
+        f"demanded of every bundle, by vendor.pub.pem ({path}); re-fits of others: technician.pem"
+    )
+    write_policy(trusted_keys=["vendor.pub.pem"], only_signed=False)
+    assert describe_policy() == f"checked where there are any, by vendor.pub.pem ({path})"
+    path.write_text("{")
+    assert describe_policy().startswith("no bundle can be opened: the policy ")
 
 
 def test_what_was_made_here_is_published_whatever_the_policy_says(vendor: KeyPair, tmp_path: Path) -> None:
