@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from vae_edge.bundle import Bundle
-from vae_edge.cli.console import results_console
+from vae_edge.cli.console import print_warning, results_console
 from vae_edge.errors import InputError, UsageError
 from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.platform.outside import printable
 from vae_edge.records import open_regular, read_bounded
 from vae_edge.signing.signer import PASSWORD_VARIABLE, PasswordNeededError, SigningKey, sign_folder
+from vae_edge.sinks.sink import trust_warnings
 from vae_edge.wording import count
 
 _MAX_PASSWORD_BYTES = 1024
@@ -57,6 +58,8 @@ def sign(
     signing_key = _read_key(key, certificate, chain or [], password_file)
     assert opened.seen is not None
     known = {file.name: file.sha256 for file in opened.manifest.files} | {MANIFEST_FILE: opened.seen.manifest_sha256}
+    for warning in trust_warnings(opened):
+        print_warning(warning)
     done = sign_folder(opened.folder, signing_key, known)
     said = f"{opened.folder} is signed by {signing_key.by}: model.sig covers its {count(done.n_files, 'file')}."
     results_console().print(printable(said), markup=False, highlight=False, soft_wrap=True)

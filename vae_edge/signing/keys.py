@@ -146,13 +146,13 @@ def _parse(name: str, pem: bytes) -> tuple[list[EllipticCurvePublicKey], list[Ce
 
     keys: list[EllipticCurvePublicKey] = []
     certificates: list[Certificate] = []
+    if b"PRIVATE KEY-----" in pem:
+        raise InputError(
+            f"{name} holds a private key, which no device should have; expected its public part: "
+            f"openssl pkey -in {name} -pubout -out public.pem"
+        )
     for block in _BLOCK.finditer(pem):
         label = block[1].decode()
-        if "PRIVATE KEY" in label:
-            raise InputError(
-                f"{name} holds a private key, which no device should have; expected its public part: "
-                f"openssl pkey -in {name} -pubout -out public.pem"
-            )
         try:
             if label == "CERTIFICATE":
                 from cryptography.x509 import load_pem_x509_certificate  # It takes 50 ms, which keys do not need.
@@ -164,7 +164,7 @@ def _parse(name: str, pem: bytes) -> tuple[list[EllipticCurvePublicKey], list[Ce
                     raise InputError(f"{name} holds {kind_of(key)}; expected {EXPECTED_KEY}")
                 keys.append(key)
             else:
-                raise InputError(f"{name} holds a {label}; expected public keys or certificates")
+                raise InputError(f"{name} holds {label!r}; expected public keys or certificates, in PEM")
         except (ValueError, UnsupportedAlgorithm) as error:
             if isinstance(error, InputError):
                 raise

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from vae_edge.errors import BundleError
+from vae_edge.errors import BundleError, InputError
 from vae_edge.gate import GateRecord
 from vae_edge.manifest import MANIFEST_LIMITS, NEVER_VERIFIED, Manifest, Thresholds
 from vae_edge.platform.atomic import new_file
@@ -225,7 +225,10 @@ def write_local(
     with new_file(folder / LOCAL_FILE) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
         check()
-    keep_count(folder, root_sha256, number)
+    try:
+        keep_count(folder, root_sha256, number)
+    except InputError as error:
+        _log.warning("an older %s that is put back could not be noticed: %s", LOCAL_FILE, error)
     return Local(
         record, root_sha256, keyid, Envelope(payload, signature, keyid), hashlib.sha256(text.encode()).hexdigest()
     )

@@ -167,6 +167,14 @@ def test_what_is_no_bundle_is_not_signed(command: Run, onnx_bundle: Bundle, vend
     assert ".DS_Store is hidden" in err
 
 
+def test_a_bundle_of_little_trust_is_signed_with_a_warning(command: Run, vendor: KeyPair, tmp_path: Path) -> None:
+    needs_model_signing()
+    bundle = make_bundle(tmp_path / "toy", n_normals=5, verified=False)
+    code, _, err = command("sign", bundle.folder, "--key", vendor.private)
+    assert code == 0
+    assert "warning: this bundle is not verified (there was no such device)" in err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="this system has no such modes")
 def test_a_bundle_that_cannot_be_written_is_refused(onnx_bundle: Bundle, vendor: KeyPair) -> None:
     needs_model_signing()

@@ -338,9 +338,11 @@ def test_what_is_no_key_is_refused(signed: Path, vendor: KeyPair, tmp_path: Path
         b"ssh-ed25519 AAAA": "is not a key",
         b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n": "is damaged: its public key cannot be read",
         b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n": "is damaged: its certificate cannot be",
-        b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n": "holds a X509 CRL",
+        b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n": "holds 'X509 CRL'; expected public keys",
         vendor.private.read_bytes(): "holds a private key, which no device should have",
         vendor.public.read_bytes() + vendor.private.read_bytes(): "holds a private key",
+        b"-----BEGIN EC PARAMETERS-----\nBggq\n-----END EC PARAMETERS-----\n"
+        + vendor.private.read_bytes(): "holds a private key",
         pem(rsa.generate_private_key(65537, 2048).public_key()): "holds an RSA key; expected an EC key on P-256",
         pem(ed25519.Ed25519PrivateKey.generate().public_key()): "holds an Ed25519 key",
         pem(ec.generate_private_key(ec.SECP256K1()).public_key()): "holds an EC key on secp256k1",
