@@ -24,9 +24,10 @@ from vae_edge.detector import Detector
 from vae_edge.export.openvino_ir import export_openvino
 from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.export.quantization.onnx_network import to_half
-from vae_edge.export.settings import Budget, LowPrecisionSettings
-from vae_edge.export.targets.onnx_target import export_onnx, export_program
+from vae_edge.export.settings import Budget, Estimator, LowPrecisionSettings
+from vae_edge.export.targets.onnx_target import OnnxRuntimeQuantizer, export_onnx, export_program
 from vae_edge.export.targets.tensorrt_rules import warnings_for_tensorrt
+from vae_edge.export.targets.tensorrt_target import TensorRtQuantizer
 from vae_edge.export.targets.torch_target import save_program
 from vae_edge.ignored_region import IgnoredRegion, kept_places, parse_polygon
 from vae_edge.manifest import graph_inputs, graph_outputs
@@ -162,6 +163,31 @@ def test_every_runtime_gives_torchs_map_and_score(kind: str, tmp_path: Path) -> 
     maps, scores = run_model(to_half(single), images)
     assert np.isfinite(maps).all()
     assert np.abs(scores - exact[1]).max() < 0.05 * np.abs(exact[1]).max()
+
+
+@pytest.mark.slow
+def test_no_targets_int8_graph_on_features_depends_on_what_lies_there(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    from vae_edge.export.quantization.nncf_quantizer import OpenVinoQuantizer, QuantizationSettings
+
+    export_onnx(export_program(graph_of("features", region())), tmp_path / "source.onnx", metadata={})
+    model, calibration = onnx.load(tmp_path / "source.onnx"), images_of(6)
+    quantizers = (
+        OnnxRuntimeQuantizer(model, calibration, Estimator.MIN_MAX),
+        TensorRtQuantizer(model, calibration, Estimator.MIN_MAX),
+        OpenVinoQuantizer(
+            tmp_path / "source.onnx",
+            calibration,
+            QuantizationSettings(fast_bias_correction=True, halve_weight_range=False),
+        ),
+    )
+    images = images_of(2, seed=5)
+    for quantizer in quantizers:
+        first, second = quantizer.outputs(images), quantizer.outputs(with_another_picture_there(images))
+        np.testing.assert_array_equal(first.scores, second.scores)
+        np.testing.assert_array_equal(first.maps, second.maps)
+        assert not first.maps[:, region().mask].any()
+        assert np.ptp(first.maps[:, region().kept]) > 0
 
 
 @pytest.fixture(scope="module")
