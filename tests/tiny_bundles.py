@@ -23,8 +23,9 @@ from vae_edge.bundle import Bundle, new_bundle
 from vae_edge.decision import fit_thresholds
 from vae_edge.detectability import CONTRASTS, Detectability, FoundByKind, FoundBySize
 from vae_edge.export.references import BundleReferences, Pictures, TrainedReferences
-from vae_edge.gate import GateRecord, measure_picture
+from vae_edge.gate import GateRecord
 from vae_edge.gate_fitting import fit_gate
+from vae_edge.gate_measures import measure_picture
 from vae_edge.image import Preparation
 from vae_edge.manifest import (
     MANIFEST_FILE,

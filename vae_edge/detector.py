@@ -19,7 +19,8 @@ from vae_edge.backends.base import Backend, Hint, Layout, RuntimeOptions, in_nat
 from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value, thresholds_at
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
-from vae_edge.gate import GateRecord, measure_picture
+from vae_edge.gate import GateRecord, gate_in_force
+from vae_edge.gate_measures import measure_picture
 from vae_edge.ignored_region import paint_over
 from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
@@ -88,7 +89,7 @@ class Detector:
         """Whether the bundle's references were run here, and agree."""
         self._thresholds = bundle.manifest.thresholds
         self._is_gated = True
-        self.gate: GateRecord | None = bundle.manifest.gate
+        self.gate: GateRecord | None = gate_in_force(bundle.manifest.gate)
         """The ranges in which a picture is inspectable; None: every picture is judged."""
         self._keeps_looks = False
         """Whether predictions have what a gate sees, though there may be none."""
@@ -212,7 +213,7 @@ class Detector:
         detector = cls(opened, backend, open_for_streams=None if is_one else load_for_streams)
         detector._max_pixels = max_pixels
         detector._is_gated = gate
-        detector.gate = manifest.gate if gate else None
+        detector.gate = gate_in_force(manifest.gate) if gate else None
         detector._arguments = {
             "device": device,
             "hint": chosen,
@@ -599,7 +600,7 @@ class Detector:
         self.bundle = fitted.bundle.with_manifest(fitted.bundle.manifest)
         self.false_alarm_rate = None
         if self._is_gated:
-            self.gate = self.bundle.manifest.gate
+            self.gate = gate_in_force(self.bundle.manifest.gate)
         return replace(fitted, bundle=self.bundle)
 
     def close(self) -> None:

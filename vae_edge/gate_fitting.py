@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_edge.decision import check_askable_rate, fit_image_threshold
-from vae_edge.gate import MEASURES, GateRecord, Look, MeanPicture, Measure, MeasureRange, encode_mean_picture, values_of
+from vae_edge.gate import GateRecord, MeasureRange, encode_mean_picture, values_of
+from vae_edge.gate_measures import MEASURES, MEASURES_VERSION, Look, MeanPicture, Measure
 
 DEFAULT_REJECTION_RATE = 0.001
 """Share of good pictures that may be called not inspectable."""
@@ -38,6 +39,9 @@ MAX_NORMALS = 1500
 
 _MOST_FITTED = 200
 """Good parts that the usual ranges come from; all others set the rate."""
+
+_DISPLACED_SHARE = 0.1
+"""Share of good parts in whose pictures a displacement is looked for: those that are least like their mean."""
 
 _NORMAL_QUANTILE = 1.2816
 """Of 90 %."""
@@ -66,10 +70,12 @@ def fit_gate(
     order = np.random.default_rng(seed).permutation(len(looks))
     n_fitted = min(len(looks) // 2, _MOST_FITTED)
     fitted, held_out = ([looks[i] for i in part] for part in (order[:n_fitted], order[n_fitted:]))
-    picture = None
+    picture = mean = below = None
     if is_aligned:
         picture = np.rint(np.mean([look.place for look in fitted], axis=0)).astype(np.uint8)
-    mean = None if picture is None else MeanPicture(picture)
+        likeness = MeanPicture(picture).likeness
+        below = float(np.quantile([likeness(look.place) for look in fitted], _DISPLACED_SHARE))
+        mean = MeanPicture(picture, below)
     usual = [
         _Usual(measure, values)
         for measure, values in zip(MEASURES, np.array([values_of(look, mean) for look in fitted]).T, strict=False)
@@ -83,12 +89,14 @@ def fit_gate(
     if rate > rejection_rate:
         limit = max(limit, tail_limit(deviations, rejection_rate))
     return GateRecord(
+        measures_version=MEASURES_VERSION,
         rejection_rate_requested=rejection_rate,
         rejection_rate=rate,
         n_normals=len(held_out),
         n_fitted=n_fitted,
         ranges=tuple(each.range(proven, limit) for each in usual),
         mean_picture=None if picture is None else encode_mean_picture(picture),
+        displaced_below=below,
     )
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.gate import Look
+from vae_edge.gate_measures import Look
 from vae_edge.image import as_rgb
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from vae_edge.decision import (
     too_few_normals,
 )
 from vae_edge.errors import DeviceError, InputError, UsageError, VaeEdgeError
-from vae_edge.gate import GateRecord, Look
+from vae_edge.gate import GateRecord
 from vae_edge.gate_fitting import DEFAULT_REJECTION_RATE, MAX_NORMALS, fit_gate
+from vae_edge.gate_measures import Look
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import Progress
 from vae_edge.prediction import Prediction

@@ -23,8 +23,9 @@ from vae_edge.benchmarks.studies import run_study
 from vae_edge.cli.console import plain_table, results_console
 from vae_edge.cli.progress import step_progress
 from vae_edge.errors import InputError
-from vae_edge.gate import GateRecord, measure_picture
+from vae_edge.gate import GateRecord
 from vae_edge.gate_fitting import MIN_NORMALS, fit_gate
+from vae_edge.gate_measures import measure_picture
 from vae_edge.platform.atomic import write_text
 from vae_edge.platform.work import StepProgress
 from vae_edge.records import Record

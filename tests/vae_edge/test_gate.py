@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from tests.tiny_bundles import dark_image, make_bundle, spotted_image, toy_gate,
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import BundleError
-from vae_edge.gate import MEASURES, PLACE_SIDE, GateRecord, Look, MeanPicture, measure_picture
+from vae_edge.gate import GateRecord
 from vae_edge.gate_fitting import MIN_NORMALS, fit_gate, tail_limit
+from vae_edge.gate_measures import MEASURES, PLACE_SIDE, Look, MeanPicture, measure_picture
 from vae_edge.manifest import MANIFEST_FILE, manifest_digest
 from vae_edge.sinks.lines import COLUMNS
 
@@ -75,6 +77,47 @@ def test_displacement_is_the_shift_as_a_share_of_the_side() -> None:
     assert shift == pytest.approx(5 / PLACE_SIDE, abs=0.01)
     assert likeness < 0.7
     assert mean.compare(place) == pytest.approx((0, 1), abs=1e-5)  # Nothing of it was overwritten.
+
+
+def test_likeness_is_the_correlation_coefficient() -> None:
+    places = [measure_picture(_picture(seed)).place for seed in (0, 1)]
+    half_covered = places[0].copy()
+    half_covered[:32] = 20
+    even = np.full_like(half_covered, 20)
+    for place in (*places, half_covered, 255 - places[0]):
+        expected = np.corrcoef(places[0].ravel(), place.ravel())[0, 1]
+        assert MeanPicture(places[0]).likeness(place) == pytest.approx(expected, abs=1e-9)
+    assert MeanPicture(places[0]).likeness(even) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_displacement_is_looked_for_only_in_the_pictures_least_like_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    part = measure_picture(_picture())
+    parts = []
+    for _ in range(60):
+        noisy = part.place + rng.normal(0, rng.uniform(1, 20), part.place.shape)
+        parts.append(part._replace(place=np.clip(noisy, 0, 255).astype(np.uint8)))
+    gate = _gate(parts, is_aligned=True)
+    below = gate.displaced_below
+    assert below is not None
+    assert gate.mean_picture is not None
+    mean = MeanPicture(
+        np.frombuffer(base64.b64decode(gate.mean_picture), np.uint8).reshape(PLACE_SIDE, PLACE_SIDE), below
+    )
+    compared = [mean.compare(each.place) for each in parts]
+    assert 0.02 < np.mean([likeness < below for _, likeness in compared]) < 0.25
+    assert all(displacement == 0 for displacement, likeness in compared if likeness >= below)
+    assert gate.problems(part) == ()
+    moved = part._replace(place=np.roll(part.place, (3, 4), axis=(0, 1)))
+    assert any(each.startswith("displaced: shift from the mean of good parts 7.8 %") for each in gate.problems(moved))
+
+
+def test_a_region_that_shows_only_noise_is_told_from_what_is_in_focus() -> None:
+    seen = _picture()[:128, :128]
+    covered = seen.copy()
+    covered[:, :40] = np.rint(110 + np.random.default_rng(1).normal(0, 1, (128, 40, 1)))
+    assert _values(covered)["noisiest"] > 1.5 * _values(seen)["noisiest"]
+    assert _values(covered)["plainest"] < 0.7 * _values(seen)["plainest"]
 
 
 @pytest.mark.parametrize(("n", "rate"), [(60, 0.05), (240, 0.01), (600, 0.05)])
@@ -179,6 +222,32 @@ def test_a_refit_learns_the_gate_of_the_device_and_keeps_it_where_normals_are_fe
         detector.refit_thresholds(brighter)
         assert detector.gate is not None
         assert not detector.predict(dark_image(0)).inspectable
+
+
+@pytest.mark.parametrize("version", [None, 3])
+def test_a_gate_of_other_measures_turns_no_picture_away_and_says_so_until_it_is_learnt_again(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, version: int | None
+) -> None:
+    bundle = make_bundle(tmp_path / "toy", gate=toy_gate())
+    path = bundle.folder / MANIFEST_FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["gate"]["measures_version"] = version
+    content["gate"]["ranges"] = [{"measure": "taste", "low": 7.0}]
+    if version is None:  # As the first ones, which had no number.
+        del content["gate"]["measures_version"], content["gate"]["displaced_below"]
+    content["digest"] = manifest_digest(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    grey = write_image(tmp_path / "in/grey.png", np.full((32, 32, 3), 40, dtype=np.uint8))
+    code, lines, said = command("run", bundle.folder, grey)
+    assert (code, json.loads(lines)["verdict"]) == (0, "normal")
+    again = f"vae-edge verify {bundle.folder} --data NORMALS"
+    assert "another version of vae-edge, so every picture is judged" in " ".join(said.split())
+    assert again.replace(" ", "") in "".join(said.split())
+    assert "never: the gate is of another version" in " ".join(command("inspect", bundle.folder)[1].split())
+    with Detector.open(bundle.folder) as detector:
+        assert detector.predict(grey).inspectable
+        detector.refit_thresholds([dark_image(seed) for seed in range(60)])
+        assert not detector.predict(grey).inspectable
 
 
 def test_the_lines_have_the_verdict_at_the_end() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from vae_edge import __version__
-from vae_edge.gate import GateRecord, Look, measure_picture
+from vae_edge.gate import GateRecord
 from vae_edge.gate_fitting import MAX_NORMALS, MIN_NORMALS, fit_gate
+from vae_edge.gate_measures import Look, measure_picture
 from vae_edge.ignored_region import paint_over
 from vae_edge.image import load_prepared
 from vae_edge.manifest import Thresholds

@@ -255,7 +255,7 @@ def _decision_rows(bundle: Bundle) -> list[tuple[str, str]]:
 
 def _gate_rows(manifest: Manifest) -> list[tuple[str, str]]:
     rows = [("not inspectable", describe_gate(manifest.gate))]
-    if manifest.gate is not None:
+    if manifest.gate is not None and manifest.gate.is_current:
         ranges = ", ".join(f"{each.measure} {each.expected()}" for each in manifest.gate.ranges)
         rows.append(("inspectable where", ranges))
     return rows

@@ -256,6 +256,11 @@ def trust_warnings(bundle: Bundle, thresholds: Thresholds | None = None) -> list
             )
         else:
             warnings.append(f"this bundle is not verified{because}; run: vae-edge verify {bundle.folder}")
+    if manifest.gate is not None and not manifest.gate.is_current:
+        warnings.append(
+            "this bundle's gate, which says when a picture is not inspectable, is of another version of vae-edge, so "
+            f"every picture is judged; learn it again: vae-edge verify {bundle.folder} --data NORMALS"
+        )
     few = too_few_normals(thresholds or manifest.thresholds)
     return [*warnings, few] if few else warnings
 
