@@ -115,8 +115,9 @@ def statement_rows(bundle: Bundle) -> list[tuple[str, str]]:
     which = f"not of {', '.join(other)} as it is now" if other else "of these very files"
     covered = "" if bundle.signature is None else ", signed"
     rows = [("statement", f"{PROVENANCE_FILE}, {which}{covered}: in-toto, {found.predicateType}")]
+    shown = {bundle.manifest.provenance.run_fingerprint, bundle.manifest.provenance.data_fingerprint}
     for each in found.predicate.buildDefinition.resolvedDependencies:
-        if each.digest is not None:
+        if each.digest is not None and each.digest["sha256"] not in shown:
             rows.append((each.name, f"SHA-256 {each.digest['sha256'][:12]}"))
     builder = found.predicate.runDetails.builder
     rows.append(("made by", ", ".join(f"{name} {version}" for name, version in builder.version.items())))
