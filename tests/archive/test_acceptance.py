@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("ray", reason="Ray is not installed; `make test-archive` has it")
 from tests.archive.acceptance import draw, with_failures
 from tests.tiny_bundles import make_bundle
 from vae_edge.targets import Target

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed; `make test-archive` has it")
 import pyarrow
 import pyarrow.parquet
-import pytest
 
 from tests.archive.nodes import Nodes
 from tests.archive.s3_double import S3Double

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("ray", reason="Ray is not installed; `make test-archive` has it")
 from tests.archive.s3_double import S3Double
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge.archive.listing import Kind, SourceOptions, list_source, open_source
