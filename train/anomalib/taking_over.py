@@ -47,7 +47,7 @@ from vae_edge.train.run.folder import (
     only_training,
     write_record,
 )
-from vae_edge.train.run.graph_fitting import FittedGraph
+from vae_edge.train.run.pixel_fitting import FittedGraph
 from vae_edge.train.run.records import FeatureRecord, Role
 
 _MOST_FOR_LOSS = 64

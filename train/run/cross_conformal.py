@@ -41,7 +41,7 @@ from vae_edge.train.loop.settings import Calibration, TrainSettings
 from vae_edge.train.loop.trainer_arguments import deciding
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, run_graph
-from vae_edge.train.run.graph_fitting import fit_graph
+from vae_edge.train.run.pixel_fitting import fit_graph
 from vae_edge.train.run.records import CalibrationRecord, CalibrationScore
 
 FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], DeployedGraph | None]

@@ -48,7 +48,7 @@ from vae_edge.train.model.presets import Network, is_bfloat16
 from vae_edge.train.model.scoring import DEFAULT_SCORING
 from vae_edge.train.run.calibration import Division, calibrate
 from vae_edge.train.run.cross_conformal import cross_record
-from vae_edge.train.run.graph_fitting import FittedGraph
+from vae_edge.train.run.pixel_fitting import FittedGraph
 from vae_edge.train.run.records import CalibrationRecord, FeatureRecord
 
 _MOST_FOR_LOSS = 64

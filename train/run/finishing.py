@@ -44,8 +44,8 @@ from vae_edge.train.run.folder import (
     write_record,
     write_tensors,
 )
-from vae_edge.train.run.graph_fitting import FittedGraph
 from vae_edge.train.run.metrics import Metrics, evaluate
+from vae_edge.train.run.pixel_fitting import FittedGraph
 from vae_edge.train.run.records import CalibrationRecord, RunRecord, SplitRecord
 from vae_edge.train.run.references import MOST_NORMALS as MOST_REFERENCE_NORMALS
 from vae_edge.train.run.references import RunPictures, choose_references

@@ -58,7 +58,7 @@ from vae_edge.train.run.folder import (
     read_split,
     write_record,
 )
-from vae_edge.train.run.graph_fitting import FittedGraph, LabelledImages, fit_graph
+from vae_edge.train.run.pixel_fitting import FittedGraph, LabelledImages, fit_graph
 from vae_edge.train.run.records import CalibrationRecord, SplitRecord
 from vae_edge.wording import count, verb
 

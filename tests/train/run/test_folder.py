@@ -254,7 +254,7 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]
     seen: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae_edge.train.features.table.MOST_BYTES_IN_MEMORY", 0)
-        for module in ("feature_fitting", "graph_fitting"):
+        for module in ("feature_fitting", "pixel_fitting"):
             patch.setattr(f"vae_edge.train.run.{module}.FEWEST_NORMALS", 2)
         for number, kind in enumerate(kinds):
             looker = Looker(folder / f"run-{number}")

@@ -1,4 +1,4 @@
-"""From images to the whole model: choose, train a network, measure its residual on other normals, make the graph.
+"""A model on pixels, from images to the whole graph: choose, train a network, measure its residual on other normals.
 
 Every training of a run goes through `fit_graph`, those of folds too: a network whose scores stand in for another's must
 have been made in the same way. What is chosen is chosen once, by the network that is deployed: `FittedGraph.settings`
