@@ -49,6 +49,7 @@ def fit(
     watcher: Watcher | None = None,
     logger: Logger | Iterable[Logger] | bool | None = None,
     callbacks: Callback | Iterable[Callback] | None = None,
+    jobs: int | None = None,
     **arguments: Any,
 ) -> RunFolder:
     """Train a detector on images of good parts; `vae-train` for programs, with the same defaults.
@@ -71,12 +72,16 @@ def fit(
             smallest held-out loss so far are kept. What its `state_dict` returns is in the run's checkpoint, and has to
             be numbers, strings, tensors and containers of them. What Lightning logs at level INFO, as a callback's
             `verbose` makes it do, stays silent.
+        jobs: networks that train at the same time: those of cross-conformal folds, each in a process of its own, or
+            those on features. The result is the same. None: one on pixels, one on features for each core.
         **arguments: fields of `TrainSettings` by name (`epochs=40`, `seed=1`, `size={"image": (256, 256)}`,
             `scoring="auto"`), unless `settings` is given; and arguments of Lightning's Trainer:
 
             - `max_epochs`, `max_time`, `accelerator`, `devices`, `num_nodes` and `precision` are settings: they replace
               `epochs`, `max_time_minutes` and so on, also those in `settings`, and are recorded. `max_time` ends each
-              training with the first epoch after it.
+              training with the first epoch after it. With several `devices`, as many processes share each step of a
+              training; `batch_size` is that of all. They run no code of the calling program, so callbacks and other
+              objects need torchrun, which starts the program in each: all but the first end here, in `fit`.
             - Other numbers, words and switches replace what this program gives the Trainer; they are recorded and hold
               again after an interruption. Those that decide the weights (`gradient_clip_val`,
               `accumulate_grad_batches`, `limit_train_batches`, `strategy`, ...) hold for every network of the run;
@@ -89,8 +94,8 @@ def fit(
             - Refused, with the reason, is what leaves no network to deploy or makes a run that cannot be repeated or
               continue: `fast_dev_run`, `barebones`, `max_steps`, `overfit_batches`, `max_epochs=-1`,
               `enable_checkpointing=False`, `deterministic=False`, `benchmark=True`, another `check_val_every_n_epoch`
-              or `val_check_interval`, limits of 0, strategies that deal out the weights, and callbacks that change the
-              weights, the learning rate or the batch size by themselves (`StochasticWeightAveraging`,
+              or `val_check_interval`, limits of 0, strategies other than `auto` and `ddp`, and callbacks that change
+              the weights, the learning rate or the batch size by themselves (`StochasticWeightAveraging`,
               `WeightAveraging`, `ModelPruning`, `LearningRateFinder`, `BatchSizeFinder`).
 
     Returns:
@@ -124,7 +129,12 @@ def fit(
         asked |= given.apply_to(settings)
     asked["attached"] = given.attached.names()
     return fit_run(
-        make_record(TrainSettings, asked), out=out, overwrite=overwrite, watcher=watcher, attached=given.attached
+        make_record(TrainSettings, asked),
+        out=out,
+        overwrite=overwrite,
+        watcher=watcher,
+        attached=given.attached,
+        jobs=jobs,
     )
 
 

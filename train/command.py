@@ -14,6 +14,7 @@ from vae_edge.errors import UsageError
 from vae_edge.ignored_region import parse_polygon
 from vae_edge.records import make_record
 from vae_edge.train.choice.image_size import parse_size
+from vae_edge.train.loop.launch import end_silently, launched
 from vae_edge.train.loop.settings import SizeRequest, TrainSettings
 from vae_edge.train.loop.watcher import TerminalWatcher
 from vae_edge.train.model.input_settings import parse_photometric
@@ -67,9 +68,14 @@ def train(
         vae-train --data sample --out runs/first    drawn ones, to try it out
         vae-train --resume runs/part                continue after Ctrl-C
     """
+    if (place := launched()) is not None and place.rank > 0:
+        end_silently()
+        from vae_edge.train.loop.starting import lead_or_help
+
+        lead_or_help()  # Does not return: the first process looks at the options.
     if common.resume is not None:
         refuse_others(context, common.resume, RESUMED, (NEW, RESUMED))
-        print_result(_resume(common.resume, common.data))
+        print_result(_resume(common.resume, common.data, lightning.jobs))
         return
     if common.out is None:
         raise UsageError("no folder was given for the run; expected --out RUN, such as --out runs/first")
@@ -97,7 +103,7 @@ def train(
     from vae_edge.train.run.fitting import fit_run
 
     with TerminalWatcher() as watcher:
-        run = fit_run(settings, out=out, overwrite=common.overwrite, watcher=watcher)
+        run = fit_run(settings, out=out, overwrite=common.overwrite, watcher=watcher, jobs=lightning.jobs)
     for reason in idle(context, needs_of_data(run)):
         print_warning(f"{reason}: no effect")
     print_result(run)
@@ -159,11 +165,11 @@ def _settings(
     )
 
 
-def _resume(run: Path, data: str | None) -> RunFolder:
+def _resume(run: Path, data: str | None, jobs: int | None) -> RunFolder:
     from vae_edge.train.run.fitting import resume_run
 
     with TerminalWatcher() as watcher:
-        return resume_run(run, data=data, watcher=watcher)
+        return resume_run(run, data=data, watcher=watcher, jobs=jobs)
 
 
 def _source(common: CommonOptions, data: DataOptions) -> dict[str, str | None]:

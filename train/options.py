@@ -258,11 +258,29 @@ class TrainingOptions(OptionGroup, panel="Training"):
 
 @dataclass(frozen=True)
 class LightningOptions(OptionGroup, panel="Device (Lightning)"):
-    """Where the training runs."""
+    """Where the training runs, and on how many devices and processes."""
 
     accelerator: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, gpu, mps.")] = "auto"
-    devices: Annotated[str, typer.Option(metavar="LIST", help="auto, a number, or a list as in 0,1.")] = "auto"
-    num_nodes: Annotated[int, typer.Option(metavar="N", help="Machines that train together.")] = 1
+    devices: Annotated[
+        str,
+        typer.Option(
+            metavar="N|LIST",
+            help="Devices of this machine that train together, a process each: a number, or a list as in 0,1. auto: "
+            "one, or one for each process that torchrun or SLURM started.",
+        ),
+    ] = "auto"
+    num_nodes: Annotated[
+        int, typer.Option(metavar="N", help="Machines on which torchrun or SLURM started this; need not be given.")
+    ] = 1
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Networks that train at the same time, with the same result: those of folds (--calibration cross), a "
+            "process each, or those on features.",
+            show_default="1; on features: all cores",
+        ),
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option(
@@ -289,14 +307,16 @@ _EVERY = frozenset[str]().union(*(group.names() for group in GROUPS))
 
 NEW = SourceKind("a new training", "new trainings", _EVERY - {"resume"})
 RESUMED = SourceKind(
-    "an interrupted run, which continues with its own settings", "interrupted runs", frozenset({"resume", "data"})
+    "an interrupted run, which continues with its own settings",
+    "interrupted runs",
+    frozenset({"resume", "data", "jobs"}),
 )
 
 ON_PIXELS = frozenset[str]().union(
     {"max_time", "scoring", "choose_on_labels"},
     NetworkOptions.names() - {"backbone_weights"},
     TrainingOptions.names() - {"seed"},
-    LightningOptions.names() - {"precision"},
+    LightningOptions.names() - {"precision", "jobs"},
 )
 """Options that only networks on pixels have. With `--preset auto`, using one chooses such a network."""
 
@@ -353,6 +373,13 @@ def needs_of_options(
         calibration is not Calibration.SPLIT and (calibration is Calibration.CROSS or threshold.held_out is None),
         f"for --calibration cross, but {splits} was given: leave out one of them",
     )
+    yield Condition(
+        {"jobs"},
+        kind is not Network.PIXEL
+        or calibration is Calibration.CROSS
+        or (calibration is Calibration.AUTO and threshold.held_out is None),
+        f"for the folds of --calibration cross, but {splits} was given, which trains one network: leave it out",
+    )
     yield Condition({"tile_overlap"}, not is_never_cut(size), _NOT_CUT)
     yield Condition(
         {"kl_warmup"},
@@ -372,5 +399,7 @@ def needs_of_options(
 def needs_of_data(run: RunFolder) -> Iterator[Condition]:
     """Yield what options need from the data to have an effect; known when the run is complete."""
     is_split = run.thresholds.method is ThresholdMethod.SPLIT_CONFORMAL
-    yield Condition({"folds"}, not is_split, "for cross-conformal calibration, but enough good parts could be held out")
+    enough = "for cross-conformal calibration, but enough good parts could be held out"
+    yield Condition({"folds"}, not is_split, enough)
+    yield Condition({"jobs"}, not is_split or run.record.network is not Network.PIXEL, enough)
     yield Condition({"tile_overlap"}, run.record.tiling.n_tiles > 1, _NOT_CUT)

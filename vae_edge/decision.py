@@ -256,6 +256,24 @@ class PixelTail:
             kept = np.partition(kept, kept.size - self._n_kept)[kept.size - self._n_kept :]
         self._kept = kept
 
+    def empty(self) -> PixelTail:
+        """Return one of the same settings to which nothing was added, such as for a part of the maps."""
+        return PixelTail(self._most_pixels, self.pixel_false_positive_rate, self._counted)
+
+    def take_in(self, part: PixelTail) -> None:
+        """Take in what was added to another one of the same settings.
+
+        Raises:
+            InputError: there are more pixels than were expected.
+        """
+        n_pixels = self._n_pixels + part._n_pixels
+        if n_pixels > self._most_pixels:
+            raise InputError(f"there are {n_pixels} pixels; at most {self._most_pixels} were expected")
+        kept = np.concatenate([self._kept, part._kept])
+        if kept.size > self._n_kept:
+            kept = np.partition(kept, kept.size - self._n_kept)[kept.size - self._n_kept :]
+        self._kept, self._n_pixels = kept, n_pixels
+
     def threshold(self) -> float:
         """Return the smallest value above which at most the allowed share of the pixels lies.
 

@@ -193,6 +193,25 @@ NOT_CUT = "--tile-overlap is for pictures that are cut into tiles, but these are
         ),
         ((*FOLDER, "--preset", "feature", "--epochs", "3"), "--epochs is for networks that reconstruct whole pictures"),
         ((*FOLDER, "--preset", "nano", "--backbone-weights", "x"), "--backbone-weights is for a network on features"),
+        (
+            (*FOLDER, "--preset", "feature", "--devices", "2"),
+            "--devices is for networks that reconstruct whole pictures",
+        ),
+        (
+            (*FOLDER, "--preset", "nano", "--calibration", "split", "--jobs", "2"),
+            "--jobs is for the folds of --calibration cross, but --calibration split was given, which trains one",
+        ),
+        (
+            (*FOLDER, "--preset", "edge", "--held-out", "0.3", "--jobs", "2"),
+            "but --held-out was given, which trains one",
+        ),
+        (
+            (*FOLDER, "--preset", "nano", "--calibration", "cross", "--folds", "3", "--jobs", "4"),
+            "the number of jobs is 4, but there are 3 folds; expected 3 at most",
+        ),
+        ((*FOLDER, "--preset", "nano", "--jobs", "2", "--devices", "2"), "2 jobs were given along with 2 processes"),
+        ((*FOLDER, "--preset", "nano", "--num-nodes", "2"), "the number of nodes is 2, but this is the only process"),
+        ((*FOLDER, "--preset", "nano", "--devices", "both"), "devices is 'both'; expected auto, a number such as 2"),
     ],
 )
 def test_what_would_have_no_effect_is_refused_with_the_reason(

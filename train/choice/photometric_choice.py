@@ -23,6 +23,7 @@ from vae_edge.train.choice.candidates import Ranked
 from vae_edge.train.choice.scoring_choice import ChoiceSet, choose_row, rank, rank_scorings
 from vae_edge.train.data.report import VERY_UNEQUAL_LIGHT
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted
+from vae_edge.train.loop.launch import first_device
 from vae_edge.train.loop.settings import TrainSettings
 from vae_edge.train.loop.trainer_arguments import deciding
 from vae_edge.train.loop.training import fit_vae, plan_of
@@ -143,7 +144,6 @@ def fit_pilot(
         )
     except TrainingInterruptedError:
         raise TrainingInterruptedError(interrupted(folder, training=pilot, what=stage)) from None
-    assert fitted is not None  # A pilot trains in one process.
     return fitted[0]
 
 
@@ -165,7 +165,7 @@ def _pilot_settings(settings: TrainSettings, n_images: int) -> TrainSettings:
         update={
             "epochs": epochs,
             "patience": 0,
-            "devices": 1,
+            "devices": first_device(settings.devices),
             "num_nodes": 1,
             "max_time_minutes": None,
             "trainer": trainer,

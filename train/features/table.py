@@ -7,7 +7,7 @@ each picture once however many networks there are, and light is evened out once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -189,15 +189,50 @@ def make_table(
         folder: where a file goes if the table is large; it is to be deleted with the folder. None: always in memory.
         progress: receives the pictures done and in all.
     """
+
+    def compute(batches: list[NDArray[np.uint8]], take: Callable[[int, NDArray[np.float16]], None]) -> None:
+        for number, batch in enumerate(batches):
+            take(number, features_of(maps, batch))
+
+    return fill_table(maps, images, compute, folder, progress)
+
+
+def fill_table(
+    maps: FeatureMaps,
+    images: NDArray[np.uint8],
+    compute: Callable[[list[NDArray[np.uint8]], Callable[[int, NDArray[np.float16]], None]], None],
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> FeatureTable:
+    """Make a table of what someone computes.
+
+    Args:
+        maps: as for `make_table`.
+        images: likewise.
+        compute: gets all pictures in batches, and a function that takes the features of a batch by its number.
+        folder: as for `make_table`.
+        progress: likewise.
+    """
     values = _new_values((len(images), *maps.size, N_CHANNELS), folder, FEATURES_FILE)
     step = _batch_size(*images.shape[1:3])
-    with torch.inference_mode():
-        for start in range(0, len(images), step):
-            found = maps(torch.from_numpy(images[start : start + step]))
-            values[start : start + step] = found.permute(0, 2, 3, 1).numpy()
-            if progress is not None:
-                progress(min(start + step, len(images)), len(images))
+    n_done = 0
+
+    def take(number: int, features: NDArray[np.float16]) -> None:
+        nonlocal n_done
+        values[number * step : (number + 1) * step] = features
+        n_done += len(features)
+        if progress is not None:
+            progress(n_done, len(images))
+
+    compute([images[start : start + step] for start in range(0, len(images), step)], take)
     return FeatureTable(values, None if maps.ignored is None else kept_places(maps.ignored, *maps.size))
+
+
+def features_of(maps: FeatureMaps, images: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Return the features of a few pictures, float16 [n, h, w, C]."""
+    with torch.inference_mode():
+        found: NDArray[np.float16] = maps(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy().astype(np.float16)
+    return found
 
 
 def make_patch_table(

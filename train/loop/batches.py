@@ -118,8 +118,10 @@ class ImageCrops(Dataset[Tensor]):
 
     def __getitems__(self, crops: Sequence[Crop]) -> Tensor:
         """Return a batch at once, which spares stacking single images where they are full ones."""
-        if tuple(self.images.shape[1:3]) == self.size:
-            return self.images[torch.tensor([crop.image for crop in crops])]
+        if tuple(self.images.shape[1:3]) == self.size or not crops:
+            # None of them: a process's share of the last few images where there are more processes.
+            chosen = self.images[torch.tensor([crop.image for crop in crops], dtype=torch.int64)]
+            return chosen[:, : self.size[0], : self.size[1]]
         return torch.stack([self[crop] for crop in crops])
 
 
@@ -207,12 +209,14 @@ def make_loader(
     sampler: Sampler[Crop],
     *,
     drop_last: bool = False,
+    shares: Sampler[list[Crop]] | None = None,
 ) -> DataLoader[Tensor]:
-    """Return batches of windows, uint8 [n, height, width, 3], in the sampler's order."""
+    """Return batches of windows, uint8 [n, height, width, 3], in the sampler's order, or `shares` of them."""
     # Without workers: the images are in memory, and copying them to another process costs more than picking them.
-    return DataLoader(
-        ImageCrops(images, size), batch_size, sampler=sampler, shuffle=False, drop_last=drop_last, collate_fn=_as_it_is
-    )
+    crops = ImageCrops(images, size)
+    if shares is not None:
+        return DataLoader(crops, batch_sampler=shares, collate_fn=_as_it_is)
+    return DataLoader(crops, batch_size, sampler=sampler, shuffle=False, drop_last=drop_last, collate_fn=_as_it_is)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -233,32 +237,50 @@ _LIGHT = 0.1
 _AT_A_TIME = 16
 
 
-def augmented(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
+class StepPart(NamedTuple):
+    """Which images of a step a process has. What is drawn for them is a part of what is drawn for all."""
+
+    n: int
+    """Images of the step, in all processes."""
+    part: slice = slice(None)
+
+    def noise_like(self, values: Tensor) -> Tensor:
+        """Draw normal numbers for values float [images of this process, ...]."""
+        if self.part == slice(None):
+            return torch.randn_like(values)
+        drawn = torch.randn(self.n, *values.shape[1:], dtype=values.dtype, device=values.device)
+        return drawn[self.part]
+
+
+def augmented(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
     """Change a batch at random, by torch's own random numbers.
 
     Args:
         pixels: float32 [N, C, H, W], -1 to 1.
         kinds: what to change.
+        of_step: which images of a step these are; None: all of them.
 
     Returns:
         float32 [N, C, H, W], -1 to 1.
     """
-    return relit(flipped(pixels, kinds), kinds)
+    return relit(flipped(pixels, kinds, of_step), kinds, of_step)
 
 
-def flipped(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
+def flipped(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
     """Mirror each picture of a batch at random, if that is one of the kinds; see `augmented`."""
+    n, part = of_step or StepPart(len(pixels))
     if Augmentation.FLIPS in kinds:
         for dim in (2, 3):
-            flip = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+            flip = torch.rand(n, 1, 1, 1, device=pixels.device)[part] < 0.5
             pixels = torch.where(flip, pixels.flip(dim), pixels)
     return pixels
 
 
-def relit(pixels: Tensor, kinds: Collection[Augmentation]) -> Tensor:
+def relit(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
     """Change brightness and contrast of each picture at random, if that is one of the kinds; see `augmented`."""
+    n, part = of_step or StepPart(len(pixels))
     if Augmentation.LIGHT in kinds:
-        gain, offset = torch.randn(2, len(pixels), 1, 1, 1, device=pixels.device) * _LIGHT
+        gain, offset = torch.randn(2, n, 1, 1, 1, device=pixels.device)[:, part] * _LIGHT
         pixels = (pixels * gain.exp() + offset).clamp(-1.0, 1.0)
     return pixels
 

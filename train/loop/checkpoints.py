@@ -30,8 +30,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
 from torch import Tensor
 
 from vae_edge.errors import BundleError, InputError, VaeEdgeError
@@ -294,6 +296,20 @@ def repeatable() -> Iterator[None]:
 
 
 @contextmanager
+def as_the_first() -> Iterator[None]:
+    """Let Lightning write logs in a process that trains by itself, though it was not the first in a training before."""
+    switches = (rank_zero_only, utilities_rank_zero_only)
+    before = [getattr(each, "rank", 0) for each in switches]
+    for each in switches:
+        each.rank = 0  # type: ignore[attr-defined]  # Lightning keeps it there
+    try:
+        yield
+    finally:
+        for each, rank in zip(switches, before, strict=True):
+            each.rank = rank  # type: ignore[attr-defined]  # as above
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Silence what Lightning says about things that are as they should be; other warnings pass."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
@@ -314,6 +330,8 @@ _CHATTER = (
     r".*does not have many workers.*",
     r".*is smaller than the logging interval.*",
     r".*GPU available but not used.*",
+    r".*recommended to use `self\.log.*sync_dist=True.*",  # By one process of several, alone: there is nothing to sync.
+    r".*`broadcast_buffers` is deprecated.*",  # Its successor is not in the oldest torch that is supported.
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )
 
@@ -355,12 +373,15 @@ def interrupted(
     """
     path = (training or folder) / "checkpoints" / LAST_CHECKPOINT
     epochs = int(read_state(path)["epochs_run"]) if path.is_file() else 0
-    # Networks on features have no epochs: they are trained again.
-    kept = f"{count(epochs, 'epoch is', 'epochs are')} kept" if epochs else "nothing of it is kept yet"
+    kept = f"{count(epochs, 'epoch is', 'epochs are')} kept" if epochs else "nothing of it is kept"
+    # Networks on features have no checkpoints: they are trained in a minute, and again. Of several trainings, such as
+    # those of folds, others may have.
+    is_begun = any((folder / "checkpoints").rglob(LAST_CHECKPOINT))
+    what_for = "to continue" if is_begun else "to begin again, with the same settings"
     how = f"vae-train --resume {folder}"
     if needs:
         how = f"vae_edge.train.resume_run({str(folder)!r}, {', '.join(f'{name}=...' for name in needs)})"
-    return f"{what} was interrupted, {kept}; to continue: {how}"
+    return f"{what} was interrupted, {kept}; {what_for}: {how}"
 
 
 class _Stopped(BaseException):

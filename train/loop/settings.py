@@ -96,7 +96,8 @@ class TrainSettings(Record):
     epochs: int | None = Field(default=None, ge=1)
     """None: chosen by the number of images; see `vae_edge.train.loop.batches.default_epochs`."""
     batch_size: int = Field(default=32, ge=1)
-    """Largest number of images in a step; for small sets see `vae_edge.train.loop.batches.even_batch_size`."""
+    """Largest number of images in a step, of all processes; for small sets see
+    `vae_edge.train.loop.batches.even_batch_size`."""
     recipe: Recipe = Recipe()
     patience: int = Field(default=0, ge=0)
     """Epochs without a better held-out loss after which the training ends; 0: it does not."""
@@ -112,6 +113,8 @@ class TrainSettings(Record):
     """Of cross-conformal calibration, which trains so many networks and one more."""
     accelerator: str = "auto"
     devices: str | int = "auto"
+    """A number, or a list such as `0,1`, of this machine; `auto`: one, or one for each process that torchrun or SLURM
+    started."""
     num_nodes: int = Field(default=1, ge=1)
     precision: str = "32-true"
     """One of Lightning's, or `auto` until the run begins; networks on features know float32 and `bf16-mixed`."""
@@ -174,6 +177,9 @@ class TrainingOutcome(Record):
     fit_loss: float
     """Mean loss over the last epoch's training images, with random z."""
     batch_size: int = Field(ge=1)
+    """Images in a step, of all processes."""
+    n_processes: int = Field(default=1, ge=1)
+    """That shared each step."""
     seconds: float = Field(ge=0)
     """Time spent in training, over all parts of an interrupted run."""
     images_per_s: float = Field(ge=0)

@@ -70,8 +70,17 @@ _ONLY: dict[str, tuple[str, str]] = {
     "limit_train_batches": ("more than 0", "nothing would be trained: use a larger share or number"),
     "deterministic": ("on or 'warn'", "the same seed must give the same weights: leave it out"),
     "benchmark": ("off", "the same seed must give the same weights: leave it out"),
+    "use_distributed_sampler": ("off", "each process gets its own part of every step's images anyway: leave it out"),
+    "strategy": (
+        "auto or ddp",
+        "vae-train itself starts the processes of one machine, torchrun or SLURM those of several, and each holds all "
+        "weights: give devices alone",
+    ),
 }
 """Arguments of which not every value can work: what can, and why nothing else."""
+
+TOGETHER = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+"""Strategies of several processes, by name. All their networks' parameters are used, so that they are one."""
 
 _OFF = ("fast_dev_run", "barebones", "overfit_batches", "benchmark")
 
@@ -197,6 +206,8 @@ def check_trainer(values: Mapping[str, TrainerValue]) -> None:
             "limit_val_batches": bool(value),
             "limit_train_batches": bool(value),
             "deterministic": bool(value),
+            "use_distributed_sampler": not value,
+            "strategy": value in TOGETHER,
         }.get(name, not value if name in _OFF else True)
         if not works:
             expected, reason = _ONLY[name]

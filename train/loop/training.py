@@ -6,6 +6,7 @@ checkpoint ends with the same weights, bit for bit, as one that was never interr
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,6 +33,7 @@ from vae_edge.train.loop.batches import (
     EpochSampler,
     FixedCrops,
     Plan,
+    StepPart,
     apart,
     as_pixels,
     crops_per_image,
@@ -51,15 +53,20 @@ from vae_edge.train.loop.checkpoints import (
     RoutedCheckpointIO,
     RunCheckpoint,
     Stopper,
+    as_the_first,
     interruptible,
     quiet,
     read_state,
     repeatable,
     stopped_by,
 )
+from vae_edge.train.loop.launch import Place, first_device, launched, n_devices
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.team import ALONE, Team
+from vae_edge.train.loop.together import PlacedEnvironment, SharedBatchNorm2d, StepShares, check_shares, total_of
 from vae_edge.train.loop.trainer_arguments import (
     NOTHING_ATTACHED,
+    TOGETHER,
     Attached,
     check_timers,
     count_optimizer_steps,
@@ -67,7 +74,7 @@ from vae_edge.train.loop.trainer_arguments import (
     refused_by_trainer,
 )
 from vae_edge.train.model.input_settings import InputSettings, Tiling
-from vae_edge.train.model.network import Vae, count_flops, count_parameters
+from vae_edge.train.model.network import Vae, VaeLoss, count_flops, count_parameters
 from vae_edge.train.model.presets import Recipe, Schedule
 
 StepNotes = Callable[[int, int, str], None]
@@ -84,14 +91,16 @@ class VaeTraining(LightningModule):
         recipe: how.
         seed: of everything random.
         n_steps: that are planned, for what changes in their course.
+        shares: of several processes, which of a step's images this one has; None: it has all.
     """
 
-    def __init__(self, vae: Vae, recipe: Recipe, seed: int, n_steps: int) -> None:
+    def __init__(self, vae: Vae, recipe: Recipe, seed: int, n_steps: int, shares: StepShares | None = None) -> None:
         super().__init__()
         self.vae = vae
         self.recipe = recipe
         self.seed = seed
         self.n_steps = n_steps
+        self.shares = shares
         # A part of the module, so that it is in the checkpoint and an interrupted training continues with it.
         # torch leaves `get_ema_multi_avg_fn` untyped, and of `AveragedModel.module` and of what a callback is called
         # with says no more than that they are modules.
@@ -100,6 +109,8 @@ class VaeTraining(LightningModule):
             if recipe.averaging
             else None
         )
+        if self.average is not None:
+            self.average.requires_grad_(False)  # Several processes would wait for its gradient.
 
     @property
     def kept(self) -> Vae:
@@ -109,15 +120,23 @@ class VaeTraining(LightningModule):
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """Return the loss of a batch with random latents."""
         # Here and not once an epoch: in between, a data loader draws a number, at another time after an interruption.
-        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_index, self.global_rank))
+        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_index, 0))
+        of_step = StepPart(len(batch))
+        if self.shares is not None:
+            of_step = StepPart(self.shares.n_of(batch_index), self.shares.part(batch_index))
         kinds = self.recipe.augmentation
-        pixels, kept = apart(flipped(as_pixels(batch), kinds), self.vae.n_channels)
-        pixels = relit(pixels, kinds)
-        loss = self.vae.loss(self.vae(pixels), pixels, kept)
+        pixels, kept = apart(flipped(as_pixels(batch), kinds, of_step), self.vae.n_channels)
+        pixels = relit(pixels, kinds, of_step)
+        loss = self._in_step(self.vae.loss(self.vae(pixels, of_step.noise_like), pixels, kept), kept)
+        assert loss is not None
         values = {"fit_loss": loss.total, "fit_reconstruction": loss.reconstruction, "fit_kl": loss.kl}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self._log_mean(values, len(batch))
         share = self.recipe.kl_share_at(self.global_step, self.n_steps)
-        return loss.total - (1 - share) * self.vae.kl_weight * loss.kl
+        total = loss.total - (1 - share) * self.vae.kl_weight * loss.kl
+        if self.shares is None:
+            return total
+        # Of the processes' gradients the mean is taken, whatever their shares: with this it is that over the images.
+        return total * (len(batch) * self.shares.place.size / of_step.n)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """Take the new weights into the average."""
@@ -126,10 +145,35 @@ class VaeTraining(LightningModule):
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
         """Log the loss of held-out normals with z = mean."""
+        values: dict[str, Any] = {"held_out_loss": 0.0, "held_out_reconstruction": 0.0, "held_out_kl": 0.0}
         pixels, kept = apart(as_pixels(batch), self.vae.n_channels)
-        loss = self.kept.loss(self.kept(pixels), pixels, kept)
-        values = {"held_out_loss": loss.total, "held_out_reconstruction": loss.reconstruction, "held_out_kl": loss.kl}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        # Of the last few images a process may have none.
+        found = self.kept.loss(self.kept(pixels), pixels, kept) if len(batch) else None
+        found = self._in_step(found, kept)
+        if found is not None:
+            values = dict(zip(values, found, strict=True))
+        self._log_mean(values, len(batch))
+
+    def _in_step(self, loss: VaeLoss | None, kept: Tensor | None) -> VaeLoss | None:
+        """Return a process's loss so that the mean over all images of a step, each with its process's, is the step's.
+
+        The divergence is a mean over images and needs nothing; the reconstruction is one over the pixels that count.
+        """
+        if self.shares is None or kept is None:
+            return loss
+        n = torch.tensor([0.0, len(kept)], device=kept.device)
+        n[0] = kept.sum()
+        everywhere = total_of(n)
+        if loss is None:
+            return loss
+        reconstruction = loss.reconstruction * n[0] * everywhere[1] / (everywhere[0].clamp(min=1) * n[1])
+        return VaeLoss(reconstruction + self.vae.kl_weight * loss.kl, reconstruction, loss.kl)
+
+    def _log_mean(self, values: dict[str, Any], n: int) -> None:
+        """Log means over n images, of which an epoch's mean over all images becomes."""
+        # Lightning divides the number of images by that of processes and drops the remainder.
+        n *= 1 if self.shares is None else self.shares.place.size
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return Adam with its usual betas, and the schedule where there is one."""
@@ -165,7 +209,8 @@ def fit_vae(
     *,
     input_settings: InputSettings | None = None,
     attached: Attached = NOTHING_ATTACHED,
-) -> tuple[Vae, TrainingOutcome] | None:
+    team: Team = ALONE,
+) -> tuple[Vae, TrainingOutcome]:
     """Train a network, or continue with its training where `folder` holds a checkpoint.
 
     Args:
@@ -178,10 +223,10 @@ def fit_vae(
         input_settings: how images become what the network sees: their light is evened out beforehand, and where they
             are cut it sees random windows of them, not only the tiles. None: full images as they are.
         attached: a user's loggers, callbacks and other objects for this training.
+        team: processes of which each takes a share of every step; the weights are the same but for rounding.
 
     Returns:
-        The network with the best weights, in evaluation mode on the CPU, and what happened; None in a process that
-        only helped another one to train.
+        The network with the best weights, in evaluation mode on the CPU, and what happened.
 
     Raises:
         InputError: the settings do not suit this machine, or the training diverged.
@@ -199,10 +244,20 @@ def fit_vae(
         keeper.load_state_dict(read_state(path))
     if keeper.ended_by is None:
         with torch.random.fork_rng(devices=[]), repeatable(), quiet(), interruptible(folder, attached.needed):
-            trainer = _trainer(settings, plan, keeper, folder, progress, attached)
-            _train(trainer, settings, plan, fit_images, held_out_images, input_settings, attached, path)
-        if trainer.global_rank != 0:
-            return None
+            trainer = _trainer(settings, plan, keeper, folder, progress, attached, team)
+            start = path if path.is_file() else None
+            data = (settings, plan, fit_images, held_out_images, input_settings)
+            if team.shares_steps:
+                team.run(
+                    _train_together,
+                    data,
+                    start.read_bytes() if start is not None else None,
+                    bool(attached.needed),
+                    here={"trainer": trainer, "start": start, "attached": attached},
+                )
+            else:
+                with as_the_first():
+                    _train(trainer, *data, attached, start)
         if not path.is_file():
             raise InputError(
                 "a callback stopped the training before the end of its first epoch, so there is no network; expected "
@@ -222,6 +277,7 @@ def fit_vae(
         best_held_out_loss=keeper.best_loss,
         fit_loss=keeper.fit_loss,
         batch_size=plan.batch_size,
+        n_processes=team.size if team.shares_steps else 1,
         seconds=keeper.seconds,
         images_per_s=plan.images_per_epoch * keeper.epochs_run / max(keeper.seconds, 1e-9),
         n_parameters=count_parameters(vae),
@@ -237,28 +293,71 @@ def _train(
     held_out_images: NDArray[np.uint8],
     input_settings: InputSettings,
     attached: Attached,
-    checkpoint: Path,
+    start: Path | None,
+    place: Place | None = None,
 ) -> None:
-    """Run the loop, from the checkpoint on where there is one."""
+    """Run the loop, from a checkpoint on where there is one; with a place, this process's share of each step."""
     torch.manual_seed(settings.seed)
     architecture, tiling = settings.architecture, input_settings.tiling
     n_steps = count_optimizer_steps(plan, settings.trainer, attached)
-    module = VaeTraining(Vae.from_architecture(architecture), settings.recipe, settings.seed, n_steps)
+    size, per_image = (architecture.height, architecture.width), crops_per_image(tiling)
+    room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
+    crops = EpochSampler(len(fit_images), settings.seed, per_image, room)
+    held_out_crops = FixedCrops(len(held_out_images), tiling, per_image)
+    vae, shares, held_out_shares = Vae.from_architecture(architecture), None, None
+    if place is not None:
+        shares = StepShares(crops, plan.batch_size, place, drop_last=plan.drop_last)
+        check_shares(shares)
+        held_out_shares = StepShares(held_out_crops, settings.batch_size, place)
+        SharedBatchNorm2d.replace_in(vae)
+    module = VaeTraining(vae, settings.recipe, settings.seed, n_steps, shares)
     # A tenth to a quarter faster on a CPU than channels first. Lightning's annotation leaves the argument out.
     cast(Any, module).to(memory_format=torch.channels_last)
     fit_images, held_out_images = (
         with_mask(even_light(each, input_settings), input_settings.ignored) for each in (fit_images, held_out_images)
     )
-    size, per_image = (architecture.height, architecture.width), crops_per_image(tiling)
-    room = (tiling.image_height - tiling.tile_height, tiling.image_width - tiling.tile_width)
-    crops = EpochSampler(len(fit_images), settings.seed, per_image, room)
-    held_out_crops = FixedCrops(len(held_out_images), tiling, per_image)
     trainer.fit(
         module,
-        make_loader(fit_images, size, plan.batch_size, crops, drop_last=plan.drop_last),
-        make_loader(held_out_images, size, settings.batch_size, held_out_crops),
-        ckpt_path=checkpoint if checkpoint.is_file() else None,
+        make_loader(fit_images, size, plan.batch_size, crops, drop_last=plan.drop_last, shares=shares),
+        make_loader(held_out_images, size, settings.batch_size, held_out_crops, shares=held_out_shares),
+        ckpt_path=start,
     )
+
+
+def _train_together(
+    team: Team,
+    data: tuple[TrainSettings, Plan, NDArray[np.uint8], NDArray[np.uint8], InputSettings],
+    state: bytes | None,
+    is_attached: bool,
+    *,
+    trainer: Trainer | None = None,
+    start: Path | None = None,
+    attached: Attached | None = None,
+) -> None:
+    """Take part in a training: work of a team.
+
+    Args:
+        team: whose work it is.
+        data: as for `_train`.
+        state: the checkpoint's content.
+        is_attached: callbacks or other objects of the user take part, in every process its own.
+        trainer: the leader's.
+        start: the leader's checkpoint.
+        attached: the leader's.
+    """
+    if trainer is not None and attached is not None:
+        _train(trainer, *data, attached, start, team.place)
+        return
+    own = team.attached if is_attached else NOTHING_ATTACHED
+    settings, plan = data[:2]
+    with tempfile.TemporaryDirectory(dir=team.folder) as name, quiet():
+        # For Lightning reads it; nothing is written here.
+        path = Path(name) / LAST_CHECKPOINT
+        if state is not None:
+            path.write_bytes(state)
+        keeper = RunCheckpoint(path, lambda module: cast(VaeTraining, module).kept.state_dict())
+        trainer = _trainer(settings, plan, keeper, None, None, own, team)
+        _train(trainer, *data, own, path if state is not None else None, team.place)
 
 
 class _ProgressCallback(Callback):
@@ -324,10 +423,12 @@ def _trainer(
     settings: TrainSettings,
     plan: Plan,
     keeper: RunCheckpoint,
-    folder: Path,
+    folder: Path | None,
     progress: StepNotes | None,
     attached: Attached,
+    team: Team,
 ) -> Trainer:
+    """Return Lightning's Trainer; without a folder it writes no logs, as in a process that helps."""
     check_timers(settings, attached)
     callbacks: list[Callback] = list(attached.callbacks)
     if settings.patience:
@@ -344,8 +445,8 @@ def _trainer(
     plugins = _plugins(given.pop("plugins", ()), keeper.path)
     arguments: dict[str, Any] = {
         "accelerator": settings.accelerator,
-        "devices": settings.devices,
-        "num_nodes": settings.num_nodes,
+        "devices": first_device(settings.devices),
+        "num_nodes": 1,
         # Lightning takes one of the two.
         "precision": None if any(isinstance(each, Precision) for each in plugins) else settings.precision,
         "enable_progress_bar": any(isinstance(each, ProgressBar) for each in attached.callbacks),
@@ -355,16 +456,35 @@ def _trainer(
         "deterministic": True,
         **given,
     }
-    logs = folder / "logs"
+    arguments.pop("sync_batchnorm", None)  # It is so anyway.
+    if team.shares_steps:
+        n_devices_here = n_devices(settings.devices)
+        plugins.append(PlacedEnvironment(team.place))
+        arguments |= {
+            "devices": team.place.local_size if n_devices_here is None else settings.devices,
+            "num_nodes": team.place.n_nodes,
+            "use_distributed_sampler": False,
+        }
+        if isinstance(arguments.get("strategy", "auto"), str):
+            # Buffers are equal in all processes: see `SharedBatchNorm2d`.
+            arguments["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    else:
+        if arguments.get("strategy") in TOGETHER:
+            arguments["strategy"] = "auto"  # One process: there is nothing to share.
+        if launched() is not None:
+            plugins.append(PlacedEnvironment(Place()))  # Lightning would look at the launcher's numbers.
+    loggers = list(attached.loggers)
     try:
         # TensorBoard reads several event files of one folder as one run; a CSV file would be overwritten, so an
         # interrupted training leaves version_0, version_1 and so on.
-        own = [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")]
+        if attached.writes_logs and folder is not None:
+            logs = folder / "logs"
+            loggers += [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")]
         trainer = Trainer(
             max_epochs=plan.epochs,
             callbacks=callbacks,
             plugins=plugins,
-            logger=[*attached.loggers, *own] if attached.writes_logs else list(attached.loggers),
+            logger=loggers,
             **arguments,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:

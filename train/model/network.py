@@ -6,7 +6,7 @@ kernel, stride 2 and padding 1 instead of pooling, batch norm after all but the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -128,11 +128,12 @@ class Vae(nn.Module):
         vae.load_state_dict(weights, assign=True)
         return vae.eval().requires_grad_(False)
 
-    def forward(self, x: Tensor) -> VaeOutput:
+    def forward(self, x: Tensor, noise_like: Callable[[Tensor], Tensor] = torch.randn_like) -> VaeOutput:
         """Encode and decode a batch.
 
         Args:
             x: float32 [N, C, H, W], values -1 to 1.
+            noise_like: draws the latents' noise, of the shape of what it is called with; not called in evaluation.
 
         Returns:
             In training the latents are drawn, z = mean + exp(log_variance / 2) * noise (the reparameterisation of
@@ -144,7 +145,7 @@ class Vae(nn.Module):
         log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         z = mean
         if self.training:
-            z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+            z = mean + torch.exp(0.5 * log_variance) * noise_like(mean)
         return VaeOutput(self.decoder(z[:, :, None, None]), mean, log_variance)
 
     def reconstruct(self, x: Tensor) -> Tensor:

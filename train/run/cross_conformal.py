@@ -23,8 +23,10 @@ Whoever needs the proof takes `split`, with more good parts or a higher rate.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +35,24 @@ from numpy.typing import NDArray
 from vae_edge.decision import PixelTail, fit_thresholds_with_tail, normals_needed, smallest_false_alarm_rate
 from vae_edge.errors import UsageError
 from vae_edge.manifest import ThresholdMethod
+from vae_edge.platform.atomic import write_bytes
 from vae_edge.platform.machine import installed_version
 from vae_edge.train.data.inspection_set import ImageFile
 from vae_edge.train.data.split import Fold, Split, one_of_each_part, split_into_folds, split_normals
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted
+from vae_edge.train.loop.launch import own_device
 from vae_edge.train.loop.settings import Calibration, TrainSettings
+from vae_edge.train.loop.starting import trains_on_gpu
+from vae_edge.train.loop.team import ALONE, Team
 from vae_edge.train.loop.trainer_arguments import deciding
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, run_graph
 from vae_edge.train.run.pixel_fitting import fit_graph
 from vae_edge.train.run.records import CalibrationRecord, CalibrationScore
 
-FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8]], DeployedGraph | None]
+FitFold = Callable[[int, NDArray[np.uint8], NDArray[np.uint8], Watcher], DeployedGraph]
 """Makes the model of a fold, counted from 1, from images to fit on and images for the statistics, uint8 [n, H, W, 3]
-each; None in a process that only helps."""
+each."""
 
 
 def divide(
@@ -98,7 +104,7 @@ def announce(settings: TrainSettings, n_normals: int, n_folds: int) -> str:
 
 def cross_calibrate(
     settings: TrainSettings,
-    deployed: DeployedGraph | None,
+    deployed: DeployedGraph,
     folds: Sequence[Fold],
     files: Sequence[ImageFile],
     images: NDArray[np.uint8],
@@ -106,30 +112,27 @@ def cross_calibrate(
     watcher: Watcher,
     *,
     part: Callable[[ImageFile], str] = lambda image: image.sha256,
-) -> CalibrationRecord | None:
+    team: Team = ALONE,
+) -> CalibrationRecord:
     """Fit the folds' models and score what they have not seen, and fit the thresholds on those scores.
 
     Args:
         settings: what to do.
-        deployed: the model of all good parts; None in a process that only helps to train, which helps here too.
+        deployed: the model of all good parts.
         folds: from `split_into_folds`.
         files: the good parts.
         images: uint8 [n, H, W, 3], the same, prepared.
         fit_fold: makes the folds' models, such as `PixelFolds`.
         watcher: receives progress.
         part: gives equal keys to pictures of the same part, of which one sets the image threshold.
-
-    Returns:
-        The calibration; None in a process that only helped.
+        team: processes of which each makes the model of a fold at a time.
 
     Raises:
         Exception: whatever `fit_fold` raises.
     """
     n_pixels = images[..., 0].size
     tail = PixelTail(n_pixels, settings.pixel_false_positive_rate, settings.kept)
-    scores = score_out_of_fold(files, images, folds, fit_fold, tail, watcher)
-    if deployed is None or scores is None:
-        return None
+    scores = score_out_of_fold(files, images, folds, fit_fold, tail, watcher, team)
     maps, final_scores = run_graph(
         deployed, images, progress=watcher.progress_of("scoring normals with the deployed network")
     )
@@ -148,27 +151,43 @@ class PixelFolds:
     n_folds: int
     out: Path
     """The run folder; `checkpoints/fold-1` and so on are made in it."""
-    watcher: Watcher
-    """Receives progress."""
 
-    def __call__(self, number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8]) -> AnomalyGraph | None:
-        """Return the model of a fold; None in a process that only helped.
+    def __call__(
+        self, number: int, fit: NDArray[np.uint8], statistics: NDArray[np.uint8], watcher: Watcher
+    ) -> AnomalyGraph:
+        """Return the model of a fold.
 
         Raises:
             InputError, BundleError, TrainingInterruptedError: see `fit_vae`. What is done is not done again.
         """
         settings = self.settings.model_copy(update={"trainer": deciding(self.settings.trainer)})
-        folder = _fold_folder(self.out, number)
+        folder = self._folder(number)
         stage = f"training fold {number} of {self.n_folds}"
         try:
-            fitted = fit_graph(settings, fit, statistics, folder, self.watcher, stage=stage)
+            fitted = fit_graph(settings, fit, statistics, folder, watcher, stage=stage)
         except TrainingInterruptedError:
             what = f"the training of fold {number} of {self.n_folds}"
             raise TrainingInterruptedError(interrupted(self.out, training=folder, what=what)) from None
-        if fitted is None:
-            return None
         assert isinstance(fitted.graph, AnomalyGraph)
         return fitted.graph
+
+    def files(self, number: int | None = None) -> dict[str, bytes]:
+        """Return what the training of a fold has left, or of all: contents by names relative to `out`."""
+        folders = [self._folder(each) for each in range(1, self.n_folds + 1) if number in (None, each)]
+        paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in paths}
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Write what the training of a fold left elsewhere.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        for name, content in files.items():
+            write_bytes(self.out / name, content)
+
+    def _folder(self, number: int) -> Path:
+        return self.out / "checkpoints" / f"fold-{number}"
 
 
 def cross_record(
@@ -221,42 +240,104 @@ def score_out_of_fold(
     fit_fold: FitFold,
     tail: PixelTail,
     watcher: Watcher,
-) -> NDArray[np.float32] | None:
+    team: Team = ALONE,
+) -> NDArray[np.float32]:
     """Score every image by the model of its fold.
 
     Args:
         files: the good parts.
         images: uint8 [n, H, W, 3], the same, prepared.
         folds: each of the files is held out in one of them.
-        fit_fold: makes the models, one after the other; one is in memory at a time.
+        fit_fold: makes the models; each process has one in memory at a time.
         tail: takes in the maps.
         watcher: receives progress.
+        team: processes that make them.
 
     Returns:
-        float32 [n], in the order of the files; None in a process that only helped to fit.
+        float32 [n], in the order of the files.
     """
     place = {file: i for i, file in enumerate(files)}
-    scores = np.full(len(files), np.nan, dtype=np.float32)
-    helped = False
-    for number, fold in enumerate(folds, 1):
-        fit, statistics, held_out = (
-            [place[file] for file in part] for part in (fold.fit, fold.statistics, fold.held_out)
+    rows: list[_Rows] = [
+        (
+            [place[file] for file in fold.fit],
+            [place[file] for file in fold.statistics],
+            [place[f] for f in fold.held_out],
         )
-        graph = fit_fold(number, images[fit], images[statistics])
-        if graph is None:
-            helped = True  # It continues, because the first process waits for it at the next training.
-            continue
-        progress = watcher.progress_of(f"scoring fold {number} of {len(folds)}")
-        maps, scores[held_out] = run_graph(graph, images[held_out], progress=progress)
-        tail.add(maps)
-    return None if helped else scores
+        for fold in folds
+    ]
+    begun = fit_fold.files() if team.place.launcher is not None and isinstance(fit_fold, PixelFolds) else {}
+    found = team.run(_score_folds, images, rows, fit_fold, begun, tail.empty(), here={"watcher": watcher})
+    scores = np.full(len(files), np.nan, dtype=np.float32)
+    for (_, _, held_out), one in zip(rows, found, strict=True):
+        scores[held_out] = one.scores
+        tail.take_in(one.tail)
+        if isinstance(fit_fold, PixelFolds):
+            fit_fold.put(one.files)
+    return scores
+
+
+_Rows = tuple[list[int], list[int], list[int]]
+"""Indices of the images that fit, set the statistics and are held out."""
+
+
+@dataclass(frozen=True)
+class _ScoredFold:
+    """What a fold's model says of the images that it has not seen."""
+
+    scores: NDArray[np.float32]
+    tail: PixelTail
+    files: dict[str, bytes]
+    """What its training left in a process that does not see the run folder."""
+
+
+def _score_folds(
+    team: Team,
+    images: NDArray[np.uint8],
+    rows: Sequence[_Rows],
+    fit_fold: FitFold,
+    begun: Mapping[str, bytes],
+    tail: PixelTail,
+    *,
+    watcher: Watcher | None = None,
+) -> list[_ScoredFold]:
+    """Fit and score folds, each process the next one that is left: work of a team.
+
+    Args:
+        team: whose work it is.
+        images: as for `score_out_of_fold`.
+        rows: of each fold.
+        fit_fold: as for `score_out_of_fold`.
+        begun: files of folds that were begun, for processes that do not see the run folder.
+        tail: an empty one.
+        watcher: the leader's.
+
+    Returns:
+        Of each fold, in the leader.
+    """
+    shown = team.watcher(watcher)
+    if isinstance(fit_fold, PixelFolds) and team.shares_steps and trains_on_gpu(fit_fold.settings):
+        own = own_device(fit_fold.settings.devices, team.place)
+        fit_fold = replace(fit_fold, settings=fit_fold.settings.model_copy(update={"devices": own}))
+    with ExitStack() as stack:
+        is_elsewhere = not team.sees_the_run
+        if is_elsewhere and isinstance(fit_fold, PixelFolds):
+            fit_fold = replace(fit_fold, out=Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            fit_fold.put(begun)
+
+        def score(fold: int) -> _ScoredFold:
+            fit, statistics, held_out = rows[fold]
+            graph = fit_fold(fold + 1, images[fit], images[statistics], shown)
+            progress = shown.progress_of(f"scoring fold {fold + 1} of {len(rows)}")
+            maps, scores = run_graph(graph, images[held_out], progress=progress)
+            part = tail.empty()
+            part.add(maps)
+            left = fit_fold.files(fold + 1) if is_elsewhere and isinstance(fit_fold, PixelFolds) else {}
+            return _ScoredFold(scores, part, left)
+
+        return team.each(len(rows), score, watcher or Watcher())
 
 
 def forget_folds(out: Path) -> None:
     """Delete the folds' checkpoints, which are of no use once the run is complete; their logs stay."""
     for folder in (out / "checkpoints").glob("fold-*"):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _fold_folder(out: Path, number: int) -> Path:
-    return out / "checkpoints" / f"fold-{number}"

@@ -37,10 +37,11 @@ from vae_edge.train.features.graph import FeatureGraph, FeatureMaps, count_featu
 from vae_edge.train.features.place_fitting import fit_places
 from vae_edge.train.features.places import PlaceDistance
 from vae_edge.train.features.settings import FeatureSettings, MapSource
-from vae_edge.train.features.side_by_side import Training, train_side_by_side
-from vae_edge.train.features.table import TABLE_FILES, FeatureTable, make_patch_table, make_table
+from vae_edge.train.features.side_by_side import Training
+from vae_edge.train.features.table import TABLE_FILES, FeatureTable, make_patch_table
 from vae_edge.train.features.training import Measure, Table, fit_constants, residuals_of
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
+from vae_edge.train.loop.team import ALONE, Team
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.network import count_parameters
@@ -48,6 +49,7 @@ from vae_edge.train.model.presets import Network, is_bfloat16
 from vae_edge.train.model.scoring import DEFAULT_SCORING
 from vae_edge.train.run.calibration import Division, calibrate
 from vae_edge.train.run.cross_conformal import cross_record
+from vae_edge.train.run.feature_team import compute_features, train_networks
 from vae_edge.train.run.pixel_fitting import FittedGraph
 from vae_edge.train.run.records import CalibrationRecord, FeatureRecord
 
@@ -91,6 +93,9 @@ def fit_with_features(
     images: NDArray[np.uint8],
     out: Path,
     watcher: Watcher,
+    *,
+    team: Team = ALONE,
+    jobs: int | None = None,
 ) -> tuple[FittedGraph, CalibrationRecord]:
     """Fit a model on features, or on features and patches of pixels, and its thresholds.
 
@@ -101,6 +106,8 @@ def fit_with_features(
         images: uint8 [n, H, W, 3], the same, prepared.
         out: the run folder.
         watcher: receives progress and what was decided.
+        team: processes that compute the features and train the networks.
+        jobs: networks that train at the same time in a process; None: one for each of torch's threads.
 
     Returns:
         The model and its calibration.
@@ -111,7 +118,7 @@ def fit_with_features(
     """
     fitting = None
     try:
-        fitting = _Fitting(settings, division, files, images, out, watcher)
+        fitting = _Fitting(settings, division, files, images, out, watcher, team, jobs)
         network, feature, choice = settings.network, fitting.feature, None
         if network is None:
             network, feature, choice = fitting.choose()
@@ -136,8 +143,11 @@ class _Fitting:
         images: NDArray[np.uint8],
         out: Path,
         watcher: Watcher,
+        team: Team,
+        jobs: int | None,
     ) -> None:
         self.settings, self.division, self.watcher = settings, division, watcher
+        self.team, self.jobs = team, jobs
         self.files, self.images = files, images
         self.n_used = len(division.split.fit) + len(division.split.statistics)
         self.light = _light(settings)
@@ -150,9 +160,8 @@ class _Fitting:
         if settings.traits is not None and settings.traits.is_aligned:
             self.feature = self.feature.with_places()
         used = images[: self.n_used]
-        progress = watcher.progress_of("computing features")
         self.tables: dict[MapSource, Table] = {
-            MapSource.FEATURES: make_table(self.maps, used, out / "checkpoints", progress)
+            MapSource.FEATURES: compute_features(team, self.maps, used, out / "checkpoints", watcher)
         }
         if self.feature.pixels is not None:
             self.tables[MapSource.PIXELS] = make_patch_table(self.maps.photometric, used, out / "checkpoints")
@@ -170,11 +179,13 @@ class _Fitting:
             for source in self.tables
             for number, rows in enumerate(held_out)
         ]
-        trained = train_side_by_side(
+        trained = train_networks(
+            self.team,
             trainings,
             self.feature,
+            self.watcher,
             in_bfloat16=is_bfloat16(self.settings.precision),
-            progress=self.watcher.progress,
+            jobs=self.jobs,
         )
         folds: list[dict[MapSource, Measure]] = [{} for _ in range(n_folds)]
         deployed: dict[MapSource, Measure] = {}

@@ -1,9 +1,13 @@
-"""From settings to a complete run folder: data, training, scoring constants, thresholds, metrics."""
+"""A whole run, begun (`fit_run`) or resumed (`resume_run`): from settings to a complete run folder.
+
+Data, roles and sizes are decided here. The model and its thresholds come from `pixel_fitting` (with `cross_conformal`
+where good parts are few) or from `feature_fitting`; metrics and files from `finishing`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ from vae_edge.train.features.backbone_weights import find_backbone, missing_back
 from vae_edge.train.features.settings import choose_feature_size
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted, read_state
 from vae_edge.train.loop.settings import SizeRequest, TrainSettings
+from vae_edge.train.loop.starting import lead_or_help, open_team
+from vae_edge.train.loop.team import Team
 from vae_edge.train.loop.trainer_arguments import (
     NOTHING_ATTACHED,
     Attached,
@@ -88,6 +94,7 @@ def fit_run(
     overwrite: bool = False,
     watcher: Watcher | None = None,
     attached: Attached = NOTHING_ATTACHED,
+    jobs: int | None = None,
 ) -> RunFolder:
     """Train a detector and write its run folder; `vae_edge.train.fit` is the same with arguments by name.
 
@@ -97,36 +104,39 @@ def fit_run(
         overwrite: replace a run of that name. It is deleted when the new one is complete, not before.
         watcher: receives progress.
         attached: a user's loggers, callbacks and other objects, for the network that is deployed.
+        jobs: networks that train at the same time: those of folds, or those on features. None: one on pixels, one on
+            features for each of torch's threads.
 
     Returns:
-        The complete run.
+        The complete run. Where several processes were started together, in the first of them; in the others the
+        program ends here.
 
     Raises:
         InputError: the data or the settings cannot be used, `out` is taken, or the training diverged.
         TrainingInterruptedError: Ctrl-C; the message says how to resume.
         Exception: whatever a user's callback or logger raises; the run is then unfinished and can be resumed.
     """
+    lead_or_help(attached)
     check_trainer(settings.trainer)
     check_timers(settings, attached)
     if settings.ignore_mask is not None:
         read_ignore_mask(settings.ignore_mask)  # What is wrong with it, before the pictures are read.
     out = Path(out)
-    watcher = Stopwatch(watcher if watcher and _is_first_process() else Watcher())
+    watcher = Stopwatch(watcher or Watcher())
     settings = _with_backbone(settings.model_copy(update={"source": settings.source.absolute()}), watcher)
     settings = _with_precision(settings)
     with ExitStack() as claims:
-        if _is_first_process():
-            check_folder(out, overwrite=overwrite)
-            claims.enter_context(only_training(out))
-            check_folder(out, overwrite=overwrite)
+        check_folder(out, overwrite=overwrite)
+        claims.enter_context(only_training(out))
+        check_folder(out, overwrite=overwrite)
+        team = claims.enter_context(open_team(settings, attached, jobs))
         data = _open_data(settings, watcher)
         settings = _with_ignored(_with_sizes(settings, data, watcher), data, watcher)
-        if _is_first_process():
-            if claim_folder(out, overwrite=overwrite):
-                claims.enter_context(only_training(out))
-            write_record(out / SPLIT_FILE, data.record())
-            write_record(out / SETTINGS_FILE, settings)
-        run = _fit_and_finish(settings, data, out, watcher, attached)
+        if claim_folder(out, overwrite=overwrite):
+            claims.enter_context(only_training(out))
+        write_record(out / SPLIT_FILE, data.record())
+        write_record(out / SETTINGS_FILE, settings)
+        run = _fit_and_finish(settings, data, out, watcher, _Means(attached, team, jobs))
     watcher.say(watcher.sentence())
     return run
 
@@ -138,6 +148,7 @@ def resume_run(
     watcher: Watcher | None = None,
     logger: Logger | Iterable[Logger] | bool | None = None,
     callbacks: Callback | Iterable[Callback] | None = None,
+    jobs: int | None = None,
     **trainer_arguments: Any,
 ) -> RunFolder:
     """Go on with an interrupted run, with its own settings; the result is the one it would have had.
@@ -150,6 +161,7 @@ def resume_run(
         logger: as for `vae_edge.train.fit`; loggers are not called for, for they only watch.
         callbacks: as for `vae_edge.train.fit`. A run that was begun with callbacks needs them again, with the state
             that they had; `[]` continues without them, and may end with other weights.
+        jobs: as for `vae_edge.train.fit`; the run does not know it.
         **trainer_arguments: as for `vae_edge.train.fit`. Numbers and words are in the run and need not be given; what
             decides the weights cannot be changed. Objects such as `plugins` have to be given again.
 
@@ -159,15 +171,16 @@ def resume_run(
         TrainingInterruptedError: Ctrl-C; the message says how to resume.
     """
     run = Path(run)
-    watcher = Stopwatch(watcher if watcher and _is_first_process() else Watcher())
-    read_settings(run)
-    with only_training(run) if _is_first_process() else nullcontext():
-        resumed = _resume(run, data, watcher, sort_arguments(logger, callbacks, trainer_arguments))
+    watcher = Stopwatch(watcher or Watcher())
+    given = sort_arguments(logger, callbacks, trainer_arguments)
+    lead_or_help(given.attached)
+    with only_training(run), open_team(read_settings(run), given.attached, jobs) as team:
+        resumed = _resume(run, data, watcher, given, team, jobs)
     watcher.say(watcher.sentence())
     return resumed
 
 
-def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> RunFolder:
+def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments, team: Team, jobs: int | None) -> RunFolder:
     begun = read_settings(run)
     checkpoint = run / CHECKPOINT
     is_trained = checkpoint.is_file() and read_state(checkpoint).get("ended_by") is not None
@@ -183,31 +196,43 @@ def _resume(run: Path, data: Any, watcher: Watcher, given: TrainerArguments) -> 
             f"the images in {opened.images.root} are not the ones that the run {run} was started with; expected the "
             "same files: put them back, pass their folder with --data, or train again with --out"
         )
-    if _is_first_process() and (settings.trainer, settings.attached) != (begun.trainer, begun.attached):
+    if (settings.trainer, settings.attached) != (begun.trainer, begun.attached):
         # For the next time it is resumed.
         write_record(run / SETTINGS_FILE, settings.model_copy(update={"source": begun.source}))
-    return _fit_and_finish(settings, opened, run, watcher, given.attached)
+    return _fit_and_finish(settings, opened, run, watcher, _Means(given.attached, team, jobs))
 
 
-def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
+@dataclass(frozen=True)
+class _Means:
+    """What is at hand in this process to train with, and is no part of a run's settings."""
+
+    attached: Attached
+    team: Team
+    jobs: int | None
+
+
+def _fit_and_finish(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, means: _Means) -> RunFolder:
+    attached = means.attached
     if data.division.folds and (attached.callbacks or attached.arguments):
         watcher.say(
             f"{', '.join(attached.names().values())}: used for the training of the deployed network, not of the folds"
         )
     try:
-        return _fit(settings, data, out, watcher, attached)
+        return _fit(settings, data, out, watcher, means)
     except KeyboardInterrupt:
         # Outside the training loop, which has its own way: while images are read, or scored afterwards.
         raise TrainingInterruptedError(interrupted(out, needs=attached.needed)) from None
 
 
-def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached) -> RunFolder:
+def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, means: _Means) -> RunFolder:
     if settings.network is Network.PIXEL:
-        fitted, calibration = _fit_on_pixels(settings, data, out, watcher, attached)
+        fitted, calibration = _fit_on_pixels(settings, data, out, watcher, means)
     else:
         files = data.division.files
         images = load_images(files, settings.preparation, watcher.progress_of("reading images"))
-        fitted, calibration = fit_with_features(settings, data.division, files, images, out, watcher)
+        fitted, calibration = fit_with_features(
+            settings, data.division, files, images, out, watcher, team=means.team, jobs=means.jobs
+        )
         del images
     settings = settings.model_copy(update={"network": fitted.settings.network})
     normals = data.division.judges or data.division.setting_thresholds
@@ -223,9 +248,16 @@ def _fit(settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, atta
 
 
 def _fit_on_pixels(
-    settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, attached: Attached
+    settings: TrainSettings, data: _Data, out: Path, watcher: Watcher, means: _Means
 ) -> tuple[FittedGraph, CalibrationRecord]:
-    division = data.division
+    division, team = data.division, means.team
+    if team.shares_steps:
+        machines = f" on {team.place.n_nodes} machines" if team.place.n_nodes > 1 else ""
+        folds = "; each trains a fold of the calibration at a time" if division.folds else ""
+        watcher.say(
+            f"{team.size} processes{machines} train together, and share the images of each step: the batch size, "
+            f"{settings.batch_size} at most, is that of all{folds}"
+        )
     n_fit, n_statistics = len(division.split.fit), len(division.split.statistics)
     files = division.files
     images = load_images(files, settings.preparation, watcher.progress_of("reading images"))
@@ -236,23 +268,23 @@ def _fit_on_pixels(
         out,
         watcher,
         labelled=_load_labelled(settings, data.choice, watcher),
-        attached=attached,
+        attached=means.attached,
+        team=team,
     )
-    calibration = None
     if division.folds:
         # After the deployed network, whose checkpoint is what tells that a run has something to lose.
-        chosen = settings if fitted is None else fitted.settings
         calibration = cross_calibrate(
-            chosen,
-            None if fitted is None else fitted.graph,
+            fitted.settings,
+            fitted.graph,
             division.folds,
             files,
             images,
-            PixelFolds(chosen, len(division.folds), out, watcher),
+            PixelFolds(fitted.settings, len(division.folds), out),
             watcher,
             part=division.grouping.part,
+            team=team,
         )
-    elif fitted is not None:
+    else:
         calibration = calibrate(
             fitted.graph,
             division.judges,
@@ -261,9 +293,6 @@ def _fit_on_pixels(
             pixel_false_positive_rate=settings.pixel_false_positive_rate,
             progress=watcher.progress_of("scoring held-out normals"),
         )
-    if fitted is None or calibration is None:
-        # One of several processes that Lightning started to train together; the first one finishes the run.
-        raise SystemExit(0)
     return fitted, calibration
 
 
@@ -441,9 +470,3 @@ def _load_labelled(settings: TrainSettings, files: Sequence[ImageFile], watcher:
         return None
     images = load_images(files, settings.preparation, watcher.progress_of("reading labelled images"))
     return LabelledImages(images, tuple(file.defect for file in files))
-
-
-def _is_first_process() -> bool:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return getattr(rank_zero_only, "rank", 0) in (0, None)

@@ -20,6 +20,7 @@ from vae_edge.train.choice.photometric_choice import choose_photometric
 from vae_edge.train.choice.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
 from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.loop.settings import DecidedSettings, TrainingOutcome, TrainSettings
+from vae_edge.train.loop.team import ALONE, Team
 from vae_edge.train.loop.trainer_arguments import NOTHING_ATTACHED, Attached
 from vae_edge.train.loop.training import fit_vae
 from vae_edge.train.loop.watcher import Watcher
@@ -84,7 +85,8 @@ def fit_graph(
     stage: str = "training",
     labelled: LabelledImages | None = None,
     attached: Attached = NOTHING_ATTACHED,
-) -> FittedGraph | None:
+    team: Team = ALONE,
+) -> FittedGraph:
     """Choose what is left to be chosen, train and fit the scoring, or continue where `folder` holds a checkpoint.
 
     Args:
@@ -97,9 +99,7 @@ def fit_graph(
         stage: what the training is called there.
         labelled: to choose by; None: synthetic defects on the `statistics_images`.
         attached: a user's loggers, callbacks and other objects for the training, not for what is tried beforehand.
-
-    Returns:
-        The model; None in a process that only helped another one to train.
+        team: processes that share the steps of the training, not of what is tried beforehand.
 
     Raises:
         InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
@@ -107,7 +107,7 @@ def fit_graph(
     choice_set = _choice_set(settings, statistics_images, labelled)
     light = _choose_light(settings, fit_images, statistics_images, choice_set, folder, watcher)
     input_settings = InputSettings(settings.tiling_in_force, light.value, ignored=settings.ignored)
-    fitted = fit_vae(
+    vae, outcome = fit_vae(
         settings,
         fit_images,
         statistics_images,
@@ -115,10 +115,8 @@ def fit_graph(
         lambda done, total, note: watcher.progress(stage, done, total, note),
         input_settings=input_settings,
         attached=attached,
+        team=team,
     )
-    if fitted is None:
-        return None
-    vae, outcome = fitted
     scoring = _choose_scoring(settings, vae, input_settings, fit_images, statistics_images, choice_set, watcher)
     constants = fit_scoring_constants(
         vae,

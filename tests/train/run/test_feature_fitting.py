@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +15,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.train.random_backbones import random_weights
+from vae_edge.cli.main import invoke
 from vae_edge.errors import BundleError, InputError, MissingDependencyError, UsageError
 from vae_edge.export.trained_model import measure_trained_model
 from vae_edge.records import make_record
+from vae_edge.train import command
 from vae_edge.train.choice.network_choice import NetworkRanking
 from vae_edge.train.data.inspection_set import load_images
 from vae_edge.train.features import backbone_weights
@@ -22,7 +27,7 @@ from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.features.table import FEATURES_FILE
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import TrainSettings
-from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.loop.watcher import TerminalWatcher, Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
@@ -177,6 +182,45 @@ def test_a_run_on_features_has_no_network_on_pixels(run: RunFolder) -> None:
         run.load_vae()
 
 
+@pytest.mark.parametrize("stage", ["training on pixels", "judging the networks"])
+def test_ctrl_c_while_a_kind_of_network_is_chosen_leaves_a_run_that_can_begin_again(
+    stage: str,
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def small(kind: type[TrainSettings], values: dict[str, object]) -> object:
+        return make_record(kind, values | ({"feature": FEATURE} if kind is TrainSettings else {}))
+
+    def interrupt(self: object, at: str, *progress: object) -> None:
+        if at == stage:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(command, "make_record", small)
+    out = tmp_path / "run"
+    words = ["--data", str(data), "--out", str(out), "--image-size", "64", "--backbone-weights", str(weights)]
+    words += ["--calibration", "cross", "--folds", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TerminalWatcher, "progress", interrupt)
+        assert invoke(words, command="train") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the training was interrupted, nothing of it is kept; to begin again, with the same settings: vae-train "
+        f"--resume {out}"
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["split.json", "training.json"]
+    assert invoke(["--resume", str(out)], command="train") == 0
+    resumed = RunFolder.open(out)
+    # Nothing is lost, so that the same command does the same without --overwrite, too.
+    shutil.rmtree(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(TerminalWatcher, "progress", interrupt)
+        assert invoke(words, command="train") == 130
+    assert invoke(words, command="train") == 0
+    assert RunFolder.open(out).fingerprint == resumed.fingerprint
+
+
 def test_weights_of_another_model_are_refused(run: RunFolder, tmp_path: Path) -> None:
     content = json.loads((run.folder / RECORD_FILE).read_text())
     content["feature"]["settings"]["n_hidden"] = 17
@@ -249,7 +293,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
             if stage == "training on features":
                 raise KeyboardInterrupt
 
-    with pytest.raises(TrainingInterruptedError, match="nothing of it is kept yet; to continue: vae-train --resume"):
+    with pytest.raises(TrainingInterruptedError, match=r"nothing of it is kept; to begin again, .*--resume"):
         fit_run(settings(data, weights, Network.FEATURE), out=tmp_path / "run", watcher=Stop())
     assert resume_run(tmp_path / "run").fingerprint == run.fingerprint
 
