@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -317,7 +318,7 @@ class Detector:
             DeviceError: the runtime failed, the score is not a finite number, or this process was forked since.
         """
         self._process.check()
-        with in_native_code():
+        with in_native_code:
             result = self._decide(self.backend, self._prepare(image)[None], [_name(image)])[0]
         if isinstance(result, VaeEdgeError):
             raise result
@@ -349,7 +350,7 @@ class Detector:
             raise UsageError(f"there are {len(images)} images; this bundle takes at most {limit} at a time")
         if not images:
             return []
-        with in_native_code():
+        with in_native_code:
             results = self._decide_batch(self.backend, list(images))
         return [result if isinstance(result, VaeEdgeError) else self._watched(result) for result in results]
 
@@ -497,11 +498,11 @@ class Detector:
         self, score: float, anomaly_map: NDArray[np.float32], name: str | None, image: NDArray[np.uint8]
     ) -> Prediction | VaeEdgeError:
         # What is not finite is neither above nor below a threshold: a broken model must not pass a part as good.
-        # Looking at the map takes 3 microseconds at 128x128 and 200 at 1024x1024; counting is faster than `all`.
+        # A norm that is finite leaves no doubt, and after an inference takes half as long as looking at each value.
         broken = None
         if not math.isfinite(score):
             broken = f"score of {name or 'the image'} is {score}, which is not a number"
-        elif np.count_nonzero(np.isfinite(anomaly_map)) != anomaly_map.size:
+        elif not math.isfinite(cv2.norm(anomaly_map)) and not np.isfinite(anomaly_map).all():
             broken = f"map of {name or 'the image'} has values that are not numbers"
         if broken is not None:
             return DeviceError(f"the anomaly {broken}: the model or its precision is broken; export it again")

@@ -32,8 +32,9 @@ PIECES = [dark_image(seed, 48) if seed % 3 else spotted_image(seed, 48) for seed
 class ScriptedBackend(Backend):
     """Gives the scores it is told to; for what no healthy model does."""
 
-    def __init__(self, bundle: Bundle, scores: list[float]) -> None:
+    def __init__(self, bundle: Bundle, scores: list[float], spot: float = 0.0) -> None:
         manifest = bundle.manifest
+        self._spot = spot
         choice = DeviceChoice("cpu", "for a test")
         layout = Layout(1, None, None)
         super().__init__(
@@ -44,7 +45,9 @@ class ScriptedBackend(Backend):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         n = len(feeds["image"])
         scores = np.array([next(self._scores) for _ in range(n)], dtype=np.float32)
-        return {"score": scores, "anomaly_map": np.zeros((n, SIZE, SIZE), dtype=np.float32)}
+        maps = np.zeros((n, SIZE, SIZE), dtype=np.float32)
+        maps[:, -1, 7] = self._spot
+        return {"score": scores, "anomaly_map": maps}
 
     def _free(self) -> None:
         self._scores = iter(())
@@ -199,6 +202,14 @@ def test_a_score_that_is_no_number_gets_no_verdict(onnx_bundle: Bundle, score: f
         detector.predict(PIECES[0])
     with pytest.raises(DeviceError, match="export it again"):
         list(detector.stream(PIECES[:1]))
+
+
+@pytest.mark.parametrize("spot", [float("nan"), float("inf"), float("-inf")])
+def test_a_map_with_a_value_that_is_no_number_gets_no_verdict(onnx_bundle: Bundle, spot: float) -> None:
+    with pytest.raises(DeviceError, match="map of the image has values that are not numbers"):
+        Detector(onnx_bundle, ScriptedBackend(onnx_bundle, [0.1], spot)).predict(PIECES[0])
+    largest = float(np.finfo(np.float32).max)
+    assert Detector(onnx_bundle, ScriptedBackend(onnx_bundle, [0.1], largest)).predict(PIECES[0]).score < 1
 
 
 @pytest.mark.parametrize("failure", [OSError("the camera is gone"), MemoryError()])
