@@ -21,7 +21,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.decision import conformal_p_value, thresholds_at
 from vae_edge.errors import BundleError, DeviceError, UsageError, VaeEdgeError
 from vae_edge.gate import GateRecord, gate_in_force
-from vae_edge.gate_measures import measure_picture
+from vae_edge.gate_measures import Look, measure_picture
 from vae_edge.ignored_region import paint_over
 from vae_edge.image import load_prepared, max_pixels_in_force
 from vae_edge.manifest import GPU_KIND, ThresholdMethod, Thresholds
@@ -78,6 +78,9 @@ class Detector:
         self._open_for_streams = open_for_streams
         self._stream_backend: Backend | None = None if open_for_streams else backend
         self._opening = threading.RLock()  # A signal handler that interrupts `stream_backend` may call `close`.
+        # OpenCV lets other threads have the interpreter in each of some 20 calls: two threads that measure at the same
+        # time would hand it to and fro. Reentrant: a signal handler that interrupts one may judge a picture, too.
+        self._measuring = threading.RLock()
         self._closed = False
         self._process = Process("this detector")
         self._arguments: dict[str, Any] | None = None
@@ -508,7 +511,12 @@ class Detector:
             return DeviceError(f"the anomaly {broken}: the model or its precision is broken; export it again")
         thresholds = self._thresholds
         gate = self.gate
-        look = measure_picture(self._judged(image)) if gate is not None or self._keeps_looks else None
+        look: Look | None = None
+        problems: tuple[str, ...] = ()
+        if gate is not None or self._keeps_looks:
+            with self._measuring:
+                look = measure_picture(self._judged(image))
+                problems = () if gate is None else gate.problems(look)
         return Prediction(
             score=score,
             p_value=conformal_p_value(score, thresholds.calibration_scores),
@@ -518,7 +526,7 @@ class Detector:
             pixel_threshold=thresholds.pixel_threshold,
             source=name,
             false_alarm_rate=thresholds.false_alarm_rate,
-            not_inspectable_because=() if gate is None or look is None else gate.problems(look),
+            not_inspectable_because=problems,
             look=look,
         )
 

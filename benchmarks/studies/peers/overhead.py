@@ -157,6 +157,13 @@ def compare(name: str, measured: Sequence[Measured]) -> list[Ratio]:
             "at most 1.05",
         ),
         Ratio(
+            f"{name}: `predict` of an array / without asking whether it is inspectable",
+            "ms",
+            values(name, _BESIDE, "call_ms"),
+            values(name, _BESIDE, "ungated_call_ms"),
+            "at most 1.05",
+        ),
+        Ratio(
             f"{name}: `predict` of a JPEG / imread + resize + bare call",
             "ms",
             values(name, _BESIDE, "file_call_ms"),

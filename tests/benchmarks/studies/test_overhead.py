@@ -29,7 +29,7 @@ def test_every_figure_is_measured_on_both_sides_of_every_runtime(
         make_bundle(tmp_path / f"bundles/toy-{target}", target)
     overhead([tmp_path / "bundles"], out=tmp_path / "out", rounds=3, seconds=0.1, images=120)
     found = json.loads((tmp_path / "out/overhead.json").read_text(encoding="utf-8"))
-    assert len(found["ratios"]) == 8
+    assert len(found["ratios"]) == 10
     for ratio in found["ratios"]:
         assert len(ratio["ours"]) == len(ratio["theirs"]) == 3, ratio["name"]
         assert min(*ratio["ours"], *ratio["theirs"]) > 0
