@@ -150,10 +150,11 @@ class KeptFolder(Sink):
         candidate = _candidate(picture, picture.image, {**self._of_bundle, **_facts(inspected, result)})
         try:
             for each, why in self._chosen(candidate, rules, result.drift is not None and result.drift.alarm):
+                n_before = self._n_kept
                 self._keep(each, why)
-                if self._is_away:
+                if self._is_away and self._n_kept > n_before:
                     _log.warning("pictures are kept in %s again", self.folder)
-                self._is_away = False
+                    self._is_away = False
         except (OSError, VaeEdgeError, cv2.error) as error:
             self._next_s = time.monotonic() + _AGAIN_S
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -197,7 +198,10 @@ class KeptFolder(Sink):
         line = (json_line({"name": path.name, **candidate.record, "rules": rules}) + "\n").encode(
             "utf-8", "backslashreplace"
         )
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        try:
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        except OSError:
+            return  # It was taken away since.
         if not self._make_room(size + len(line)):
             self._n_too_large += 1
             return

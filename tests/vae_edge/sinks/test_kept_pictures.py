@@ -168,6 +168,31 @@ def test_a_full_disk_pauses_keeping_with_one_warning_until_there_is_room_again(
     assert [record.getMessage() for record in caplog.records][1:] == [f"pictures are kept in {tmp_path} again"]
 
 
+@pytest.mark.parametrize("moment", ["_content", "_append"])
+def test_a_picture_that_is_taken_away_at_any_moment_is_no_failure_of_the_disk(
+    tmp_path: Path,
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    moment: str,
+) -> None:
+    first, second = (picture_of(tmp_path / "incoming" / f"{number}.png") for number in range(2))
+    real = getattr(kept_pictures, moment)
+
+    def taken(*arguments: Any) -> Any:
+        done = real(*arguments)
+        Path(first.source).unlink(missing_ok=True)
+        return done
+
+    with open_folder(tmp_path / "kept", bundle) as sink:
+        monkeypatch.setattr(kept_pictures, moment, taken)
+        sink.write(inspected(first))
+        sink.write(inspected(second))
+    assert not caplog.records
+    expected = ["1.png"] if moment == "_content" else ["0.png", "1.png"]
+    assert [line["source"] for line in lines(tmp_path / "kept")] == expected
+
+
 def test_a_torn_last_line_is_ignored_and_mended(tmp_path: Path, bundle: Bundle) -> None:
     with open_folder(tmp_path, bundle, "1/1") as sink:
         sink.write(inspected(frame(0)))
