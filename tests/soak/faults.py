@@ -33,6 +33,8 @@ class Rig:
     """Where it keeps pictures."""
     cache: Path | None = None
     clock: WallClock | None = None
+    has_seen_keeping: bool = False
+    """Whether it was looked for that pictures are kept again after a full disk."""
     pace: float = 1.0
     """Factor on how long something is away."""
     left_out: list[str] = field(default_factory=list)
@@ -97,17 +99,26 @@ def _full_results(rig: Rig) -> Iterator[float]:
 
 
 def _full_kept(rig: Rig) -> Iterator[float]:
-    """No room for kept pictures: the run goes on, and says that it does without them."""
+    """No room for kept pictures: verdicts go on, and keeping does when there is room."""
     watch, place = rig.watch, rig.kept
     assert watch is not None
     assert place is not None
+    unlabelled = place.folder / "pictures" / "unlabelled"
+    n_before = watch.ledger.count().given
     place.fill()
     yield _AWAY_S * rig.pace
     yield from _until(
-        lambda: "pictures are kept" in watch.said,
-        lambda: rig.problems.append("nothing said that pictures could not be kept on a full disk"),
+        lambda: watch.ledger.count().given > n_before,
+        lambda: rig.problems.append("the watch gave no verdict while the disk of kept pictures was full"),
     )
     place.free()
+    if not rig.has_seen_keeping:  # Once: it is tried again every minute.
+        rig.has_seen_keeping = True
+        kept = set(unlabelled.glob("[!.]*"))
+        yield from _until(
+            lambda: not kept.issuperset(unlabelled.glob("[!.]*")),
+            lambda: rig.problems.append("no picture was kept after there was room again"),
+        )
 
 
 def _no_broker(rig: Rig) -> Iterator[float]:

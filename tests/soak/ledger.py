@@ -141,7 +141,7 @@ def count_arrivals(given: dict[int, list[str]], arrived: list[Arrived], killed: 
             continue
         seen.add((each.run, each.number))
         places.setdefault(each.name, []).append(each)
-    owed = lost = twice = 0
+    owed = lost = 0
     for generation, names in given.items():
         came = [bool(places.get(name)) for name in names]
         for name in names:
@@ -152,7 +152,5 @@ def count_arrivals(given: dict[int, list[str]], arrived: list[Arrived], killed: 
         owed += len(names) - excused
         lost += came.count(False) - excused
     # What is left was sent by a killed process that had no time to write its line, or twice by nobody knows whom.
-    left = sum(map(len, places.values()))
-    allowed = len(killed)
-    twice = max(0, left - allowed)
+    twice = max(0, sum(map(len, places.values())) - len(killed))
     return Count(owed=owed, given=owed - lost, doubled=doubled, lost=lost, twice=twice, wrong=0, unknown=0)

@@ -22,6 +22,8 @@ _MISSING_EVERY = 40
 class Stream(Subject):
     """Writes paths to its standard input and reads the lines; what was not answered goes to the next process again."""
 
+    _reads_output = True
+
     def __init__(self, bundle: Path, folder: Path, *, environment: Mapping[str, str], per_s: float) -> None:
         super().__init__("stream", folder, environment, per_s)
         self._bundle = bundle

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class Ending:
 
 
 class Subject(ABC):
-    """Starts the program and starts it again when it ended; `give` is called by a thread of its own until `finish`.
+    """Starts the program and starts it again when it ended; a thread of its own gives it pictures until `finish`.
 
     Args:
         name: for people.
@@ -51,6 +51,9 @@ class Subject(ABC):
         environment: of its processes, beside this process's.
         per_s: how many pictures it is given in a second.
     """
+
+    _reads_output = False
+    """Whether something reads what its processes write to stdout."""
 
     def __init__(self, name: str, folder: Path, environment: Mapping[str, str], per_s: float) -> None:
         self.name = name
@@ -122,7 +125,7 @@ class Subject(ABC):
                 cwd=Path(__file__).parents[2],
                 env=self._environment,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if self._reads_output else subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the soak, which ends its processes itself.
             )
@@ -132,8 +135,7 @@ class Subject(ABC):
             self._giving.set()
             self._run(self._give)
 
-    def _run(self, work: object) -> None:
-        assert callable(work)
+    def _run(self, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=work, name=f"{self.name}-{len(self._threads)}", daemon=True)
         self._threads.append(thread)
         thread.start()
