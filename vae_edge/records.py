@@ -6,6 +6,7 @@ it holds before they are made, and what JSON leaves open, such as a key that is 
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import math
@@ -159,6 +160,8 @@ def parse_json(data: bytes, limits: JsonLimits) -> Any:
     """
     if len(data) > limits.size_bytes:
         raise ValueError(f"it has {len(data)} bytes; expected at most {limits.size_bytes}")
+    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it begins with a byte order mark; expected UTF-8 without one")
     # A value of three bytes takes up to a hundred once it is parsed.
     check_n_values(data, limits.n_values)
     text = data.decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import os
 import sys
@@ -82,7 +83,7 @@ def _password(file: Path | None) -> bytes | None:
     """Return the password of the key, from a file or the environment; None: there is none.
 
     Raises:
-        InputError: the file cannot be read or is empty.
+        InputError: the file cannot be read, is in UTF-16 or is empty.
     """
     if file is None:
         text = os.environ.get(PASSWORD_VARIABLE)
@@ -91,8 +92,11 @@ def _password(file: Path | None) -> bytes | None:
         with open_regular(file) as opened:
             content = read_bounded(opened, _MAX_PASSWORD_BYTES)
     except (OSError, ValueError) as error:
-        raise InputError(f"the file of the password {file} cannot be read ({error})") from error
-    password = content.split(b"\n", 1)[0].rstrip(b"\r")
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the file of the password {file} cannot be read ({reason})") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"the file of the password {file} is in UTF-16; save it in UTF-8")
+    password = content.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].rstrip(b"\r")
     if not password:
         raise InputError(f"the file of the password {file} is empty; expected the password in its first line")
     return password

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ MAX_PEM_BYTES = 1_000_000
 """Of a file of keys or certificates: a bundle of all the web's roots has a quarter of it."""
 _CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 """The curves that signatures are made on, with the hash of each, by the names of `cryptography`."""
+_DER_SEQUENCE = b"\x30"
+"""What keys, certificates and PKCS #12 files begin with (ITU-T X.690)."""
 EXPECTED_KEY = "an EC key on P-256, P-384 or P-521"
 
 
@@ -99,11 +102,19 @@ def read_pem(source: Path, what: str) -> bytes:
         what: what it is, for the message.
 
     Raises:
-        InputError: it cannot be read, or is far too large.
+        InputError: it cannot be read, is far too large, or is in another format than PEM that can be converted.
     """
     try:
         with open_regular(source) as file:
-            return read_bounded(file, MAX_PEM_BYTES)
+            content = read_bounded(file, MAX_PEM_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{what} {source} cannot be read ({reason}); expected a file in PEM") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{what} {source} is in UTF-16; expected PEM: save it as ASCII or UTF-8")
+    if content.startswith(_DER_SEQUENCE) and b"-----BEGIN " not in content:
+        raise InputError(
+            f"{what} {source} is binary (DER or PKCS #12); expected PEM: convert it with openssl pkey -inform DER (and "
+            "-pubin for a public key), openssl x509 -inform DER or openssl pkcs12"
+        )
+    return content

@@ -7,11 +7,12 @@ it. What cannot be read or does not hold together is an error, never "no policy"
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.platform.outside import home_folder, user_path
@@ -25,7 +26,7 @@ _ADVICE = "correct it, or remove it to demand no signatures"
 
 class _PolicyRecord(Record):
     schema_version: Literal[1] = 1
-    only_signed: bool = True
+    only_signed: StrictBool = True
     """Refuse bundles without a signature."""
     trusted_keys: tuple[str, ...] = Field(default=(), max_length=100)
     """Files of public keys and root certificates; a relative path is from the folder of this file."""
@@ -72,22 +73,38 @@ def read_policy() -> Policy:
     path = folder / POLICY_FILE
     try:
         with open_regular(path) as file:
-            _refuse_open_to_others(path, os.fstat(file.fileno()).st_mode)
+            _refuse_open_to_others("the policy", path, os.fstat(file.fileno()).st_mode)
+            _refuse_open_folder(folder)
             content = parse_json(read_bounded(file, _LIMITS.size_bytes), _LIMITS)
-    except (FileNotFoundError, NotADirectoryError):
-        return Policy()
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the policy {path} cannot be read ({error}); {_ADVICE}") from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.lexists(path):
+            if os.environ.get("VAE_EDGE_CONFIG") and os.path.lexists(folder) and not folder.is_dir():
+                raise InputError(
+                    f"VAE_EDGE_CONFIG is {folder}, which is not a folder; expected the folder of {POLICY_FILE}"
+                ) from error
+            return Policy()
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, FileNotFoundError):
+            reason = f"it is a link to {path.readlink()}, which is not there"
+        raise InputError(f"the policy {path} cannot be read ({reason}); {_ADVICE}") from error
     record = parse_record(content, path, _PolicyRecord, 1, advice=_ADVICE, error_kind=InputError)
     if record.only_signed and not record.trusted_keys:
         raise InputError(
             f"the policy {path} demands signatures (only_signed) and trusts nobody; name files of keys in trusted_keys"
         )
-    keys = [folder / user_path(name) for name in record.trusted_keys]
-    trusted = trusted_keys(keys, said_by=str(path)) if keys else None
-    return Policy(record.only_signed, trusted, tuple(folder / user_path(name) for name in record.trusted_refit_keys))
+    keys, refit_keys = (
+        tuple(folder / user_path(name) for name in names) for names in (record.trusted_keys, record.trusted_refit_keys)
+    )
+    if not keys:
+        return Policy(record.only_signed, None, refit_keys)
+    trusted = trusted_keys(keys, said_by=str(path))
+    if refit_keys:
+        trusted_keys(refit_keys, said_by="trusted_refit_keys")
+    for key in (*keys, *refit_keys):
+        _refuse_open_to_others("the trusted key", key, key.stat().st_mode)
+    return Policy(record.only_signed, trusted, refit_keys)
 
 
 def describe_policy() -> str:
@@ -105,6 +122,13 @@ def describe_policy() -> str:
     return f"{which}, by {policy.trusted.names} ({policy.trusted.said_by}){refits}"
 
 
-def _refuse_open_to_others(path: Path, mode: int) -> None:
+def _refuse_open_to_others(what: str, path: Path, mode: int) -> None:
     if os.name == "posix" and mode & 0o002:
-        raise InputError(f"every user can change the policy {path}; run: chmod o-w {path}")
+        raise InputError(f"every user can change {what} {path}; run: chmod o-w {path}")
+
+
+def _refuse_open_folder(folder: Path) -> None:
+    """Refuse a folder in which every user can put another file in the place of the policy."""
+    mode = folder.stat().st_mode
+    if not mode & stat.S_ISVTX:  # As in /tmp: nobody removes or renames the files of others.
+        _refuse_open_to_others("what is in", folder, mode)

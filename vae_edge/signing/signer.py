@@ -6,6 +6,7 @@ it lists the very files of the bundle that was opened.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,12 +145,24 @@ def _write_signature(folder: Path, key: SigningKey, path: Path) -> None:
             signing.use_elliptic_key_signer(private_key=key.path, password=key.password).sign(folder, path)
             return
         with _without_password(key) as key_path:
+            # It cannot read a chain without certificates: the signer's own is in it instead, and taken out again.
             signing.use_certificate_signer(
-                private_key=key_path, signing_certificate=key.certificate, certificate_chain=key.chain
+                private_key=key_path,
+                signing_certificate=key.certificate,
+                certificate_chain=key.chain or (key.certificate,),
             )
         signing.sign(folder, path)
+        _drop_repeated_certificates(path)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"model-signing could not sign {folder}: {said_by(error)}") from error
+
+
+def _drop_repeated_certificates(path: Path) -> None:
+    """Leave each certificate of a signature in it once; they are beside what is signed."""
+    content = json.loads(path.read_bytes())
+    chain = content["verificationMaterial"]["x509CertificateChain"]
+    chain["certificates"] = list({each["rawBytes"]: each for each in chain["certificates"]}.values())
+    path.write_text(json.dumps(content), encoding="utf-8", newline="")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,35 @@ def test_a_password_comes_from_a_file_or_the_environment(
     code, _, err = command("sign", onnx_bundle.folder, "--key", vendor.private, *more)
     assert code == 1
     assert "the password is wrong" in err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_password_file_of_a_windows_editor_is_read_or_named(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, encoding: str
+) -> None:
+    needs_model_signing()
+    vendor = make_key(tmp_path / "keys", password=b"secret")
+    secret = tmp_path / "password"
+    secret.write_bytes("secret\r\n".encode(encoding))
+    code, _, err = command("sign", onnx_bundle.folder, "--key", vendor.private, "--password-file", secret)
+    if encoding == "utf-16":
+        assert (code, err) == (1, f"error: the file of the password {secret} is in UTF-16; save it in UTF-8\n")
+    else:
+        assert (code, err) == (0, "")
+
+
+def test_keys_in_other_formats_are_named(command: Run, onnx_bundle: Bundle, vendor: KeyPair, tmp_path: Path) -> None:
+    der, wide = tmp_path / "key.der", tmp_path / "key.txt"
+    der.write_bytes(ssl.PEM_cert_to_DER_cert(vendor.public.read_text().replace("PUBLIC KEY", "CERTIFICATE")))
+    wide.write_text(vendor.public.read_text(), encoding="utf-16")
+    for path, sentence in (
+        (der, f"{der} is binary (DER or PKCS #12); expected PEM: convert it with openssl pkey -inform DER"),
+        (wide, f"{wide} is in UTF-16; expected PEM: save it as ASCII or UTF-8"),
+    ):
+        for command_line in (("sign", onnx_bundle.folder, "--key"), ("inspect", onnx_bundle.folder, "--trusted-key")):
+            code, _, err = command(*command_line, path)
+            assert code == 1
+            assert sentence in err
 
 
 def test_a_password_is_asked_for_on_a_terminal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,22 @@ def test_a_certificate_signs_and_both_accept_it(
     assert accepts(onnx_bundle.folder, roots=[root])
     code, out, _ = command("inspect", onnx_bundle.folder, "--trusted-key", root)
     assert "the certificate of Signer, issued by Middle, valid until" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_certificate_that_a_root_issued_itself_needs_no_chain(
+    command: Run, onnx_bundle: Bundle, tmp_path: Path, chain: bool
+) -> None:
+    certificate, key = write_authority(tmp_path / "keys", "signer", make_certificate("Signer", ROOT))
+    root, _ = write_authority(tmp_path / "keys", "root", ROOT)
+    options = ("--chain", certificate, "--chain", root) if chain else ()
+    code, _, err = command("sign", onnx_bundle.folder, "--key", key, "--certificate", certificate, *options)
+    assert (code, err) == (0, "")
+    content = json.loads((onnx_bundle.folder / "model.sig").read_bytes())
+    # Each once: the signer's own, and the root where it was given.
+    assert len(content["verificationMaterial"]["x509CertificateChain"]["certificates"]) == 1 + chain
+    assert accepts(onnx_bundle.folder, roots=[root])
+    assert ours(onnx_bundle.folder, root)
 
 
 def test_a_signature_of_other_content_is_refused_by_both(tmp_path: Path) -> None:

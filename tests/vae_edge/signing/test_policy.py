@@ -97,13 +97,16 @@ def test_a_key_of_the_command_line_does_not_replace_the_policys(onnx_bundle: Bun
         ('{"schema_version": 2, "trusted_keys": ["vendor.pub.pem"]}', "has schema 2, this vae-edge reads up to 1"),
         ('{"schema_version": 1, "trusted_keys": ["none.pem"]}', "none.pem cannot be read"),
         ('{"schema_version": 1, "trusted_keys": ["vendor.pem"]}', "vendor.pem holds a private key"),
+        ('{"trusted_keys": ["vendor.pub.pem"], "trusted_refit_keys": ["none.pem"]}', "none.pem cannot be read"),
+        ('{"trusted_keys": ["vendor.pub.pem"], "only_signed": "no"}', "only_signed: Input should be a valid boolean"),
+        ('\ufeff{"trusted_keys": ["vendor.pub.pem"]}', "begins with a byte order mark; expected UTF-8 without one"),
     ],
 )
 def test_a_policy_that_cannot_be_used_is_an_error_and_never_none(
     onnx_bundle: Bundle, vendor: KeyPair, content: str, sentence: str
 ) -> None:
     path = write_policy()
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as told:
         Bundle.open(onnx_bundle.folder)
     assert sentence in str(told.value)
@@ -113,6 +116,44 @@ def test_a_policy_that_cannot_be_used_is_an_error_and_never_none(
 def test_a_policy_that_everybody_can_change_is_refused(onnx_bundle: Bundle, vendor: KeyPair) -> None:
     write_policy(trusted_keys=["vendor.pub.pem"]).chmod(0o666)
     with pytest.raises(InputError, match=r"every user can change the policy .* run: chmod o-w"):
+        Bundle.open(onnx_bundle.folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no such modes")
+@pytest.mark.parametrize(("name", "mode"), [("", 0o777), ("vendor.pub.pem", 0o646), ("refit.pub.pem", 0o666)])
+def test_what_a_policy_rests_on_must_not_be_open_to_everybody(
+    onnx_bundle: Bundle, vendor: KeyPair, name: str, mode: int
+) -> None:
+    folder = vendor.public.parent
+    make_key(folder, "refit")
+    write_policy(trusted_keys=["vendor.pub.pem"], trusted_refit_keys=["refit.pub.pem"])
+    sign_by_hand(onnx_bundle.folder, vendor.key)
+    before = (folder / name).stat().st_mode
+    (folder / name).chmod(mode)
+    with pytest.raises(InputError, match=r"every user can change .* run: chmod o-w"):
+        Bundle.open(onnx_bundle.folder)
+    (folder / name).chmod(before)
+    assert Bundle.open(onnx_bundle.folder).signature is not None
+    folder.chmod(0o1777)  # As /tmp: nobody can exchange the files of others there.
+    assert Bundle.open(onnx_bundle.folder).signature is not None
+    folder.chmod(0o755)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a permission there")
+def test_a_policy_whose_target_is_gone_is_not_no_policy(onnx_bundle: Bundle, vendor: KeyPair) -> None:
+    path = write_policy(trusted_keys=["vendor.pub.pem"])
+    path.unlink()
+    path.symlink_to("not-mounted/signing.json")
+    with pytest.raises(InputError, match=r"it is a link to not-mounted/signing\.json, which is not there"):
+        Bundle.open(onnx_bundle.folder)
+
+
+def test_a_configuration_that_is_a_file_is_not_no_policy(
+    onnx_bundle: Bundle, vendor: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_policy(trusted_keys=["vendor.pub.pem"])
+    monkeypatch.setenv("VAE_EDGE_CONFIG", str(path))
+    with pytest.raises(InputError, match=r"VAE_EDGE_CONFIG is .*, which is not a folder; expected the folder of"):
         Bundle.open(onnx_bundle.folder)
 
 
@@ -189,10 +230,11 @@ def judge(detector: Detector) -> bool:
 
 
 def test_doctor_says_what_is_demanded(vendor: KeyPair) -> None:
+    make_key(vendor.public.parent, "technician")
     assert describe_policy() == "demanded of no bundle"
-    path = write_policy(trusted_keys=["vendor.pub.pem"], trusted_refit_keys=["technician.pem"])
+    path = write_policy(trusted_keys=["vendor.pub.pem"], trusted_refit_keys=["technician.pub.pem"])
     assert describe_policy() == (
-        f"demanded of every bundle, by vendor.pub.pem ({path}); re-fits of others: technician.pem"
+        f"demanded of every bundle, by vendor.pub.pem ({path}); re-fits of others: technician.pub.pem"
     )
     write_policy(trusted_keys=["vendor.pub.pem"], only_signed=False)
     assert describe_policy() == f"checked where there are any, by vendor.pub.pem ({path})"
