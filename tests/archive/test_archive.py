@@ -142,6 +142,36 @@ def test_interrupted_and_continued_no_row_is_lost_or_doubled(
     assert {row["bundle_sha256"] for row in found.values()} == {out.glob("bundle_*").__next__().name.partition("=")[2]}
 
 
+def test_a_signal_that_ends_it_leaves_what_ctrl_c_does(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = begin(bundle, pictures, "--out", out, "--rows-per-part", 1, "--workers", 1)
+    wait_for_parts(out, 2, process)
+    beside = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    code, said = end(process)
+    assert code == 143, said
+    assert "run the same command to go on" in said
+    _, alive = psutil.wait_procs(beside, timeout=30)
+    assert not alive
+
+
+def test_a_killed_driver_takes_the_workers_of_this_machine_with_it(
+    bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = begin(bundle, pictures, "--out", out, "--rows-per-part", 1, "--workers", 1)
+    wait_for_parts(out, 2, process)
+    beside = psutil.Process(process.pid).children(recursive=True)
+    detectors = [each for each in beside if each.name().startswith("ray::MapWorker")]
+    assert detectors
+    process.kill()
+    end(process)
+    _, alive = psutil.wait_procs(detectors, timeout=60)  # Ray's own helpers take a minute more.
+    assert not alive
+    there = {path.name for path in parts(out)}
+    assert 2 <= len(there) < 121
+
+
 def test_a_killed_worker_is_replaced(bundle: Path, pictures: Path, tmp_path: Path, nodes: Nodes) -> None:
     out = tmp_path / "out"
     words = (bundle, pictures, "--out", out, "--rows-per-part", 2, "--address", nodes.address, "--workers", 2)

@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +25,7 @@ from vae_edge.archive.listing import Part
 from vae_edge.archive.scoring import Outcome, Scorer, Work
 from vae_edge.errors import InputError, UsageError, said_by
 from vae_edge.platform.machine import usable_cores
-from vae_edge.wording import count
+from vae_edge.wording import count, verb
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +36,15 @@ _OBJECTS_BYTES = 256 << 20
 """Memory for what is on its way between processes here: parts of results, each a fraction of a megabyte."""
 _LOOK_S = 5.0
 """Between two looks at the cluster."""
+_START_S = 60.0
+"""How long the first part may take until it is said that none has come."""
 _GONE_S = 20.0
-"""How long there may be too few processors for the workers until the rest of them goes on alone."""
+"""How long nothing may come, with too few processors for the workers, until the rest of them goes on alone."""
 _STALL_S = 120.0
 _STALL_FACTOR = 20
 """Without a part for so many times what the slowest took, but at least `_STALL_S`, all is begun again."""
+_PARTS_AT_ONCE = 2000
+"""Parts in one dataset, whose rows Ray holds in memory."""
 _TRIES = 2
 """How often a part is given to another worker after one died with it, in one attempt."""
 _CONNECT_S = 5.0
@@ -90,17 +96,13 @@ def connected(address: str | None, workers: int | None) -> Iterator[Cluster]:
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
-        if address is None:
-            n = workers or usable_cores()
-            ray.init(
-                address="local",
-                num_cpus=n,
-                include_dashboard=False,
-                object_store_memory=_OBJECTS_BYTES,
-                **quiet,
-            )
-        else:
-            ray.init(address=address, **quiet)
+        with _own_signals():
+            if address is None:
+                n = workers or usable_cores()
+                here: dict[str, Any] = {"num_cpus": n, "object_store_memory": _OBJECTS_BYTES}
+                ray.init(address="local", include_dashboard=False, **here, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         where = "on this machine" if address is None else f"at {address}"
         if isinstance(error, ConnectionError) and address is not None:
@@ -118,12 +120,25 @@ def connected(address: str | None, workers: int | None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what this program does on SIGTERM: Ray would end it with an exit code of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    number = signal.SIGTERM if os.name == "posix" else signal.SIGBREAK  # type: ignore[attr-defined]  # on Windows only
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 def _check_workers(workers: int, there: int, where: str) -> None:
     if workers > there:
-        raise InputError(
-            f"{count(workers, 'worker')} need {count(workers, 'processor')}, and {where} has {there}; "
-            + (f"pass --workers {there}" if there else "start a machine with some")
-        )
+        needs = f"{count(workers, 'worker')} {verb(workers, 'needs', 'need')} {count(workers, 'processor')}"
+        advice = f"pass --workers {there}" if there else "start a machine with some"
+        raise InputError(f"{needs}, and {where} has {there}; {advice}")
 
 
 def _n_processors() -> int:
@@ -163,6 +178,11 @@ def score_on(cluster: Cluster, work: Work, files: dict[str, bytes] | None, parts
     import ray
 
     shipped = None if files is None else [ray.put(files)]  # In a list: Ray would give the files in place of it.
+    for begin in range(0, len(parts), _PARTS_AT_ONCE):
+        yield from _score_some(cluster, work, shipped, parts[begin : begin + _PARTS_AT_ONCE])
+
+
+def _score_some(cluster: Cluster, work: Work, shipped: Any, parts: Sequence[Part]) -> Score:
     left = {part.number: part for part in parts}
     while left:
         n_processors = _capacity()
@@ -227,7 +247,7 @@ class _Watch:
         self._n_workers = n_workers
         self._last_s = time.monotonic()
         self._slowest_s: float | None = None
-        self._too_few_since_s: float | None = None
+        self._has_warned = False
 
     def note(self) -> None:
         """Note that a part was done."""
@@ -236,21 +256,25 @@ class _Watch:
         self._last_s = now_s
 
     def should_end(self, n_processors: int) -> bool:
-        """Return whether the attempt should be ended.
+        """Return whether the attempt should be ended; asked while nothing comes.
 
         Args:
             n_processors: of all machines that are there.
         """
-        now_s = time.monotonic()
-        if n_processors >= self._n_workers:
-            self._too_few_since_s = None
-        elif self._too_few_since_s is None:
-            self._too_few_since_s = now_s
-        elif now_s - self._too_few_since_s > _GONE_S:
-            return True
+        waited_s = time.monotonic() - self._last_s
         if self._slowest_s is None:
-            return False
-        return now_s - self._last_s > max(_STALL_S, _STALL_FACTOR * self._slowest_s)
+            if waited_s > _START_S and not self._has_warned:
+                self._has_warned = True
+                _log.warning(
+                    "no worker has given anything for %d s; the cluster has %s, which others may use",
+                    waited_s,
+                    count(n_processors, "processor"),
+                )
+            return n_processors < self._n_workers and waited_s > _START_S
+        # As long as parts come, those that are left work on.
+        if n_processors < self._n_workers and waited_s > max(_GONE_S, 2 * self._slowest_s):
+            return True
+        return waited_s > max(_STALL_S, _STALL_FACTOR * self._slowest_s)
 
 
 class _Pool:
