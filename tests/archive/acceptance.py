@@ -269,8 +269,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--rows-per-part", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3, help="of the rates; 0: none")
-    parser.add_argument("--rated-pictures", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=4, help="of the rates; 0: none")
+    parser.add_argument("--rated-pictures", type=int, default=2000)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
