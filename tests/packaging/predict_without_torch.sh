@@ -4,6 +4,7 @@
 #   bash tests/packaging/predict_without_torch.sh dist/vae_edge-*.whl
 # The bundle is a tiny real one that the developers' environment (.venv, or $PYTHON) makes.
 set -euo pipefail
+unset PYTHONPATH # pip would take a checkout in it for an installed vae-edge.
 
 wheel=$(realpath "$1")
 repository=$(cd "$(dirname "$0")/../.." && pwd)
