@@ -87,10 +87,7 @@ def connected(address: str | None, workers: int | None) -> Iterator[Cluster]:
     Raises:
         InputError: no cluster is at the address, it has another version of Python or Ray, or has too few processors.
     """
-    if address is None and workers is not None:
-        _check_workers(workers, _n_processors(), "this machine")
-    if address not in (None, AUTO):
-        _check_answers(str(address))
+    check_cluster(address, workers)
     _prepare_environment(is_local=address is None)
     import ray
 
@@ -132,6 +129,23 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+def check_cluster(address: str | None, workers: int | None) -> None:
+    """Refuse, before anything is begun, what `connected` would refuse later, as far as it is known without Ray.
+
+    Args:
+        address: as for `connected`.
+        workers: as for `connected`.
+
+    Raises:
+        InputError: nobody listens at the address, or this machine has too few processors.
+        UsageError: it is not an address.
+    """
+    if address is None and workers is not None:
+        _check_workers(workers, _n_processors(), "this machine")
+    if address not in (None, AUTO):
+        _check_answers(str(address))
 
 
 def _check_workers(workers: int, there: int, where: str) -> None:

@@ -70,7 +70,8 @@ def rows_of(
         place: where the file lies.
         name: of the file.
         column: that of the pictures.
-        id_column: that of the ids; None: an id is the file's name, `#` and the row's position in the file, from 0.
+        id_column: that of the ids; None, or a null in it: an id is the file's name, `#` and the row's position in the
+            file, from 0.
         groups: the first row group, and the one after the last.
         first_row: position of their first row in the file.
 
@@ -90,7 +91,10 @@ def rows_of(
             ids = None if id_column is None else batch.column(batch.schema.get_field_index(id_column)).to_pylist()
             for place_in_batch, picture in enumerate(pictures):
                 content = picture.get("bytes") if isinstance(picture, dict) else picture
-                yield f"{name}#{row}" if ids is None else str(ids[place_in_batch]), content
+                found = None if ids is None else ids[place_in_batch]
+                if isinstance(found, bytes):
+                    found = found.decode(errors="backslashreplace")
+                yield f"{name}#{row}" if found is None else str(found), content
                 row += 1
 
 

@@ -178,7 +178,13 @@ def read_archive(place: Place, record: ArchiveRecord) -> Archive:
     content = place.read(PARTS_FILE)
     if hashlib.sha256(content).hexdigest() != record.parts.sha256:
         raise InputError(f"{place.path_of(PARTS_FILE)} is not the one that the archive began with; {_ADVICE}")
-    return Archive(place, record, tuple(_unpacked(content)))
+    parts = tuple(_unpacked(content))
+    if len(parts) != record.n_parts:
+        raise InputError(
+            f"{place.path_of(RECORD_FILE)} says {count(record.n_parts, 'part')}, and {place.path_of(PARTS_FILE)} has "
+            f"{len(parts)}; {_ADVICE}"
+        )
+    return Archive(place, record, parts)
 
 
 def check_same(record: ArchiveRecord, place: Place, bundle: Bundle, source: str, settings: ScoringSettings) -> None:

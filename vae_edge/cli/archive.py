@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from vae_edge.archive.cluster import check_cluster, connected, score_on
 from vae_edge.archive.filling import Filled, fill
 from vae_edge.archive.listing import Kind, Part, Source, SourceOptions, list_source, open_source, shown
 from vae_edge.archive.places import LocalPlace, Place, open_place
@@ -163,7 +164,7 @@ def archive(
     with ExitStack() as stack:
         if isinstance(out, LocalPlace):
             stack.enter_context(claim(out.folder / LOCK_FILE, f"another vae-edge archive is writing to {out.shown}"))
-        found = _open_archive(out, source, choices, opened, settings)
+        found = _open_archive(out, source, choices, opened, settings, result)
         for warning in trust_warnings(opened):
             print_warning(warning)
         _score(*found, opened, result, scoring)
@@ -183,7 +184,7 @@ def _check_packages() -> None:
 
 
 def _open_archive(
-    out: Place, text: str, choices: SourceChoices, bundle: Bundle, settings: ScoringSettings
+    out: Place, text: str, choices: SourceChoices, bundle: Bundle, settings: ScoringSettings, result: ResultOptions
 ) -> tuple[Archive, Source]:
     """Continue the archive that is there, or plan a new one."""
     place, only = open_source(text)
@@ -197,6 +198,7 @@ def _open_archive(
                 raise UsageError(f"{option} is {asked}, but {out.shown} was begun with {begun}; choose another --out")
         source = Source(place, record.kind, record.picture_column, record.id_column, only)
         return read_archive(out, record), source
+    check_cluster(result.address, result.workers)  # Listing may take minutes, and a plan is for one source alone.
     options = SourceOptions(choices.kind, choices.picture_column, choices.id_column, choices.rows_per_part)
     with step_progress() as step:
         step("listing the source", 0, 1)
@@ -225,8 +227,6 @@ def _score(archive: Archive, source: Source, bundle: Bundle, result: ResultOptio
     )
     try:
         if missing:
-            from vae_edge.archive.cluster import connected, score_on
-
             with connected(result.address, result.workers) as cluster:
                 files = None if cluster.is_local else files_of(bundle)
                 begun_s = time.monotonic()

@@ -27,7 +27,14 @@ from vae_edge.signing.ec_keys import (
     read_pem,
     require_cryptography,
 )
-from vae_edge.signing.envelope import LOCAL_FILE, OUTSIDE, SIGNATURE_FILE, read_signature, read_statement
+from vae_edge.signing.envelope import (
+    LOCAL_FILE,
+    MAX_CERTIFICATES,
+    OUTSIDE,
+    SIGNATURE_FILE,
+    read_signature,
+    read_statement,
+)
 from vae_edge.signing.folder import TRANSIENT, check_folder, files_in
 from vae_edge.signing.local_record import read_local
 
@@ -74,8 +81,7 @@ class SigningKey:
         public, by = check_signer_certificate(read_pem(certificate, "the certificate"), str(certificate))
         if public != key.public_key():
             raise InputError(f"the certificate {certificate} is not of the key {path}; expected its own certificate")
-        for each in chain:
-            _check_certificates(each)
+        _check_chain(chain)
         return cls(path, key, password, certificate, tuple(chain), by)
 
 
@@ -225,12 +231,26 @@ def _read_key(path: Path, password: bytes | None) -> EllipticCurvePrivateKey:
     return found
 
 
-def _check_certificates(path: Path) -> None:
+def _check_chain(chain: Sequence[Path]) -> None:
+    """Refuse files without certificates, and more certificates than a device accepts in a signature.
+
+    Raises:
+        InputError: with the file.
+    """
     from cryptography.x509 import load_pem_x509_certificates
 
-    try:
-        load_pem_x509_certificates(read_pem(path, "the chain"))
-    except ValueError as error:
+    found = []
+    for path in chain:
+        try:
+            found += load_pem_x509_certificates(read_pem(path, "the chain"))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path} holds no certificates in PEM ({said_by(error)}); expected those of the chain"
+            ) from error
+    if len(set(found)) >= MAX_CERTIFICATES:
         raise InputError(
-            f"{path} holds no certificates in PEM ({said_by(error)}); expected those of the chain"
-        ) from error
+            f"the chain has {len(set(found))} certificates; expected at most {MAX_CERTIFICATES - 1}: those between the "
+            "certificate and its root"
+        )

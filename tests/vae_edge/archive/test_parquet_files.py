@@ -67,6 +67,15 @@ def test_a_struct_with_bytes_and_a_column_of_ids_are_taken(tmp_path: Path, encod
     assert list(found(source, parts)) == ["k", "l", "m"]
 
 
+def test_an_id_that_is_null_or_bytes_is_a_readable_one(tmp_path: Path, encoded: list[bytes]) -> None:
+    path = write(tmp_path / "a.parquet", {"image": encoded[:3], "serial": ["k", None, "None"]})
+    assert list(found(*listed(path, SourceOptions(id_column="serial")))) == ["k", "a.parquet#1", "None"]
+    serials = [b"k", None, b"\xff"]
+    path = write(tmp_path / "b.parquet", {"image": encoded[:3], "serial": serials})
+    options = SourceOptions(picture_column="image", id_column="serial")
+    assert list(found(*listed(path, options))) == ["k", "b.parquet#1", "\\xff"]
+
+
 def test_without_a_column_of_pictures_the_columns_are_named(tmp_path: Path, encoded: list[bytes]) -> None:
     path = write(tmp_path / "a.parquet", {"score": [1.0], "name": ["x"]})
     with pytest.raises(InputError, match=r"a\.parquet has no column of pictures \(its columns: score, name\)"):

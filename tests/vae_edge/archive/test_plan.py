@@ -137,3 +137,11 @@ def test_a_changed_plan_is_refused(pictures: Path, bundle: Bundle, tmp_path: Pat
     (tmp_path / "out" / RECORD_FILE).write_text("{")
     with pytest.raises(InputError, match=r"archive\.json is damaged"):
         read_record(archive.place)
+
+
+def test_a_record_with_another_number_of_parts_is_refused(pictures: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """The number is in the names of the parts: with another one, all rows would be there twice."""
+    archive = begin(pictures, bundle, tmp_path / "out")
+    record = archive.record.model_copy(update={"n_parts": 99})
+    with pytest.raises(InputError, match=r"archive\.json says 99 parts, and .*parts\.jsonl\.gz has 5; choose another"):
+        read_archive(archive.place, record)

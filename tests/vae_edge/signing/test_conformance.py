@@ -190,6 +190,16 @@ def test_a_certificate_that_a_root_issued_itself_needs_no_chain(
     assert ours(onnx_bundle.folder, root)
 
 
+def test_a_chain_that_no_device_accepts_signs_nothing(command: Run, onnx_bundle: Bundle, tmp_path: Path) -> None:
+    certificate, key = write_authority(tmp_path / "keys", "signer", make_certificate("Signer", ROOT))
+    store = tmp_path / "store.pem"
+    store.write_bytes(b"".join(make_certificate(f"Root {number}", is_authority=True).pem for number in range(8)))
+    code, _, err = command("sign", onnx_bundle.folder, "--key", key, "--certificate", certificate, "--chain", store)
+    assert code == 1
+    assert "the chain has 8 certificates; expected at most 7" in err
+    assert not (onnx_bundle.folder / "model.sig").exists()
+
+
 def test_a_signature_of_other_content_is_refused_by_both(tmp_path: Path) -> None:
     vendor = make_key(tmp_path / "keys")
     first, second = make_bundle(tmp_path / "a").folder, make_bundle(tmp_path / "b", n_normals=49).folder
