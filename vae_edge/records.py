@@ -202,9 +202,17 @@ def parse_record(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:_MAX_NAMED] or path.stem
-        raise error_kind(
-            f"{path} is damaged: {place}: {first['msg'].removeprefix('Value error, ')[:_MAX_NAMED]}; {advice}"
-        ) from error
+        raise error_kind(f"{path} is damaged: {place}: {problem_of(dict(first))[:_MAX_NAMED]}; {advice}") from error
+
+
+def problem_of(found: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value, in the words of JSON.
+
+    Args:
+        found: one of a `ValidationError`'s errors.
+    """
+    other = {"model_type": "object", "tuple_type": "list", "dict_type": "object"}.get(found["type"])
+    return str(found["msg"]).removeprefix("Value error, ") if other is None else f"Input should be a valid {other}"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError, said_by
 from vae_edge.platform.outside import user_path
+from vae_edge.records import open_regular
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Encryption:
         found = cls(user_path(str(certificate)), user_path(str(private_key)))
         for path in (found.certificate, found.private_key):
             try:
-                with path.open("rb") as file:
+                with open_regular(path) as file:
                     file.read(1)
             except OSError as error:
                 raise InputError(f"{path} could not be read ({error.strerror or error})") from error

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from vae_edge.errors import BundleError
-from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_json, read_bounded
+from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_json, problem_of, read_bounded
 
 SIGNATURE_FILE = "model.sig"
 LOCAL_FILE = "local.json"
@@ -238,5 +238,5 @@ def in_short(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:200] or "it"
-        return f"{place}: {first['msg'].removeprefix('Value error, ')[:300]}"
+        return f"{place}: {problem_of(dict(first))[:300]}"
     return str(error)[:300]

@@ -93,6 +93,8 @@ def test_a_key_of_the_command_line_does_not_replace_the_policys(onnx_bundle: Bun
     [
         ("{", "cannot be read"),
         ('{"schema_version": 1, "trusted_key": []}', "trusted_key: Extra inputs are not permitted"),
+        ("[]", "signing.json is damaged: signing: Input should be a valid object; correct it"),
+        ('{"trusted_keys": "vendor.pub.pem"}', "trusted_keys: Input should be a valid list; correct it"),
         ('{"schema_version": 1}', "demands signatures (only_signed) and trusts nobody"),
         ('{"schema_version": 2, "trusted_keys": ["vendor.pub.pem"]}', "has schema 2, this vae-edge reads up to 1"),
         ('{"schema_version": 1, "trusted_keys": ["none.pem"]}', "none.pem cannot be read"),
