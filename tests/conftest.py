@@ -45,7 +45,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(autouse=True)
 def _own_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test obeys the user's policy for signatures, or makes a key in the user's configuration."""
-    monkeypatch.setenv("VAE_EDGE_CONFIG", str(tmp_path_factory.mktemp("config") / "vae-edge"))
+    monkeypatch.setenv("VAE_EDGE_CONFIG", str(tmp_path_factory.mktemp("vae-edge-config")))
 
 
 @pytest.fixture

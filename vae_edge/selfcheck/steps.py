@@ -246,4 +246,6 @@ class Plan:
 
     def _cache(self, name: str) -> dict[str, str]:
         # What came with this package is as good as its code: the user's policy on signatures is for other bundles.
-        return {"VAE_EDGE_CACHE": str(self._scratch / name), "VAE_EDGE_CONFIG": str(self._scratch / "no-policy")}
+        no_policy = self._scratch / "no-policy"
+        no_policy.mkdir(mode=0o700, exist_ok=True)
+        return {"VAE_EDGE_CACHE": str(self._scratch / name), "VAE_EDGE_CONFIG": str(no_policy)}

@@ -47,8 +47,8 @@ class Policy:
 def config_folder() -> Path | None:
     """Return the user's folder for vae-edge's configuration, which need not exist; None: this user has no home folder.
 
-    `$VAE_EDGE_CONFIG` where it is set, else `$XDG_CONFIG_HOME/vae-edge`, else `~/.config/vae-edge`. A relative
-    `$XDG_CONFIG_HOME` is ignored, as the XDG Base Directory Specification asks.
+    `$VAE_EDGE_CONFIG` where it is set, and that one has to exist, else `$XDG_CONFIG_HOME/vae-edge`, else
+    `~/.config/vae-edge`. A relative `$XDG_CONFIG_HOME` is ignored, as the XDG Base Directory Specification asks.
     """
     own = os.environ.get("VAE_EDGE_CONFIG")
     if own:
@@ -64,7 +64,8 @@ def read_policy() -> Policy:
     """Read the policy in force; without a file, nothing is demanded.
 
     Raises:
-        InputError: the file, or one that it names, cannot be read or holds something else.
+        InputError: the file, or one that it names, cannot be read or holds something else; `$VAE_EDGE_CONFIG` is no
+            folder.
         MissingDependencyError: it demands signatures, and `cryptography` is not installed.
     """
     folder = config_folder()
@@ -80,9 +81,11 @@ def read_policy() -> Policy:
         if isinstance(error, InputError):
             raise
         if isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.lexists(path):
-            if os.environ.get("VAE_EDGE_CONFIG") and os.path.lexists(folder) and not folder.is_dir():
+            if os.environ.get("VAE_EDGE_CONFIG") and not folder.is_dir():
+                problem = "not a folder" if os.path.lexists(folder) else "not there"
                 raise InputError(
-                    f"VAE_EDGE_CONFIG is {folder}, which is not a folder; expected the folder of {POLICY_FILE}"
+                    f"VAE_EDGE_CONFIG is {folder}, which is {problem}; expected the folder of {POLICY_FILE}: make it, "
+                    "or unset the variable"
                 ) from error
             return Policy()
         reason = getattr(error, "strerror", None) or error

@@ -150,12 +150,15 @@ def test_a_policy_whose_target_is_gone_is_not_no_policy(onnx_bundle: Bundle, ven
         Bundle.open(onnx_bundle.folder)
 
 
-def test_a_configuration_that_is_a_file_is_not_no_policy(
+def test_a_configuration_that_is_a_file_or_not_there_is_not_no_policy(
     onnx_bundle: Bundle, vendor: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_policy(trusted_keys=["vendor.pub.pem"])
     monkeypatch.setenv("VAE_EDGE_CONFIG", str(path))
     with pytest.raises(InputError, match=r"VAE_EDGE_CONFIG is .*, which is not a folder; expected the folder of"):
+        Bundle.open(onnx_bundle.folder)
+    monkeypatch.setenv("VAE_EDGE_CONFIG", str(path.parent) + "x")
+    with pytest.raises(InputError, match=r"VAE_EDGE_CONFIG is .*, which is not there; .*: make it, or unset"):
         Bundle.open(onnx_bundle.folder)
 
 
@@ -210,7 +213,7 @@ def test_the_bundles_of_the_selfcheck_itself_need_no_signature(tmp_path: Path) -
     from vae_edge.selfcheck.steps import Plan
 
     variables = Plan([], [], tmp_path, 0.0)._cache("cache")
-    assert not Path(variables["VAE_EDGE_CONFIG"], "signing.json").exists()
+    assert list(Path(variables["VAE_EDGE_CONFIG"]).iterdir()) == []
 
 
 def test_a_worker_process_obeys_the_policy(onnx_bundle: Bundle, vendor: KeyPair) -> None:
