@@ -30,12 +30,20 @@ from vae_edge.archive.plan import (
 from vae_edge.archive.scoring import Work, files_of
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console, plain_table, print_error, print_warning
-from vae_edge.cli.options import OptionGroup, TrustedKeyOption, keys_of, with_option_groups
+from vae_edge.cli.options import (
+    MaxPixelsOption,
+    NoGateOption,
+    OptionGroup,
+    RateOption,
+    TrustedKeyOption,
+    keys_of,
+    with_option_groups,
+)
 from vae_edge.cli.progress import progress_bar, step_progress
 from vae_edge.cli.run_options import Arithmetic
 from vae_edge.decision import thresholds_at
 from vae_edge.errors import MissingDependencyError, UsageError
-from vae_edge.image import MAX_PIXELS, max_pixels_in_force
+from vae_edge.image import max_pixels_in_force
 from vae_edge.platform.atomic import LOCK_FILE, claim
 from vae_edge.sinks.sink import trust_warnings
 from vae_edge.wording import count
@@ -88,33 +96,15 @@ class SourceChoices(OptionGroup, panel="Source"):
     rows_per_part: Annotated[
         int, typer.Option(min=1, max=100_000, metavar="N", help="Pictures in one file of results, about.")
     ] = 500
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="A picture with more pixels is an error and is not decoded.",
-            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
-        ),
-    ] = None
+    max_pixels: MaxPixelsOption = None
 
 
 @dataclass(frozen=True)
 class ScoringOptions(OptionGroup, panel="Scoring"):
     """How verdicts come about."""
 
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Share of good parts called anomalous, from the scores of good parts in the bundle.",
-            show_default="the bundle's",
-        ),
-    ] = None
-    no_gate: Annotated[
-        bool,
-        typer.Option("--no-gate", help="Judge every image, also one that is blurred, too dark or bright, or covered."),
-    ] = False
+    false_alarm_rate: RateOption = None
+    no_gate: NoGateOption = False
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures per run of the model.")] = 1
     arithmetic: Annotated[
         Arithmetic,

@@ -26,6 +26,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 import typer
 
 from vae_edge.errors import UsageError
+from vae_edge.image import MAX_PIXELS
 from vae_edge.signing.keys import TrustedKeys, trusted_keys
 
 DeviceOption = Annotated[
@@ -46,6 +47,27 @@ TrustedKeyOption = Annotated[
         help="Refuse a bundle that is not signed by this public key or a certificate of this root; may be repeated.",
         show_default="the policy's",
     ),
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="A picture with more pixels is an error and is not decoded.",
+        show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
+    ),
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Share of good parts called anomalous, from the scores of good parts in the bundle, which stays as it is.",
+        show_default="the bundle's",
+    ),
+]
+NoGateOption = Annotated[
+    bool,
+    typer.Option("--no-gate", help="Judge every picture, also one that is blurred, too dark or bright, or covered."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 

@@ -18,15 +18,17 @@ from vae_edge.backends.base import Hint
 from vae_edge.cli.options import (
     Condition,
     DeviceOption,
+    MaxPixelsOption,
+    NoGateOption,
     NoRebuildOption,
     OptionGroup,
+    RateOption,
     RecursiveOption,
     TrustedKeyOption,
     in_words,
 )
 from vae_edge.drift import DEFAULT_ALARM_RATE
 from vae_edge.errors import UsageError
-from vae_edge.image import MAX_PIXELS
 from vae_edge.manifest import Manifest
 from vae_edge.platform.outside import user_path
 from vae_edge.sinks.kept_pictures import DEFAULT_QUOTA
@@ -94,15 +96,7 @@ class PictureOptions(OptionGroup, panel="Pictures"):
             help="Take one of N shards of the image files, such as 3/8: each belongs to one, by its name alone.",
         ),
     ] = None
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="An image file with more pixels is an error and is not decoded.",
-            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
-        ),
-    ] = None
+    max_pixels: MaxPixelsOption = None
 
 
 @dataclass(frozen=True)
@@ -251,19 +245,8 @@ class LineOptions(OptionGroup, panel="Verdicts for the machine beside the line")
 class MonitorOptions(OptionGroup, panel="Verdicts, drift, and pictures to keep"):
     """How scores become verdicts, whether they are watched for drift, and which pictures are kept."""
 
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Share of good parts called anomalous, from the scores of good parts in the bundle, which stays as it "
-            "is.",
-            show_default="the bundle's",
-        ),
-    ] = None
-    no_gate: Annotated[
-        bool,
-        typer.Option("--no-gate", help="Judge every image, also one that is blurred, too dark or bright, or covered."),
-    ] = False
+    false_alarm_rate: RateOption = None
+    no_gate: NoGateOption = False
     drift: Annotated[
         Path | None,
         typer.Option(

@@ -17,8 +17,11 @@ from vae_edge.cli.console import notes_console, print_warning
 from vae_edge.cli.options import (
     Condition,
     DeviceOption,
+    MaxPixelsOption,
+    NoGateOption,
     NoRebuildOption,
     OptionGroup,
+    RateOption,
     TrustedKeyOption,
     keys_of,
     refuse_idle,
@@ -29,7 +32,6 @@ from vae_edge.decision import thresholds_at
 from vae_edge.detector import Detector
 from vae_edge.drift import DEFAULT_ALARM_RATE, check_alarm_rate
 from vae_edge.errors import MissingDependencyError, UsageError
-from vae_edge.image import MAX_PIXELS
 from vae_edge.platform.outside import user_path
 from vae_edge.serve.access import TOKEN_VARIABLE, is_loopback, listen, read_token
 from vae_edge.serve.encryption import Encryption
@@ -75,15 +77,7 @@ class ListenOptions(OptionGroup):
     max_request: Annotated[
         int, typer.Option(min=1, max=1024, metavar="MB", help="Size of a request at most, in MB.")
     ] = 32
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="A picture with more pixels is an error and is not decoded.",
-            show_default=f"VAE_EDGE_MAX_PIXELS, or {MAX_PIXELS}",
-        ),
-    ] = None
+    max_pixels: MaxPixelsOption = None
     page: Annotated[
         bool,
         typer.Option(
@@ -96,20 +90,8 @@ class ListenOptions(OptionGroup):
 class VerdictOptions(OptionGroup, panel="Verdicts and drift"):
     """How scores become verdicts, and whether they are watched for drift."""
 
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Share of good parts called anomalous, from the scores of good parts in each bundle.",
-            show_default="the bundle's",
-        ),
-    ] = None
-    no_gate: Annotated[
-        bool,
-        typer.Option(
-            "--no-gate", help="Judge every picture, also one that is blurred, too dark or bright, or covered."
-        ),
-    ] = False
+    false_alarm_rate: RateOption = None
+    no_gate: NoGateOption = False
     drift: Annotated[
         Path | None,
         typer.Option(
