@@ -20,11 +20,11 @@ import vae_edge
 from vae_edge.bundle import Bundle
 from vae_edge.manifest import Manifest
 from vae_edge.platform.atomic import sha256_file
+from vae_edge.signing.files import PROVENANCE_FILE
 from vae_edge.signing.provenance import (
     BUILDER,
     EXPORT_TYPE,
     PACKAGE_PREFIX,
-    PROVENANCE_FILE,
     REBUILD_TYPE,
     BuildDefinition,
     Builder,

@@ -36,15 +36,13 @@ from vae_edge.records import (
     recorded_names,
 )
 from vae_edge.reference_file import REFERENCES_FILE
-from vae_edge.signing.envelope import LOCAL_FILE, OUTSIDE, SIGNATURE_FILE
-from vae_edge.signing.keys import KeySource, TrustedKeys
-from vae_edge.signing.keys import trusted_keys as read_trusted_keys
+from vae_edge.signing.files import LOCAL_FILE, OUTSIDE, PROVENANCE_FILE, SIGNATURE_FILE
 from vae_edge.signing.policy import Policy, read_policy
-from vae_edge.signing.provenance import PROVENANCE_FILE
 from vae_edge.targets import Target
 
 if TYPE_CHECKING:
     from vae_edge.signing.check import Signature
+    from vae_edge.signing.keys import KeySource, TrustedKeys
     from vae_edge.signing.local_record import Local
 
 _log = logging.getLogger(__name__)
@@ -138,7 +136,7 @@ class Bundle:
             MissingDependencyError: a signature is to be checked, and `cryptography` is not installed.
         """
         policy = read_policy() if obeys_policy else Policy()
-        asked = None if trusted_keys is None else read_trusted_keys(trusted_keys)
+        asked = None if trusted_keys is None else _read_keys(trusted_keys)
         try:
             folder = Path(folder).resolve()
         except (OSError, RuntimeError) as error:  # A loop of links, or a working folder that no longer exists.
@@ -176,7 +174,7 @@ class Bundle:
         Raises:
             BundleError, InputError, MissingDependencyError: see `open`.
         """
-        trusted = read_trusted_keys(trusted_keys)
+        trusted = _read_keys(trusted_keys)
         if self.trusted == trusted and self.has_checked_files:
             return self
         again = Bundle.open(self.folder, trusted_keys=trusted)
@@ -315,6 +313,12 @@ def check_bundle_name_is_free(folder: Path) -> None:
 
 def _own_files(folder: Path) -> set[str]:
     return recorded_names(folder, MANIFEST_FILE) | {PROVENANCE_FILE, *OUTSIDE}
+
+
+def _read_keys(keys: KeySource | Sequence[KeySource] | TrustedKeys) -> TrustedKeys:
+    from vae_edge.signing.keys import trusted_keys  # Most programs trust no keys.
+
+    return trusted_keys(keys)
 
 
 def _stamp(path: Path) -> Stamp:

@@ -29,12 +29,12 @@ from vae_edge.platform.after_fork import Process
 from vae_edge.platform.machine import usable_cores
 from vae_edge.platform.work import InOrder, Progress, StepProgress
 from vae_edge.prediction import Prediction
-from vae_edge.signing.keys import KeySource, TrustedKeys
 
 if TYPE_CHECKING:
     from vae_edge.drift import DriftMonitor
     from vae_edge.references import ReferenceCheck
     from vae_edge.refit import Refit
+    from vae_edge.signing.keys import KeySource, TrustedKeys
 
 Source = str | Path | NDArray[Any]
 """A path, or an array: uint8 or uint16, HxWx3 RGB, HxW grey or HxWx4 RGBA, of any size."""

@@ -26,7 +26,8 @@ from vae_edge.manifest import MANIFEST_FILE
 from vae_edge.platform.atomic import sha256_file
 from vae_edge.reference_file import REFERENCES_FILE, ReferenceFile, ReferenceKind
 from vae_edge.references import size_of
-from vae_edge.signing.provenance import PROVENANCE_FILE, read_provenance
+from vae_edge.signing.files import PROVENANCE_FILE
+from vae_edge.signing.provenance import read_provenance
 from vae_edge.targets import SUPPORTED, Precision, Target
 from vae_edge.train import fit
 from vae_edge.train.model.anomaly_graph import run_graph

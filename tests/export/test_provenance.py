@@ -13,7 +13,8 @@ from tests.signed_bundles import make_key, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle
 from vae_edge import Bundle, BundleError, Detector
 from vae_edge.export.provenance import write_provenance
-from vae_edge.signing.provenance import PROVENANCE_FILE, read_provenance
+from vae_edge.signing.files import PROVENANCE_FILE
+from vae_edge.signing.provenance import read_provenance
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -9,7 +9,8 @@ from vae_edge.cli.console import size_text
 from vae_edge.errors import BundleError
 from vae_edge.manifest import MANIFEST_FILE, BackboneOrigin, Manifest
 from vae_edge.signing.check import claimed_signer
-from vae_edge.signing.provenance import PROVENANCE_FILE, read_provenance
+from vae_edge.signing.files import PROVENANCE_FILE
+from vae_edge.signing.provenance import read_provenance
 from vae_edge.wording import count
 
 

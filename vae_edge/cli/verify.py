@@ -36,7 +36,7 @@ from vae_edge.picture_files.name_meanings import named_not_good
 from vae_edge.platform.outside import printable, user_path
 from vae_edge.references import not_verified, record_of, recorded
 from vae_edge.refit import Refit
-from vae_edge.signing.envelope import LOCAL_FILE
+from vae_edge.signing.files import LOCAL_FILE
 from vae_edge.sources.opening import image_files
 from vae_edge.text_enum import TextEnum
 from vae_edge.wording import count, verb

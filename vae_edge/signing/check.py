@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vae_edge.errors import BundleError
-from vae_edge.signing.envelope import SIGNATURE_FILE, read_signature, read_statement
+from vae_edge.signing.envelope import read_signature, read_statement
+from vae_edge.signing.files import SIGNATURE_FILE
 from vae_edge.signing.folder import check_folder
 from vae_edge.signing.keys import SignedBy, TrustedKeys, check_signer
 from vae_edge.signing.policy import Policy

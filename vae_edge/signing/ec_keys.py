@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.records import open_regular, read_bounded
-from vae_edge.signing.envelope import Envelope
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
+
+    from vae_edge.signing.envelope import Envelope
 
 MAX_PEM_BYTES = 1_000_000
 """Of a file of keys or certificates: a bundle of all the web's roots has a quarter of it."""

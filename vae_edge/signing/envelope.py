@@ -20,12 +20,7 @@ from pydantic import Field, ValidationError
 
 from vae_edge.errors import BundleError
 from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_json, problem_of, read_bounded
-
-SIGNATURE_FILE = "model.sig"
-LOCAL_FILE = "local.json"
-"""The thresholds that were fitted again on a device: see `vae_edge.signing.local_record`."""
-OUTSIDE = (SIGNATURE_FILE, LOCAL_FILE)
-"""The files of a bundle that its signature does not cover."""
+from vae_edge.signing.files import SIGNATURE_FILE
 
 PAYLOAD_TYPE: Literal["application/vnd.in-toto+json"] = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"

@@ -12,7 +12,8 @@ from vae_edge.errors import BundleError
 from vae_edge.platform.atomic import LOCK_FILE, is_temporary_of, sha256_of
 from vae_edge.platform.outside import printable
 from vae_edge.records import open_regular
-from vae_edge.signing.envelope import OUTSIDE, SignedFiles
+from vae_edge.signing.envelope import SignedFiles
+from vae_edge.signing.files import OUTSIDE
 from vae_edge.wording import verb
 
 _ADVICE = "copy the bundle again, or ask its maker for it"

@@ -22,11 +22,12 @@ from vae_edge.signing.ec_keys import (
     read_pem,
     require_cryptography,
 )
-from vae_edge.signing.envelope import Envelope
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.x509 import Certificate
+
+    from vae_edge.signing.envelope import Envelope
 
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
 

@@ -28,7 +28,6 @@ from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_jso
 from vae_edge.signing.device_key import device_key, keep_count, signed_here
 from vae_edge.signing.ec_keys import is_signature_of, key_sha256, sign_bytes
 from vae_edge.signing.envelope import (
-    LOCAL_FILE,
     PAYLOAD_TYPE,
     STATEMENT_TYPE,
     DsseEnvelope,
@@ -38,6 +37,7 @@ from vae_edge.signing.envelope import (
     read_signature,
     read_statement,
 )
+from vae_edge.signing.files import LOCAL_FILE
 from vae_edge.signing.keys import public_keys, trusted_keys
 
 _log = logging.getLogger(__name__)

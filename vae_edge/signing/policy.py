@@ -10,14 +10,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, StrictBool
 
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.platform.outside import home_folder, user_path
 from vae_edge.records import JsonLimits, Record, open_regular, parse_json, parse_record, read_bounded
-from vae_edge.signing.keys import TrustedKeys, trusted_keys
+
+if TYPE_CHECKING:
+    from vae_edge.signing.keys import TrustedKeys
 
 POLICY_FILE = "signing.json"
 _LIMITS = JsonLimits(100_000, 1_000)
@@ -102,6 +104,8 @@ def read_policy() -> Policy:
     )
     if not keys:
         return Policy(record.only_signed, None, refit_keys)
+    from vae_edge.signing.keys import trusted_keys  # Most users have no policy.
+
     trusted = trusted_keys(keys, said_by=str(path))
     if refit_keys:
         trusted_keys(refit_keys, said_by="trusted_refit_keys")

@@ -16,8 +16,8 @@ from pydantic import Field
 from vae_edge.errors import BundleError
 from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_json, read_bounded
 from vae_edge.signing.envelope import in_short
+from vae_edge.signing.files import PROVENANCE_FILE
 
-PROVENANCE_FILE = "provenance.json"
 PROVENANCE_TYPE: Final = "https://slsa.dev/provenance/v1"
 EXPORT_TYPE, REBUILD_TYPE = "https://vae-edge/export/v1", "https://vae-edge/rebuild/v1"
 """How a bundle was made: from a run, or from the ONNX file of another bundle."""

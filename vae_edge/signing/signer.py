@@ -28,13 +28,11 @@ from vae_edge.signing.ec_keys import (
     require_cryptography,
 )
 from vae_edge.signing.envelope import (
-    LOCAL_FILE,
     MAX_CERTIFICATES,
-    OUTSIDE,
-    SIGNATURE_FILE,
     read_signature,
     read_statement,
 )
+from vae_edge.signing.files import LOCAL_FILE, OUTSIDE, SIGNATURE_FILE
 from vae_edge.signing.folder import TRANSIENT, check_folder, files_in
 from vae_edge.signing.local_record import read_local
 

@@ -381,6 +381,15 @@ def test_nothing_of_it_is_loaded_where_no_key_is_trusted(signed: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_program_without_keys_loads_the_policy_alone(signed: Path) -> None:
+    code = (
+        f"import sys; from vae_edge import Detector; Detector.open({str(signed)!r}).close()\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('vae_edge.signing.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["vae_edge.signing.files", "vae_edge.signing.policy"]
+
+
 # Where detectors are opened again
 
 
