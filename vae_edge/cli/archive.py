@@ -94,7 +94,10 @@ class SourceChoices(OptionGroup, panel="Source"):
         str | None, typer.Option(metavar="NAME", help="Parquet: column of ids.", show_default="file and row")
     ] = None
     rows_per_part: Annotated[
-        int, typer.Option(min=1, max=100_000, metavar="N", help="Pictures in one file of results, about.")
+        int,
+        typer.Option(
+            min=1, max=100_000, metavar="N", help="Pictures in one file of results, about; of an archive that is begun."
+        ),
     ] = 500
     max_pixels: MaxPixelsOption = None
 
