@@ -20,6 +20,7 @@ import vae_edge
 from vae_edge.bundle import Bundle
 from vae_edge.manifest import Manifest
 from vae_edge.platform.atomic import sha256_file
+from vae_edge.signing.envelope import Subject
 from vae_edge.signing.files import PROVENANCE_FILE
 from vae_edge.signing.provenance import (
     BUILDER,
@@ -33,7 +34,6 @@ from vae_edge.signing.provenance import (
     Predicate,
     ProvenanceStatement,
     RunDetails,
-    Subject,
 )
 
 _ROOTS = (

@@ -48,7 +48,7 @@ def samples(rise_mb_per_min: float, *, minutes: int = 10, generation: int = 1, n
 def soak(**found: object) -> Soak:
     """Return a soak without a problem, with changes."""
     nothing: dict[str, object] = {"counts": {"watch": Count(5, 5, 1, 0, 0, 0, 0)}, "torn": {"watch": 2}}
-    return Soak("2026-12-01T00:00:00+00:00", "0.3.0", 10.0, "a processor", **{**nothing, **found})  # type: ignore[arg-type]
+    return Soak("2026-12-01T00:00:00+00:00", "0.3.0", 10.0, "a processor", **{**nothing, **found})  # type: ignore[arg-type]  # values by name
 
 
 class TestLedger:

@@ -58,7 +58,7 @@ class Connection:
         backend = self.store.get(_BACKEND).decode()
         with _on_loopback() if self.place.launcher is None else nullcontext():
             # torch does not declare its stores; where it has no distributed package, they are not there.
-            store = distributed.PrefixStore("torch", self.store)  # type: ignore[attr-defined]
+            store = distributed.PrefixStore("torch", self.store)  # type: ignore[attr-defined]  # torch does not annotate it
             distributed.init_process_group(backend, store=store, rank=self.place.rank, world_size=self.place.size)
             self._group = distributed.new_group(timeout=_PATIENCE, backend="gloo")
 

@@ -24,7 +24,7 @@ from typing import Any
 from vae_edge.archive.listing import Part
 from vae_edge.archive.scoring import Outcome, Scorer, Work
 from vae_edge.errors import InputError, UsageError, said_by
-from vae_edge.platform.machine import usable_cores
+from vae_edge.platform.machine import usable_cores, usable_processors
 from vae_edge.wording import count, verb
 
 _log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def check_cluster(address: str | None, workers: int | None) -> None:
         UsageError: it is not an address.
     """
     if address is None and workers is not None:
-        _check_workers(workers, _n_processors(), "this machine")
+        _check_workers(workers, len(usable_processors()), "this machine")
     if address not in (None, AUTO):
         _check_answers(str(address))
 
@@ -153,10 +153,6 @@ def _check_workers(workers: int, there: int, where: str) -> None:
         needs = f"{count(workers, 'worker')} {verb(workers, 'needs', 'need')} {count(workers, 'processor')}"
         advice = f"pass --workers {there}" if there else "start a machine with some"
         raise InputError(f"{needs}, and {where} has {there}; {advice}")
-
-
-def _n_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_answers(address: str) -> None:

@@ -103,7 +103,7 @@ def look_at_machine() -> Machine:
         architecture=platform.machine(),
         board=board,
         processor=cpu.get("model name") or board or windows_name or platform.processor() or None,
-        n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        n_cores=len(usable_processors()),
         processor_flags=tuple(flag for flag in _TELLING_FLAGS if flag in flags),
         memory_bytes=_memory_bytes(),
         python=platform.python_version(),
@@ -133,11 +133,17 @@ def _as_one_word(flags: list[str]) -> str:
     return hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:16] if flags else ""
 
 
+def usable_processors() -> list[int]:
+    """Return the numbers of the logical processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
     """Return how many processor cores this process may use: logical ones that share a core count once."""
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     topology = Path("/sys/devices/system/cpu")
-    cores = {read_system_file(topology / f"cpu{n}/topology/thread_siblings_list") or str(n) for n in usable}
+    cores = {
+        read_system_file(topology / f"cpu{n}/topology/thread_siblings_list") or str(n) for n in usable_processors()
+    }
     return max(len(cores), 1)
 
 

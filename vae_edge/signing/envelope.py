@@ -115,14 +115,16 @@ class _Predicate(Record, extra="ignore"):  # As the specification asks.
     resources: tuple[_Resource, ...] = Field(min_length=1, max_length=1000)
 
 
-class _Subject(Record):
+class Subject(Record):
+    """What an in-toto statement is about: a file, or a folder as a whole."""
+
     name: str
     digest: dict[Literal["sha256"], Sha256]
 
 
 class _Statement(Record):
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: tuple[_Subject, ...] = Field(min_length=1, max_length=1)
+    subject: tuple[Subject, ...] = Field(min_length=1, max_length=1)
     predicateType: Literal["https://model_signing/signature/v1.0"]  # noqa: N815
     predicate: _Predicate
 

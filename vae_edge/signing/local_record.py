@@ -32,6 +32,7 @@ from vae_edge.signing.envelope import (
     STATEMENT_TYPE,
     DsseEnvelope,
     Envelope,
+    Subject,
     in_short,
     pre_authentication_encoding,
     read_signature,
@@ -70,14 +71,9 @@ class LocalRecord(Record):
         return manifest.model_copy(update=changes)
 
 
-class _Subject(Record):
-    name: str
-    digest: dict[Literal["sha256"], Sha256]
-
-
 class _Statement(Record):
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: tuple[_Subject, ...] = Field(min_length=1, max_length=1)
+    subject: tuple[Subject, ...] = Field(min_length=1, max_length=1)
     predicateType: Literal["https://vae-edge/local-record/v1"]  # noqa: N815 - as the format spells it
     predicate: LocalRecord
 

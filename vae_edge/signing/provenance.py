@@ -15,7 +15,7 @@ from pydantic import Field
 
 from vae_edge.errors import BundleError
 from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_json, read_bounded
-from vae_edge.signing.envelope import in_short
+from vae_edge.signing.envelope import Subject, in_short
 from vae_edge.signing.files import PROVENANCE_FILE
 
 PROVENANCE_TYPE: Final = "https://slsa.dev/provenance/v1"
@@ -25,13 +25,6 @@ BUILDER = "https://vae-edge/vae-export"
 PACKAGE_PREFIX = "pkg:pypi/"
 """Of the name of a Python package, with its version behind an @ (https://github.com/package-url/purl-spec)."""
 _LIMITS = JsonLimits(1_000_000, 20_000)
-
-
-class Subject(Record):
-    """A file of the bundle."""
-
-    name: str
-    digest: dict[Literal["sha256"], Sha256]
 
 
 class Dependency(Record):

@@ -77,7 +77,7 @@ def encoded(tmp_path: Path) -> list[bytes]:
 
 def as_tar(members: dict[str, bytes], mode: str = "w") -> bytes:
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=mode) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=content, mode=mode) as archive:  # type: ignore[call-overload]  # any mode
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -26,17 +26,6 @@ from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.targets import Target
 
 
-@pytest.fixture
-def vendor(tmp_path: Path) -> KeyPair:
-    return make_key(tmp_path / "keys")
-
-
-@pytest.fixture
-def signed(onnx_bundle: Bundle, vendor: KeyPair) -> Path:
-    sign_by_hand(onnx_bundle.folder, vendor.key)
-    return onnx_bundle.folder
-
-
 def refusal(folder: Path, vendor: KeyPair) -> str:
     with pytest.raises(BundleError) as told:
         Bundle.open(folder, trusted_keys=vendor.public)

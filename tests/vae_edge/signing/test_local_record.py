@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("cryptography", reason="it is in the extra [verify]")
 
-from tests.signed_bundles import KeyPair, make_key, sign_by_hand
+from tests.signed_bundles import KeyPair, sign_by_hand
 from tests.tiny_bundles import dark_image, make_bundle, write_image
 from vae_edge import Bundle, BundleError, Detector, InputError
 from vae_edge.errors import MissingDependencyError
@@ -25,17 +25,6 @@ from vae_edge.signing.policy import config_folder
 
 Run = Callable[..., tuple[int, str, str]]
 NORMALS = [dark_image(seed) for seed in range(1000, 1030)]
-
-
-@pytest.fixture
-def vendor(tmp_path: Path) -> KeyPair:
-    return make_key(tmp_path / "keys")
-
-
-@pytest.fixture
-def signed(onnx_bundle: Bundle, vendor: KeyPair) -> Path:
-    sign_by_hand(onnx_bundle.folder, vendor.key)
-    return onnx_bundle.folder
 
 
 def configuration() -> Path:

@@ -48,7 +48,7 @@ def let_clients_set_the_rate(
         await show(thresholds)
         return ua.StatusCode()
 
-    class Controlled(AttributeService):  # type: ignore[misc]
+    class Controlled(AttributeService):  # type: ignore[misc]  # asyncua is untyped
         """The service that clients' writes come to; the server's own do not."""
 
         async def write(self, params: ua.WriteParameters, user: User = internal) -> list[ua.StatusCode]:
