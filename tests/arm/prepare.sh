@@ -50,7 +50,7 @@ if ! [ "$site/ready" -nt "constraints-$set.txt" ] || ! [ "$site/ready" -nt pypro
     rm -rf "$site"
     platforms=(--platform manylinux2014_aarch64)
     for glibc in $(seq 17 36); do platforms+=(--platform "manylinux_2_${glibc}_aarch64"); done # Debian 12 has glibc 2.36.
-    wanted=($(sed -n 's/==.*//p' constraints-lowest.txt | grep -vE 'asyncua|paho|pymodbus') pytest onnx) # What the runtime's tests import.
+    wanted=($(sed -n 's/==.*//p' constraints-lowest.txt | grep -vE 'asyncua|paho|pymodbus') pytest pytest-timeout onnx) # What the runtime's tests import.
     "$python" -m pip install --quiet --disable-pip-version-check --no-compile --target "$site" --only-binary=:all: "${platforms[@]}" \
         --python-version 3.11 --implementation cp --constraint "constraints-$set.txt" "${wanted[@]}" >"$folder/pip.log" 2>&1 ||
         fail "pip cannot install the wheels of constraints-$set.txt: $(grep '^ERROR' "$folder/pip.log" | tail -n 1)"

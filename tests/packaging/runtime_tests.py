@@ -76,7 +76,7 @@ def make_environment(folder: Path, python: str, version: str, *, lowest: bool) -
     subprocess.run([python, "-m", "venv", str(folder)], check=True)
     # Not this package: an editable one would write into the checkout while CI builds the wheel from it.
     named = [line.partition("==")[0] for line in LOWEST.read_text(encoding="utf-8").splitlines() if "==" in line]
-    wanted = [name for name in named if not name.startswith("#")] + ["pytest", "onnx"]
+    wanted = [name for name in named if not name.startswith("#")] + ["pytest", "pytest-timeout", "onnx"]
     if version == WITH_OPENVINO and not lowest and _has_openvino_build():
         wanted = ["onnxruntime-openvino" if name == "onnxruntime" else name for name in wanted]
     constraint = ["--constraint", str(LOWEST)] if lowest else []
