@@ -357,7 +357,7 @@ def test_callbacks_are_for_the_deployed_network_and_what_decides_the_weights_for
             trainers.append(arguments)
             super().__init__(**arguments)
 
-    monkeypatch.setattr("vae_edge.train.loop.training.Trainer", Remembering)
+    monkeypatch.setattr("vae_edge.train.loop.trainer.Trainer", Remembering)
     counter, listener = Counter(), Listener()
     values = TINY | {"calibration": "cross", "folds": 2}
     fit(

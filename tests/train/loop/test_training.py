@@ -15,7 +15,8 @@ from tests.train.tiny_models import surfaces
 from vae_edge.records import make_record
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
-from vae_edge.train.loop.training import StepNotes, fit_vae
+from vae_edge.train.loop.trainer import StepNotes
+from vae_edge.train.loop.training import fit_vae
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.network import Vae, count_flops
 from vae_edge.train.model.presets import Architecture, Recipe
