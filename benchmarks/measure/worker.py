@@ -2,7 +2,7 @@
 
 It does one job for one bundle, so that memory and start are that bundle's own. Only the standard library is imported
 before the clock starts, and a start imports nothing beyond what a program on a device imports: no metrics, no
-statistics, no report. Modules that only the rest of a round needs are imported after it.
+statistics, no report. What only the rest of a round and the other jobs need is in `after_start.py`, imported after it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def do(content: dict[str, Any]) -> dict[str, Any]:
     job = read_job(content)
     if isinstance(job, StartJob):
         return run_start(job)
-    from vae_edge.benchmarks.measure import worker_jobs
+    from vae_edge.benchmarks.measure import after_start
 
-    return worker_jobs.do(job)
+    return after_start.do(job)
 
 
 def run_start(job: StartJob) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def run_start(job: StartJob) -> dict[str, Any]:
             **_facts(detector),
         }
         if isinstance(job, RoundJob):
-            from vae_edge.benchmarks.measure.worker_jobs import measure_round
+            from vae_edge.benchmarks.measure.after_start import measure_round
 
             result |= measure_round(detector, job)
     return result

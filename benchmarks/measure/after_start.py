@@ -1,4 +1,4 @@
-"""What the measured process does after the start: a round of timing, throughput, images at a fixed rate, outputs."""
+"""What the measured process (`worker.py`) does after the start: a round of timing, throughput, fixed rate, outputs."""
 
 from __future__ import annotations
 
