@@ -97,7 +97,7 @@ def _print_bundle(folder: Path, opened: Bundle, found: _Opened | str, as_json: b
             "bundle": str(folder),
             "size_bytes": opened.size_bytes,
             **({"runs_with": None, "does_not_run_because": found} if isinstance(found, str) else asdict(found)),
-            "signature": dict(signature_rows(opened)),
+            "signature": {name.replace(" ", "_"): value for name, value in signature_rows(opened)},
             "provenance": statement_as_json(opened),
             "manifest": manifest.model_dump(mode="json"),
         }
@@ -114,7 +114,7 @@ def _inspect_file(found: ModelFileDescription, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=2))
         return
-    facts = [("format", found.format), *found.details.items()]
+    facts = [("format", found.format), *((name.replace("_", " "), text) for name, text in found.details.items())]
     if found.bundle is not None:
         same = "unchanged" if found.bundle_match else "NOT the file that its manifest lists"
         facts.append(("of the bundle", f"{found.bundle}, {same}"))

@@ -86,7 +86,7 @@ _Content = tuple[str, dict[str, str], dict[str, str]]
 def _read_onnx(path: Path) -> _Content:
     header = read_onnx_header(path)
     details = {"ir_version": str(header.ir_version)}
-    details |= {f"opset {domain or 'ai.onnx'}": str(version) for domain, version in header.opsets.items()}
+    details["opsets"] = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in header.opsets.items())
     if header.producer:
         details["producer"] = header.producer
     return "ONNX", details, header.metadata
@@ -123,7 +123,7 @@ def _read_engine(path: Path) -> _Content:
     version = "unknown" if header.version is None else ".".join(map(str, header.version))
     beside = path.with_suffix(".onnx")
     onnx = f"{beside.name}, from which any device can rebuild the engine" if beside.is_file() else "not beside it"
-    details = {"built by": f"{header.flavour.title} {version}", "onnx": onnx}
+    details = {"built_by": f"{header.flavour.title} {version}", "onnx": onnx}
     return "TensorRT engine", details, read_onnx_header(beside).metadata if beside.is_file() else {}
 
 
@@ -141,7 +141,7 @@ def _read_program(path: Path) -> _Content:
         raise InputError(f"{path} is damaged: inputs, outputs and nodes should be lists")
     inputs, outputs, nodes = lists
     details = {
-        "program format": str(content["format"]),
+        "program_format": str(content["format"]),
         "inputs": ", ".join(map(str, inputs)),
         "outputs": ", ".join(map(str, outputs)),
         "operations": str(sum(isinstance(node, dict) and "op" in node for node in nodes)),

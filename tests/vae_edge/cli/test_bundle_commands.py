@@ -94,7 +94,7 @@ def test_inspect_gives_a_lone_file_as_json(command: Run, onnx_bundle: Bundle) ->
     assert code == 0
     content = json.loads(out)
     assert (content["format"], content["bundle_match"]) == ("ONNX", True)
-    assert content["details"]["opset ai.onnx"] == "17"
+    assert content["details"]["opsets"] == "ai.onnx 17"
 
 
 def test_inspect_warns_of_a_file_that_was_exchanged(command: Run, onnx_bundle: Bundle) -> None:

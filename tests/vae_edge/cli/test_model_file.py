@@ -53,7 +53,7 @@ def test_an_onnx_file_says_what_was_written_into_it(tmp_path: Path) -> None:
     found = describe_model_file(write_onnx(tmp_path / "model.onnx", name="tile", scoring="größte Werte"))
     assert found.format == "ONNX"
     assert found.metadata == {"name": "tile", "scoring": "größte Werte"}
-    assert found.details == {"ir_version": "8", "opset ai.onnx": "17", "producer": "vae-edge"}
+    assert found.details == {"ir_version": "8", "opsets": "ai.onnx 17", "producer": "vae-edge"}
     assert found.size_bytes == (tmp_path / "model.onnx").stat().st_size
     assert (found.bundle, found.bundle_match) == (None, None)
 
@@ -121,7 +121,7 @@ def test_an_engine_tells_its_version_and_the_onnx_beside_it_the_rest(tmp_path: P
     write_onnx(tmp_path / "model.onnx", name="tile")
     found = describe_model_file(plan(tmp_path / "model.engine"))
     assert found.format == "TensorRT engine"
-    assert found.details["built by"] == "TensorRT-RTX 1.7.1.116"
+    assert found.details["built_by"] == "TensorRT-RTX 1.7.1.116"
     assert found.metadata == {"name": "tile"}
 
 
