@@ -219,7 +219,7 @@ def record(number: int) -> dict[str, Any]:
     return {"source": f"{number}.png", "is_anomalous": number % 2 == 1, "score": number / 1000, "p_value": 0.5}
 
 
-def certificate(folder: Path, name: str = "localhost", *, days: int = 2) -> tuple[Path, Path]:
+def certificate(folder: Path, name: str = "localhost", *, since: int = -3, days: int = 2) -> tuple[Path, Path]:
     """Make a certificate for this machine that signs itself, and its key; return both files."""
     x509 = pytest.importorskip("cryptography.x509")
     import datetime
@@ -242,7 +242,7 @@ def certificate(folder: Path, name: str = "localhost", *, days: int = 2) -> tupl
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=3))
+        .not_valid_before(now - datetime.timedelta(days=-since))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.line_receivers import certificate
 from tests.serve.running import PATIENCE_S, RunningServer
 from tests.tiny_bundles import dark_image, make_bundle, spotted_image, toy_gate
 from vae_edge.detector import Detector
@@ -429,12 +430,14 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(bundles: list[Path], 
     own, key = self_signed(tmp_path)
     (tmp_path / "other").mkdir()
     _, other_key = self_signed(tmp_path / "other")
+    old, old_key = certificate(tmp_path, "old", days=-1)
     for options, code, expected in (
         (("--certificate", own), 2, "--certificate needs --private-key; pass both or neither"),
         (("--private-key", key), 2, "--private-key needs --certificate; pass both or neither"),
         (("--certificate", own, "--private-key", other_key), 2, "do not fit together"),
         (("--certificate", key, "--private-key", own), 2, "do not fit together"),
         (("--certificate", own, "--private-key", tmp_path / "no"), 1, "could not be read (No such file"),
+        (("--certificate", old, "--private-key", old_key), 2, "old.pem has expired: that of old is valid from"),
     ):
         found, text = serve_in_vain(bundles[0], "--port", 0, *options)
         assert (found, expected in text) == (code, True), text

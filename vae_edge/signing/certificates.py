@@ -1,4 +1,4 @@
-"""Whether a certificate may sign bundles, and whether a trusted root vouches for it, at this moment.
+"""Whether a certificate is valid at this moment, may sign bundles, and whether a trusted root vouches for it.
 
 A subset of RFC 5280, section 6, on the checks of `cryptography`: names, signatures, validity, who may issue. What is
 not supported, such as constraints on names, is refused. There is no revocation: a device has no network. model-signing
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.errors import BundleError, InputError, said_by
+from vae_edge.errors import BundleError, InputError, UsageError, said_by
 from vae_edge.platform.outside import printable
 from vae_edge.signing.ec_keys import EXPECTED_KEY, is_supported, kind_of
 
@@ -97,6 +98,22 @@ def check_signer_certificate(pem: bytes, what: str) -> tuple[Any, str]:
         raise InputError(str(error)) from error
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise InputError(f"{what} is not a certificate in PEM, or cannot be used ({said_by(error)})") from error
+
+
+def check_server_certificate(certificate: Certificate, file: Path) -> None:
+    """Refuse a certificate of this machine's own server that is not valid now.
+
+    Raises:
+        UsageError: it has expired, or is not valid yet.
+    """
+    first, last, now = certificate.not_valid_before_utc, certificate.not_valid_after_utc, datetime.now(timezone.utc)
+    if not first <= now <= last:
+        problem = "is not valid yet" if now < first else "has expired"
+        raise UsageError(
+            f"the certificate {file} {problem}: that of {_name(certificate)} is valid from {first:%Y-%m-%d %H:%M} to "
+            f"{last:%Y-%m-%d %H:%M} UTC, and this device's clock says {now:%Y-%m-%d %H:%M}; make a new one, or set the "
+            "clock"
+        )
 
 
 def _path_to_root(

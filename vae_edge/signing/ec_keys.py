@@ -90,7 +90,7 @@ def require_cryptography() -> None:
         import cryptography.hazmat.primitives.serialization  # noqa: F401 - certificates take 50 ms more
     except ImportError as error:
         raise MissingDependencyError(
-            "signatures are checked with the package 'cryptography', which is not installed; run: "
+            "signatures and certificates are checked with the package 'cryptography', which is not installed; run: "
             'pip install "vae-edge[verify]"'
         ) from error
 

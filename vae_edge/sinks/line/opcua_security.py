@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_edge.errors import UsageError, said_by
+from vae_edge.signing.certificates import check_server_certificate
 from vae_edge.sinks.line.settings import LineSettings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ServerIdentity:
         """Read the files that are set; None: none are.
 
         Raises:
-            UsageError: one cannot be read, they do not belong together, or the certificate is not valid today.
+            UsageError: one cannot be read, they do not belong together, or the certificate is not valid now.
         """
         if settings.pair("OPCUA_CERT", "OPCUA_KEY") is None:
             return None
@@ -61,13 +61,7 @@ class ServerIdentity:
                 f"the certificate {certificate_file} and the key {key_file} do not fit together; expected a "
                 "certificate and its own private key"
             )
-        now = datetime.now(timezone.utc)
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise UsageError(
-                f"the certificate {certificate_file} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-                f"{certificate.not_valid_after_utc:%Y-%m-%d}, and today is {now:%Y-%m-%d}; make a new one, "
-                "or set the clock"
-            )
+        check_server_certificate(certificate, certificate_file)
         return cls(certificate_file, key_file, _uri_of(certificate))
 
     async def apply(self, server: Server) -> None:
