@@ -28,7 +28,9 @@ def main() -> int:
     checked = {f"vae_edge/selfcheck/data/{name}" for name in ("bundles.tar.xz", "constructs.zip")}
     data = {
         "vae_edge/py.typed",
+        "vae_edge/serve/page.css",
         "vae_edge/serve/page.html",
+        "vae_edge/serve/page.js",
         *checked,
         *(f"vae_edge/benchmarks/report/pages/templates/{path.name}" for path in templates),
     }

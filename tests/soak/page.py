@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import vae_edge.benchmarks.report.pages.charts as charts
 from tests.soak.growth import LIMITS, Limit, Sample
 from tests.soak.record import Soak, tables
+from vae_edge.benchmarks.report.pages import charts
+from vae_edge.benchmarks.report.pages.html import page_style, template_engine
+from vae_edge.html_page import security_policy, whole_page
 
-_TEMPLATES = Path(charts.__file__).with_name("templates")
 _WIDTH, _HEIGHT = 960.0, 260.0
 _MOST_POINTS = 600
 
@@ -77,26 +76,18 @@ def drawing(soak: Soak, subject: str, samples: Sequence[Sample], limit: Limit) -
 
 def html(soak: Soak) -> str:
     """Return the page; it loads nothing from elsewhere and has no script."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, _TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
+    style = page_style()
+    body: str = (
+        template_engine(Path(__file__).parent)
+        .get_template("soak.html")
+        .render(
+            soak=soak,
+            tables=tables(soak),
+            drawings=[
+                drawing(soak, name, samples, limit) for name, samples in soak.samples.items() for limit in LIMITS
+            ],
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
     )
-    environment.filters["d"] = charts.decimal
-    style = environment.get_template("report.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page: str = environment.get_template("soak.html").render(
-        soak=soak,
-        style=Markup(style),
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        tables=tables(soak),
-        drawings=[drawing(soak, name, samples, limit) for name, samples in soak.samples.items() for limit in LIMITS],
-        width=_WIDTH,
-        height=_HEIGHT,
-    )
-    return page
+    return whole_page("vae-edge soak", style, body, policy=security_policy(style))

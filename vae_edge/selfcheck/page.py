@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from vae_edge.html_page import security_policy, style_sheet, whole_page
 from vae_edge.platform.outside import printable
 from vae_edge.selfcheck.record import SelfcheckRecord, StepRecord, Verdict
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #d5d9de; --dim: #5b6570; --back: #fff; --text: #1c2227; --row: #f5f7f9;
-  --ok: #19713a; --differs: #a15b00; --failed: #b3261e; --skipped: #5b6570; --running: #8a3ffc; }
-@media (prefers-color-scheme: dark) { :root { --line: #3a424a; --dim: #a3adb8; --back: #14181c; --text: #e7ebef;
-  --row: #1c2228; --ok: #5bc27f; --differs: #f0ad4e; --failed: #ff7b72; --skipped: #a3adb8; --running: #be95ff; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem;
-  background: var(--back); color: var(--text); }
+_COLOURS = {"running": ("#8a3ffc", "#be95ff")}
+_STYLE = """\
+body { margin: 2rem auto; max-width: 68rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-p { margin: .25rem 0; } .dim { color: var(--dim); }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--dim); } tr:nth-child(even) td { background: var(--row); }
+p { margin: .25rem 0; } .dim { color: var(--muted); }
+table { width: 100%; }
+th { font-weight: 600; color: var(--muted); } tr:nth-child(even) td { background: var(--panel); }
 td { overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.name { min-width: 14rem; }
 .verdict { font-weight: 600; white-space: nowrap; }
-.ok { color: var(--ok); } .differs { color: var(--differs); } .failed { color: var(--failed); }
-.skipped { color: var(--skipped); } .running { color: var(--running); }
+.ok { color: var(--good); } .differs { color: var(--warn); } .failed { color: var(--bad); }
+.skipped { color: var(--muted); } .running { color: var(--running); }
 .counts { display: flex; gap: 1.5rem; margin: 1rem 0; font-size: 1.05rem; }
-details { margin: .25rem 0 0; } summary { cursor: pointer; color: var(--dim); }
+details { margin: .25rem 0 0; } summary { cursor: pointer; color: var(--muted); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12.5px; margin: .25rem 0; }
-.scroll { overflow-x: auto; }
 """
 
 
@@ -49,13 +43,8 @@ def page(record: SelfcheckRecord) -> str:
     soak = next((step for step in others if step.facts.get("samples")), None)
     if soak is not None:
         parts += [f"<h2>{_text(soak.title)}</h2>", _samples(soak)]
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>vae-edge self-check</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    style = style_sheet(_STYLE, _COLOURS)
+    return whole_page("vae-edge self-check", style, "\n".join(parts), policy=security_policy(style))
 
 
 def _conclusion(record: SelfcheckRecord) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -12,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from vae_edge.html_page import security_policy, style_sheet, whole_page
 from vae_edge.serve.page import Page
 
 PAGE_PATH = "/page"
 """Served without the token, as it has nothing of what was judged and asks for the token."""
 
-_FILE = Path(__file__).with_name("page.html")
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -30,8 +27,11 @@ _HEADERS = {
 
 def page_routes(page: Page) -> list[Route]:
     """Return the routes of the page, its state and its images."""
-    html = _FILE.read_text(encoding="utf-8")
-    headers = {**_HEADERS, "Content-Security-Policy": content_security_policy(html)}
+    own, body, script = (Path(__file__).with_name(f"page.{kind}").read_text("utf-8") for kind in ("css", "html", "js"))
+    style = style_sheet(own)
+    html = whole_page("vae-edge", style, f"{body}<script>{script}</script>")
+    policy = security_policy(style, script, "img-src blob:; connect-src 'self'; frame-ancestors 'none'; ")
+    headers = {**_HEADERS, "Content-Security-Policy": policy}
 
     async def show(_: Request) -> Response:
         return Response(html, media_type="text/html", headers=headers)
@@ -58,17 +58,3 @@ def page_routes(page: Page) -> list[Route]:
         Route(f"{PAGE_PATH}/state", state, methods=["GET"]),
         Route(f"{PAGE_PATH}/image/{{number:int}}", image, methods=["GET"]),
     ]
-
-
-def content_security_policy(html: str) -> str:
-    """Return the policy of the page: its own style and program, named by their hashes, and requests to this server."""
-
-    def hashes(element: str) -> str:
-        found = re.findall(rf"<{element}>(.*?)</{element}>", html, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )

@@ -14,6 +14,28 @@ _LOG_STEPS: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2
 """Multiples of a power of ten that get a tick on a log axis; the coarsest set with enough ticks is used."""
 
 _COLOURS = 8
+COLOURS = {
+    "grid": ("#e6eaee", "#29313a"),
+    "chosen": ("#eaf6ee", "#16291e"),
+    "series-0": ("#0072b2", "#58b4f0"),
+    "series-1": ("#c44e00", "#ff8f4a"),
+    "series-2": ("#00795a", "#3ccb9f"),
+    "series-3": ("#8e4ea8", "#d29be8"),
+    "series-4": ("#8a6a00", "#e3c34b"),
+    "series-5": ("#c2336e", "#ff8fb5"),
+    "series-6": ("#4a5568", "#b5c0cf"),
+    "series-7": ("#1f7f95", "#6fd3df"),
+    "fill-0": ("#b9d7ec", "#3a7bab"),
+    "fill-1": ("#f3c39b", "#b06a2c"),
+    "fill-2": ("#a9d9c6", "#2f8a6a"),
+    "fill-3": ("#dcc1e6", "#8f68a4"),
+    "fill-4": ("#e6d48f", "#8c7722"),
+    "fill-5": ("#c3cbd6", "#6d7988"),
+    "fill-6": ("#efb5ca", "#b05f84"),
+    "hatch": ("#18212b", "#12171d"),
+}
+"""Of drawings, beside those of all pages: see `vae_edge.html_page.COLOURS`. What is drawn has a contrast of 3."""
+
 _MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross")
 _DASHES = (None, "7 3", "2 2.5", "9 3 2 3", "12 4")
 

@@ -10,7 +10,6 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from vae_edge.benchmarks.report.figures import FIGURES, Number, View, figures, percent, three_digits
 from vae_edge.benchmarks.report.pages import tables, tradeoff
 from vae_edge.benchmarks.report.pages.charts import (
+    COLOURS,
     PERCENT_AXIS,
     Axis,
     Look,
@@ -36,10 +36,13 @@ from vae_edge.benchmarks.report.records.report import HTML_FILE, IMAGES_FOLDER, 
 from vae_edge.benchmarks.report.records.speed import LoadRecord, StageRecord, StartFigures
 from vae_edge.detectability import CONTRASTS, Detectability, FoundBySize
 from vae_edge.errors import InputError, MissingDependencyError, VaeEdgeError
+from vae_edge.html_page import security_policy, style_sheet, whole_page
 from vae_edge.platform.atomic import check_place, write_text
 from vae_edge.platform.outside import printable
 from vae_edge.records import with_texts
 from vae_edge.wording import count
+
+_TEMPLATES = Path(__file__).with_name("templates")
 
 KINDS: dict[ExampleKind, str] = {
     "flip": "Flip: the reference judges differently",
@@ -107,22 +110,13 @@ def to_html(report: Report, images: Mapping[str, bytes] | None = None, most_byte
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    environment, markup = _engine()
+    environment = _engine()
     report = with_texts(report, printable)  # HTML is escaped where it is made; bidirectional text is not.
-    style, script = (environment.get_template(name).render() for name in ("report.css", "report.js"))
+    style, script = page_style(), _TEMPLATES.joinpath("report.js").read_text(encoding="utf-8")
     columns = [each for each in figures(View.PAGE) if any(each.find(bundle) for bundle in report.bundles)]
     gallery, n_left_out = _gallery(report, images or {}, most_bytes)
-    # Nothing may be loaded from anywhere, and only this very style and script may act: text that came from a file name
-    # would not run even if it were not escaped.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; "
-        f"script-src 'sha256-{_digest(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    page: str = environment.get_template("report.html").render(
+    body: str = environment.get_template("report.html").render(
         report=report,
-        policy=policy,
-        style=markup(style),
-        script=markup(script),
         looks=dict(zip((bundle.name for bundle in report.bundles), looks(len(report.bundles)), strict=True)),
         columns=columns,
         groups=[(group, len(list(members))) for group, members in groupby(columns, key=lambda each: each.group)],
@@ -137,28 +131,46 @@ def to_html(report: Report, images: Mapping[str, bytes] | None = None, most_byte
         gallery=gallery,
         n_left_out=n_left_out,
     )
-    return page
+    policy = security_policy(style, script, "img-src data:; ")
+    return whole_page("vae-edge benchmark", style, body, policy=policy, script=script)
 
 
-@cache
-def _engine() -> tuple[Any, Any]:
-    """Return the template engine, which escapes everything that is not markup, and the type for markup."""
+def page_style() -> str:
+    """Return the style of pages with drawings."""
+    return style_sheet(_TEMPLATES.joinpath("report.css").read_text(encoding="utf-8"), COLOURS)
+
+
+def template_engine(*more: Path) -> Any:
+    """Return a `jinja2.Environment` that escapes everything that is not markup.
+
+    Args:
+        more: folders of templates, beside those of the report.
+
+    Raises:
+        MissingDependencyError: Jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "the page needs the package 'jinja2', which is not installed; run: pip install \"vae-edge[bench]\", or "
             "make the page on another machine: vae-bench render report.json"
         ) from error
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader([*more, _TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["d"] = decimal
+    return environment
+
+
+@cache
+def _engine() -> Any:
+    """Return the engine with what the report's templates use."""
+    environment = template_engine()
     environment.globals.update(
         tables=tables,
         tiles=figures(View.TILE),
@@ -182,11 +194,7 @@ def _engine() -> tuple[Any, Any]:
         KINDS=KINDS,
         PERCENT_AXIS=PERCENT_AXIS,
     )
-    return environment, Markup
-
-
-def _digest(content: str) -> str:
-    return b64encode(sha256(content.encode()).digest()).decode("ascii")
+    return environment
 
 
 def _check_replaceable(file: Path, beginning: str) -> None:
