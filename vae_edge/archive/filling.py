@@ -1,9 +1,10 @@
-"""Filling an archive: the parts that are missing are scored and written, until none is missing."""
+"""Filling an archive: what is there is counted, and what is missing scored and written, until no part is missing."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -17,14 +18,18 @@ ScoreParts = Callable[[Sequence[Part]], Generator[Outcome, None, None]]
 """Scores parts in any order. A part that was given up, as when its worker died, may be left out."""
 
 _MOST_NAMED = 3
+_READ_AT_ONCE = 16
+"""Files that are counted at the same time: a store takes a while to answer for each."""
 
 
 @dataclass
 class Filled:
     """What was done, as far as it is."""
 
+    there: Counter[str] = field(default_factory=Counter)
+    """Pictures of earlier runs by verdict, and `error`; see `count_there`."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Pictures of this run by verdict, and `error`."""
+    """Those of this run."""
     n_parts: int = 0
     """Parts that were written by this run."""
     workers: set[str] = field(default_factory=set)
@@ -33,6 +38,38 @@ class Filled:
     def n_pictures(self) -> int:
         """Rows that were written by this run."""
         return sum(self.counts.values())
+
+    @property
+    def all_counts(self) -> Counter[str]:
+        """Pictures of the archive by verdict, and `error`."""
+        return self.there + self.counts
+
+
+def count_there(
+    archive: Archive, missing: Sequence[Part], progress: Callable[[int, int], None] | None = None
+) -> Counter[str]:
+    """Count the pictures of the parts that are there, by verdict, and `error`.
+
+    Args:
+        archive: to look into.
+        missing: its missing parts.
+        progress: called with the number of files that are counted, and of all.
+
+    Raises:
+        InputError: a file cannot be read, or is damaged.
+    """
+    absent = {part.number for part in missing}
+    there = [part.number for part in archive.parts if part.n_pictures != 0 and part.number not in absent]
+    found: Counter[str] = Counter()
+    pool = ThreadPoolExecutor(_READ_AT_ONCE)
+    try:
+        for done, counts in enumerate(pool.map(archive.count, there), 1):
+            found += counts
+            if progress is not None:
+                progress(done, len(there))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return found
 
 
 def fill(

@@ -104,9 +104,9 @@ class Place(ABC):
         except OSError as error:
             raise self.cannot_read(name, error) from error
 
-    def cannot_read(self, name: str, error: BaseException) -> InputError:
+    def cannot_read(self, name: str, error: BaseException, advice: str = _READ_ADVICE) -> InputError:
         """Return the error for a file that cannot be read."""
-        return InputError(f"{self.path_of(name)} could not be read ({_reason(error)}); {_READ_ADVICE}")
+        return InputError(f"{self.path_of(name)} could not be read ({_reason(error)}); {advice}")
 
 
 class LocalPlace(Place):

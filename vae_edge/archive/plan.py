@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ from pydantic import Field
 from vae_edge import __version__
 from vae_edge.archive.listing import Kind, Part, Source
 from vae_edge.archive.places import Place
+from vae_edge.archive.rows import count_rows
 from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError, UsageError
 from vae_edge.records import RECORD_LIMITS, FileRecord, Record, Sha256, parse_json, parse_record
@@ -35,6 +37,7 @@ PARTS_FILE = f"{PLAN_FOLDER}/parts.jsonl.gz"
 SCHEMA_VERSION = 1
 
 _ADVICE = "choose another --out"
+_DAMAGED_ADVICE = "if it is damaged, remove it: the same command scores its part again"
 
 
 class ScoringSettings(Record):
@@ -95,6 +98,19 @@ class Archive:
         """
         there = self.place.names_in(self.folder)
         return [part for part in self.parts if part.n_pictures != 0 and self.name_of(part.number) not in there]
+
+    def count(self, number: int) -> Counter[str]:
+        """Count the rows of a part that is there, by verdict, and `error`.
+
+        Raises:
+            InputError: its file cannot be read, or is damaged.
+        """
+        name = f"{self.folder}/{self.name_of(number)}"
+        try:
+            with self.place.open(name) as file:
+                return count_rows(file)
+        except (OSError, ValueError) as error:
+            raise self.place.cannot_read(name, error, _DAMAGED_ADVICE) from error
 
     def write(self, number: int, content: bytes) -> None:
         """Write a part's file, completely or not at all.

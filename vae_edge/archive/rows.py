@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -57,6 +58,22 @@ def to_parquet(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -
     content = io.BytesIO()
     parquet.write_table(table, content, compression="zstd")
     return content.getvalue()
+
+
+def count_rows(file: Any) -> Counter[str]:
+    """Count the rows of an open file that `to_parquet` made: by verdict, and those with an error as `error`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or another Parquet file.
+    """
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file) as opened:
+        if "verdict" not in opened.schema_arrow.names:
+            raise ValueError("it has no column of verdicts")
+        verdicts = opened.read(["verdict"], use_threads=False).column(0)
+    return Counter("error" if verdict is None else verdict for verdict in verdicts.to_pylist())
 
 
 def arrow_schema(metadata: Mapping[str, str]) -> Any:

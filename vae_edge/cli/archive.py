@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from vae_edge.archive.cluster import check_cluster, connected, score_on
-from vae_edge.archive.filling import Filled, fill
+from vae_edge.archive.filling import Filled, count_there, fill
 from vae_edge.archive.listing import Kind, Part, Source, SourceOptions, list_source, open_source, shown
 from vae_edge.archive.places import LocalPlace, Place, open_place
 from vae_edge.archive.plan import (
@@ -138,7 +138,7 @@ def archive(
     SOURCE holds picture files, Parquet files with a column of pictures, or WebDataset files (.tar). It is listed once.
     The same command continues a run that was interrupted or killed: no row is lost, and none is there twice.
 
-    Exit code 0: every picture got a verdict. 1: at least one did not.
+    Exit code 0: every picture of the archive has a verdict, whichever run scored it. 1: at least one has none.
     """
     _check_packages()
     opened = Bundle.open(bundle, trusted_keys=keys_of(scoring.trusted_key))
@@ -208,7 +208,8 @@ def _score(archive: Archive, source: Source, bundle: Bundle, result: ResultOptio
     missing = archive.missing()
     notes = notes_console()
     notes.print(f"{describe(archive)}; {count(len(missing), 'part')} to do", soft_wrap=True)
-    filled = Filled()
+    with step_progress() as step:
+        filled = Filled(count_there(archive, missing, partial(step, "counting what is there")))
     begun_s = time.monotonic()
     work = Work(
         source,
@@ -223,7 +224,7 @@ def _score(archive: Archive, source: Source, bundle: Bundle, result: ResultOptio
             with connected(result.address, result.workers) as cluster:
                 files = None if cluster.is_local else files_of(bundle)
                 begun_s = time.monotonic()
-                with _progress(archive, missing) as report:
+                with _progress(archive, missing, filled) as report:
                     fill(archive, missing, partial(score_on, cluster, work, files), filled, report)
     except KeyboardInterrupt:
         _summarize(archive, filled, time.monotonic() - begun_s)
@@ -233,15 +234,15 @@ def _score(archive: Archive, source: Source, bundle: Bundle, result: ResultOptio
         )
         raise typer.Exit(130) from None
     _summarize(archive, filled, time.monotonic() - begun_s)
-    if filled.counts["error"]:
+    if filled.all_counts["error"]:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _progress(archive: Archive, missing: list[Part]) -> Iterator[Callable[[Filled], None]]:
+def _progress(archive: Archive, missing: list[Part], begun: Filled) -> Iterator[Callable[[Filled], None]]:
     """Show how far it is: a bar on a terminal, else a line now and then."""
     total = archive.record.n_pictures
-    there = 0 if total is None else total - sum(part.n_pictures or 0 for part in missing)
+    there = sum(begun.there.values())
     begun_s = last_s = time.monotonic()
     with progress_bar("scoring") as move:
 
@@ -265,12 +266,14 @@ def _summarize(archive: Archive, filled: Filled, seconds: float) -> None:
     table = plain_table(headers=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    rate = f"  ({filled.n_pictures / max(seconds, 1e-9):.1f}/s)" if filled.n_pictures else ""
-    table.add_row("pictures", f"{filled.n_pictures}{rate}")
+    counts = filled.all_counts
+    now = f"{filled.n_pictures} now, " if filled.there else ""
+    rate = f"  ({now}{filled.n_pictures / max(seconds, 1e-9):.1f}/s)" if filled.n_pictures else ""
+    table.add_row("pictures", f"{sum(counts.values())}{rate}")
     for name in ("anomalous", "normal", "not inspectable"):
-        if filled.counts[name] or name != "not inspectable":
-            table.add_row(name, str(filled.counts[name]))
-    table.add_row("errors", str(filled.counts["error"]))
+        if counts[name] or name != "not inspectable":
+            table.add_row(name, str(counts[name]))
+    table.add_row("errors", str(counts["error"]))
     left = len(archive.missing())
     n_parts = archive.record.n_parts
     table.add_row(

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundles import make_bundle
-from vae_edge.archive.filling import Filled, fill
+from vae_edge.archive.filling import Filled, count_there, fill
 from vae_edge.archive.listing import Kind, Part, Source
 from vae_edge.archive.places import LocalPlace
 from vae_edge.archive.plan import Archive, ScoringSettings, begin_archive
+from vae_edge.archive.rows import to_parquet
 from vae_edge.archive.scoring import Outcome
 from vae_edge.errors import InputError
 from vae_edge.targets import Target
@@ -128,3 +129,28 @@ def test_a_place_that_cannot_be_written_ends_the_run(archive: Archive) -> None:
     Path(archive.place.shown, archive.folder).write_text("a file where the folder should be")
     with pytest.raises(InputError, match="could not be written"):
         fill(archive, list(archive.parts), score, Filled())
+
+
+def test_what_an_earlier_run_wrote_is_counted(archive: Archive) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: vae-edge[archive]")
+    rows = [{"verdict": "normal"}, {"verdict": "anomalous"}, {"error": "it is no picture"}]
+    for number in range(1, 6):
+        archive.write(number, to_parquet(rows[: 1 + number % 3], {}))
+    seen: list[tuple[int, int]] = []
+    there = count_there(archive, archive.missing(), lambda done, total: seen.append((done, total)))
+    assert there == {"normal": 5, "anomalous": 4, "error": 2}
+    assert seen == [(number, 5) for number in range(1, 6)]
+    filled = Filled(there)
+    fill(archive, archive.missing(), lambda parts: (done(part) for part in parts), filled)
+    assert filled.all_counts == {"normal": 5 + 14, "anomalous": 4, "error": 2 + 7}
+
+
+@pytest.mark.parametrize("content", [b"", b"no Parquet", None])
+def test_a_damaged_part_is_named(archive: Archive, content: bytes | None) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: vae-edge[archive]")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    archive.write(3, content or b"")
+    if content is None:
+        parquet.write_table(pyarrow.table({"a": [1]}), Path(archive.place.path_of(archive.folder), archive.name_of(3)))
+    with pytest.raises(InputError, match=r"part-00003-of-00012\.parquet could not be read .*remove it"):
+        count_there(archive, archive.missing())

@@ -13,6 +13,7 @@ from tests.tiny_bundles import dark_image, make_bundle, write_image
 from vae_edge.archive.listing import SourceOptions, list_source, open_source
 from vae_edge.archive.places import LocalPlace
 from vae_edge.archive.plan import ScoringSettings, begin_archive
+from vae_edge.archive.rows import to_parquet
 from vae_edge.bundle import Bundle
 from vae_edge.cli import archive
 from vae_edge.image import MAX_PIXELS
@@ -94,7 +95,7 @@ def test_an_archive_of_something_else_is_not_continued(
     out = tmp_path / "out"
     settings = ScoringSettings(max_pixels=MAX_PIXELS)
     source, parts = list_source(*open_source(str(pictures)), SourceOptions())
-    begun = begin_archive(LocalPlace(out), source, parts, onnx_bundle, settings)
+    begin_archive(LocalPlace(out), source, parts, onnx_bundle, settings)
     other = make_bundle(tmp_path / "other-onnx-fp32", Target.ONNX, n_normals=60)
     write_image(tmp_path / "more" / "0.png", dark_image(0))
     for words, code, expected in (
@@ -105,12 +106,29 @@ def test_an_archive_of_something_else_is_not_continued(
     ):
         found, _, err = command("archive", *words, "--out", out)
         assert (found, expected in sentence(err)) == (code, True), err
-    # Complete: there is nothing to do, and Ray is not needed.
-    begun.write(1, b"rows")
+
+
+@pytest.mark.usefixtures("has_packages")
+@pytest.mark.parametrize(("last", "code"), [({"verdict": "normal"}, 0), ({"error": "it is no picture"}, 1)])
+def test_a_complete_archive_is_reported_as_by_the_run_that_scored_it(
+    command: Command, onnx_bundle: Bundle, pictures: Path, tmp_path: Path, last: dict[str, str], code: int
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: vae-edge[archive]")
+    out = tmp_path / "out"
+    source, parts = list_source(*open_source(str(pictures)), SourceOptions())
+    begun = begin_archive(LocalPlace(out), source, parts, onnx_bundle, ScoringSettings(max_pixels=MAX_PIXELS))
+    begun.write(1, to_parquet([{"verdict": "anomalous"}, {"verdict": "not inspectable"}, last], {}))
+    found, _, err = command("archive", onnx_bundle.folder, pictures, "--out", out)  # Without Ray: nothing is to do.
+    assert found == code, err
+    said = " ".join(err.split())
+    counts = f"pictures 3 anomalous 1 normal {1 - code} not inspectable 1 errors {code} parts all 1 are there"
+    assert counts in said
+    file = out / begun.folder / begun.name_of(1)
+    file.write_bytes(file.read_bytes()[:-20])
     found, _, err = command("archive", onnx_bundle.folder, pictures, "--out", out)
-    assert found == 0, err
-    assert "3 pictures" in err
-    assert "all 1 are there" in " ".join(err.split())
+    assert found == 1
+    assert f"{file} could not be read" in sentence(err)
+    assert "remove it: the same command scores its part again" in sentence(err)
 
 
 @pytest.mark.usefixtures("has_packages")
