@@ -39,9 +39,7 @@ EXIT_GATE = 3
 @with_option_groups
 def bench(
     context: typer.Context,
-    bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of bundles.", show_default=False)
-    ],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of bundles.")],
     common: CommonOptions,
     measuring: MeasuringOptions,
     comparing: ComparingOptions,
@@ -120,18 +118,12 @@ def compare(
     fail_above: Annotated[
         float | None,
         typer.Option(
-            metavar="RATIO",
-            help="Exit with 3 if a bundle is certainly worse by more than this ratio, such as 1.10.",
-            show_default=False,
+            metavar="RATIO", help="Exit with 3 if a bundle is certainly worse by more than this ratio, such as 1.10."
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="METRIC",
-            help=f"May be repeated; default: p50_ms. Metrics: {', '.join(RATIO_METRICS)}.",
-            show_default=False,
-        ),
+        typer.Option(metavar="METRIC", help=f"May be repeated; default: p50_ms. Metrics: {', '.join(RATIO_METRICS)}."),
     ] = None,
     allow_different_machine: Annotated[
         bool, typer.Option("--allow-different-machine", help="Compare even if the machines differ.")
@@ -164,9 +156,7 @@ def compare(
 
 def render(
     report: Annotated[Path, typer.Argument(metavar="report.json", help="What vae-bench wrote, or its folder.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write; default: next to it.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default: next to it.")] = None,
 ) -> None:
     """Make report.html and report.md from a report.json and the pictures next to it, on any machine.
 

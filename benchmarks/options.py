@@ -25,36 +25,21 @@ class CommonOptions(OptionGroup):
             metavar="DIR",
             help="Folder in a layout that vae-train knows, such as MVTec AD, or sample or sample:PRODUCT. Without it "
             "the sample images are timed and no accuracy is measured.",
-            show_default=False,
         ),
     ] = None
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write report.html, report.md, report.json and raw samples here.",
-            show_default=False,
-        ),
+        typer.Option(metavar="DIR", help="Write report.html, report.md, report.json and raw samples here."),
     ] = None
     quick: Annotated[bool, typer.Option("--quick", help="Shorter, for trying things out.")] = False
-    require: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC>=NUMBER", help=_REQUIRE_HELP, show_default=False)
-    ] = None
+    require: Annotated[list[str] | None, typer.Option(metavar="METRIC>=NUMBER", help=_REQUIRE_HELP)] = None
     minimize: Annotated[
         str | None,
-        typer.Option(
-            metavar="METRIC",
-            help="Of the bundles that fit, recommend the one with the lowest value.",
-            show_default=False,
-        ),
+        typer.Option(metavar="METRIC", help="Of the bundles that fit, recommend the one with the lowest value."),
     ] = None
     maximize: Annotated[
         str | None,
-        typer.Option(
-            metavar="METRIC",
-            help="Of the bundles that fit, recommend the one with the highest value.",
-            show_default=False,
-        ),
+        typer.Option(metavar="METRIC", help="Of the bundles that fit, recommend the one with the highest value."),
     ] = None
 
 
@@ -65,45 +50,32 @@ class MeasuringOptions(OptionGroup, panel="What is measured, and how long"):
     device: DeviceOption = "auto"
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Processor threads for one inference.", show_default=False),
+        typer.Option(min=1, metavar="N", help="Processor threads for one inference."),
     ] = None
     rounds: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="N", help="Turns of each bundle, each in a fresh process: 10, quick 5.", show_default=False
-        ),
+        typer.Option(min=1, metavar="N", help="Turns of each bundle, each in a fresh process: 10, quick 5."),
     ] = None
     round_time: Annotated[
         float | None,
         typer.Option(
-            min=0.01,
-            metavar="S",
-            help="Time to measure each latency and the throughput in each round: 1 s, quick 0.2.",
-            show_default=False,
+            min=0.01, metavar="S", help="Time to measure each latency and the throughput in each round: 1 s, quick 0.2."
         ),
     ] = None
     load_fps: Annotated[
         str | None,
-        typer.Option(
-            metavar="N,N", help="Measure latency while images arrive at these rates, such as 30.", show_default=False
-        ),
+        typer.Option(metavar="N,N", help="Measure latency while images arrive at these rates, such as 30."),
     ] = None
     deadline_ms: Annotated[
         float | None,
-        typer.Option(
-            metavar="MS",
-            help="With --load-fps: deadline of a verdict; default: the time between images.",
-            show_default=False,
-        ),
+        typer.Option(metavar="MS", help="With --load-fps: deadline of a verdict; default: the time between images."),
     ] = None
     requests: Annotated[
         str | None,
-        typer.Option(
-            metavar="N,N", help="Measure throughput with this many images at the same time.", show_default=False
-        ),
+        typer.Option(metavar="N,N", help="Measure throughput with this many images at the same time."),
     ] = None
     batch_sizes: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Measure throughput with these batch sizes.", show_default=False)
+        str | None, typer.Option(metavar="N,N", help="Measure throughput with these batch sizes.")
     ] = None
 
 
@@ -116,14 +88,11 @@ class ComparingOptions(OptionGroup, panel="Comparisons"):
         typer.Option(
             metavar="NAME",
             help="Bundle whose verdicts the others are compared with; default: torch in FP32, or the first in FP32.",
-            show_default=False,
         ),
     ] = None
     baseline: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Bundle that ratios of speed refer to; default: the reference.", show_default=False
-        ),
+        typer.Option(metavar="NAME", help="Bundle that ratios of speed refer to; default: the reference."),
     ] = None
     simple_method: Annotated[
         bool, typer.Option("--simple-method", help="With --data: also measure a method without a network.")

@@ -46,7 +46,6 @@ class CommonOptions(OptionGroup):
             metavar="DIR|none",
             help="Pictures that travel with each bundle, for a device to prove itself by; none: drawn ones that show "
             "no part. Default: good parts that the run holds out, and defects pasted on them.",
-            show_default=False,
         ),
     ] = None
     data: Annotated[
@@ -73,14 +72,11 @@ class ScoreOptions(OptionGroup, panel="Thresholds and scores, for a run or a che
         typer.Option(
             metavar="mse|normalized|default|MAPS",
             help="How a residual becomes a score, as in vae-train --help; default: the run's.",
-            show_default=False,
         ),
     ] = None
     input_range: Annotated[
         KnownRange | None,
-        typer.Option(
-            help="Range of the network's input values, if the checkpoint does not record it.", show_default=False
-        ),
+        typer.Option(help="Range of the network's input values, if the checkpoint does not record it."),
     ] = None
 
 

@@ -25,11 +25,11 @@ _KINDS = ("openvino", "tensorrt", "tensorrt-timings", "sample")
 def cache(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help=f"Only entries of this kind: {', '.join(_KINDS)}.", show_default=False),
+        typer.Argument(metavar="KIND", help=f"Only entries of this kind: {', '.join(_KINDS)}."),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove the entries instead of listing them.")] = False,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="Only entries not used for this many days.", show_default=False)
+        float | None, typer.Option(metavar="DAYS", help="Only entries not used for this many days.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -61,18 +61,15 @@ class ListenOptions(OptionGroup):
         typer.Option(
             metavar="FILE",
             help=f"File with the token that every request must carry; default: {TOKEN_VARIABLE}, if it is set.",
-            show_default=False,
         ),
     ] = None
     certificate: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Encrypt: the server's certificate (PEM), for HTTP and gRPC.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Encrypt: the server's certificate (PEM), for HTTP and gRPC."),
     ] = None
     private_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Its private key (PEM, without a password).", show_default=False),
+        typer.Option(metavar="FILE", help="Its private key (PEM, without a password)."),
     ] = None
     max_request: Annotated[
         int, typer.Option(min=1, max=1024, metavar="MB", help="Size of a request at most, in MB.")

@@ -42,17 +42,13 @@ _N_CALIBRATION = 300
 
 def peers(
     out: Annotated[Path, typer.Option(help="Folder for the table and all intermediate files.")],
-    run: Annotated[
-        Path | None, typer.Option(help="A trained run; without one a small model is trained.", show_default=False)
-    ] = None,
-    bundles: Annotated[
-        Path | None, typer.Option(help="Its bundles, if they already exist.", show_default=False)
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="A trained run; without one a small model is trained.")] = None,
+    bundles: Annotated[Path | None, typer.Option(help="Its bundles, if they already exist.")] = None,
     data: Annotated[
         str, typer.Option(help="Folder in the layout of MVTec AD, or sample or sample:PRODUCT.")
     ] = "sample",
     environments: Annotated[
-        Path | None, typer.Option(help="Folder for the environments; default: OUT/environments.", show_default=False)
+        Path | None, typer.Option(help="Folder for the environments; default: OUT/environments.")
     ] = None,
     without_anomalib: Annotated[
         bool, typer.Option("--without-anomalib", help="Leave out anomalib and its 2 GB.")
