@@ -255,6 +255,27 @@ def certificate(folder: Path, name: str = "localhost", *, since: int = -3, days:
     return certificate_file, key_file
 
 
+def opcua_client(port: int, user: tuple[str, str] | None = None) -> Any:
+    """Return asyncua's client of a server on this machine, which waits 20 s for every answer.
+
+    asyncua 2.0 gives each request of a session one second, whatever the client's own limit is: too little for a server
+    that shares its processor with other tests.
+    """
+    from asyncua import Client
+
+    made = Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
+    send = made.uaclient._send_request
+
+    async def patiently(request: Any, timeout: float | None = None, *rest: Any) -> Any:
+        return await send(request, max(timeout, 20) if timeout else timeout, *rest)
+
+    made.uaclient._send_request = patiently
+    if user is not None:
+        made.set_user(user[0])
+        made.set_password(user[1])
+    return made
+
+
 def listens(port: int) -> bool:
     """Return whether somebody listens on a port."""
     try:

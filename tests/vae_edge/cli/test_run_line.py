@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.line_receivers import Endpoint, free_port, listens
+from tests.line_receivers import Endpoint, free_port, listens, opcua_client
 from tests.mjpeg_server import MjpegServer
 from tests.threads import wait_until
 from tests.tiny_bundles import dark_image, spotted_image, write_image
@@ -170,7 +170,7 @@ def test_control_is_for_cameras_and_for_opc_ua(command: Run, onnx_bundle: Bundle
 def test_a_client_triggers_a_camera(
     command: Run, onnx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asyncua = pytest.importorskip("asyncua")
+    pytest.importorskip("asyncua")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("VAE_EDGE_OPCUA_USER", "me")
     monkeypatch.setenv("VAE_EDGE_OPCUA_PASSWORD", "secret")
@@ -178,10 +178,7 @@ def test_a_client_triggers_a_camera(
     counters: list[int] = []
 
     async def pull() -> None:
-        client = asyncua.Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
-        client.set_user("me")
-        client.set_password("secret")
-        async with client:
+        async with opcua_client(port, ("me", "secret")) as client:
             space = await client.get_namespace_index("urn:vae-edge:line")
             counter, trigger = (client.get_node(f"ns={space};s=Inspection.{name}") for name in ("counter", "trigger"))
             for n in range(1, 4):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.line_receivers import ABOUT, certificate, free_port, record
+from tests.line_receivers import ABOUT, certificate, free_port, opcua_client, record
 from tests.threads import our_threads, wait_until
 from vae_edge import Bundle
 from vae_edge.errors import InputError, UsageError
@@ -35,14 +35,6 @@ def server(port: int, *, trigger: Trigger | None = None, rates: RateControl | No
     return OpcUa(f"opc.tcp://127.0.0.1:{port}", LineSettings(values), trigger, rates)
 
 
-def client(port: int, user: tuple[str, str] | None = None) -> Client:
-    made = Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
-    if user:
-        made.set_user(user[0])
-        made.set_password(user[1])
-    return made
-
-
 async def node(connected: Client, name: str) -> Any:
     space = await connected.get_namespace_index(NAMESPACE)
     return connected.get_node(f"ns={space};s=Inspection.{name}")
@@ -64,7 +56,7 @@ async def values(made: Client) -> dict[str, Any]:
 def test_the_nodes_show_the_latest_verdict_and_the_history_has_all_lines() -> None:
     port = free_port()
     with Line([server(port)], ABOUT) as line:
-        before = connected(client(port), values)
+        before = connected(opcua_client(port), values)
         assert {name: before[name] for name in ("bundle", "image_threshold", "false_alarm_rate", "verdict")} == {
             "bundle": ABOUT.bundle,
             "image_threshold": 0.5,
@@ -86,12 +78,12 @@ def test_the_nodes_show_the_latest_verdict_and_the_history_has_all_lines() -> No
                     await (await node(made, name)).write_value(await (await node(made, name)).read_value())
             return await values(made), history
 
-        after, history = connected(client(port), look)
+        after, history = connected(opcua_client(port), look)
         assert after["verdict"] == 2
         assert (after["score"], after["p_value"], after["source"], after["id"]) == (0.007, 0.5, "7.png", names[-1])
         assert (after["counter"], after["n_normal"], after["n_anomalous"], after["n_errors"]) == (1503, 750, 751, 1)
         assert after["n_not_inspectable"] == 1
-        wait_until(lambda: connected(client(port), values)["heartbeat"] > before["heartbeat"])
+        wait_until(lambda: connected(opcua_client(port), values)["heartbeat"] > before["heartbeat"])
         found = [value.Value.Value.split('"')[3] for value in reversed(history)]
         assert found == names[-len(found) :]
         assert len(found) == 1000
@@ -108,7 +100,7 @@ def test_a_client_that_was_away_reads_what_it_missed_from_the_history() -> None:
         async def newest(made: Client) -> Any:
             return await (await node(made, "line")).read_data_value()
 
-        known = connected(client(port), newest)
+        known = connected(opcua_client(port), newest)
         names += [line.send(record(number)) for number in range(20, 2500)]
         wait_until(lambda: line.deliveries[0].n_delivered == 2500)
 
@@ -123,7 +115,7 @@ def test_a_client_that_was_away_reads_what_it_missed_from_the_history() -> None:
                 found += [value.Value.Value.split('"')[3] for value in part]
                 since = part[-1].SourceTimestamp
 
-        assert connected(client(port), missed) == names[20:]
+        assert connected(opcua_client(port), missed) == names[20:]
 
 
 @pytest.mark.slow
@@ -146,7 +138,7 @@ def test_a_subscription_gets_every_line() -> None:
             while len(got) < 801 and time.monotonic() < end_s:
                 await asyncio.sleep(0.05)
 
-        connected(client(port), listen)
+        connected(opcua_client(port), listen)
     assert [line.split('"')[11] for line in got[1:]] == [f"{number}.png" for number in range(800)]
 
 
@@ -154,10 +146,10 @@ def test_a_subscription_gets_every_line() -> None:
 def test_only_the_user_with_the_password_may_read() -> None:
     port = free_port()
     with Line([server(port, **USER)], ABOUT):
-        assert connected(client(port, ("me", "secret")), values)["bundle"] == ABOUT.bundle
+        assert connected(opcua_client(port, ("me", "secret")), values)["bundle"] == ABOUT.bundle
         for wrong in (None, ("me", "other"), ("you", "secret"), ("admin", "")):
             with pytest.raises(ua.UaError):
-                connected(client(port, wrong), values)
+                connected(opcua_client(port, wrong), values)
 
 
 @pytest.mark.slow
@@ -167,7 +159,7 @@ def test_with_a_certificate_nothing_is_to_be_had_in_clear(tmp_path: Path) -> Non
     port = free_port()
 
     async def encrypted() -> Any:
-        made = client(port, ("me", "secret"))
+        made = opcua_client(port, ("me", "secret"))
         made.application_uri = "urn:client:vae-edge"
         await made.set_security(SecurityPolicyBasic256Sha256, str(others), str(others_key))
         async with made:
@@ -175,7 +167,7 @@ def test_with_a_certificate_nothing_is_to_be_had_in_clear(tmp_path: Path) -> Non
 
     async def in_clear() -> Any:
         # As no honest client does it: without asking which connections there are.
-        made = client(port)
+        made = opcua_client(port)
         await made.connect_socket()
         try:
             await made.send_hello()
@@ -198,7 +190,7 @@ def test_with_a_certificate_nothing_is_to_be_had_in_clear(tmp_path: Path) -> Non
     with Line([server(port, cert=own, key=key, **USER)], ABOUT):
         assert asyncio.run(encrypted())["bundle"] == ABOUT.bundle
         with pytest.raises(ua.UaError):
-            connected(client(port, ("me", "secret")), values)
+            connected(opcua_client(port, ("me", "secret")), values)
         with pytest.raises(BadUserAccessDenied):
             asyncio.run(in_clear())
     # The same attempt without a certificate shows that it is one.
@@ -226,7 +218,7 @@ def test_a_trigger_asks_for_one_picture_at_a_time_and_says_when_it_was_taken() -
             with pytest.raises(ua.UaError):
                 await flag.write_value("now")
 
-        connected(client(port, ("me", "secret")), pull)
+        connected(opcua_client(port, ("me", "secret")), pull)
         assert trigger.n_taken == 3
         assert not trigger.wait(lambda: True)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.line_receivers import free_port
+from tests.line_receivers import free_port, opcua_client
 from tests.threads import wait_until
 from tests.tiny_bundles import dark_image, write_image
 from vae_edge import Bundle, Detector
@@ -96,13 +96,7 @@ def test_a_monitor_of_drift_does_not_notice_another_rate(onnx_bundle: Bundle) ->
 
 async def written(port: int, value: Any, user: tuple[str, str] | None = ("me", "secret")) -> dict[str, float]:
     """Write to the node, and return what the nodes hold then."""
-    from asyncua import Client
-
-    made = Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
-    if user is not None:
-        made.set_user(user[0])
-        made.set_password(user[1])
-    async with made:
+    async with opcua_client(port, user) as made:
         space = await made.get_namespace_index("urn:vae-edge:line")
         nodes = {
             name: made.get_node(f"ns={space};s=Inspection.{name}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.line_receivers import ABOUT, Endpoint, certificate, free_port, record
+from tests.line_receivers import ABOUT, Endpoint, certificate, free_port, opcua_client, record
 from tests.threads import wait_until
 from vae_edge.errors import InputError, UsageError
 from vae_edge.sinks.line.addresses import Address, parse_address, topic_prefix
@@ -140,7 +140,7 @@ def test_every_setting_is_documented() -> None:
 
 @pytest.mark.slow
 def test_the_certificate_that_the_page_makes_serves_opc_ua_and_a_webhook(tmp_path: Path) -> None:
-    asyncua = pytest.importorskip("asyncua", reason="asyncua is not installed: vae-edge[line]")
+    pytest.importorskip("asyncua", reason="asyncua is not installed: vae-edge[line]")
     from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
 
     from vae_edge.sinks.line.opcua import OpcUa
@@ -161,9 +161,7 @@ def test_the_certificate_that_the_page_makes_serves_opc_ua_and_a_webhook(tmp_pat
     port = free_port()
 
     async def read() -> tuple[Any, str]:
-        client = asyncua.Client(f"opc.tcp://127.0.0.1:{port}", timeout=20)
-        client.set_user("me")
-        client.set_password("secret")
+        client = opcua_client(port, ("me", "secret"))
         client.application_uri = "urn:press3:vae-edge"
         await client.set_security(
             SecurityPolicyBasic256Sha256, str(theirs / "own.pem"), str(theirs / "own-key.pem"), None, str(own)
