@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -31,10 +29,11 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import vae_edge.train
+from tests.train.listener import Listener
 from vae_edge.cli.main import invoke
 from vae_edge.errors import BundleError, InputError, UsageError
 from vae_edge.platform.atomic import sha256_file
-from vae_edge.train import DataSource, RunFolder, TrainSettings, Watcher, fit, resume_run
+from vae_edge.train import DataSource, RunFolder, TrainSettings, fit, resume_run
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, load_checkpoint, read_state
 from vae_edge.train.loop.settings import SizeRequest
 from vae_edge.train.model.presets import Architecture, Network
@@ -129,25 +128,6 @@ class Stop(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.at_step
-
-
-class Interrupt(Watcher):
-    """Sends Ctrl-C to this process while it trains."""
-
-    def __init__(self, at_step: int) -> None:
-        self.at_step = at_step
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if stage == "training" and done == self.at_step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-class Listener(Watcher):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
 
 
 def test_loggers_and_callbacks_that_watch_change_no_bit(plain: RunFolder, data: Path, tmp_path: Path) -> None:
@@ -277,7 +257,7 @@ def test_an_interrupted_run_goes_on_with_its_callbacks_state_and_its_arguments(d
     without = fit(data, tmp_path / "without", max_epochs=6, **TINY)
     assert weights_of(whole) != weights_of(without)
     with pytest.raises(TrainingInterruptedError, match=r"to continue: vae_edge\.train\.resume_run\(.*, callbacks="):
-        fit(data, tmp_path / "run", callbacks=callbacks("again"), watcher=Interrupt(10), **values, **TINY)
+        fit(data, tmp_path / "run", callbacks=callbacks("again"), watcher=Listener("training", 10), **values, **TINY)
     done = int(read_state(tmp_path / "run" / CHECKPOINT)["epochs_run"])
     assert 1 <= done <= 4
     with pytest.raises(UsageError, match=r"gradient_clip_val is 1\.0, but the run was started with 0\.05"):
@@ -373,7 +353,7 @@ def test_callbacks_are_for_the_deployed_network_and_what_decides_the_weights_for
     assert counter.fits == 1
     assert [each["gradient_clip_val"] for each in trainers] == [0.5] * 3
     assert [each["num_sanity_val_steps"] for each in trainers] == [1, 0, 0]
-    assert any("Counter: used for the training of the deployed network, not" in each for each in listener.said)
+    assert listener.heard("Counter: used for the training of the deployed network, not")
 
 
 def test_a_progress_bar_among_the_callbacks_is_shown(

@@ -12,13 +12,13 @@ import torch
 
 from tests.train.anomalib_checkpoints import ORIGIN, make_constants, make_notes, save_features, save_own
 from tests.train.circulated_vae import save_circulated
+from tests.train.listener import Listener
 from tests.train.tiny_models import make_vae, scoring_of, write_set
 from vae_edge.errors import InputError, UsageError
 from vae_edge.train.anomalib.checkpoint import read_checkpoint
 from vae_edge.train.anomalib.taking_over import take_over
 from vae_edge.train.data.inspection_set import ImageFile, load_images
 from vae_edge.train.data.sources import DataSource
-from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.input_settings import IMAGENET, Photometric
 from vae_edge.train.model.presets import Network
@@ -28,19 +28,6 @@ from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.run.records import Role
 
 N_GOOD = 30
-
-
-class Listener(Watcher):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-    def heard(self, words: str) -> bool:
-        return any(words in sentence for sentence in self.sentences)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.train.listener import Listener
 from vae_edge.records import make_record
 from vae_edge.train.choice.photometric_choice import PhotometricRanking, choose_photometric, forget_pilots
 from vae_edge.train.choice.scoring_choice import ChoiceSet, paste_on
 from vae_edge.train.data.report import DataTraits
 from vae_edge.train.loop.settings import TrainSettings
-from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.presets import Architecture
 
@@ -97,21 +97,10 @@ def settings(seed: int = 0, *, labelled: bool = False) -> TrainSettings:
     return make_record(TrainSettings, values)
 
 
-class Steps(Watcher):
-    """Remembers the stages."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if stage not in self.stages:
-            self.stages.append(stage)
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_lamp_that_moves_is_evened_out_whatever_the_seed(seed: int, tmp_path: Path) -> None:
     normals = surfaces_under_a_lamp(60, seed, moving=True)
-    told = Steps()
+    told = Listener()
     asked = settings(seed, labelled=True)
     found = choose_photometric(asked, normals[:40], normals[40:], specks_on(normals[40:]), tmp_path, told)
     assert found.chosen is Photometric.LOCAL
@@ -129,14 +118,14 @@ def test_very_unequal_light_speaks_for_evening_it_out(
     normals = surfaces_under_a_lamp(24, 0, moving=False)
     traits = DataTraits(alignment=0.0, light_spread=light_spread)
     brief = settings().model_copy(update={"epochs": 1, "traits": traits})
-    found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Steps())
+    found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Listener())
     assert found.default is default
 
 
 def test_evening_out_by_the_surroundings_is_tried_only_where_labels_judge(tmp_path: Path) -> None:
     normals = surfaces_under_a_lamp(24, 0, moving=False)
     brief = settings().model_copy(update={"epochs": 1})
-    found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Steps())
+    found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Listener())
     assert found.kinds == (Photometric.NONE, Photometric.IMAGE)
 
 
@@ -144,8 +133,8 @@ def test_what_was_tried_is_not_tried_again_and_is_forgotten_when_told(tmp_path: 
     normals = surfaces_under_a_lamp(24, 0, moving=False)
     brief = settings(labelled=True).model_copy(update={"epochs": 1})
     choice_set = paste_on(normals[16:], seed=0)
-    first = choose_photometric(brief, normals[:16], normals[16:], choice_set, tmp_path, Steps())
-    again = Steps()
+    first = choose_photometric(brief, normals[:16], normals[16:], choice_set, tmp_path, Listener())
+    again = Listener()
     second = choose_photometric(brief, normals[:16], normals[16:], choice_set, tmp_path, again)
     np.testing.assert_array_equal(first.aurocs, second.aurocs)
     assert not [stage for stage in again.stages if stage.startswith("trying")]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.train.fake_datamodule import FakeDataModule, Images, Split, row, rows_of
+from tests.train.listener import Listener
 from vae_edge.errors import InputError
 from vae_edge.platform.atomic import sha256_file
-from vae_edge.train import DataSource, RunFolder, Watcher, fit, resume_run
+from vae_edge.train import DataSource, RunFolder, fit, resume_run
 from vae_edge.train.data.inspection_set import InspectionSet, open_inspection_set
 from vae_edge.train.data.sources import list_images, source_of
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
@@ -37,14 +36,6 @@ TINY: dict[str, Any] = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = SampleSettings(image_size=64, n_train=24, n_test_good=4, n_test_per_defect=2)
     return write_sample_set(tmp_path_factory.mktemp("data"), ["dial"], sizes)[0]
-
-
-class Listener(Watcher):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
 
 
 def opened(datamodule: object) -> InspectionSet:
@@ -98,18 +89,13 @@ def test_a_run_finds_its_images_where_they_were_moved_to(data: Path, tmp_path: P
 
 
 def test_an_interrupted_run_goes_on_by_its_list_and_by_another_module(data: Path, tmp_path: Path) -> None:
-    class Interrupt(Watcher):
-        def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-            if stage == "training" and done == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
     for name, again in (("list", None), ("module", FakeDataModule(**rows_of(data))), ("folder", data)):
         with pytest.raises(TrainingInterruptedError):
-            fit(FakeDataModule(**rows_of(data)), tmp_path / name, watcher=Interrupt(), **TINY)
+            fit(FakeDataModule(**rows_of(data)), tmp_path / name, watcher=Listener("training", 3), **TINY)
         assert resume_run(tmp_path / name, data=again).metrics.n_normal == 4
     rows = rows_of(data)
     with pytest.raises(TrainingInterruptedError):
-        fit(FakeDataModule(**rows), tmp_path / "other", watcher=Interrupt(), **TINY)
+        fit(FakeDataModule(**rows), tmp_path / "other", watcher=Listener("training", 3), **TINY)
     with pytest.raises(InputError, match="are not the ones that the run"):
         resume_run(tmp_path / "other", data=FakeDataModule(train=rows["train"][1:], test=rows["test"]))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tests.train.listener import Listener
 from vae_edge.decision import PixelTail, conformal_p_value, fit_image_threshold
 from vae_edge.errors import BundleError, InputError
 from vae_edge.manifest import ThresholdMethod
@@ -52,26 +51,6 @@ def settings(data: Path, **values: object) -> TrainSettings:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return fit_run(settings(data), out=tmp_path_factory.mktemp("runs") / "first")
-
-
-class Listener(Watcher):
-    """Remembers the stages of a run, and sends a signal or raises in one of them."""
-
-    def __init__(self, stop_at: str = "", step: int = 1, *, by_signal: bool = True) -> None:
-        self.stop_at, self.step, self.by_signal = stop_at, step, by_signal
-        self.stages: list[str] = []
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if stage not in self.stages:
-            self.stages.append(stage)
-        if stage == self.stop_at and done == self.step:
-            if not self.by_signal:
-                raise KeyboardInterrupt
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 class MeanImage(nn.Module):
@@ -195,7 +174,7 @@ def test_every_training_is_named_and_the_folds_leave_their_logs_only(data: Path,
     whole = fit_run(settings(data), out=tmp_path / "run", watcher=listener)
     trainings = [stage for stage in listener.stages if stage.startswith("training")]
     assert trainings == ["training", "training fold 1 of 3", "training fold 2 of 3", "training fold 3 of 3"]
-    assert sum("4 trainings follow" in sentence for sentence in listener.sentences) == 1
+    assert sum("4 trainings follow" in sentence for sentence in listener.said) == 1
     for number in range(1, K + 1):
         folder = whole.folder / "checkpoints" / f"fold-{number}"
         assert [path.name for path in folder.iterdir()] == ["logs"]
@@ -206,7 +185,7 @@ def test_every_training_is_named_and_the_folds_leave_their_logs_only(data: Path,
     ("stop", "says"),
     [
         (Listener("training fold 2 of 3", 3), r"the training of fold 2 of 3 was interrupted, 1 epoch is kept"),
-        (Listener("scoring fold 2 of 3", 8, by_signal=False), r"the training was interrupted, 2 epochs are kept"),
+        (Listener("scoring fold 2 of 3", 8, number=None), r"the training was interrupted, 2 epochs are kept"),
     ],
     ids=["in a training", "in between"],
 )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.train.listener import Listener
 from tests.train.random_backbones import random_weights
 from vae_edge.cli.main import invoke
 from vae_edge.errors import BundleError, InputError, MissingDependencyError, UsageError
@@ -27,7 +28,7 @@ from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.features.table import FEATURES_FILE
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import TrainSettings
-from vae_edge.train.loop.watcher import TerminalWatcher, Watcher
+from vae_edge.train.loop.watcher import TerminalWatcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
 from vae_edge.train.model.presets import Architecture, Network
 from vae_edge.train.model.scoring import MSE_SCORING, NORMALIZED_SCORING
@@ -52,19 +53,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
     save_file(random_weights("timm", 0), path)
     return path
-
-
-class Listener(Watcher):
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-        self.stages: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if stage not in self.stages:
-            self.stages.append(stage)
 
 
 def settings(data: Path, weights: Path | None, network: Network | None, **values: object) -> TrainSettings:
@@ -242,7 +230,7 @@ def test_without_weights_a_choice_falls_on_pixels_and_says_what_is_missed(
     run = fit_run(settings(data, None, None), out=tmp_path / "run", watcher=listener)
     assert run.record.network is Network.PIXEL
     assert isinstance(run.load_graph(), AnomalyGraph)
-    assert any('pip install "vae-edge[features]"' in sentence for sentence in listener.sentences)
+    assert listener.heard('pip install "vae-edge[features]"')
 
 
 def test_without_weights_a_network_on_features_is_refused_before_anything_is_written(
@@ -271,7 +259,7 @@ def test_the_choice_is_made_on_defects_that_were_pasted_and_is_recorded(
     assert "synthetic defects" in choice.judged_on
     names = {"feature", "both", "pixel", "places", "feature and places", "both and places"}
     assert {each.name for each in choice.network} == names  # The dial lies at the same place in all pictures.
-    assert any(sentence.startswith(f"network: {run.record.network}") for sentence in listener.sentences)
+    assert any(sentence.startswith(f"network: {run.record.network}") for sentence in listener.said)
 
 
 def test_too_few_normals_to_choose_by_mean_features(
@@ -288,13 +276,12 @@ def test_too_few_normals_to_choose_by_mean_features(
 def test_an_interrupted_run_goes_on_to_the_same_result(
     run: RunFolder, data: Path, weights: Path, tmp_path: Path
 ) -> None:
-    class Stop(Watcher):
-        def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-            if stage == "training on features":
-                raise KeyboardInterrupt
-
     with pytest.raises(TrainingInterruptedError, match=r"nothing of it is kept; to begin again, .*--resume"):
-        fit_run(settings(data, weights, Network.FEATURE), out=tmp_path / "run", watcher=Stop())
+        fit_run(
+            settings(data, weights, Network.FEATURE),
+            out=tmp_path / "run",
+            watcher=Listener("training on features", number=None),
+        )
     assert resume_run(tmp_path / "run").fingerprint == run.fingerprint
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.train.exposures import write_exposures
+from tests.train.listener import Listener
 from vae_edge.errors import BundleError, InputError
 from vae_edge.platform.atomic import sha256_file
 from vae_edge.records import make_record
@@ -53,18 +54,6 @@ def images(n: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
 
 
-class Interrupt(Watcher):
-    """Sends a signal to this process while it trains."""
-
-    def __init__(self, at_step: int, number: int = signal.SIGINT) -> None:
-        self.at_step = at_step
-        self.number = number
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if stage == "training" and done == self.at_step:
-            os.kill(os.getpid(), self.number)
-
-
 def weights_of(run: RunFolder) -> tuple[str, str]:
     return sha256_file(run.folder / MODEL_FILE), sha256_file(run.folder / SCORING_FILE)
 
@@ -94,7 +83,7 @@ def test_an_interrupted_run_that_goes_on_ends_with_the_same_bytes(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(TrainingInterruptedError, match=says) as caught:
-        fit_run(settings(data), out=out, watcher=Interrupt(step, number))
+        fit_run(settings(data), out=out, watcher=Listener("training", step, number=number))
     assert caught.value.exit_code == 130
     with pytest.raises(BundleError, match="not finished; continue with: vae-train --resume"):
         RunFolder.open(out)
@@ -121,7 +110,7 @@ def test_an_interruption_after_the_training_repeats_no_epoch(run: RunFolder, dat
 
 def test_a_run_does_not_go_on_with_other_images_or_a_damaged_split(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterruptedError):
-        fit_run(settings(data), out=tmp_path / "run", watcher=Interrupt(3))
+        fit_run(settings(data), out=tmp_path / "run", watcher=Listener("training", 3))
     other = write_sample_set(tmp_path, ["dial"], SampleSettings(seed=5, image_size=64, n_train=24, n_test_good=1))[0]
     with pytest.raises(InputError, match=r"not the ones that the run .* was started with"):
         resume_run(tmp_path / "run", data=str(other))
@@ -145,26 +134,13 @@ def test_each_image_is_used_for_one_thing(run: RunFolder) -> None:
 
 
 def test_pictures_of_the_same_part_are_kept_together_recorded_and_not_looked_for_again(tmp_path: Path) -> None:
-    class Listener(Watcher):
-        def __init__(self) -> None:
-            self.said: list[str] = []
-            self.stages: set[str] = set()
-
-        def say(self, sentence: str) -> None:
-            self.said.append(sentence)
-
-        def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-            self.stages.add(stage)
-            if stage == "training" and done == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-
     write_exposures(tmp_path / "data" / "train" / "good", 16, 3)
     write_exposures(tmp_path / "data" / "test" / "good", 12, 2, first_part=16)
-    first, second = Listener(), Watcher()
+    first, second = Listener("training", 2), Watcher()
     with pytest.raises(TrainingInterruptedError):
         fit_run(settings(tmp_path / "data"), out=tmp_path / "run", watcher=first)
-    assert any("48 good parts look like 16 different ones" in sentence for sentence in first.said)
-    assert any("show 5 different parts" in sentence for sentence in first.said)
+    assert first.heard("48 good parts look like 16 different ones")
+    assert first.heard("show 5 different parts")
     assert "comparing pictures" in first.stages
 
     seen: set[str] = set()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from tests.train.listener import Listener
 from tests.train.random_backbones import random_weights
-from tests.train.run.test_feature_fitting import FEATURE, TINY, Listener
+from tests.train.run.test_feature_fitting import FEATURE, TINY
 from vae_edge.bundle import Bundle
 from vae_edge.detector import Detector
 from vae_edge.errors import UsageError
@@ -81,8 +82,8 @@ def test_a_run_and_its_bundle_keep_the_region_and_nothing_that_lies_there_decide
 ) -> None:
     listener = Listener()
     fit_run(settings(two_sets[1], weights, network), out=tmp_path / "noisy", watcher=listener)
-    assert any(text.startswith("ignored in training, calibration and on the device: 2") for text in listener.sentences)
-    assert any("pixel metrics leave out what is ignored" in text for text in listener.sentences)
+    assert any(text.startswith("ignored in training, calibration and on the device: 2") for text in listener.said)
+    assert listener.heard("pixel metrics leave out what is ignored")
     run = RunFolder.open(tmp_path / "noisy")
     region = run.record.ignored
     assert isinstance(region, IgnoredRegion)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_bundles import make_bundle, spotted_image, write_image
-from tests.train.run.test_fitting import Interrupt, settings
+from tests.train.listener import Listener
+from tests.train.run.test_fitting import settings
 from vae_edge.errors import InputError, UsageError
 from vae_edge.sinks.keep_rules import KeepRules
 from vae_edge.sinks.kept_pictures import KeptFolder
 from vae_edge.train.data.sources import DataSource
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
-from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import SPLIT_FILE
 from vae_edge.train.sample import SampleSettings, write_sample_set
@@ -41,14 +41,6 @@ def kept(tmp_path: Path, data: Path) -> Path:
     return folder
 
 
-class Listener(Watcher):
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
 def test_labelled_normals_train_the_network_and_the_others_keep_their_roles(
     data: Path, kept: Path, tmp_path: Path
 ) -> None:
@@ -64,7 +56,7 @@ def test_labelled_normals_train_the_network_and_the_others_keep_their_roles(
     assert {image.role for image in added} == {"fit"}
     assert any(
         f"of {kept} {N_MORE - 1} pictures labelled as normal train the network, too" in sentence
-        for sentence in listener.sentences
+        for sentence in listener.said
     )
     # An export finds them again, where the data was moved, too.
     assert len(run.find_images(["fit"])) == len(run.split.of("fit"))
@@ -75,7 +67,7 @@ def test_labelled_normals_train_the_network_and_the_others_keep_their_roles(
 def test_an_interrupted_run_goes_on_with_them(data: Path, kept: Path, tmp_path: Path) -> None:
     source = {"root": str(data), "more_normals": str(kept)}
     with pytest.raises(TrainingInterruptedError):
-        fit_run(settings(data, source=source), out=tmp_path / "run", watcher=Interrupt(at_step=4))
+        fit_run(settings(data, source=source), out=tmp_path / "run", watcher=Listener("training", 4))
     run = resume_run(tmp_path / "run", data=shutil.copytree(data, tmp_path / "moved"))
     assert (run.folder / SPLIT_FILE).is_file()
     assert len([image for image in run.split.of("fit") if image.name.startswith("kept/")]) == N_MORE - 1

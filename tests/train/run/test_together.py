@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.train.listener import Listener
 from vae_edge.cli.main import invoke
 from vae_edge.errors import UsageError
 from vae_edge.records import make_record
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import TrainSettings
-from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.run.fitting import fit_run, resume_run
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.sample import SampleSettings, write_sample_set
@@ -30,21 +28,6 @@ WORDS = (
     "--batch-size 9 --accelerator cpu --precision 32-true --photometric none --scoring mse --calibration cross "
     f"--folds {K} --false-alarm-rate 0.05"
 ).split()
-
-
-class Listener(Watcher):
-    """Remembers what is said, and sends Ctrl-C at a step of a stage."""
-
-    def __init__(self, stop_at: str = "", step: int = 1) -> None:
-        self.stop_at, self.step = stop_at, step
-        self.said: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if re.fullmatch(self.stop_at, stage) and done == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
