@@ -106,14 +106,12 @@ def check_server_certificate(certificate: Certificate, file: Path) -> None:
     Raises:
         UsageError: it has expired, or is not valid yet.
     """
-    first, last, now = certificate.not_valid_before_utc, certificate.not_valid_after_utc, datetime.now(timezone.utc)
-    if not first <= now <= last:
-        problem = "is not valid yet" if now < first else "has expired"
-        raise UsageError(
-            f"the certificate {file} {problem}: that of {_name(certificate)} is valid from {first:%Y-%m-%d %H:%M} to "
-            f"{last:%Y-%m-%d %H:%M} UTC, and this device's clock says {now:%Y-%m-%d %H:%M}; make a new one, or set the "
-            "clock"
+    try:
+        _check_time(
+            certificate, datetime.now(timezone.utc), f"{file} has a certificate", "make a new one, or set the clock"
         )
+    except BundleError as error:
+        raise UsageError(str(error)) from error
 
 
 def _path_to_root(
@@ -215,7 +213,14 @@ def _extensions(certificate: Certificate) -> Any:
     return certificate.extensions
 
 
-def _check_time(certificate: Certificate, moment: datetime, said: str, *, at_signing: bool = False) -> None:
+def _check_time(
+    certificate: Certificate,
+    moment: datetime,
+    said: str,
+    advice: str = "a renewed certificate has to sign it again",
+    *,
+    at_signing: bool = False,
+) -> None:
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if first <= moment <= last:
         return
@@ -227,7 +232,7 @@ def _check_time(certificate: Certificate, moment: datetime, said: str, *, at_sig
         )
     raise BundleError(
         f"{said} that has expired: that of {_name(certificate)} was valid until "
-        f"{last:%Y-%m-%d %H:%M} UTC, {when}; a renewed certificate has to sign it again"
+        f"{last:%Y-%m-%d %H:%M} UTC, {when}; {advice}"
     )
 
 

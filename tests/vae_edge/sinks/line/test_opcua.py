@@ -261,7 +261,7 @@ def test_a_certificate_that_does_not_fit_is_wrong_usage(tmp_path: Path) -> None:
         server(4840, cert=own)
     old, old_key = certificate(tmp_path, "old", days=-1)
     with pytest.raises(
-        UsageError, match=r"old\.pem has expired: that of old is valid from .* and this device's clock says"
+        UsageError, match=r"old\.pem has a certificate that has expired: that of old was .* this device's clock says"
     ):
         server(4840, cert=old, key=old_key)
 
