@@ -6,7 +6,7 @@ folder for Model API with its bundle. The tolerances differ, so each of them has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,14 +123,32 @@ def run_backend(backend: Backend, images: NDArray[np.uint8], *, progress: Progre
     Raises:
         DeviceError: the runtime failed.
     """
-    maps = np.empty(images.shape[:3], dtype=np.float32)
-    scores = np.empty(len(images), dtype=np.float32)
+
+    def run(image: NDArray[np.uint8]) -> tuple[Any, Any]:
+        outputs = backend.run({"image": image})
+        return outputs["anomaly_map"], outputs["score"]
+
+    return run_each(run, images, progress)
+
+
+def run_each(
+    run: Callable[[NDArray[np.uint8]], Sequence[Any]], images: NDArray[np.uint8], progress: Progress | None = None
+) -> Outputs:
+    """Collect the outputs of prepared images, uint8 [n, H, W, 3], one at a time.
+
+    Args:
+        run: from uint8 [1, H, W, 3] to the map, [1, H, W], and the score, [1]; they may be views that the next call
+            writes to.
+        images: to run over.
+        progress: called with images done and in all.
+    """
+    outputs = Outputs(np.empty(images.shape[:3], dtype=np.float32), np.empty(len(images), dtype=np.float32))
     for position in range(len(images)):
-        outputs = backend.run({"image": images[position : position + 1]})
-        maps[position], scores[position] = outputs["anomaly_map"][0], outputs["score"][0]
+        one = slice(position, position + 1)
+        outputs.maps[one], outputs.scores[one] = run(images[one])
         if progress is not None:
             progress(position + 1, len(images))
-    return Outputs(maps, scores)
+    return outputs
 
 
 def _compare_maps(reference: NDArray[Any], maps: NDArray[Any]) -> Difference:

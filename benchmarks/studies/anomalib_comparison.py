@@ -23,7 +23,7 @@ import typer
 
 from vae_edge import Detector
 from vae_edge.benchmarks.studies.peers import measured_process
-from vae_edge.benchmarks.studies.peers.candidates import FP32_ARITHMETIC, Candidate
+from vae_edge.benchmarks.studies.peers.candidates import Candidate, anomalib_candidates
 from vae_edge.benchmarks.studies.peers.environments import Environment
 from vae_edge.benchmarks.studies.peers.rounds import Plan, run_rounds
 from vae_edge.benchmarks.studies.peers.table import make_rows, to_markdown
@@ -186,19 +186,7 @@ def _timing(
         ("anomalib", "torch", "openvino", "onnxruntime"),
         declare_operators=measured_process.has_declared_operators(),
     )
-    settings: dict[str, dict[str, Any]] = {"its defaults": {}, "fp32": FP32_ARITHMETIC}
-    candidates = [
-        Candidate(
-            f"anomalib, {name}",
-            "",
-            environment,
-            "process",
-            exported,
-            "anomalib",
-            {"declare_operators": environment.declare_operators, "arguments": arguments},
-        )
-        for name, arguments in settings.items()
-    ]
+    candidates = anomalib_candidates(environment, exported, exported, None)
     candidates += [
         Candidate(
             f"vae-edge, {each.manifest.target} {each.manifest.precision}",

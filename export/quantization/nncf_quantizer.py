@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.agreement import Outputs
+from vae_edge.agreement import Outputs, run_each
 from vae_edge.backends.openvino_module import check_can_load, openvino_core
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.openvino_ir import (
@@ -114,15 +114,12 @@ class OpenVinoQuantizer:
             InputError: a name that is not one of `layers`.
         """
         request = _compiled(self.model(keep_float)).create_infer_request()
-        maps = np.empty(images.shape[:3], dtype=np.float32)
-        scores = np.empty(len(images), dtype=np.float32)
-        for position in range(len(images)):
-            request.infer({"image": images[position : position + 1]}, share_inputs=True)
-            maps[position] = request.get_tensor("anomaly_map").data[0]
-            scores[position] = request.get_tensor("score").data[0]
-            if progress is not None:
-                progress(position + 1, len(images))
-        return Outputs(maps, scores)
+
+        def run(image: NDArray[np.uint8]) -> tuple[Any, Any]:
+            request.infer({"image": image}, share_inputs=True)
+            return request.get_tensor("anomaly_map").data, request.get_tensor("score").data
+
+        return run_each(run, images, progress)
 
     def saturation(self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset()) -> dict[str, float]:
         """Count the values that the quantized layers read outside their ranges; see `targets.base.Quantizer`."""

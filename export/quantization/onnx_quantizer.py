@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vae_edge.agreement import Outputs, run_backend
+from vae_edge.agreement import Outputs, run_backend, run_each
 from vae_edge.backends.base import open_backend
 from vae_edge.errors import InputError, MissingDependencyError
 from vae_edge.export.quantization.deconvolution import rewrite_transposed_convolutions
@@ -315,12 +315,4 @@ def simulate_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], progress: P
         MissingDependencyError: onnxruntime is not installed.
     """
     session = _session(model)
-    outputs = Outputs(np.empty(images.shape[:3], np.float32), np.empty(len(images), np.float32))
-    for position in range(len(images)):
-        feed = {"image": images[position : position + 1]}
-        outputs.maps[position : position + 1], outputs.scores[position : position + 1] = session.run(
-            ["anomaly_map", "score"], feed
-        )
-        if progress is not None:
-            progress(position + 1, len(images))
-    return outputs
+    return run_each(lambda image: session.run(["anomaly_map", "score"], {"image": image}), images, progress)

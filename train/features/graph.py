@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -259,18 +261,11 @@ class FeatureScorer(nn.Module):
             kept = maker.kept
             maps.setdefault(source, []).append(values if kept is None else kept.only(values))
             scores.append(pool_largest(values if kept is None else kept.to_pool(values), self.counts[i]))
-        parts = [self.enlarge[str(source)](_sum(values)) for source, values in maps.items()]
-        anomaly_map = _sum(parts) / len(scores)
+        parts = [self.enlarge[str(source)](reduce(add, values)) for source, values in maps.items()]
+        anomaly_map = reduce(add, parts) / len(scores)
         if self.kept is not None:
             anomaly_map = self.kept.only(anomaly_map)
-        return anomaly_map.flatten(1, 2), _sum(scores) / len(scores)
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+        return anomaly_map.flatten(1, 2), reduce(add, scores) / len(scores)
 
 
 class FeatureGraph(DeployedGraph):

@@ -252,22 +252,14 @@ class StepPart(NamedTuple):
         return drawn[self.part]
 
 
-def augmented(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
-    """Change a batch at random, by torch's own random numbers.
+def flipped(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
+    """Mirror each picture of a batch at random, by torch's own random numbers, if that is one of the kinds.
 
     Args:
         pixels: float32 [N, C, H, W], -1 to 1.
         kinds: what to change.
         of_step: which images of a step these are; None: all of them.
-
-    Returns:
-        float32 [N, C, H, W], -1 to 1.
     """
-    return relit(flipped(pixels, kinds, of_step), kinds, of_step)
-
-
-def flipped(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
-    """Mirror each picture of a batch at random, if that is one of the kinds; see `augmented`."""
     n, part = of_step or StepPart(len(pixels))
     if Augmentation.FLIPS in kinds:
         for dim in (2, 3):
@@ -277,7 +269,7 @@ def flipped(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart |
 
 
 def relit(pixels: Tensor, kinds: Collection[Augmentation], of_step: StepPart | None = None) -> Tensor:
-    """Change brightness and contrast of each picture at random, if that is one of the kinds; see `augmented`."""
+    """Change brightness and contrast of each picture at random, if that is one of the kinds; see `flipped`."""
     n, part = of_step or StepPart(len(pixels))
     if Augmentation.LIGHT in kinds:
         gain, offset = torch.randn(2, n, 1, 1, 1, device=pixels.device)[:, part] * _LIGHT

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -242,9 +244,9 @@ class Scorer(nn.Module):
             smoothed: Tensor = self.smooth_map(self._fuse(maps))
             return smoothed
         assert self.enlarge is not None
-        total: Tensor = self.enlarge(_sum(coarse))
+        total: Tensor = self.enlarge(reduce(add, coarse))
         if maps:
-            total = total + self.smooth_map(_sum(maps))
+            total = total + self.smooth_map(reduce(add, maps))
         n = len(maps) + len(coarse)
         return total / n if n > 1 else total
 
@@ -285,13 +287,6 @@ def map_step(settings: MapSettings, map_sigma: float, height: int, width: int) -
     shorter = min(height, width)
     is_wide = min(settings.smoothing_sigma, map_sigma) * shorter >= _WIDE_PIXELS
     return COARSE_STEP if is_wide and height % COARSE_STEP == width % COARSE_STEP == 0 else 1
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 class DeployedGraph(nn.Module, ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,30 +9,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vae_edge.errors import InputError
-from vae_edge.platform.outside import home_folder, user_path
+from vae_edge.platform.outside import user_folder
 
 
 def cache_folder() -> Path:
     """Return the user's cache folder for vae-edge; it need not exist yet.
 
-    `$VAE_EDGE_CACHE` where it is set, else `$XDG_CACHE_HOME/vae-edge`, else `~/.cache/vae-edge`. A relative
-    `$XDG_CACHE_HOME` is ignored, as the XDG Base Directory Specification asks.
+    `$VAE_EDGE_CACHE` where it is set, else `$XDG_CACHE_HOME/vae-edge`, else `~/.cache/vae-edge`.
 
     Raises:
         InputError: neither is set, and this user has no home folder, as some services' users.
     """
-    own = os.environ.get("VAE_EDGE_CACHE")
-    if own:
-        return user_path(own).absolute()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    if shared and Path(shared).is_absolute():
-        return Path(shared) / "vae-edge"
-    home = home_folder()
-    if home is None:
+    folder = user_folder("VAE_EDGE_CACHE", "XDG_CACHE_HOME", ".cache")
+    if folder is None:
         raise InputError(
             "there is no place for a cache because this user has no home folder; set VAE_EDGE_CACHE to a folder"
         )
-    return home / ".cache" / "vae-edge"
+    return folder
 
 
 def compiled_cache_folder() -> Path:

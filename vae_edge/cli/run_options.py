@@ -55,6 +55,16 @@ class OverlayFormat(TextEnum):
     PNG = "png"
 
 
+DriftAlarmOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Chance of a false alarm of drift, over all time.",
+        show_default=f"{DEFAULT_ALARM_RATE}",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ResultOptions(OptionGroup):
     """What is written, and where."""
@@ -254,14 +264,7 @@ class MonitorOptions(OptionGroup, panel="Verdicts, drift, and pictures to keep")
             help="Watch whether scores drift, one image per part; the file keeps what is known between two runs.",
         ),
     ] = None
-    drift_alarm: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Chance of a false alarm of drift, over all time.",
-            show_default=f"{DEFAULT_ALARM_RATE}",
-        ),
-    ] = None
+    drift_alarm: DriftAlarmOption = None
     keep: Annotated[
         list[str] | None,
         typer.Option(

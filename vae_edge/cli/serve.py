@@ -28,14 +28,16 @@ from vae_edge.cli.options import (
     with_option_groups,
 )
 from vae_edge.cli.progress import step_progress
+from vae_edge.cli.run_options import DriftAlarmOption
 from vae_edge.decision import thresholds_at
 from vae_edge.detector import Detector
-from vae_edge.drift import DEFAULT_ALARM_RATE, check_alarm_rate
+from vae_edge.drift import check_alarm_rate
 from vae_edge.errors import MissingDependencyError, UsageError
 from vae_edge.platform.outside import user_path
-from vae_edge.serve.access import TOKEN_VARIABLE, is_loopback, listen, read_token
+from vae_edge.serve.access import TOKEN_VARIABLE, listen, read_token
 from vae_edge.serve.encryption import Encryption
 from vae_edge.signing.keys import TrustedKeys
+from vae_edge.sinks.line.addresses import is_loopback
 from vae_edge.sinks.sink import trust_warnings
 
 _FIRST_PYTHON_WITHOUT = (3, 13)
@@ -93,18 +95,10 @@ class VerdictOptions(OptionGroup, panel="Verdicts and drift"):
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Watch whether scores drift, one picture per part; a file for each bundle, DIR/NAME.drift, keeps what "
-            "is known.",
+            help="Watch whether each bundle's scores drift, one picture per part; DIR/NAME.drift keeps what is known.",
         ),
     ] = None
-    drift_alarm: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Chance of a false alarm of drift, over all time, for each bundle.",
-            show_default=f"{DEFAULT_ALARM_RATE}",
-        ),
-    ] = None
+    drift_alarm: DriftAlarmOption = None
 
 
 @dataclass(frozen=True)

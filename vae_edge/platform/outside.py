@@ -85,6 +85,25 @@ def home_folder() -> Path | None:
     return Path(home) if home.startswith("/") else _home_of(None)
 
 
+def user_folder(own: str, kind: str, default: str) -> Path | None:
+    """Return a folder of this user's for vae-edge, which need not exist; None: this user has no home folder.
+
+    A relative path in `XDG_...` is ignored, as the XDG Base Directory Specification asks.
+
+    Args:
+        own: the environment variable that names it.
+        kind: the XDG variable that names its parent where the first is not set.
+        default: its parent below the home folder where that one is not set, either.
+    """
+    if named := os.environ.get(own):
+        return user_path(named).absolute()
+    shared = os.environ.get(kind)
+    if shared and Path(shared).is_absolute():
+        return Path(shared) / "vae-edge"
+    home = home_folder()
+    return None if home is None else home / default / "vae-edge"
+
+
 def user_path(text: str | Path) -> Path:
     """Return a path as its writer means it: `~/x` and `~name/x` begin with a home folder.
 

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import socket
 from pathlib import Path
 
 from vae_edge.errors import InputError, UsageError
+from vae_edge.sinks.line.addresses import is_loopback
 
 TOKEN_VARIABLE = "VAE_EDGE_SERVE_TOKEN"
 _LEAST_CHARACTERS, _MOST_CHARACTERS = 16, 512
 _HOW_TO_MAKE = "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_token(file: Path | None, host: str) -> str | None:

@@ -24,8 +24,6 @@ from vae_edge.signing.files import SIGNATURE_FILE
 
 PAYLOAD_TYPE: Literal["application/vnd.in-toto+json"] = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE: Literal["https://model_signing/signature/v1.0"] = "https://model_signing/signature/v1.0"
-_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 SIGNATURE_LIMITS = JsonLimits(1_000_000, 5_000)
 """Of `model.sig`: a bundle has at most 18 files of about 200 bytes here, and a chain a few certificates."""

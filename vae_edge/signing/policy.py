@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, StrictBool
 
 from vae_edge.errors import InputError, VaeEdgeError
-from vae_edge.platform.outside import home_folder, user_path
+from vae_edge.platform.outside import user_folder, user_path
 from vae_edge.records import JsonLimits, Record, open_regular, parse_json, parse_record, read_bounded
 
 if TYPE_CHECKING:
@@ -50,16 +50,9 @@ def config_folder() -> Path | None:
     """Return the user's folder for vae-edge's configuration, which need not exist; None: this user has no home folder.
 
     `$VAE_EDGE_CONFIG` where it is set, and that one has to exist, else `$XDG_CONFIG_HOME/vae-edge`, else
-    `~/.config/vae-edge`. A relative `$XDG_CONFIG_HOME` is ignored, as the XDG Base Directory Specification asks.
+    `~/.config/vae-edge`.
     """
-    own = os.environ.get("VAE_EDGE_CONFIG")
-    if own:
-        return user_path(own).absolute()
-    shared = os.environ.get("XDG_CONFIG_HOME")
-    if shared and Path(shared).is_absolute():
-        return Path(shared) / "vae-edge"
-    home = home_folder()
-    return None if home is None else home / ".config" / "vae-edge"
+    return user_folder("VAE_EDGE_CONFIG", "XDG_CONFIG_HOME", ".config")
 
 
 def read_policy() -> Policy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,7 +18,6 @@ from vae_edge.records import JsonLimits, Record, Sha256, open_regular, parse_jso
 from vae_edge.signing.envelope import Subject, in_short
 from vae_edge.signing.files import PROVENANCE_FILE
 
-PROVENANCE_TYPE: Final = "https://slsa.dev/provenance/v1"
 EXPORT_TYPE, REBUILD_TYPE = "https://vae-edge/export/v1", "https://vae-edge/rebuild/v1"
 """How a bundle was made: from a run, or from the ONNX file of another bundle."""
 BUILDER = "https://vae-edge/vae-export"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.train.tiny_models import as_pixels, surfaces
-from vae_edge.train.loop.batches import augmented, even_light
+from vae_edge.train.loop.batches import even_light, flipped, relit
 from vae_edge.train.model.input_layers import PhotometricNormalization
 from vae_edge.train.model.input_settings import InputSettings, Photometric, Tiling
 from vae_edge.train.model.presets import Augmentation
@@ -14,6 +14,10 @@ from vae_edge.train.model.presets import Augmentation
 @pytest.fixture
 def pixels() -> torch.Tensor:
     return as_pixels(surfaces(64, 32, 40, light=30))
+
+
+def augmented(pixels: torch.Tensor, kinds: tuple[Augmentation, ...]) -> torch.Tensor:
+    return relit(flipped(pixels, kinds), kinds)
 
 
 @pytest.mark.parametrize("kinds", [(), (Augmentation.NONE,)])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from vae_edge.errors import InputError
-from vae_edge.train.loop.batches import FixedCrops, StepPart, as_pixels, augmented
+from vae_edge.train.loop.batches import FixedCrops, StepPart, as_pixels, flipped, relit
 from vae_edge.train.loop.team import Team
 from vae_edge.train.loop.together import SharedBatchNorm2d, StepShares, total_of
 from vae_edge.train.loop.training import VaeTraining
@@ -33,7 +33,8 @@ def gradients(team: Team, images: NDArray[np.uint8]) -> tuple[list[Tensor], list
         of_step = StepPart(shares.n_of(0), shares.part(0))
     torch.manual_seed(7)
     pixels = as_pixels(torch.from_numpy(images[of_step.part])).double()
-    pixels = augmented(pixels, tuple(Augmentation), of_step)
+    kinds = tuple(Augmentation)
+    pixels = relit(flipped(pixels, kinds, of_step), kinds, of_step)
     loss = vae.loss(vae(pixels, of_step.noise_like), pixels)
     # The loss casts to float32 for autocast's sake; here nothing is rounded.
     reconstruction = (vae(pixels, of_step.noise_like).reconstruction - pixels).square().mean()

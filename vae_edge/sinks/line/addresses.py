@@ -95,7 +95,7 @@ def shown_where(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine's own, by its name."""
+    """Return whether only this machine reaches a host, by its name or address."""
     if host == "localhost":
         return True
     try:

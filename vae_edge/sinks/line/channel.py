@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
 from vae_edge.decision import smallest_settable_rate
-from vae_edge.errors import MissingDependencyError
+from vae_edge.errors import InputError, MissingDependencyError, said_by
 from vae_edge.manifest import Manifest, Thresholds
 from vae_edge.sinks.lines import json_line
 
@@ -161,3 +163,27 @@ def missing(package: str, option: str) -> MissingDependencyError:
     return MissingDependencyError(
         f'{option} needs the package {package!r}, which is not installed; run: pip install "vae-edge[line]"'
     )
+
+
+@contextmanager
+def failures_named(where: str, authorities: str) -> Iterator[None]:
+    """Say, of what is connected to in the block, what is wrong.
+
+    Args:
+        where: it, in words.
+        authorities: the setting of the certificates that may have signed its own.
+
+    Raises:
+        InputError: it is not there, does not speak TLS, or its certificate does not fit.
+    """
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"{where} has a certificate that does not fit ({error.verify_message}); expected one for this host, "
+            f"signed by a certificate that the system or {authorities} has"
+        ) from error
+    except ssl.SSLError as error:
+        raise InputError(f"{where} does not speak TLS as expected ({said_by(error)}); check the port") from error
+    except OSError as error:
+        raise InputError(f"{where} cannot be reached ({said_by(error)}); check address and network") from error

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import ssl
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vae_edge.errors import InputError, UsageError, said_by
+from vae_edge.errors import InputError, UsageError
 from vae_edge.sinks.line.addresses import parse_address, topic_prefix
-from vae_edge.sinks.line.channel import About, Channel, Message, NotDelivered, Refused, missing
+from vae_edge.sinks.line.channel import About, Channel, Message, NotDelivered, Refused, failures_named, missing
 from vae_edge.sinks.line.settings import LineSettings
 
 if TYPE_CHECKING:
@@ -107,17 +106,8 @@ class Mqtt(Channel):
         self._of_no_message.clear()
         client = self._new_client()
         where = f"the MQTT broker {self._address.where}"
-        try:
+        with failures_named(where, "VAE_EDGE_MQTT_CA"):
             client.connect(self._address.host, self._address.port, keepalive=_KEEP_ALIVE_S, **self._properties())
-        except ssl.SSLCertVerificationError as error:
-            raise InputError(
-                f"{where} has a certificate that does not fit ({error.verify_message}); expected one for this host, "
-                "signed by a certificate that the system or VAE_EDGE_MQTT_CA has"
-            ) from error
-        except ssl.SSLError as error:
-            raise InputError(f"{where} does not speak TLS as expected ({said_by(error)}); check the port") from error
-        except OSError as error:
-            raise InputError(f"{where} cannot be reached ({said_by(error)}); check address and network") from error
         self._client = client
         client.loop_start()
         with self._changed:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import http.client
 import socket
-import ssl
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
 from vae_edge import __version__
-from vae_edge.errors import InputError, UsageError, said_by
+from vae_edge.errors import UsageError, said_by
 from vae_edge.sinks.line.addresses import parse_address
-from vae_edge.sinks.line.channel import About, Channel, Message, NotDelivered, Refused
+from vae_edge.sinks.line.channel import About, Channel, Message, NotDelivered, Refused, failures_named
 from vae_edge.sinks.line.settings import LineSettings
 
 _FORM = "https://HOST[:PORT]/PATH, or http:// without encryption"
@@ -65,18 +64,8 @@ class Webhook(Channel):
             InputError: the receiver is not there, or its certificate does not fit.
         """
         self._headers["Vae-Edge-Bundle"] = about.bundle.encode("ascii", "replace").decode()
-        where = f"the webhook's host {self._address.where}"
-        try:
+        with failures_named(f"the webhook's host {self._address.where}", "VAE_EDGE_WEBHOOK_CA"):
             self._connect()
-        except ssl.SSLCertVerificationError as error:
-            raise InputError(
-                f"{where} has a certificate that does not fit ({error.verify_message}); expected one for this host, "
-                "signed by a certificate that the system or VAE_EDGE_WEBHOOK_CA has"
-            ) from error
-        except ssl.SSLError as error:
-            raise InputError(f"{where} does not speak TLS as expected ({said_by(error)}); check the port") from error
-        except OSError as error:
-            raise InputError(f"{where} cannot be reached ({said_by(error)}); check address and network") from error
 
     def send(self, messages: Sequence[Message]) -> None:
         """Send one message; see `Channel.send`."""
