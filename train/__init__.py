@@ -21,22 +21,16 @@ if TYPE_CHECKING:
     from vae_edge.train.run.folder import RunFolder as RunFolder
 
 _HOME = {
-    "DataSource": "vae_edge.train.data.sources",
-    "RunFolder": "vae_edge.train.run.folder",
-    "TrainSettings": "vae_edge.train.loop.settings",
-    "Watcher": "vae_edge.train.loop.watcher",
     "fit": "vae_edge.train.api",
     "resume_run": "vae_edge.train.run.fitting",
+    "RunFolder": "vae_edge.train.run.folder",
+    "TrainSettings": "vae_edge.train.loop.settings",
+    "DataSource": "vae_edge.train.data.sources",
+    "Watcher": "vae_edge.train.loop.watcher",
 }
+"""The public names, as a reader looks for them: what is used first comes first."""
 
-__all__ = [  # noqa: RUF022 - as a reader looks for them: what is used first comes first
-    "fit",
-    "resume_run",
-    "RunFolder",
-    "TrainSettings",
-    "DataSource",
-    "Watcher",
-]
+__all__ = [*_HOME]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> object:

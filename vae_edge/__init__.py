@@ -36,35 +36,22 @@ disable_onnxruntime_telemetry()
 __version__ = "0.3.0"
 
 _HOME = {
-    "Bundle": "vae_edge.bundle",
-    "BundleError": "vae_edge.errors",
     "Detector": "vae_edge.detector",
-    "DeviceError": "vae_edge.errors",
-    "InputError": "vae_edge.errors",
-    "MissingDependencyError": "vae_edge.errors",
-    "ParityError": "vae_edge.errors",
     "Prediction": "vae_edge.prediction",
+    "Bundle": "vae_edge.bundle",
     "Preparation": "vae_edge.image",
     "Vae": "vae_edge.train.model.network",
-    "VaeEdgeError": "vae_edge.errors",
     "read_image": "vae_edge.image",
+    "VaeEdgeError": "vae_edge.errors",
+    "InputError": "vae_edge.errors",
+    "BundleError": "vae_edge.errors",
+    "MissingDependencyError": "vae_edge.errors",
+    "DeviceError": "vae_edge.errors",
+    "ParityError": "vae_edge.errors",
 }
+"""The public names, as a reader looks for them: what is used first comes first."""
 
-__all__ = [  # noqa: RUF022 - as a reader looks for them: what is used first comes first
-    "Detector",
-    "Prediction",
-    "Bundle",
-    "Preparation",
-    "Vae",
-    "read_image",
-    "VaeEdgeError",
-    "InputError",
-    "BundleError",
-    "MissingDependencyError",
-    "DeviceError",
-    "ParityError",
-    "__version__",
-]
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> object:

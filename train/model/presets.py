@@ -175,10 +175,10 @@ class Architecture(Record):
 class Preset(Record):
     """A size of the network that was tried."""
 
-    n_features: int
-    latent_vec_size: int
-    max_features: int | None
     purpose: str
+    n_features: int = 16
+    latent_vec_size: int = 128
+    max_features: int | None = 128
     network: Network | None = Network.PIXEL
     """What is reconstructed; None: the data choose. The other numbers are those of a network on whole pictures."""
     recipe: Recipe = EDGE_RECIPE
@@ -206,34 +206,19 @@ class Preset(Record):
 
 
 PRESETS: dict[str, Preset] = {
-    "auto": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="the data choose", network=None),
-    "feature": Preset(
-        n_features=16,
-        latent_vec_size=128,
-        max_features=128,
-        purpose="on features of a pretrained backbone",
-        network=Network.FEATURE,
-    ),
-    "both": Preset(
-        n_features=16,
-        latent_vec_size=128,
-        max_features=128,
-        purpose="on features and on patches of pixels",
-        network=Network.BOTH,
-    ),
+    "auto": Preset(purpose="the data choose", network=None),
+    "feature": Preset(purpose="on features of a pretrained backbone", network=Network.FEATURE),
+    "both": Preset(purpose="on features and on patches of pixels", network=Network.BOTH),
     "reference": Preset(
-        n_features=64,
-        latent_vec_size=128,
-        max_features=None,
         purpose="as published, for a GPU",
+        n_features=64,
+        max_features=None,
         recipe=REFERENCE_RECIPE,
         precision=SINGLE,
         chooses_size=False,
     ),
-    "edge": Preset(
-        n_features=32, latent_vec_size=128, max_features=256, purpose="twice as wide, for a Jetson or a desktop CPU"
-    ),
-    "nano": Preset(n_features=16, latent_vec_size=128, max_features=128, purpose="for any device"),
+    "edge": Preset(purpose="twice as wide, for a Jetson or a desktop CPU", n_features=32, max_features=256),
+    "nano": Preset(purpose="for any device"),
 }
 """The presets. Parameters in training, and multiply-adds times two for one image on the device (`count_flops`):
 

@@ -149,50 +149,29 @@ def _pre_processor(job: dict[str, Any]) -> Any:
     return PreProcessor(Compose([Resize(tuple(job["size"]), antialias=True), Normalize(half, half)]))
 
 
-def _padim(job: dict[str, Any]) -> Any:
-    from anomalib.models import Padim
-
-    return Padim(
-        BACKBONE,
-        [_FINE, _MIDDLE, _COARSE],
-        n_features=100,
-        pre_processor=_pre_processor(job),
-        evaluator=False,
-        visualizer=False,
-    )
-
-
-def _patchcore(job: dict[str, Any]) -> Any:
-    from anomalib.models import Patchcore
-
-    return Patchcore(
-        BACKBONE,
-        [_MIDDLE, _COARSE],
-        coreset_sampling_ratio=job["coreset"],
-        pre_processor=_pre_processor(job),
-        evaluator=False,
-        visualizer=False,
-    )
-
-
-def _stfpm(job: dict[str, Any]) -> Any:
-    from anomalib.models import Stfpm
-
-    return Stfpm(
-        BACKBONE,
-        [_FINE, _MIDDLE, _COARSE],
-        pre_processor=_pre_processor(job),
-        evaluator=False,
-        visualizer=False,
+def _make(kind: str, job: dict[str, Any], layers: list[str], **own: Any) -> Any:
+    """Make one of anomalib's models on the backbone's layers."""
+    models = importlib.import_module("anomalib.models")
+    return getattr(models, kind)(
+        BACKBONE, layers, pre_processor=_pre_processor(job), evaluator=False, visualizer=False, **own
     )
 
 
 MODELS: dict[str, Any] = {
-    "padim": (_padim, lambda job: "strides 4, 8 and 16, 100 of 176 channels"),
-    "patchcore": (_patchcore, lambda job: f"strides 8 and 16, coreset of {job['coreset']:.1%}"),
-    "stfpm": (_stfpm, lambda job: f"strides 4, 8 and 16, {job['epochs']} epochs"),
+    "padim": (
+        lambda job: _make("Padim", job, [_FINE, _MIDDLE, _COARSE], n_features=100),
+        lambda job: "strides 4, 8 and 16, 100 of 176 channels",
+    ),
+    "patchcore": (
+        lambda job: _make("Patchcore", job, [_MIDDLE, _COARSE], coreset_sampling_ratio=job["coreset"]),
+        lambda job: f"strides 8 and 16, coreset of {job['coreset']:.1%}",
+    ),
+    "stfpm": (
+        lambda job: _make("Stfpm", job, [_FINE, _MIDDLE, _COARSE]),
+        lambda job: f"strides 4, 8 and 16, {job['epochs']} epochs",
+    ),
 }
-"""The class of each model, and the settings chosen for it."""
+"""How each model is made, and the settings chosen for it."""
 
 
 def _loader(job: dict[str, Any]) -> Any:
