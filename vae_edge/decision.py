@@ -245,16 +245,7 @@ class PixelTail:
             raise InputError(
                 "the anomaly map of a held-out normal holds a value that is not finite; train the model again"
             )
-        self._n_pixels += pixels.size
-        if self._n_pixels > self._most_pixels:
-            raise InputError(f"there are {self._n_pixels} pixels; at most {self._most_pixels} were expected")
-        if self._kept.size == self._n_kept:
-            # Once the tail is full, few pixels of a further map are larger than its smallest value.
-            pixels = pixels[pixels > self._kept.min()]
-        kept = np.concatenate([self._kept, pixels])
-        if kept.size > self._n_kept:
-            kept = np.partition(kept, kept.size - self._n_kept)[kept.size - self._n_kept :]
-        self._kept = kept
+        self._take(pixels, pixels.size)
 
     def empty(self) -> PixelTail:
         """Return one of the same settings to which nothing was added, such as for a part of the maps."""
@@ -266,13 +257,20 @@ class PixelTail:
         Raises:
             InputError: there are more pixels than were expected.
         """
-        n_pixels = self._n_pixels + part._n_pixels
-        if n_pixels > self._most_pixels:
-            raise InputError(f"there are {n_pixels} pixels; at most {self._most_pixels} were expected")
-        kept = np.concatenate([self._kept, part._kept])
+        self._take(part._kept, part._n_pixels)
+
+    def _take(self, pixels: NDArray[np.float32], n: int) -> None:
+        """Take in n pixels, of which these may be among the largest."""
+        self._n_pixels += n
+        if self._n_pixels > self._most_pixels:
+            raise InputError(f"there are {self._n_pixels} pixels; at most {self._most_pixels} were expected")
+        if self._kept.size == self._n_kept:
+            # Once the tail is full, few pixels of a further map are larger than its smallest value.
+            pixels = pixels[pixels > self._kept.min()]
+        kept = np.concatenate([self._kept, pixels])
         if kept.size > self._n_kept:
             kept = np.partition(kept, kept.size - self._n_kept)[kept.size - self._n_kept :]
-        self._kept, self._n_pixels = kept, n_pixels
+        self._kept = kept
 
     def threshold(self) -> float:
         """Return the smallest value above which at most the allowed share of the pixels lies.

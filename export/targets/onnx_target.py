@@ -105,11 +105,15 @@ class OnnxRuntimeQuantizer(OnnxQuantizer):
         return quantize_for_onnxruntime(self.float_model, self.ranges, keep_float=keep_float)
 
 
-def export_program(graph: DeployedGraph) -> torch.export.ExportedProgram:
-    """Trace the graph with a dynamic batch; the program's input is `image`, uint8 [N, H, W, 3]."""
-    height, width = graph.image_size
-    # Two images: a batch of one would be taken for a constant.
-    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+def export_program(graph: DeployedGraph, example: torch.Tensor | None = None) -> torch.export.ExportedProgram:
+    """Trace the graph with a dynamic batch; the program's input is `image`.
+
+    Args:
+        graph: to trace.
+        example: two images, for a batch of one would be taken for a constant; None: they are uint8 [2, H, W, 3].
+    """
+    if example is None:
+        example = torch.zeros(2, *graph.image_size, 3, dtype=torch.uint8)
     with torch.no_grad():
         return torch.export.export(
             graph, (example,), dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=4096)}}, strict=False

@@ -19,6 +19,7 @@ from vae_edge.benchmarks.studies.peers.environments import Environment
 from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.cli.main import invoke
 from vae_edge.errors import DeviceError, InputError, VaeEdgeError
+from vae_edge.export.targets.onnx_target import export_program
 from vae_edge.targets import Precision, Target
 from vae_edge.train.model.anomaly_graph import AnomalyGraph
 from vae_edge.train.run.folder import RunFolder
@@ -122,14 +123,8 @@ class PixelGraph(AnomalyGraph):
 def save_program(run: RunFolder, path: Path) -> None:
     """Write a run's network and scoring as a torch program with a dynamic batch."""
     graph = PixelGraph(run.load_vae(), run.record.scoring, run.load_constants(), run.record.input_settings)
-    height, width = graph.image_size
-    batch = torch.export.Dim("N", min=1, max=4096)
-    with torch.no_grad():
-        program = torch.export.export(
-            graph, (torch.zeros(2, 3, height, width),), dynamic_shapes={"image": {0: batch}}, strict=False
-        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path)
+    torch.export.save(export_program(graph, torch.zeros(2, 3, *graph.image_size)), path)
 
 
 def export_with_anomalib(
