@@ -75,7 +75,11 @@ def train_and_score(job: dict[str, Any]) -> dict[str, Any]:
     _fit_post_processor(model, calibration_scores, maps)
     size = job["input_size"]
     exported = engine.export(
-        model, ExportType.OPENVINO, export_root=out, input_size=None if size is None else tuple(size)
+        model,
+        ExportType.OPENVINO,
+        export_root=out,
+        input_size=None if size is None else tuple(size),
+        onnx_kwargs={"dynamic_axes": _dynamic_axes(size)},
     )
     names = ("anomalib", "timm", "torch", "openvino")
     return {
@@ -212,6 +216,15 @@ def _score(model: Any, files: list[str]) -> tuple[Any, Any]:
             scores.append(float(batch.pred_score.reshape(())))
             maps.append(batch.anomaly_map[0, 0].numpy().astype(np.float32))
     return np.array(scores, np.float32), np.stack(maps)
+
+
+def _dynamic_axes(size: Any) -> dict[str, dict[int, str]]:
+    """Return the axes of an exported model's input that are left open: height and width, if the images differ in size.
+
+    The batch is one image. anomalib would leave it open, too, but PatchCore limits the patches of one step, and with
+    an open batch the exported graph takes two images and no other number.
+    """
+    return {} if size is not None else {"input": {2: "height", 3: "width"}}
 
 
 def _fit_post_processor(model: Any, scores: Any, maps: Any) -> None:

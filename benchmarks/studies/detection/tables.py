@@ -180,7 +180,7 @@ def peers_table(
         lines.append(
             _peer_row(f"anomalib, {peer.model}", peer.metrics, peer.at_rates, peer.train_s, timing, peer.model)
         )
-    return "\n".join([*lines, "", *_in_force(own), ""])
+    return "\n".join([*lines, "", *_in_force(own), *_not_timed(timing), ""])
 
 
 def _peer_row(
@@ -201,6 +201,12 @@ def _peer_row(
         "" if seconds is None else f"{seconds:.0f}",
         *(f"{times[kind]:.1f}" if kind in times else "" for kind in ("file_p50_ms", "engine_p50_ms")),
     )
+
+
+def _not_timed(timing: TimingResult | None) -> list[str]:
+    """Return notes for models without times."""
+    failed = {} if timing is None else timing.failed
+    return [f"{model} could not be timed: {reason}" for model, reason in failed.items()]
 
 
 def _in_force(own: Sequence[CaseResult]) -> list[str]:

@@ -245,13 +245,17 @@ def test_other_tools_stand_beside_ours_in_one_table() -> None:
         versions={},
     )
     text = peers_table(
-        "one", [own], [peer], TimingResult(models={"padim": {"file_p50_ms": 20.04, "engine_p50_ms": 9.0}})
+        "one",
+        [own],
+        [peer],
+        TimingResult(models={"padim": {"file_p50_ms": 20.04, "engine_p50_ms": 9.0}}, failed={"nano": "it ended"}),
     )
     assert "### one: other tools on the same split, seed 0" in text
     assert "The others at 288x256" in text
     assert "| vae-edge, `nano` | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 12 |  |  |" in text
     assert "| anomalib, padim | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 31 | 20.0 | 9.0 |" in text
     assert "For 1% the held-out normals support no rate below 4.5%." in text
+    assert "nano could not be timed: it ended" in text
 
 
 class Number(Record):
@@ -269,3 +273,8 @@ def test_a_task_is_done_once_unless_it_changes(tmp_path: Path) -> None:
     first = run_all(kind, {"a": Number(value=1), "b": Number(value=2)}, tmp_path, 1)
     again = run_all(kind, {"a": Number(value=1), "b": Number(value=5)}, tmp_path, 1)
     assert ([first["b"].value, again["a"].value, again["b"].value], done) == ([4, 2, 10], [1, 2, 5])
+
+
+def test_only_what_differs_between_images_is_open_in_an_exported_model() -> None:
+    assert anomalib_peer._dynamic_axes((128, 96)) == {}
+    assert anomalib_peer._dynamic_axes(None) == {"input": {2: "height", 3: "width"}}
