@@ -265,6 +265,34 @@ def tell(event: str, **values: object) -> None:
     sys.stdout.flush()
 
 
+class Notes:
+    """Reports a job's progress: in the log, which is its standard error, and as `note` events.
+
+    Args:
+        every_s: how much time lies between two reports of how far something is.
+    """
+
+    def __init__(self, every_s: float = 20.0) -> None:
+        self._every_s = every_s
+        self._stage = ""
+        self._at = 0.0
+
+    def note(self, sentence: str) -> None:
+        """Report a sentence."""
+        sys.stderr.write(f"{sentence}\n")
+        sys.stderr.flush()
+        tell("note", sentence=sentence)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Report how far a stage is, now and then; one that takes less time than that is not mentioned."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._at = stage, now
+        if now - self._at >= self._every_s:
+            self._at = now
+            self.note(f"{stage}: {done} of {total}")
+
+
 def serve(
     arguments: Sequence[str],
     do: Callable[[dict[str, Any]], dict[str, Any]],

@@ -179,6 +179,7 @@ def run_job(
     folder: Path | None = None,
     cancel: threading.Event | None = None,
     log: Path | None = None,
+    hear: Callable[[str], None] = lambda sentence: None,
 ) -> JobResult:
     """Run a job in its own process, see `vae_edge.benchmarks.measure.instruments.serve`, and return its result.
 
@@ -190,6 +191,7 @@ def run_job(
         folder: see there.
         cancel: see there.
         log: see there.
+        hear: receives the sentences of the job's `note` events while it works: its progress.
 
     Raises:
         DeviceError: the job failed; the message is the reason in the process's words, or how it ended.
@@ -198,7 +200,10 @@ def run_job(
     def is_first_result(line: str) -> bool:
         if not line.startswith(EVENT_PREFIX):
             return False
-        return bool(json.loads(line[len(EVENT_PREFIX) :])["event"] == "first_result")
+        values = json.loads(line[len(EVENT_PREFIX) :])
+        if values["event"] == "note":
+            hear(values["sentence"])
+        return bool(values["event"] == "first_result")
 
     with tempfile.TemporaryDirectory(prefix="vae-bench-") as name:
         job_file, result_file = Path(name, "job.json"), Path(name, "result.json")

@@ -57,7 +57,9 @@ def train_and_score(job: dict[str, Any]) -> dict[str, Any]:
     with _backbone_weights(_named_as_in_timm(_package_weights())):
         make, settings = MODELS[job["model"]]
         model = make(job)
+    notes = measured_process.instruments.Notes()
     engine = Engine(
+        callbacks=[_told_to(notes)],
         default_root_dir=str(scratch / "training"),
         accelerator="cpu",
         logger=False,
@@ -65,14 +67,17 @@ def train_and_score(job: dict[str, Any]) -> dict[str, Any]:
         limit_val_batches=0,
         **({"max_epochs": job["epochs"]} if job["model"] == "stfpm" else {}),
     )
+    notes.note("training")
     begin = time.perf_counter()
     engine.fit(model, train_dataloaders=_loader(job))
     train_s = time.perf_counter() - begin
     model.eval()
-    calibration_scores, _ = _score(model, job["calibration"])
-    scores, maps = _score(model, job["test"])
+    notes.note(f"trained in {train_s:.0f} s")
+    calibration_scores, _ = _score(model, job["calibration"], notes)
+    scores, maps = _score(model, job["test"], notes)
     np.save(scratch / "maps.npy", maps)
     _fit_post_processor(model, calibration_scores, maps)
+    notes.note("exporting")
     size = job["input_size"]
     exported = engine.export(
         model,
@@ -203,7 +208,23 @@ def _loader(job: dict[str, Any]) -> Any:
     )
 
 
-def _score(model: Any, files: list[str]) -> tuple[Any, Any]:
+def _told_to(notes: Any) -> Any:
+    """Return a callback of the training that reports how far it is: the log is a file, so there is no bar."""
+    from lightning.pytorch import Callback
+
+    class Told(Callback):
+        def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            each = trainer.num_training_batches
+            notes.progress("training, batches", trainer.current_epoch * each + batch_idx + 1, trainer.max_epochs * each)
+
+        def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+            if trainer.current_epoch + 1 == trainer.max_epochs:
+                notes.note("all batches seen; PaDiM and PatchCore now make their memory")
+
+    return Told()
+
+
+def _score(model: Any, files: list[str], notes: Any) -> tuple[Any, Any]:
     """Return raw scores and maps, float32 [n] and [n, H, W]."""
     import numpy as np
     import torch
@@ -211,7 +232,8 @@ def _score(model: Any, files: list[str]) -> tuple[Any, Any]:
 
     scores, maps = [], []
     with torch.inference_mode():
-        for file in files:
+        for number, file in enumerate(files, start=1):
+            notes.progress("scoring, images", number, len(files))
             batch = model.model(model.pre_processor.transform(read_image(file, as_tensor=True)[None]))
             scores.append(float(batch.pred_score.reshape(())))
             maps.append(batch.anomaly_map[0, 0].numpy().astype(np.float32))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,16 @@ from vae_edge.benchmarks.studies import run_study
 from vae_edge.benchmarks.studies.detection.cases import CaseResult, Training
 from vae_edge.benchmarks.studies.detection.peers import PEERS, PeerJob, PeerResult, measure_peer
 from vae_edge.benchmarks.studies.detection.tables import peers_table, write_tables
-from vae_edge.benchmarks.studies.detection.tasks import Kind, run_all
+from vae_edge.benchmarks.studies.detection.tasks import Kind, Work, run_all, say
 from vae_edge.benchmarks.studies.detection.timing import TimingJob, TimingResult, run_of, time_models, timing_job
 from vae_edge.benchmarks.studies.detection.worker import Job
 from vae_edge.benchmarks.studies.peers.environments import BACKBONE_PACKAGE, Environment, anomalib_in, make_anomalib
-from vae_edge.cli.console import notes_console, results_console
+from vae_edge.cli.console import results_console
 from vae_edge.errors import UsageError
 from vae_edge.platform.atomic import write_text
 from vae_edge.platform.machine import usable_cores
 from vae_edge.train.data.sources import resolve_data
-from vae_edge.train.model.presets import Network, preset_named
+from vae_edge.train.model.presets import PRESETS, Network, preset_named
 from vae_edge.train.run.folder import RunFolder
 
 _TABLES = "detection.md"
@@ -49,7 +48,7 @@ def detection(
     ],
     out: Annotated[Path, typer.Option(help="Folder for runs, results and tables; an interrupted study is continued.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "0,1,2",
-    preset: Annotated[str, typer.Option(help="Of the network; several are comma-separated.")] = "nano",
+    preset: Annotated[str, typer.Option(help=f"Networks to train, comma-separated: {', '.join(PRESETS)}.")] = "nano",
     trainings: Annotated[
         str,
         typer.Option(help=f"What to train, comma-separated: {', '.join(each.value for each in Training)}; or all."),
@@ -70,7 +69,10 @@ def detection(
         int | None, typer.Option(help="Processes at the same time.", show_default="one for each core")
     ] = None,
     peers: Annotated[
-        str, typer.Option(help=f"Models of anomalib to measure on the first seed's split: {', '.join(PEERS)}; or all.")
+        str,
+        typer.Option(
+            help=f"Models of anomalib, on the first seed's split and with feature's size: {', '.join(PEERS)}; or all."
+        ),
     ] = "",
     anomalib: Annotated[
         Path | None,
@@ -137,16 +139,18 @@ def _cases(
     return cases
 
 
-def _do_case(job: Job, log: Path, cancel: threading.Event) -> CaseResult:
-    program = python_module("vae_edge.benchmarks.studies.detection.worker")
-    return CaseResult.model_validate(run_job(program, job.model_dump(mode="json"), math.inf, cancel=cancel, log=log))
+def _do_case(job: Job, work: Work) -> CaseResult:
+    program, values = python_module("vae_edge.benchmarks.studies.detection.worker"), job.model_dump(mode="json")
+    found = run_job(program, values, math.inf, cancel=work.cancel, log=work.log, hear=work.hear)
+    return CaseResult.model_validate(found)
 
 
 def _peer_tables(results: Sequence[CaseResult], asked: _Peers, out: Path, most: int) -> list[str]:
     """Measure the other tools on the split of the first seed of every image set; return a table for each set."""
     if asked.environment is None:
-        environment = make_anomalib(out / "environments" / "anomalib", _tell, (BACKBONE_PACKAGE,))
+        environment = make_anomalib(out / "environments" / "anomalib", say, (BACKBONE_PACKAGE,))
     else:
+        say(f"looking at the environment in {asked.environment}")
         environment = anomalib_in(asked.environment)
     seed = results[0].seed
     of_seed = [result for result in results if result.seed == seed]
@@ -158,13 +162,13 @@ def _peer_tables(results: Sequence[CaseResult], asked: _Peers, out: Path, most: 
         for data, cases in own.items()
         for model in asked.models
     }
-    kind = Kind(PeerJob, PeerResult, lambda job, log, cancel: measure_peer(job, environment, log, cancel))
-    peers = run_all(kind, jobs, out / "results", most)
+    kind = Kind(PeerJob, PeerResult, lambda job, work: measure_peer(job, environment, work))
+    done = run_all(kind, jobs, out / "results", most)
+    peers = {data: [done[f"{data}-{model}-{seed}"] for model in asked.models] for data in own}
     tables = []
     for data, cases in own.items():
-        of_data = [peers[f"{data}-{model}-{seed}"] for model in asked.models]
-        timing = _time(data, cases, of_data, asked, environment, out) if asked.rounds else None
-        tables.append(peers_table(data, cases, of_data, timing))
+        timing = _time(data, cases, peers[data], asked, environment, out) if asked.rounds else None
+        tables.append(peers_table(data, cases, peers[data], timing))
     return tables
 
 
@@ -179,7 +183,7 @@ def _time(
     """Time all models of an image set once nothing else of the study is running."""
     runs = {result.preset: run_of(out, result) for result in cases}
 
-    def do(job: TimingJob, log: Path, cancel: threading.Event) -> TimingResult:
+    def do(job: TimingJob, work: Work) -> TimingResult:
         return time_models(job, runs, peers, environment, out / "timing")
 
     name = f"{data}-timing-{cases[0].seed}"
@@ -201,10 +205,6 @@ def _peer_job(model: str, run: RunFolder, asked: _Peers, out: Path) -> PeerJob:
         epochs=asked.epochs,
         coreset=asked.coreset,
     )
-
-
-def _tell(line: str) -> None:
-    notes_console().print(line, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from vae_edge.benchmarks.measure.process import run_job
 from vae_edge.benchmarks.studies.detection import anomalib_peer
 from vae_edge.benchmarks.studies.detection.cases import AtRate, at_rates
+from vae_edge.benchmarks.studies.detection.tasks import Work
 from vae_edge.benchmarks.studies.peers.environments import Environment
 from vae_edge.image import read_image
 from vae_edge.records import Record
@@ -59,7 +59,7 @@ class PeerResult(Record):
     versions: dict[str, str]
 
 
-def measure_peer(job: PeerJob, environment: Environment, log: Path, cancel: threading.Event) -> PeerResult:
+def measure_peer(job: PeerJob, environment: Environment, work: Work) -> PeerResult:
     """Train one of anomalib's models and measure it.
 
     Raises:
@@ -93,8 +93,9 @@ def measure_peer(job: PeerJob, environment: Environment, log: Path, cancel: thre
             },
             math.inf,
             folder=Path(scratch),
-            cancel=cancel,
-            log=log,
+            cancel=work.cancel,
+            log=work.log,
+            hear=work.hear,
         )
         maps = np.load(Path(scratch) / "maps.npy")
     labels = np.array([file.is_anomalous for file in test])

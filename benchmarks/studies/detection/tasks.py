@@ -21,13 +21,24 @@ R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a job gets beside its settings."""
+
+    log: Path
+    cancel: threading.Event
+    """Once it is set the job is to end."""
+    hear: Callable[[str], None]
+    """Receives sentences about its progress."""
+
+
+@dataclass(frozen=True)
 class Kind(Generic[J, R]):
     """What a job is and how it is done."""
 
     job: type[J]
     result: type[R]
-    do: Callable[[J, Path, threading.Event], R]
-    """Does a job; gets the file for the log and the event that cancels it."""
+    do: Callable[[J, Work], R]
+    """Does a job."""
 
 
 def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) -> dict[str, R]:
@@ -44,14 +55,17 @@ def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [name for name, job in jobs.items() if not _is_done(kind, folder, name, job)]
-    notes_console().print(f"{len(jobs) - len(waiting)} of {len(jobs)} cases are measured already; logs in {folder}")
+    say(f"{len(jobs) - len(waiting)} of {len(jobs)} cases are measured already; logs in {folder}")
     cancel = threading.Event()
     with ThreadPoolExecutor(most) as pool:
         try:
             running = {pool.submit(_run, kind, folder, name, jobs[name], cancel): name for name in waiting}
             for number, done in enumerate(as_they_end(running), 1):
                 done.result()
-                notes_console().print(f"{running[done]} done, {len(waiting) - number} to go", markup=False)
+                say(f"{running[done]} done, {len(waiting) - number} to go")
+        except KeyboardInterrupt:
+            say("interrupted; the same command continues")
+            raise
         finally:
             # Also when the user interrupts, or one failed: no process must go on behind the prompt.
             cancel.set()
@@ -63,11 +77,11 @@ def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) ->
 
 def _run(kind: Kind[J, R], folder: Path, name: str, job: J, cancel: threading.Event) -> None:
     job_file, result_file, log = (folder / f"{name}{ending}" for ending in (".job.json", ".json", ".log"))
-    notes_console().print(f"{name} started", markup=False)
+    say(f"{name} started")
     result_file.unlink(missing_ok=True)
     write_text(job_file, job.model_dump_json(indent=1))
     try:
-        result = kind.do(job, log, cancel)
+        result = kind.do(job, Work(log, cancel, lambda sentence: say(f"{name}: {sentence}")))
     except DeviceError as error:
         raise InputError(f"{name} failed: {error}; its whole output is in {log}") from error
     write_text(result_file, result.model_dump_json(indent=1, exclude_none=True) + "\n")
@@ -81,3 +95,8 @@ def _is_done(kind: Kind[J, R], folder: Path, name: str, job: J) -> bool:
         return kind.job.model_validate(json.loads(job_file.read_text(encoding="utf-8"))) == job
     except ValueError:
         return False
+
+
+def say(line: str) -> None:
+    """Print a line about the study's progress."""
+    notes_console().print(line, markup=False, soft_wrap=True)

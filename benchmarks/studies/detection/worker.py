@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_edge.benchmarks.measure.instruments import serve
+from vae_edge.benchmarks.measure.instruments import Notes, serve
 from vae_edge.benchmarks.studies.detection.cases import (
     AtRate,
     CaseResult,
@@ -87,17 +87,19 @@ class _Test:
         return evaluate(self.labels, scores, self.defects, maps, self.masks, self.has_mask)
 
 
-def _note(sentence: str) -> None:
-    """Write to the log, to show the worker's progress."""
-    sys.stderr.write(f"{sentence}\n")
-    sys.stderr.flush()
+_NOTES = Notes()
+"""Where the progress of the worker goes."""
 
 
-class _Notes(Watcher):
-    """Writes a run's messages to the log."""
+class _RunNotes(Watcher):
+    """Writes what a run says to the log, and reports how far it is."""
 
     def say(self, sentence: str) -> None:
-        _note(sentence)
+        sys.stderr.write(f"{sentence}\n")
+        sys.stderr.flush()
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        _NOTES.progress(stage, done, total)
 
 
 def run_job(job: Job) -> CaseResult:
@@ -179,11 +181,11 @@ def _run(runs: Path, training: Training, job: Job, settings: TrainSettings) -> R
     folder = runs / f"{Path(job.data).name}-{job.preset}-{job.seed}-{training}"
     if (folder / RECORD_FILE).is_file():
         return RunFolder.open(folder)
-    _note(f"training {folder.name}")
+    _NOTES.note(f"training {folder.name}")
     if (folder / SETTINGS_FILE).is_file():
-        return resume_run(folder, watcher=_Notes())
+        return resume_run(folder, watcher=_RunNotes())
     begin = time.monotonic()
-    run = fit_run(settings, out=folder, watcher=_Notes())
+    run = fit_run(settings, out=folder, watcher=_RunNotes())
     write_text(_wall_file(folder), f"{time.monotonic() - begin:.1f}\n")
     return run
 
@@ -202,7 +204,7 @@ def _measure_scorings(
 ) -> Iterator[Row]:
     vae, input_settings = run.load_vae(), run.record.input_settings
     for name, scoring in scorings_of(run.record.scoring).items():
-        _note(f"measuring {name}")
+        _NOTES.note(f"measuring {name}")
         constants = fit_scoring_constants(vae, scoring, statistics, input_settings=input_settings, fitted=fitted)
         scorer = Scorer(scoring, constants, input_settings)
         maps = np.empty(test.images.shape[:3], dtype=np.float32)
@@ -228,7 +230,7 @@ def _hindsight(
     run: RunFolder, statistics: NDArray[np.uint8], fitted: NDArray[np.uint8], test: _Test
 ) -> dict[str, float]:
     """Return the image AUROC on the test images of every composition that could be chosen."""
-    _note("measuring every composition in hindsight")
+    _NOTES.note("measuring every composition in hindsight")
     maps = list(dict.fromkeys(each for scoring in CANDIDATES for each in scoring.maps))
     input_settings = run.record.input_settings
     # All normals in both folds: the test images are none of them.

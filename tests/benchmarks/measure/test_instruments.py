@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from vae_edge.benchmarks.measure.instruments import MeasuringRules, PacedSource, measure, spin_ns
+from vae_edge.benchmarks.measure.instruments import MeasuringRules, Notes, PacedSource, measure, spin_ns
 
 RULES = MeasuringRules(
     warmup_s=0.0, warmup_iterations=3, round_s=5.0, most_iterations=7, fewest_iterations=2, longest_s=5.0
@@ -63,3 +63,14 @@ def test_a_paced_source_that_is_stopped_gives_no_more() -> None:
     next(images)
     source.stop()
     assert list(images) == []
+
+
+def test_progress_is_noted_now_and_then_and_a_short_stage_not_at_all(capfd: pytest.CaptureFixture[str]) -> None:
+    seldom, always = Notes(every_s=3600.0), Notes(every_s=0.0)
+    for number in range(1, 4):
+        seldom.progress("training, batches", number, 3)
+    assert capfd.readouterr() == ("", "")
+    always.progress("training, batches", 2, 3)
+    output, log = capfd.readouterr()
+    assert log == "training, batches: 2 of 3\n"
+    assert '"event": "note", "sentence": "training, batches: 2 of 3"' in output

@@ -17,7 +17,7 @@ from vae_edge.benchmarks.measure.conditions import CpuClock, machine_facts
 from vae_edge.benchmarks.measure.instruments import QUICK_RULES, peak_resident_bytes
 from vae_edge.benchmarks.measure.jobs import LoadJob, OutputsJob, RoundJob, StartJob, StreamJob, read_job
 from vae_edge.benchmarks.measure.measurer import run_worker
-from vae_edge.benchmarks.measure.process import run_process
+from vae_edge.benchmarks.measure.process import run_job, run_process
 from vae_edge.errors import DeviceError
 
 
@@ -144,3 +144,20 @@ def test_how_a_process_ended_is_told_in_its_own_words(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     run_process([sys.executable, "-c", "import sys; sys.stderr.write('kept')"], 60.0, log=log)
     assert log.read_text() == "kept"
+
+
+def test_a_jobs_progress_is_heard_while_it_works_and_stands_in_its_log(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys\n"
+        "from vae_edge.benchmarks.measure.instruments import Notes, serve\n"
+        "def do(job):\n"
+        "    Notes().note('half of it')\n"
+        "    return {}\n"
+        "sys.exit(serve(sys.argv[1:], do))\n"
+    )
+    heard: list[str] = []
+    log = tmp_path / "log.txt"
+    run_job([sys.executable, str(script)], {}, 60.0, log=log, hear=heard.append)
+    assert heard == ["half of it"]
+    assert log.read_text() == "half of it\n"

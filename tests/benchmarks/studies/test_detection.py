@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from vae_edge.benchmarks.studies.detection.cases import (
 from vae_edge.benchmarks.studies.detection.command import detection
 from vae_edge.benchmarks.studies.detection.peers import PeerResult
 from vae_edge.benchmarks.studies.detection.tables import peers_table, spread, write_tables
-from vae_edge.benchmarks.studies.detection.tasks import Kind, run_all
+from vae_edge.benchmarks.studies.detection.tasks import Kind, Work, run_all
 from vae_edge.benchmarks.studies.detection.timing import TimingResult
 from vae_edge.errors import UsageError
 from vae_edge.records import Record
@@ -265,7 +264,7 @@ class Number(Record):
 def test_a_task_is_done_once_unless_it_changes(tmp_path: Path) -> None:
     done: list[int] = []
 
-    def double(job: Number, log: Path, cancel: threading.Event) -> Number:
+    def double(job: Number, work: Work) -> Number:
         done.append(job.value)
         return Number(value=2 * job.value)
 
@@ -273,6 +272,28 @@ def test_a_task_is_done_once_unless_it_changes(tmp_path: Path) -> None:
     first = run_all(kind, {"a": Number(value=1), "b": Number(value=2)}, tmp_path, 1)
     again = run_all(kind, {"a": Number(value=1), "b": Number(value=5)}, tmp_path, 1)
     assert ([first["b"].value, again["a"].value, again["b"].value], done) == ([4, 2, 10], [1, 2, 5])
+
+
+def test_a_task_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tell(job: Number, work: Work) -> Number:
+        work.hear("training: 1 of 2")
+        return job
+
+    run_all(Kind(Number, Number, tell), {"a": Number(value=1)}, tmp_path, 1)
+    assert "a: training: 1 of 2" in capsys.readouterr().err
+
+
+def test_an_interrupted_study_says_how_to_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(job: Number, work: Work) -> Number:
+        if job.value == 2:
+            raise KeyboardInterrupt
+        return job
+
+    kind, jobs = Kind(Number, Number, interrupt), {"a": Number(value=1), "b": Number(value=2)}
+    with pytest.raises(KeyboardInterrupt):
+        run_all(kind, jobs, tmp_path, 1)
+    assert "the same command continues" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("*.json") if not path.name.endswith(".job.json")} == {"a.json"}
 
 
 def test_only_what_differs_between_images_is_open_in_an_exported_model() -> None:
