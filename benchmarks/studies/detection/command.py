@@ -14,7 +14,7 @@ from vae_edge.benchmarks.measure.process import python_module, run_job
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.benchmarks.studies.detection.cases import CaseResult, Training
 from vae_edge.benchmarks.studies.detection.peers import PEERS, PeerJob, PeerResult, measure_peer
-from vae_edge.benchmarks.studies.detection.tables import peers_table, write_tables
+from vae_edge.benchmarks.studies.detection.tables import networks_table, peers_table, write_tables
 from vae_edge.benchmarks.studies.detection.tasks import Kind, Work, run_all, say
 from vae_edge.benchmarks.studies.detection.timing import TimingJob, TimingResult, run_of, time_models, timing_job
 from vae_edge.benchmarks.studies.detection.worker import Job
@@ -89,9 +89,8 @@ def detection(
     asked = _Peers(_models_of(peers), anomalib, peer_epochs, coreset, rounds)
     most = jobs or usable_cores()
     results = list(run_all(Kind(Job, CaseResult, _do_case), cases, out / "results", most).values())
-    text = write_tables(results)
-    if asked.models:
-        text = "\n".join([text, *_peer_tables(results, asked, out.absolute(), most)])
+    peers_found, tables = _measure_peers(results, asked, out.absolute(), most) if asked.models else ({}, [])
+    text = "\n".join([write_tables(results), networks_table(results, peers_found), *tables])
     write_text(out / _TABLES, text)
     results_console().print(text, markup=False, soft_wrap=True)
 
@@ -145,8 +144,10 @@ def _do_case(job: Job, work: Work) -> CaseResult:
     return CaseResult.model_validate(found)
 
 
-def _peer_tables(results: Sequence[CaseResult], asked: _Peers, out: Path, most: int) -> list[str]:
-    """Measure the other tools on the split of the first seed of every image set; return a table for each set."""
+def _measure_peers(
+    results: Sequence[CaseResult], asked: _Peers, out: Path, most: int
+) -> tuple[dict[str, list[PeerResult]], list[str]]:
+    """Measure the other tools on the split of the first seed of every image set; return a table for each set, too."""
     if asked.environment is None:
         environment = make_anomalib(out / "environments" / "anomalib", say, (BACKBONE_PACKAGE,))
     else:
@@ -169,7 +170,7 @@ def _peer_tables(results: Sequence[CaseResult], asked: _Peers, out: Path, most: 
     for data, cases in own.items():
         timing = _time(data, cases, peers[data], asked, environment, out) if asked.rounds else None
         tables.append(peers_table(data, cases, peers[data], timing))
-    return tables
+    return peers, tables
 
 
 def _time(

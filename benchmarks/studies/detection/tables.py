@@ -144,6 +144,48 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def networks_table(results: Sequence[CaseResult], peers: Mapping[str, Sequence[PeerResult]]) -> str:
+    """Return one table of all networks and all other tools' models on all image sets.
+
+    Args:
+        results: of all presets, image sets and seeds; a row has the mean and the standard deviation over the seeds.
+        peers: what was measured of the other tools, with one seed, by the name of the image set.
+    """
+    lines = [
+        "### All networks\n",
+        _row(
+            "image set",
+            "network",
+            "seeds",
+            *(name for name, _ in _FIGURES),
+            *(f"recall at {rate:.0%}" for rate in RATES),
+            f"false alarms on test normals, at {' / '.join(f'{rate:.0%}' for rate in RATES)}",
+        ),
+        _row("---", "---", *("---:" for _ in range(len(_FIGURES) + len(RATES) + 2))),
+    ]
+    for data in dict.fromkeys(result.data for result in results):
+        own = [result for result in results if result.data == data]
+        for preset in dict.fromkeys(result.preset for result in own):
+            rows = [result.rows[0] for result in own if result.preset == preset]
+            lines.append(_network_row(data, f"`{preset}`", [(row.metrics, row.at_rates) for row in rows]))
+        for peer in peers.get(data, ()):
+            name = f"anomalib, {peer.model}: {peer.settings}"
+            lines.append(_network_row(data, name, [(peer.metrics, peer.at_rates)]))
+    return "\n".join([*lines, ""])
+
+
+def _network_row(data: str, name: str, found: Sequence[tuple[Metrics, Sequence[AtRate]]]) -> str:
+    by_rate = {rate: [each for _, rates in found for each in rates if each.rate == rate] for rate in RATES}
+    return _row(
+        data,
+        name,
+        str(len(found)),
+        *(spread([figure(metrics) for metrics, _ in found]) for _, figure in _FIGURES),
+        *(spread([each.recall for each in by_rate[rate]]) for rate in RATES),
+        " / ".join(spread([each.false_alarm_rate for each in by_rate[rate]]) for rate in RATES),
+    )
+
+
 def peers_table(
     data: str, own: Sequence[CaseResult], peers: Sequence[PeerResult], timing: TimingResult | None = None
 ) -> str:

@@ -24,7 +24,7 @@ from vae_edge.benchmarks.studies.detection.cases import (
 )
 from vae_edge.benchmarks.studies.detection.command import detection
 from vae_edge.benchmarks.studies.detection.peers import PeerResult
-from vae_edge.benchmarks.studies.detection.tables import peers_table, spread, write_tables
+from vae_edge.benchmarks.studies.detection.tables import networks_table, peers_table, spread, write_tables
 from vae_edge.benchmarks.studies.detection.tasks import Kind, Work, run_all
 from vae_edge.benchmarks.studies.detection.timing import TimingResult
 from vae_edge.errors import UsageError
@@ -179,7 +179,9 @@ def test_a_case_is_trained_measured_and_not_measured_again(run_command: CliRunne
     assert by_name["auto"].image_auroc == pytest.approx(by_name["chosen"].image_auroc)
     assert by_name["auto"].aupro == pytest.approx(by_name["chosen"].aupro, abs=1e-3)
     assert measured.hindsight[measured.scoring] == pytest.approx(by_name["chosen"].image_auroc, abs=0.05)
-    assert "### fabric, `nano`, seeds 0" in (out / "detection.md").read_text()
+    tables = (out / "detection.md").read_text()
+    assert "### fabric, `nano`, seeds 0" in tables
+    assert "| fabric | `nano` | 1 |" in tables
     stamp = (out / "results" / "fabric-nano-0.json").stat().st_mtime_ns
     again = run_command.invoke(application(), arguments)
     assert again.exit_code == 0
@@ -255,6 +257,33 @@ def test_other_tools_stand_beside_ours_in_one_table() -> None:
     assert "| anomalib, padim | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 31 | 20.0 | 9.0 |" in text
     assert "For 1% the held-out normals support no rate below 4.5%." in text
     assert "nano could not be timed: it ended" in text
+
+
+def test_all_networks_and_other_tools_stand_in_one_table() -> None:
+    def at(recall: float) -> AtRate:
+        return AtRate(rate=0.01, in_force=0.01, recall=recall, false_alarm_rate=0.25)
+
+    def own(seed: int, auroc: float, recall: float) -> CaseResult:
+        made = result("one", seed, auroc, {})
+        return made.model_copy(update={"rows": (made.rows[0].model_copy(update={"at_rates": (at(recall),)}),)})
+
+    peer = PeerResult(
+        model="stfpm",
+        settings="12 epochs",
+        seed=0,
+        image_size=(64, 64),
+        train_s=1.0,
+        metrics=own(0, 0.75, 0.0).rows[0].metrics,
+        at_rates=(at(0.125),),
+        exported="model.xml",
+        versions={},
+    )
+    text = networks_table([own(0, 0.7, 0.4), own(1, 0.8, 0.6), result("two", 0, 0.5, {})], {"one": [peer]})
+    assert text.splitlines()[4:] == [
+        "| one | `nano` | 2 | 0.750 ± 0.071 | 0.500 ± 0.000 | 0.250 ± 0.000 | 0.500 ± 0.141 |  | 0.250 ± 0.000 /  |",
+        "| one | anomalib, stfpm: 12 epochs | 1 | 0.750 | 0.500 | 0.250 | 0.125 |  | 0.250 /  |",
+        "| two | `nano` | 1 | 0.500 | 0.500 | 0.250 |  |  |  /  |",
+    ]
 
 
 class Number(Record):
