@@ -48,7 +48,7 @@ soak: install ## MINUTES=120 of watch, stream and serve (with .venv-serve) while
 bench-false-alarms: install ## the false-alarm rate of RUN=runs/tile on unused normals, over random divisions of its held-out ones
 	$(BIN)/python -m vae_edge.benchmarks.studies.false_alarms $(RUN)
 
-bench-detection: install ## how well defects are found, each component switched off in turn, on DATA="DIR ..."; DETECTION="--peers all" beside anomalib's; takes hours; into bench/detection
+bench-detection: install ## how well defects are found, each component switched off in turn, on DATA="DIR ..."; DETECTION="--peers all" beside anomalib's; takes hours, continues after Ctrl-C; into bench/detection
 	$(BIN)/python -m vae_edge.benchmarks.studies.detection.command $(DATA) --out bench/detection $(DETECTION)
 
 bench-serve: ## 2,000 pictures from 8 clients through `vae-edge serve`, beside Detector.stream; PICTURES=N, BUNDLE=DIR; in .venv-serve
