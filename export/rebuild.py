@@ -106,7 +106,8 @@ def _run_references(source: Bundle, engine: Path, folder: Path, max_batch: int) 
         with _open(engine, old, max_batch) as backend:
             ran_on = f"{backend.version} on {backend.device.name}"
             outputs = run_blocks(backend, file.images(), size, record.n_images)
-            compare(record, file, outputs, ran_on=ran_on, device=backend.device.name).require("the new engine")
+            check = compare(record, file, outputs, precision=old.precision, ran_on=ran_on, device=backend.device.name)
+            check.require("the new engine")
             record, file = with_own(record, file, outputs, old.precision, (backend.version, backend.device.name))
             trust = {"verified": True, "verified_by": ran_on, "not_verified_because": None}
     except (DeviceError, MissingDependencyError) as error:

@@ -210,7 +210,7 @@ class TrainedReferences:
         file = ReferenceFile(self.size, self.pictures.encoded, trained)
         if outputs is not None and ran is not None:
             record, file = with_own(record, file, outputs, precision, ran)
-        return BundleReferences(record, file, outputs)
+        return BundleReferences(record, file, outputs, precision)
 
     def _tolerances(
         self, outputs: Outputs | None, precision: Precision, trained: BlockOutputs, map_scale: float
@@ -222,10 +222,9 @@ class TrainedReferences:
             return UNMEASURED[precision], UNMEASURED[precision]
         _check_finite(outputs)
         units = Units.of(trained, self.threshold)
-        scores = np.abs(outputs.scores.astype(np.float64) - trained.scores) / units.scores
-        maps = np.abs(outputs.maps / map_scale - trained.maps) / units.maps
+        moved = units.moved(trained, outputs, map_scale)
         least = FP16_TOLERANCE if precision is Precision.FP16 else INT8_TOLERANCE
-        score, block = (min(max(LOW_PRECISION_MARGIN * float(moved.max()), least), 1.0) for moved in (scores, maps))
+        score, block = (min(max(LOW_PRECISION_MARGIN * float(each.max()), least), 1.0) for each in moved)
         return score, block
 
 
@@ -237,13 +236,21 @@ class BundleReferences:
     file: ReferenceFile
     outputs: Outputs | None
     """Of the bundle or of its simulation."""
+    precision: Precision
 
     def check(self) -> ReferenceCheck | None:
         """Compare the bundle's outputs with the trained model's; None where it could not run here."""
         own = self.record.own
         if own is None or self.outputs is None:
             return None
-        return compare(self.record, self.file, self.outputs, ran_on=f"{own.runtime} on {own.device}", device=own.device)
+        return compare(
+            self.record,
+            self.file,
+            self.outputs,
+            precision=self.precision,
+            ran_on=f"{own.runtime} on {own.device}",
+            device=own.device,
+        )
 
 
 def with_own(

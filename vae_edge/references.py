@@ -5,7 +5,8 @@ Two comparisons, each of scores and of block means of maps, with tolerances that
 - With the trained model in FP32: what an FP32 model may be off is fixed (`FP32_TOLERANCE`, the tolerance of every
   export); what FP16 or INT8 is off was measured by the export on these very pictures, and twice that is allowed.
 - With the bundle's own outputs where it was exported, on a device of the same kind. Correct implementations of one
-  graph differ by rounding alone, whatever the processor, so this is far tighter: `OWN_TOLERANCES`.
+  graph differ by rounding alone, whatever the processor, so this is far tighter: `OWN_TOLERANCES`. In INT8 rounding can
+  move a picture by a whole level, so there it is half of the pictures that are held to it.
 
 Both are relative to each picture (`Units`): next to a glaring defect, whose score is thirty times the threshold, what
 spoils the score of every good part would not be seen.
@@ -17,13 +18,13 @@ off. Thresholds are those of the export: a re-fit for another line changes the v
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.agreement import Agreement, Outputs, compare_outputs
+from vae_edge.agreement import Outputs
 from vae_edge.backends.base import Backend
 from vae_edge.bundle import Bundle
 from vae_edge.cache import compiled
@@ -67,21 +68,34 @@ kind, by precision.
 
 FP32: processors and versions round in another order, which moved scores by 5e-6 between runtimes and by 1e-6 between
 ONNX Runtime 1.32 with AVX-512 and 1.23 on an emulated Cortex-A72; of maps the rounding to float16 takes 5e-4.
-FP16: equal to 1e-6 there too, where both convert; Arm processors that compute in it are not held to x86's. INT8: the
-sums are exact, and a value that is rounded to a level may become its neighbour: 1e-6 between AVX2, AVX-512 VNNI and
-Arm."""
+FP16: equal to 1e-6 there too, where both convert; Arm processors that compute in it are not held to x86's.
+
+INT8: sums are exact; half of the pictures are held to this or, if that is more, to `ROUNDING_SHARE`."""
+
+ROUNDING_SHARE = 0.5
+"""How far half of the pictures may be from an INT8 bundle's own outputs at export, as a share of how far half of those
+were from the trained model's.
+
+Which level a value half-way between two is rounded to depends on its last bit. With AMX, OpenVINO stores signed
+activations in int8, and elsewhere in uint8 around 128: of 1.4 million rounded values of 16 pictures one differed. (With
+AVX2 and AVX-512 VNNI all were equal.) In networks on 64 x 64 pixels that moved 2 to 4 % of 260 pictures, one by three
+quarters of what INT8 was off at most. In two on features of 256 x 256 it moved most pictures, and half of the
+references by shares of up to 0.21. No verdict changed. So each picture is held to the trained model's outputs, and half
+of them to the bundle's own: another model moves them all."""
 
 SATURATING_TOLERANCE = 3e-2
-"""The same of INT8 where one of the two processors adds 8-bit products up in 16 bits: of weights in 7 bits OpenVINO's
-scores moved by 1.2e-2 with AVX-512 without VNNI. ONNX Runtime's sums are exact everywhere, with 8 bits."""
+"""The same of INT8 where one of the two processors adds 8-bit products up in 16 bits: with AVX-512 without VNNI
+OpenVINO halves the weights of the transposed convolution that reads the latent values, and rounds them to 6 bits. ONNX
+Runtime's sums are exact everywhere."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One quantity of a comparison, of the picture where it is largest, in that picture's unit."""
+    """One quantity of a comparison, in the unit of each picture."""
 
     what: str
     share: float
+    """Of the picture where it is largest, or such that half of the pictures have it or less; `what` says which."""
     allowed: float
 
     @property
@@ -172,6 +186,7 @@ def check_references(bundle: Bundle, backend: Backend, *, progress: Progress | N
         record,
         file,
         outputs,
+        precision=bundle.manifest.precision,
         ran_on=f"{backend.version} on {backend.device.name}",
         device=backend.device.name,
         saturates=saturates,
@@ -287,6 +302,7 @@ def compare(
     file: ReferenceFile,
     outputs: Outputs,
     *,
+    precision: Precision,
     ran_on: str,
     device: str,
     saturates: bool = False,
@@ -297,31 +313,45 @@ def compare(
         record: from the manifest.
         file: the file that it describes.
         outputs: of the bundle: scores, and block means as `run_blocks` gives them.
+        precision: the bundle's.
         ran_on: runtime and device, for people.
         device: such as `cpu` or `cuda:0`.
         saturates: whether the processor is one of `Machine.saturates_int8_sums`.
     """
     assert file.trained is not None  # The record of a bundle has outputs.
     units = Units.of(file.trained, record.trained_threshold)
-    found = _compare(record, units, file.trained, outputs)
+    moved = units.moved(file.trained, outputs, record.map_scale)
+    own = record.own
+    is_apart = own is not None and own.saturating_sums is not None and (own.saturating_sums or saturates)
+    apart = SATURATING_TOLERANCE if is_apart else 0.0
     # An NPU computes in FP16 whatever the bundle says: see `vae_edge.backends.openvino_backend`.
     at_least = FP16_TOLERANCE if _kind(device) == "npu" else 0.0
-    measures = [*_measures("from the trained model's", found, record.score_tolerance, record.map_tolerance, at_least)]
-    own = record.own
+    allowed = [max(each, at_least) + apart for each in (record.score_tolerance, record.map_tolerance)]
+    measures = _measures("from the trained model's", [float(each.max()) for each in moved], allowed)
     if own is not None and file.own is not None and _computes_alike(own, device):
         what = f"from its own at export ({own.runtime} on {own.device})"
-        is_apart = own.saturating_sums is not None and (own.saturating_sums or saturates)
-        measures += _measures(
-            what,
-            _compare(record, units, file.own, outputs),
-            own.score_tolerance,
-            own.map_tolerance,
-            SATURATING_TOLERANCE if is_apart else 0.0,
-        )
+        moved_from_own = units.moved(file.own, outputs, record.map_scale)
+        least = [own.score_tolerance, own.map_tolerance]
+        if precision is Precision.INT8:
+            what += ", of half the pictures"
+            shares = [_of_half(each) for each in moved_from_own]
+            own_outputs = Outputs(file.own.maps.astype(np.float64) * record.map_scale, file.own.scores)
+            off = units.moved(file.trained, own_outputs, record.map_scale)
+            least = [max(pair[0], ROUNDING_SHARE * _of_half(pair[1])) for pair in zip(least, off, strict=True)]
+        else:
+            shares = [float(each.max()) for each in moved_from_own]
+        measures += _measures(what, shares, [max(each, apart) for each in least])
+    trained_verdicts = Outputs(file.trained.maps, file.trained.scores).verdicts(record.trained_threshold)
+    others = np.flatnonzero(trained_verdicts != outputs.verdicts(record.image_threshold))
     margins = np.abs(file.trained.scores.astype(np.float64) - record.trained_threshold)
-    clear = margins > record.score_tolerance * units.scores
-    flipped = tuple(position for position in found.flipped if clear[position])
+    clear = margins > allowed[0] * units.scores
+    flipped = tuple(int(position) for position in others if clear[position])
     return ReferenceCheck(record.images, record.n_images, flipped, tuple(measures), ran_on)
+
+
+def _of_half(values: NDArray[np.float64]) -> float:
+    """Return the least number that half of some values do not exceed; those that are not finite come last."""
+    return float(np.sort(values)[(len(values) - 1) // 2])
 
 
 @dataclass(frozen=True)
@@ -348,30 +378,27 @@ class Units:
         least = max(abs(threshold), 0.01 * float(scores.max())) or 1.0
         return cls(np.maximum(scores, least), np.maximum(maps, 0.01))
 
-    def share(self, outputs: Outputs) -> Outputs:
-        """Return outputs, whose maps are divided by `map_scale`, in these units."""
-        return Outputs(outputs.maps / self.maps, outputs.scores / self.scores)
+    def moved(
+        self, known: BlockOutputs, outputs: Outputs, map_scale: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return how far outputs are from known ones, for each picture: of scores, and of maps where it is farthest.
+
+        Args:
+            known: as a file of references has them.
+            outputs: with block means of maps that are not yet divided by `map_scale`.
+            map_scale: see `ReferencesRecord.map_scale`.
+
+        Returns:
+            Both float64 [n], 0 or more; not finite where an output is not.
+        """
+        with np.errstate(all="ignore"):  # What a broken model gives may be anything.
+            scores = np.abs(outputs.scores.astype(np.float64) - known.scores) / self.scores
+            maps = np.abs(outputs.maps / map_scale - known.maps) / self.maps
+        return scores, maps.max(axis=(1, 2))
 
 
-def _compare(record: ReferencesRecord, units: Units, known: BlockOutputs, outputs: Outputs) -> Agreement:
-    reference = Outputs(known.maps.astype(np.float64), known.scores)
-    with np.errstate(all="ignore"):  # What a broken model gives may be anything.
-        return compare_outputs(
-            units.share(reference),
-            units.share(Outputs(outputs.maps / record.map_scale, outputs.scores)),
-            reference_verdicts=reference.verdicts(record.trained_threshold),
-            verdicts=outputs.verdicts(record.image_threshold),
-        )
-
-
-def _measures(
-    what: str, found: Agreement, score_tolerance: float, map_tolerance: float, at_least: float = 0.0
-) -> list[Measure]:
-    assert found.maps is not None  # All maps have the blocks of one size.
-    return [
-        Measure(f"scores {what}", found.scores.largest, max(score_tolerance, at_least)),
-        Measure(f"maps {what}", found.maps.largest, max(map_tolerance, at_least)),
-    ]
+def _measures(what: str, shares: Sequence[float], allowed: Sequence[float]) -> list[Measure]:
+    return [Measure(f"{name} {what}", *each) for name, *each in zip(("scores", "maps"), shares, allowed, strict=True)]
 
 
 def _computes_alike(own: OwnOutputs, device: str) -> bool:

@@ -18,7 +18,7 @@ from tests.tiny_bundles import TARGETS, dark_image, make_bundle, toy_references,
 from vae_edge import Bundle, BundleError, Detector, ParityError
 from vae_edge.agreement import Outputs
 from vae_edge.manifest import MANIFEST_FILE, NEVER_VERIFIED, SCHEMA_VERSION
-from vae_edge.reference_file import REFERENCES_FILE, ReferencesRecord
+from vae_edge.reference_file import REFERENCES_FILE, BlockOutputs, ReferencesRecord
 from vae_edge.references import FP16_TOLERANCE, SATURATING_TOLERANCE, ReferenceCheck, compare
 from vae_edge.targets import Precision, Target
 
@@ -35,7 +35,7 @@ def compared(change: Callable[[Outputs], Outputs], *, device: str = "cpu", **cha
     whole = toy_references()
     assert whole.outputs is not None
     record = whole.record.model_copy(update=changes)
-    return compare(record, whole.file, change(whole.outputs), ran_on="a test", device=device)
+    return compare(record, whole.file, change(whole.outputs), precision=Precision.FP32, ran_on="a test", device=device)
 
 
 def times(factor: float) -> Callable[[Outputs], Outputs]:
@@ -133,7 +133,9 @@ def test_own_outputs_in_fp16_count_on_the_same_kind_of_processor_alone(architect
     assert whole.record.own is not None
     assert whole.record.own.architecture == platform.machine()
     record = own_of(whole.record, architecture=architecture)
-    check = compare(record, whole.file, times(1.005)(whole.outputs), ran_on="a test", device="cpu")
+    check = compare(
+        record, whole.file, times(1.005)(whole.outputs), precision=Precision.FP16, ran_on="a test", device="cpu"
+    )
     assert check.agrees is agrees
 
 
@@ -142,20 +144,87 @@ def test_an_npu_computes_in_half_precision() -> None:
     assert not compared(times(1 + FP16_TOLERANCE * 1.1), device="npu").agrees
 
 
-def test_int8_on_a_processor_that_saturates_has_the_wider_tolerance() -> None:
+def compared_in_int8(
+    change: Callable[[Outputs], Outputs],
+    *,
+    off: float = 0.0,
+    saturates: bool = False,
+    precision: Precision = Precision.INT8,
+    **own: Any,
+) -> ReferenceCheck:
+    """Compare the toy's outputs, changed, with its references, as if INT8 was off by a share in each picture."""
     whole = toy_references(precision=Precision.INT8)
     assert whole.outputs is not None
-    assert whole.record.own is not None
-    assert whole.record.own.saturating_sums is not None
-    outputs = times(1 + SATURATING_TOLERANCE * 0.9)(whole.outputs)
-    record = own_of(whole.record, saturating_sums=False).model_copy(
-        update={"score_tolerance": 0.1, "map_tolerance": 0.1}
+    assert whole.file.trained is not None
+    trained = BlockOutputs(
+        whole.file.trained.scores * np.float32(1 + off), whole.file.trained.maps * np.float16(1 + off)
     )
-    for saturates, agrees in ((False, False), (True, True)):
-        check = compare(record, whole.file, outputs, ran_on="a test", device="cpu", saturates=saturates)
-        assert check.agrees is agrees
-    exported_there = own_of(record, saturating_sums=True)
-    assert compare(exported_there, whole.file, outputs, ran_on="a test", device="cpu").agrees
+    file = replace(whole.file, trained=trained)
+    record = own_of(whole.record, **own).model_copy(update={"score_tolerance": 0.1, "map_tolerance": 0.1})
+    outputs = change(whole.outputs)
+    return compare(record, file, outputs, precision=precision, ran_on="a test", device="cpu", saturates=saturates)
+
+
+def moves(n_pictures: int, factor: float) -> Callable[[Outputs], Outputs]:
+    """Move scores and maps of the first pictures, as a value that is rounded to another level does."""
+
+    def change(found: Outputs) -> Outputs:
+        factors = np.where(np.arange(len(found.scores)) < n_pictures, factor, 1.0)
+        return Outputs(found.maps * factors[:, None, None], (found.scores * factors).astype(np.float32))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("n_pictures", "factor", "agrees"),
+    [
+        (1, 1.09, True),  # By as much as INT8 may be off, and no other moves: a value went to another level.
+        (3, 1.09, True),
+        (4, 1.09, False),  # Most of them: the model is another one.
+        (1, 1.11, False),  # By more than INT8 may be off.
+        (6, 1.004, True),
+        (6, 1.006, False),  # By little, and all of them: the model is another one.
+    ],
+)
+def test_int8_may_round_a_few_pictures_to_other_levels_and_not_most(
+    n_pictures: int, factor: float, agrees: bool
+) -> None:
+    check = compared_in_int8(moves(n_pictures, factor))
+    assert check.agrees is agrees
+    assert [measure.what for measure in check.measures[2:]] == [
+        "scores from its own at export (NumPy on cpu), of half the pictures",
+        "maps from its own at export (NumPy on cpu), of half the pictures",
+    ]
+
+
+@pytest.mark.parametrize(("factor", "agrees"), [(1.015, True), (1.025, False)])
+def test_where_int8_is_off_by_more_half_of_the_pictures_may_be_too(factor: float, agrees: bool) -> None:
+    check = compared_in_int8(moves(6, factor), off=0.04)
+    assert check.agrees is agrees
+    assert [measure.allowed for measure in check.measures] == pytest.approx([0.1, 0.1, 0.02, 0.02], rel=0.1)
+
+
+def test_other_precisions_have_no_levels_to_round_to() -> None:
+    assert not compared_in_int8(moves(1, 1.006), precision=Precision.FP16).agrees
+    assert not compared_in_int8(moves(1, 1.006), precision=Precision.FP32).agrees
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_one_picture_never_agrees_in_int8(broken: float) -> None:
+    for spoilt in (moves(1, broken), lambda found: Outputs(moves(1, broken)(found).maps, found.scores)):
+        with np.errstate(invalid="ignore"):
+            assert not compared_in_int8(spoilt).agrees
+
+
+def test_int8_on_a_processor_that_saturates_has_the_wider_tolerances() -> None:
+    of_all = times(1 + SATURATING_TOLERANCE * 0.9)
+    assert not compared_in_int8(of_all, saturating_sums=False).agrees
+    assert compared_in_int8(of_all, saturating_sums=False, saturates=True).agrees
+    assert compared_in_int8(of_all, saturating_sums=True).agrees
+    of_one = moves(1, 1.1 + SATURATING_TOLERANCE * 0.9)
+    assert not compared_in_int8(of_one, saturating_sums=False).agrees
+    assert compared_in_int8(of_one, saturating_sums=False, saturates=True).agrees
+    assert not compared_in_int8(moves(1, 1.1 + SATURATING_TOLERANCE * 1.1), saturating_sums=True).agrees
 
 
 @pytest.mark.parametrize("target", TARGETS)

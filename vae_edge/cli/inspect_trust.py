@@ -11,6 +11,7 @@ from vae_edge.manifest import MANIFEST_FILE, BackboneOrigin, Manifest
 from vae_edge.signing.check import claimed_signer
 from vae_edge.signing.files import PROVENANCE_FILE
 from vae_edge.signing.provenance import read_provenance
+from vae_edge.targets import Precision
 from vae_edge.wording import count
 
 
@@ -78,6 +79,8 @@ def _reference_rows(manifest: Manifest) -> list[tuple[str, str]]:
     own = found.own
     if own is not None:
         within = f"scores within {own.score_tolerance:.3%}, maps within {own.map_tolerance:.3%}"
+        if manifest.precision is Precision.INT8:
+            within = f"half of the pictures: {within}, or half of what INT8 is off,"
         rows.append(("", f"{within} of its own at export, {own.runtime} on {own.device}"))
     return rows
 
