@@ -26,6 +26,7 @@ from vae_edge.train.choice.scoring_choice import ChoiceSet, rank, standard_error
 from vae_edge.train.features.graph import FeatureGraph, FeatureScorer, to_pixels
 from vae_edge.train.features.settings import MapSource
 from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.cores import on_each_core
 from vae_edge.train.model.presets import Network, network_name
 
 _FEATURE, _PLACES, _PIXEL = "feature", "places", "pixel"
@@ -46,8 +47,6 @@ LEAST_SHARE = 0.25
 
 MOST_LOSS = 0.03
 """AUROC on synthetic defects by which both together may be worse than features alone."""
-
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,15 @@ def choose_network(judge: FeatureGraph, choice_set: ChoiceSet, watcher: Watcher)
     kinds = tuple(kind for kind, sources in _KINDS.items() if sources <= available)
     scorers = [_part(judge, _KINDS[kind]) for kind in kinds]
     scores = np.empty((len(scorers), len(choice_set.images)))
-    with torch.inference_mode():
-        for start in range(0, len(choice_set.images), _BATCH):
-            batch = torch.from_numpy(choice_set.images[start : start + _BATCH])
-            residuals = judge.residuals(to_pixels(batch))
-            for row, scorer in zip(scores, scorers, strict=True):
-                row[start : start + len(batch)] = scorer(residuals)[1].numpy()
-            progress(start + len(batch), len(choice_set.images))
+
+    @torch.inference_mode()
+    def score(image: NDArray[np.uint8]) -> list[float]:
+        residuals = judge.residuals(to_pixels(torch.from_numpy(image[None])))
+        return [float(scorer(residuals)[1]) for scorer in scorers]
+
+    for number, found in enumerate(on_each_core(score, choice_set.images)):
+        scores[:, number] = found
+        progress(number + 1, len(choice_set.images))
     rows = [stratum_aurocs(row, choice_set) for row in scores]
     return NetworkRanking(kinds, np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]))
 

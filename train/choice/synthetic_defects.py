@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.train.choice.defect_shapes import blob, scratch, softened, stain
 from vae_edge.train.choice.structural_defects import STRUCTURAL, draw_structural
+from vae_edge.train.data.inspection_set import map_in_threads
 
 KINDS = ("blob", "scratch", "patch", "stain", "smear", "grain", *STRUCTURAL)
 
@@ -93,12 +94,15 @@ def paste_defects(
     made = np.repeat(images, n_variants, axis=0)
     masks = np.zeros((n * n_variants, height, width), dtype=np.bool_)
     kinds, strata = [], []
-    for position in range(n * n_variants):
+
+    def paste(position: int) -> PastedDefect:
         source, variant = divmod(position, n_variants)
-        kind, share, contrast = turn(position)
-        found = paste_defect(images, source, kind, share, contrast, seed=seed, variant=variant, ignored=ignored)
+        return paste_defect(images, source, *turn(position), seed=seed, variant=variant, ignored=ignored)
+
+    for position, found in enumerate(map_in_threads(paste, range(n * n_variants))):
         made[position], masks[position] = found.image, found.mask
-        kinds.append(f"{kind}-{variant}")
+        kind, share, _ = turn(position)
+        kinds.append(f"{kind}-{position % n_variants}")
         strata.append(f"{kind} {share}")
     sources = tuple(position // n_variants for position in range(n * n_variants))
     return Pasted(made, masks, sources, tuple(kinds), tuple(strata))
@@ -186,7 +190,7 @@ def _paste(
             if kept is not None and attempt >= n_attempts - _MOVED:
                 shape = _moved_to(shape, kept, random)
             result = _tint(image, shape, contrast, random)
-        changed = np.abs(result.astype(np.int16) - image).max(axis=2) >= _LEAST_CHANGE
+        changed = _largest(np.abs(result.astype(np.int16) - image)) >= _LEAST_CHANGE
         if belongs_from and np.count_nonzero(changed & (shape >= belongs_from)) >= 4:
             changed = shape >= belongs_from  # All of the place, not only the pixels that happen to differ.
         if kept is not None:
@@ -220,17 +224,27 @@ def _shows(image: NDArray[np.uint8], result: NDArray[np.uint8], strength: NDArra
     return seen >= _LEAST_SEEN * contrast * level
 
 
+def _largest(values: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Return the largest of three channels, [H, W]; NumPy takes much longer over an axis as short as that."""
+    return np.maximum(np.maximum(values[:, :, 0], values[:, :, 1]), values[:, :, 2])
+
+
+def _light_of(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the mean of three channels, float64 [H, W]; likewise."""
+    return np.asarray((image[:, :, 0].astype(np.float64) + image[:, :, 1] + image[:, :, 2]) / 3)
+
+
 def _tint(
     image: NDArray[np.uint8], strength: NDArray[np.float32], contrast: float, random: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Make the picture lighter or darker by `contrast` of its light times a strength of 0 to 1, float32 [H, W]."""
-    level = float((image.mean(axis=2) * strength).sum() / max(float(strength.sum()), 1e-6))
+    level = float((_light_of(image) * strength).sum() / max(float(strength.sum()), 1e-6))
     # Away from black and white where the change would be clipped away.
     change = contrast * max(level, _DARKEST)
     lighter = random.random() < 0.5
     lighter = (lighter or level < change) and level <= 255 - change
     colour = change * (0.7 + 0.6 * random.random(3)) * (1 if lighter else -1)
-    if np.ptp(image, axis=2).max() == 0:
+    if (image == image[:, :, :1]).all():
         colour[:] = colour.mean()  # A grey camera sees no colour.
     changed = image + strength[:, :, None] * colour
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
@@ -257,7 +271,7 @@ def _grain(
     values = image.astype(np.float32)
     coarse = np.asarray(cv2.GaussianBlur(values, (0, 0), max(min(image.shape[:2]) / 50, 1.0)), dtype=np.float32)
     speckle = softened(random.standard_normal(image.shape[:2]).astype(np.float32), 0.3 + random.random())
-    level = float((image.mean(axis=2) * strength).sum() / max(float(strength.sum()), 1e-6))
+    level = float((_light_of(image) * strength).sum() / max(float(strength.sum()), 1e-6))
     speckle *= 0.2 * contrast * max(level, _DARKEST) / max(float(speckle.std()), 1e-6)
     return _blended(image, coarse + (1 + 2.5 * contrast) * (values - coarse) + speckle[:, :, None], strength)
 

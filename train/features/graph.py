@@ -52,6 +52,16 @@ MAP_SIGMA = 0.5
 
 _SMALLEST = 1e-6
 
+_BATCH_PIXELS = 256 * 256
+
+
+def pictures_at_a_time(height: int, width: int) -> int:
+    """Return how many pictures, 1 to 16, a core computes together: what it computes of more does not stay in its cache.
+
+    Eight pictures of 256 x 256 together took a core twice as long for each as one.
+    """
+    return max(1, min(16, _BATCH_PIXELS // (height * width)))
+
 
 class FeatureMaps(nn.Module):
     """The backbone's taps on one grid.
@@ -282,6 +292,8 @@ class FeatureGraph(DeployedGraph):
         ignored: the part of the picture that does not count.
     """
 
+    is_run_on_each_core = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -317,6 +329,11 @@ class FeatureGraph(DeployedGraph):
             ignored=ignored,
         )
         self.eval().requires_grad_(False)
+
+    @property
+    def images_at_a_time(self) -> int:
+        """See `pictures_at_a_time`."""
+        return pictures_at_a_time(*self.image_size)
 
     def describe(self) -> str:
         """Return what the graph does, in words."""

@@ -17,6 +17,9 @@ _SMALLEST_VARIANCE = 1e-3
 _MOST_POSITIONS = 65536
 """Positions that the directions are measured on, at most."""
 
+_AT_A_TIME = 8
+"""Pictures whose products are summed together."""
+
 
 def fit_places(table: FeatureTable, rows: Sequence[int], n_directions: int) -> PlaceDistance:
     """Measure the features of good parts at each position.
@@ -35,7 +38,7 @@ def fit_places(table: FeatureTable, rows: Sequence[int], n_directions: int) -> P
     total = torch.zeros(n_positions, n_directions, dtype=torch.float64)
     products = torch.zeros(n_positions, n_directions, n_directions, dtype=torch.float64)
     with torch.inference_mode():
-        for batch in table.batches(rows):
+        for batch in table.batches(rows, _AT_A_TIME):
             units = ((batch - mean) / deviation).flatten(2).permute(2, 0, 1)
             found = units @ directions.T  # float32 [h * w, N, K]
             total += found.sum(dim=1)
@@ -66,7 +69,7 @@ def _main_directions(
     step = max(1, len(rows) * math.prod(table.size) // _MOST_POSITIONS)
     n, products = 0, torch.zeros(table.n_channels, table.n_channels, dtype=torch.float64)
     with torch.inference_mode():
-        for batch in table.batches(list(rows)[::step]):
+        for batch in table.batches(list(rows)[::step], _AT_A_TIME):
             units = ((batch - mean) / deviation).permute(0, 2, 3, 1)
             units = units.flatten(0, 2) if table.kept is None else units[:, torch.from_numpy(table.kept)].flatten(0, 1)
             products += units.T @ units

@@ -8,9 +8,8 @@ share the tables, of which processes would need copies. Results do not depend on
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from vae_edge.train.features.settings import FeatureSettings, MapSource
 from vae_edge.train.features.training import Residual, Table, residuals_of, train_on_table
+from vae_edge.train.model.cores import one_thread_for_each_operation
 
 _LOOK_EVERY_S = 0.2
 """How often progress is reported, and the most that Ctrl-C waits for the thread that waits for the others."""
@@ -97,7 +97,7 @@ def train_side_by_side(
         return TrainedNetwork(model, residuals_of(model, training.table, training.held_out, look))
 
     n_workers = min(n_workers or torch.get_num_threads(), len(trainings))
-    with _one_thread_for_each_operation(), ThreadPoolExecutor(n_workers) as pool:
+    with one_thread_for_each_operation(), ThreadPoolExecutor(n_workers) as pool:
         futures = [pool.submit(work, number) for number in range(len(trainings))]
         left = set(futures)
         try:
@@ -124,14 +124,3 @@ def _report(trainings: Sequence[Training], n_steps: Sequence[int], n_each: int, 
         if n_ended < len(counts) or number == len(done):
             progress(f"training on {source}", sum(counts), n_each * len(counts), f"{n_ended} of {len(counts)} networks")
             return
-
-
-@contextmanager
-def _one_thread_for_each_operation() -> Iterator[None]:
-    """Let torch compute with one thread in the threads that are started inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,13 @@ from torch.nn import functional
 
 from vae_edge.ignored_region import kept_places
 from vae_edge.platform.work import Progress
-from vae_edge.train.features.graph import N_CHANNELS, FeatureMaps, to_pixels
+from vae_edge.train.features.graph import GRID, N_CHANNELS, FeatureMaps, pictures_at_a_time, to_pixels
 from vae_edge.train.features.patches import MARGIN, PATCH, PATCH_SIDE, PATCH_STEP
+from vae_edge.train.model.cores import on_each_core
 from vae_edge.train.model.input_layers import PhotometricNormalization
 
 MOST_BYTES_IN_MEMORY = 1 << 30
 """A table that is larger than this is a file, of which the system keeps in memory what it has room for."""
-
-_BATCH_PIXELS = 8 * 256 * 256
 
 
 FEATURES_FILE, PIXELS_FILE = "features.f16", "pixels.f16"
@@ -93,9 +93,9 @@ class FeatureTable:
         x = found.sub_(mean.flatten()).div_(deviation.flatten())
         return x, x
 
-    def batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
-        """Give float32 [N, C, h, w] of some pictures, in their order, a few at a time."""
-        step = _batch_size(self.size[0] * 8, self.size[1] * 8)
+    def batches(self, rows: Sequence[int], n: int | None = None) -> Iterator[Tensor]:
+        """Give float32 [N, C, h, w] of some pictures, in their order, n or as many as suit a network at a time."""
+        step = n or pictures_at_a_time(self.size[0] * GRID, self.size[1] * GRID)
         for start in range(0, len(rows), step):
             chosen = self.values[list(rows[start : start + step])].astype(np.float32)
             yield torch.from_numpy(chosen).permute(0, 3, 1, 2)
@@ -168,7 +168,7 @@ class PatchTable:
 
     def batches(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """Give float32 [N, 3, H, W] of some pictures, in their order, a few at a time."""
-        step = _batch_size(*self._inner(0).shape[:2])
+        step = pictures_at_a_time(*self._inner(0).shape[:2])
         for start in range(0, len(rows), step):
             chosen = self._inner(list(rows[start : start + step])).astype(np.float32)
             yield torch.from_numpy(chosen).permute(0, 3, 1, 2)
@@ -191,8 +191,8 @@ def make_table(
     """
 
     def compute(batches: list[NDArray[np.uint8]], take: Callable[[int, NDArray[np.float16]], None]) -> None:
-        for number, batch in enumerate(batches):
-            take(number, features_of(maps, batch))
+        for number, features in enumerate(on_each_core(partial(features_of, maps), batches)):
+            take(number, features)
 
     return fill_table(maps, images, compute, folder, progress)
 
@@ -214,7 +214,7 @@ def fill_table(
         progress: likewise.
     """
     values = _new_values((len(images), *maps.size, N_CHANNELS), folder, FEATURES_FILE)
-    step = _batch_size(*images.shape[1:3])
+    step = pictures_at_a_time(*images.shape[1:3])
     n_done = 0
 
     def take(number: int, features: NDArray[np.float16]) -> None:
@@ -241,7 +241,7 @@ def make_patch_table(
     """Even out the light of pictures; arguments as for `make_table`."""
     n, height, width, n_colours = images.shape
     values = _new_values((n, height + 2 * MARGIN, width + 2 * MARGIN, n_colours), folder, PIXELS_FILE)
-    step = _batch_size(height, width)
+    step = pictures_at_a_time(height, width)
     with torch.inference_mode():
         for start in range(0, n, step):
             lit = light(to_pixels(torch.from_numpy(images[start : start + step])))
@@ -272,10 +272,6 @@ def _new_values(shape: tuple[int, ...], folder: Path | None, name: str) -> NDArr
         return np.empty(shape, np.float16)
     folder.mkdir(parents=True, exist_ok=True)
     return np.memmap(folder / name, np.float16, "w+", shape=shape)
-
-
-def _batch_size(height: int, width: int) -> int:
-    return max(1, min(16, _BATCH_PIXELS // (height * width)))
 
 
 def _as_channels(values: NDArray[np.float64]) -> Tensor:

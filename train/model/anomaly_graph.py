@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.nn.utils import fusion
 
 from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.platform.work import Progress
+from vae_edge.train.model.cores import on_each_core
 from vae_edge.train.model.input_layers import PhotometricNormalization, RangeOfInput, Tiles
 from vae_edge.train.model.input_settings import InputSettings
 from vae_edge.train.model.kept import KeptPlaces, kept_or_none
@@ -296,6 +297,13 @@ class DeployedGraph(nn.Module, ABC):
     """Height and width of the image in pixels."""
     input_settings: InputSettings
     """How the image becomes what the network sees."""
+    is_run_on_each_core: ClassVar[bool] = False
+    """Whether a core runs a few images by itself, or all of them share the work on many; see `run_graph`."""
+
+    @property
+    def images_at_a_time(self) -> int:
+        """Images that `run_graph` runs together."""
+        return images_at_a_time(self.input_settings)
 
     @abstractmethod
     def describe(self) -> str:
@@ -392,20 +400,25 @@ def run_graph(
     Args:
         graph: of the images' size.
         images: to run over.
-        batch_size: images at a time; None: 16, or fewer where an image is many tiles.
+        batch_size: images at a time; None: as many as suit the graph, 1 to 16.
         progress: called with images done and in all.
     """
     height, width = graph.image_size
     maps = np.empty((len(images), height, width), dtype=np.float32)
     scores = np.empty(len(images), dtype=np.float32)
-    step = batch_size or images_at_a_time(graph.input_settings)
-    for start in range(0, len(images), step):
-        stop = min(start + step, len(images))
-        with torch.inference_mode():
-            anomaly_map, score = graph(torch.from_numpy(images[start:stop]))
-        maps[start:stop], scores[start:stop] = anomaly_map.numpy(), score.numpy()
+    step = batch_size or graph.images_at_a_time
+    batches = [slice(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+
+    @torch.inference_mode()
+    def run(batch: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        anomaly_map, score = graph(torch.from_numpy(images[batch]))
+        return anomaly_map.numpy(), score.numpy()
+
+    results = on_each_core(run, batches) if graph.is_run_on_each_core else map(run, batches)
+    for batch, found in zip(batches, results, strict=True):
+        maps[batch], scores[batch] = found
         if progress is not None:
-            progress(stop, len(images))
+            progress(batch.stop, len(images))
     return maps, scores
 
 

@@ -23,8 +23,8 @@ from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import Progress
 from vae_edge.train.choice.synthetic_defects import CONTRASTS as CHANGES
-from vae_edge.train.choice.synthetic_defects import paste_defect
-from vae_edge.train.data.inspection_set import spread_places
+from vae_edge.train.choice.synthetic_defects import PastedDefect, paste_defect
+from vae_edge.train.data.inspection_set import map_in_threads, spread_places
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From images, uint8 [n, H, W, 3], to their scores, float32 [n]."""
@@ -82,12 +82,16 @@ def measure_detectability(
         if progress is not None:
             progress(min(start + _AT_ONCE, len(normals)), total)
     kinds = []
+
+    def paste(number: int) -> PastedDefect:
+        kind, size, change, _ = plan[number]
+        return paste_defect(
+            normals, number % len(normals), kind, size, change, seed=seed, variant=number, ignored=ignored
+        )
+
     for start in range(0, len(plan), _AT_ONCE):
         # A few at a time: at the largest sizes all of them would take gigabytes.
-        made = [
-            paste_defect(normals, number % len(normals), kind, size, change, seed=seed, variant=number, ignored=ignored)
-            for number, (kind, size, change, _) in enumerate(plan[start : start + _AT_ONCE], start)
-        ]
+        made = list(map_in_threads(paste, range(start, min(start + _AT_ONCE, len(plan)))))
         kinds += [each.kind for each in made]
         shown[start : start + _AT_ONCE] = score(np.stack([each.image for each in made]))
         if progress is not None:

@@ -43,6 +43,7 @@ from vae_edge.train.features.training import Measure, Table, fit_constants, resi
 from vae_edge.train.loop.settings import TrainingOutcome, TrainSettings
 from vae_edge.train.loop.team import ALONE, Team
 from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.cores import on_each_core
 from vae_edge.train.model.input_settings import Photometric
 from vae_edge.train.model.network import count_parameters
 from vae_edge.train.model.presets import Network, is_bfloat16
@@ -219,13 +220,18 @@ class _Fitting:
         assert isinstance(table, FeatureTable)
         residuals[source] = torch.empty(self.n_used, 1, *table.size)
         progress = self.watcher.progress_of("measuring features at each place")
-        for fold, measures in enumerate(folds):
-            measures[source] = fit_places(table, np.flatnonzero(self.fold_of != fold).tolist(), n_directions)
+
+        def measure(fold: int) -> tuple[PlaceDistance, NDArray[np.int64], Tensor]:
+            """Measure without a fold, and the fold by that; -1 is none."""
             held_out = np.flatnonzero(self.fold_of == fold)
-            residuals[source][held_out] = residuals_of(measures[source], table, held_out.tolist())
-            progress(fold + 1, len(folds) + 1)
-        deployed[source] = fit_places(table, range(self.n_used), n_directions)
-        progress(len(folds) + 1, len(folds) + 1)
+            places = fit_places(table, np.flatnonzero(self.fold_of != fold).tolist(), n_directions)
+            return places, held_out, residuals_of(places, table, held_out.tolist())
+
+        everything = [*folds, deployed]
+        numbers = [*range(len(folds)), -1]
+        for done, (measures, found) in enumerate(zip(everything, on_each_core(measure, numbers), strict=True), 1):
+            measures[source], held_out, residuals[source][held_out] = found
+            progress(done, len(everything))
 
     def _training(
         self, source: MapSource, number: int, rows: NDArray[np.int64], held_out: NDArray[np.int64]
@@ -320,21 +326,27 @@ class _Fitting:
         n_pixels = self.images[: self.n_used, :, :, 0].size
         tail, final_tail = (PixelTail(n_pixels, settings.pixel_false_positive_rate, settings.kept) for _ in range(2))
         counted = one_of_each_part(self.files, self.division.grouping.part)
+        is_counted = np.isin(np.arange(self.n_used), counted)
         final_scores = np.empty(self.n_used, np.float32)
         progress = self.watcher.progress_of("scoring normals with the deployed network")
-        deployed = {
-            source: residuals_of(trained.deployed[source], self._table_of(source), range(self.n_used), progress)
-            for source in models.graph.settings.sources
-        }
-        with torch.inference_mode():
-            for i in range(self.n_used):
-                place = np.array([i])
-                fold = models.folds[self.fold_of[i]]
-                tail.add(fold.score(_rows(trained.residuals, place))[0].numpy())
-                anomaly_map, score = models.graph.score(_rows(deployed, place))
-                final_scores[i] = float(score)
-                if i in counted:
-                    final_tail.add(anomaly_map.numpy())
+
+        @torch.inference_mode()
+        def score(i: int) -> tuple[Tensor, Tensor, float]:
+            """Return the map of a good part by the fold's network, and map and score by the deployed one."""
+            by_fold, _ = models.folds[self.fold_of[i]].score(_rows(trained.residuals, np.array([i])))
+            seen = {
+                source: residuals_of(trained.deployed[source], self._table_of(source), [i])
+                for source in models.graph.settings.sources
+            }
+            anomaly_map, value = models.graph.score(seen)
+            return by_fold, anomaly_map, float(value)
+
+        for i, (by_fold, anomaly_map, value) in enumerate(on_each_core(score, range(self.n_used))):
+            tail.add(by_fold.numpy())
+            final_scores[i] = value
+            if is_counted[i]:
+                final_tail.add(anomaly_map.numpy())
+            progress(i + 1, self.n_used)
         return cross_record(
             settings, self.division.folds, self.files, counted, models.scores, tail, final_scores, final_tail
         )

@@ -7,6 +7,7 @@ but the time. On one machine threads do the same without copies of the tables; s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from vae_edge.train.features.side_by_side import TrainedNetwork, Training, train
 from vae_edge.train.features.table import FeatureTable, features_of, fill_table
 from vae_edge.train.loop.team import Team
 from vae_edge.train.loop.watcher import Watcher
+from vae_edge.train.model.cores import on_each_core
 
 _STAGE = "computing features"
-_BATCHES_AT_A_TIME = 4
-"""That a process computes before the leader takes them, so that it holds few and waits seldom."""
+_BATCHES_AT_A_TIME = 32
+"""That each of several processes computes before the leader takes them, so that it holds few and waits seldom."""
 
 
 def compute_features(
@@ -50,11 +52,12 @@ def _compute(
     *,
     take: Callable[[int, NDArray[np.float16]], None] | None = None,
 ) -> None:
-    n_of_round = team.size * (_BATCHES_AT_A_TIME if team.size > 1 else 1)
+    n_of_round = team.size * _BATCHES_AT_A_TIME if team.size > 1 else max(len(batches), 1)
     for first in range(0, len(batches), n_of_round):
         own = range(first + team.place.rank, min(first + n_of_round, len(batches)), team.size)
-        for found in team.collect({number: features_of(maps, batches[number]) for number in own}):
-            for number, features in found.items():
+        found = zip(own, on_each_core(partial(features_of, maps), (batches[number] for number in own)), strict=True)
+        for part in [found] if team.size == 1 else team.collect(list(found)):
+            for number, features in part:
                 if take is not None:
                     take(number, features)
 

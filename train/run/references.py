@@ -28,6 +28,7 @@ from vae_edge.reference_file import (
     encode_pictures,
 )
 from vae_edge.train.choice.synthetic_defects import paste_defect, turn
+from vae_edge.train.data.inspection_set import map_in_threads
 from vae_edge.wording import count
 
 MOST_NORMALS = 24
@@ -82,7 +83,8 @@ def choose_references(
     n_good = min(N_PICTURES // 2, len(normals))
     n_pasted = N_PICTURES - n_good
     # More than needed, so that those close to the threshold can be left out.
-    pasted = np.stack([_pasted(normals, number, seed, ignored) for number in range(n_pasted + N_PICTURES // 2)])
+    numbers = range(n_pasted + N_PICTURES // 2)
+    pasted = np.stack(list(map_in_threads(lambda number: _pasted(normals, number, seed, ignored), numbers)))
     total = len(normals) + len(pasted)
 
     def scores(images: NDArray[np.uint8], done: int) -> NDArray[np.float64]:

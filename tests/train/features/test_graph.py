@@ -27,6 +27,7 @@ from vae_edge.train.features.network import FeatureVae
 from vae_edge.train.features.patches import patch_convolutions, patch_vae
 from vae_edge.train.features.places import PlaceConstants
 from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource, PositionVae
+from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.model.input_settings import Photometric
 
 SIZE = (64, 96)
@@ -201,3 +202,22 @@ def test_interpolation_keeps_a_constant_and_a_slope(before: int, after: int) -> 
     wanted = (torch.arange(after) + 0.5) / after
     inner = slice(after // 4, after - after // 4)
     assert torch.allclose((matrix @ centres)[inner], wanted[inner], atol=1e-3)
+
+
+def test_maps_and_scores_are_the_same_for_any_number_of_cores(backbone: Backbone, images: np.ndarray) -> None:
+    graph, many = graph_on_both(backbone), np.concatenate([images] * 9)
+    assert len(many) > 2 * graph.images_at_a_time
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            found.append(run_graph(graph, many))
+    finally:
+        torch.set_num_threads(before)
+    for maps, scores in found[1:]:
+        assert np.array_equal(maps, found[0][0])
+        assert np.array_equal(scores, found[0][1])
+    with torch.inference_mode():
+        expected_maps, expected_scores = graph(torch.from_numpy(images))
+    assert np.allclose(found[0][0][-3:], expected_maps, rtol=1e-4, atol=1e-4)
+    assert np.allclose(found[0][1][-3:], expected_scores, rtol=1e-5, atol=1e-5)

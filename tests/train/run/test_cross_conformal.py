@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.train.listener import Listener
 from vae_edge.decision import PixelTail, conformal_p_value, fit_image_threshold
@@ -24,7 +23,7 @@ from vae_edge.train.data.split import split_into_folds
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError
 from vae_edge.train.loop.settings import Calibration, TrainSettings
 from vae_edge.train.loop.watcher import Watcher
-from vae_edge.train.model.anomaly_graph import AnomalyGraph, run_graph
+from vae_edge.train.model.anomaly_graph import DeployedGraph, run_graph
 from vae_edge.train.model.input_settings import InputSettings, Tiling
 from vae_edge.train.model.presets import Architecture
 from vae_edge.train.run.cross_conformal import announce, divide, score_out_of_fold
@@ -53,7 +52,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return fit_run(settings(data), out=tmp_path_factory.mktemp("runs") / "first")
 
 
-class MeanImage(nn.Module):
+class MeanImage(DeployedGraph):
     """The simplest model of good parts: the distance from their mean."""
 
     image_size = (2, 2)
@@ -63,6 +62,9 @@ class MeanImage(nn.Module):
     def __init__(self, images: NDArray[np.uint8]) -> None:
         super().__init__()
         self.mean = torch.from_numpy(images.astype(np.float32).mean(axis=(0, 3)))
+
+    def describe(self) -> str:
+        return "the distance from the mean picture"
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         maps = (image.float().mean(dim=3) - self.mean).abs()
@@ -80,7 +82,7 @@ def out_of_fold(images: NDArray[np.uint8], n_folds: int) -> tuple[NDArray[np.flo
         files,
         images,
         split_into_folds(files, n_folds)[1],
-        lambda number, fit, statistics, watcher: cast(AnomalyGraph, MeanImage(np.concatenate([fit, statistics]))),
+        lambda number, fit, statistics, watcher: MeanImage(np.concatenate([fit, statistics])),
         tail,
         Watcher(),
     )
@@ -95,7 +97,7 @@ def test_p_values_of_new_normals_keep_the_rate_though_the_deployed_model_saw_eve
     for _ in range(150):
         images = rng.integers(0, 256, (n + n_new, 2, 2, 3), dtype=np.uint8)
         scores, tail = out_of_fold(images[:n], 5)
-        deployed = cast(AnomalyGraph, MeanImage(images[:n]))
+        deployed = MeanImage(images[:n])
         maps, new_scores = run_graph(deployed, images[n:])
         ordered = np.sort(scores.astype(np.float64))
         shares.append(np.mean([conformal_p_value(float(score), ordered) <= rate for score in new_scores]))
