@@ -54,15 +54,20 @@ class Stopwatch(Watcher):
         self._watcher.progress(stage, done, total, note)
 
     def sentence(self) -> str:
-        """Say how long everything took, and the shares of the longest stages."""
+        """Say how long everything took, and the share of each stage, the longest first."""
         total = sum(self.seconds.values())
-        longest = sorted(self.seconds.items(), key=lambda item: -item[1])[:_SHOWN]
-        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in longest if seconds > 0)
-        return f"took {total:.0f} s: {shares}" if shares else "took no time"
+        if total <= 0:
+            return "took no time"
+        shares = {name: seconds / total for name, seconds in sorted(self.seconds.items(), key=lambda item: -item[1])}
+        shown = {name: share for name, share in shares.items() if share >= _LEAST_SHOWN}
+        rest = 1 - sum(shown.values())
+        if rest >= _LEAST_SHOWN:
+            shown["others"] = rest
+        return f"took {total:.0f} s: " + ", ".join(f"{name} {share:.0%}" for name, share in shown.items())
 
 
 _NUMBERED = re.compile(r" \d+ of \d+")
-_SHOWN = 6
+_LEAST_SHOWN = 0.01
 
 _LINE_EVERY_S = 20.0  # Where stderr is a file: often enough to see that it is alive, seldom enough to read.
 

@@ -23,3 +23,12 @@ def test_a_stopwatch_gives_each_stage_the_time_up_to_its_progress(monkeypatch: p
     assert clock.seconds == {"training fold": 8.0, "reading images": 2.0}
     assert clock.sentence() == "took 10 s: training fold 80%, reading images 20%"
     assert seen == ["training fold 1 of 2", "reading images", "training fold 2 of 2"]
+
+
+def test_stages_of_less_than_a_hundredth_each_are_shown_together() -> None:
+    clock = Stopwatch(Watcher())
+    assert clock.sentence() == "took no time"
+    clock.seconds = {"finding images": 0.3, "reading images": 0.4, "training": 49.3, "scoring": 0.0}
+    assert clock.sentence() == "took 50 s: training 99%, others 1%"
+    clock.seconds = {"finding images": 0.1, "training": 49.9}
+    assert clock.sentence() == "took 50 s: training 100%"
