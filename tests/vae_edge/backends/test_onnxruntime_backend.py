@@ -77,9 +77,9 @@ class SessionDouble:
         counts = {self.provider: self.n_taken, "CPUExecutionProvider": 3 - self.n_taken}
         return [SimpleNamespace(ep_name=k, get_nodes=lambda n=n: [None] * n) for k, n in counts.items() if n]
 
-    def run(self, names: list[str], feeds: dict[str, Any]) -> Any:
+    def run(self, names: list[str], feeds: dict[str, Any], options: Any = None) -> Any:
         self.batches.append(len(feeds["image"]))
-        return self._session.run(names, feeds)
+        return self._session.run(names, feeds, options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
