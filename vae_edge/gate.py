@@ -170,7 +170,7 @@ def describe_gate(gate: GateRecord | None) -> str:
 
 def values_of(look: Look, mean: MeanPicture | None) -> Sequence[float]:
     """Return the values of all measures, those of the place only where there is a mean picture."""
-    return look.values if mean is None else (*look.values, *mean.compare(look.place))
+    return look.values if mean is None else (*look.values, *mean.compare(look.place, (look.values[0], look.values[1])))
 
 
 def encode_mean_picture(mean: NDArray[np.uint8]) -> str:

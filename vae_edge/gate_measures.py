@@ -200,9 +200,14 @@ class MeanPicture:
         values *= self._window
         return values
 
-    def compare(self, place: NDArray[np.uint8]) -> tuple[float, float]:
-        """Return displacement, as a share of the side, and likeness, -1 to 1, of a picture, uint8 [64, 64]."""
-        likeness = self.likeness(place)
+    def compare(self, place: NDArray[np.uint8], light: tuple[float, float] | None = None) -> tuple[float, float]:
+        """Return displacement, as a share of the side, and likeness, -1 to 1, of a picture.
+
+        Args:
+            place: uint8 [64, 64], grey.
+            light: its mean and standard deviation; None: not known yet.
+        """
+        likeness = self.likeness(place, light)
         if likeness >= self._displaced_below:
             return 0.0, likeness
         mean, _ = _mean_and_deviation(place)
@@ -210,9 +215,9 @@ class MeanPicture:
         (x, y), _ = cv2.phaseCorrelate(self._windowed, self._in_window(place, mean))
         return math.hypot(x, y) / PLACE_SIDE, likeness
 
-    def likeness(self, place: NDArray[np.uint8]) -> float:
-        """Return the correlation coefficient of a picture, uint8 [64, 64], with the mean, -1 to 1."""
-        mean, deviation = _mean_and_deviation(place)
+    def likeness(self, place: NDArray[np.uint8], light: tuple[float, float] | None = None) -> float:
+        """Return the correlation coefficient of a picture with the mean, -1 to 1; for the arguments see `compare`."""
+        mean, deviation = _mean_and_deviation(place) if light is None else light
         difference = cv2.norm(place, self._picture, cv2.NORM_L2SQR) / place.size
         # The mean of (a - b)^2 is var(a) + var(b) - 2 cov(a, b) + (mean(a) - mean(b))^2.
         doubled = deviation**2 + self._deviation**2 + (mean - self._mean) ** 2 - difference

@@ -86,7 +86,10 @@ def test_likeness_is_the_correlation_coefficient() -> None:
     even = np.full_like(half_covered, 20)
     for place in (*places, half_covered, 255 - places[0]):
         expected = np.corrcoef(places[0].ravel(), place.ravel())[0, 1]
-        assert MeanPicture(places[0]).likeness(place) == pytest.approx(expected, abs=1e-9)
+        found = MeanPicture(places[0]).likeness(place)
+        assert found == pytest.approx(expected, abs=1e-9)
+        light = float(place.mean()), float(place.std())
+        assert MeanPicture(places[0]).likeness(place, light) == pytest.approx(found, abs=1e-9)
     assert MeanPicture(places[0]).likeness(even) == pytest.approx(0, abs=1e-6)
 
 
