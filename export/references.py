@@ -266,12 +266,14 @@ def with_own(
         ran: runtime and device that computed them.
     """
     score, maps = OWN_TOLERANCES[precision]
+    machine = look_at_machine() if precision is Precision.INT8 else None
     own = OwnOutputs(
         runtime=ran[0],
         device=ran[1],
         score_tolerance=score,
         map_tolerance=maps,
-        saturating_sums=look_at_machine().saturates_int8_sums if precision is Precision.INT8 else None,
+        saturating_sums=machine.saturates_int8_sums if machine else None,
+        int8_arithmetic=machine.int8_arithmetic if machine else None,
         architecture=platform.machine() if precision is Precision.FP16 else None,
     )
     return record.model_copy(update={"own": own}), replace(file, own=_stored(outputs, record.map_scale))

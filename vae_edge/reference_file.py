@@ -86,6 +86,8 @@ class OwnOutputs(Record):
     """As `ReferencesRecord.map_tolerance`."""
     saturating_sums: bool | None = None
     """INT8: whether the processor adds 8-bit products up in 16 bits (`Machine.saturates_int8_sums`)."""
+    int8_arithmetic: str | None = None
+    """INT8: the processor's instructions (`Machine.int8_arithmetic`); None in older bundles."""
     architecture: str | None = None
     """FP16: the processor's, such as `x86_64`: one of another kind may compute in FP16 what this one converts, and is
     not held to these outputs."""

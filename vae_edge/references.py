@@ -6,7 +6,7 @@ Two comparisons, each of scores and of block means of maps, with tolerances that
   export); what FP16 or INT8 is off was measured by the export on these very pictures, and twice that is allowed.
 - With the bundle's own outputs where it was exported, on a device of the same kind. Correct implementations of one
   graph differ by rounding alone, whatever the processor, so this is far tighter: `OWN_TOLERANCES`. In INT8 rounding can
-  move a picture by a whole level, so there it is half of the pictures that are held to it.
+  move a picture by a whole level; so where the processor rounds otherwise, half of the pictures are held to it.
 
 Both are relative to each picture (`Units`): next to a glaring defect, whose score is thirty times the threshold, what
 spoils the score of every good part would not be seen.
@@ -70,7 +70,8 @@ FP32: processors and versions round in another order, which moved scores by 5e-6
 ONNX Runtime 1.32 with AVX-512 and 1.23 on an emulated Cortex-A72; of maps the rounding to float16 takes 5e-4.
 FP16: equal to 1e-6 there too, where both convert; Arm processors that compute in it are not held to x86's.
 
-INT8: sums are exact; half of the pictures are held to this or, if that is more, to `ROUNDING_SHARE`."""
+INT8: sums are exact. With ONNX Runtime, and on processors with the instructions of the one at export, each picture is
+held to this; on others half of the pictures are, or to `ROUNDING_SHARE` if that is more."""
 
 ROUNDING_SHARE = 0.5
 """How far half of the pictures may be from an INT8 bundle's own outputs at export, as a share of how far half of those
@@ -178,7 +179,7 @@ def check_references(bundle: Bundle, backend: Backend, *, progress: Progress | N
     size = size_of(bundle.manifest)
     file = ReferenceFile.read(bundle.folder / record.file, record, size)
     bundle.check_unchanged()
-    saturates = look_at_machine().saturates_int8_sums
+    machine = look_at_machine()
     outputs = run_blocks(
         backend, file.images(f"{bundle.folder / record.file}: picture"), size, len(file.pictures), progress
     )
@@ -189,7 +190,8 @@ def check_references(bundle: Bundle, backend: Backend, *, progress: Progress | N
         precision=bundle.manifest.precision,
         ran_on=f"{backend.version} on {backend.device.name}",
         device=backend.device.name,
-        saturates=saturates,
+        saturates=machine.saturates_int8_sums,
+        int8_arithmetic=machine.int8_arithmetic,
     )
 
 
@@ -306,6 +308,7 @@ def compare(
     ran_on: str,
     device: str,
     saturates: bool = False,
+    int8_arithmetic: str | None = None,
 ) -> ReferenceCheck:
     """Compare a bundle's outputs for its references.
 
@@ -317,6 +320,7 @@ def compare(
         ran_on: runtime and device, for people.
         device: such as `cpu` or `cuda:0`.
         saturates: whether the processor is one of `Machine.saturates_int8_sums`.
+        int8_arithmetic: the processor's `Machine.int8_arithmetic`; None if it is not known.
     """
     assert file.trained is not None  # The record of a bundle has outputs.
     units = Units.of(file.trained, record.trained_threshold)
@@ -332,7 +336,7 @@ def compare(
         what = f"from its own at export ({own.runtime} on {own.device})"
         moved_from_own = units.moved(file.own, outputs, record.map_scale)
         least = [own.score_tolerance, own.map_tolerance]
-        if precision is Precision.INT8:
+        if precision is Precision.INT8 and not _rounds_alike(own, int8_arithmetic):
             what += ", of half the pictures"
             shares = [_of_half(each) for each in moved_from_own]
             own_outputs = Outputs(file.own.maps.astype(np.float64) * record.map_scale, file.own.scores)
@@ -347,6 +351,13 @@ def compare(
     clear = margins > allowed[0] * units.scores
     flipped = tuple(int(position) for position in others if clear[position])
     return ReferenceCheck(record.images, record.n_images, flipped, tuple(measures), ran_on)
+
+
+def _rounds_alike(own: OwnOutputs, int8_arithmetic: str | None) -> bool:
+    """Return whether INT8 values are rounded to the same levels here as where the bundle was exported."""
+    if own.runtime.startswith("ONNX Runtime "):  # Its outputs were equal with AVX2, VNNI, AMX and on Arm.
+        return True
+    return own.int8_arithmetic is not None and own.int8_arithmetic == int8_arithmetic
 
 
 def _of_half(values: NDArray[np.float64]) -> float:

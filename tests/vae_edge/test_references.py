@@ -18,6 +18,7 @@ from tests.tiny_bundles import TARGETS, dark_image, make_bundle, toy_references,
 from vae_edge import Bundle, BundleError, Detector, ParityError
 from vae_edge.agreement import Outputs
 from vae_edge.manifest import MANIFEST_FILE, NEVER_VERIFIED, SCHEMA_VERSION
+from vae_edge.platform.machine import look_at_machine
 from vae_edge.reference_file import REFERENCES_FILE, BlockOutputs, ReferencesRecord
 from vae_edge.references import FP16_TOLERANCE, SATURATING_TOLERANCE, ReferenceCheck, compare
 from vae_edge.targets import Precision, Target
@@ -150,6 +151,7 @@ def compared_in_int8(
     off: float = 0.0,
     saturates: bool = False,
     precision: Precision = Precision.INT8,
+    here: str | None = "VNNI",
     **own: Any,
 ) -> ReferenceCheck:
     """Compare the toy's outputs, changed, with its references, as if INT8 was off by a share in each picture."""
@@ -160,9 +162,19 @@ def compared_in_int8(
         whole.file.trained.scores * np.float32(1 + off), whole.file.trained.maps * np.float16(1 + off)
     )
     file = replace(whole.file, trained=trained)
+    own = {"int8_arithmetic": "AMX", **own}
     record = own_of(whole.record, **own).model_copy(update={"score_tolerance": 0.1, "map_tolerance": 0.1})
     outputs = change(whole.outputs)
-    return compare(record, file, outputs, precision=precision, ran_on="a test", device="cpu", saturates=saturates)
+    return compare(
+        record,
+        file,
+        outputs,
+        precision=precision,
+        ran_on="a test",
+        device="cpu",
+        saturates=saturates,
+        int8_arithmetic=here,
+    )
 
 
 def moves(n_pictures: int, factor: float) -> Callable[[Outputs], Outputs]:
@@ -202,6 +214,39 @@ def test_where_int8_is_off_by_more_half_of_the_pictures_may_be_too(factor: float
     check = compared_in_int8(moves(6, factor), off=0.04)
     assert check.agrees is agrees
     assert [measure.allowed for measure in check.measures] == pytest.approx([0.1, 0.1, 0.02, 0.02], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("own", "here", "every_picture"),
+    [
+        ({}, "VNNI", False),
+        ({}, "AMX", True),  # As where it was exported.
+        ({"int8_arithmetic": None}, "AMX", False),  # A bundle that does not know.
+        ({"int8_arithmetic": None}, None, False),
+        ({"runtime": "ONNX Runtime 1.32.0"}, "VNNI", True),  # It rounds alike everywhere.
+        ({"runtime": "ONNX Runtime 1.32.0", "int8_arithmetic": None}, "aarch64", True),
+        ({"runtime": "OpenVINO 2026.4.1"}, "VNNI", False),
+    ],
+)
+def test_where_int8_is_rounded_alike_each_picture_counts(
+    own: dict[str, Any], here: str | None, every_picture: bool
+) -> None:
+    assert compared_in_int8(moves(1, 1.006), here=here, **own).agrees is not every_picture
+    assert compared_in_int8(moves(6, 1.004), here=here, **own).agrees
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "name"),
+    [
+        ("x86_64", ("avx2", "avx512_vnni", "amx_int8"), "AMX"),
+        ("x86_64", ("avx2", "avx_vnni"), "VNNI"),
+        ("AMD64", ("avx2",), "sums in 16 bits"),
+        ("aarch64", ("asimddp",), "aarch64"),
+    ],
+)
+def test_what_int8_is_computed_with(architecture: str, flags: tuple[str, ...], name: str) -> None:
+    machine = replace(look_at_machine(), architecture=architecture, processor_flags=flags)
+    assert machine.int8_arithmetic == name
 
 
 def test_other_precisions_have_no_levels_to_round_to() -> None:

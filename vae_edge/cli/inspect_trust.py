@@ -80,7 +80,7 @@ def _reference_rows(manifest: Manifest) -> list[tuple[str, str]]:
     if own is not None:
         within = f"scores within {own.score_tolerance:.3%}, maps within {own.map_tolerance:.3%}"
         if manifest.precision is Precision.INT8:
-            within = f"half of the pictures: {within}, or half of what INT8 is off,"
+            within += " (where values are rounded in another way: half of the pictures, or half of what INT8 is off)"
         rows.append(("", f"{within} of its own at export, {own.runtime} on {own.device}"))
     return rows
 

@@ -89,6 +89,18 @@ class Machine:
         is_x86 = self.architecture.lower() in ("x86_64", "amd64", "i386", "i686", "x86")
         return is_x86 and not _WIDE_INT8_SUMS.intersection(self.processor_flags)
 
+    @property
+    def int8_arithmetic(self) -> str:
+        """The instructions that runtimes compute INT8 with; processors of one kind give equal results.
+
+        Runtimes choose others for x86 processors with AMX, VNNI or neither; elsewhere it is the architecture.
+        """
+        if "amx_int8" in self.processor_flags:
+            return "AMX"
+        if self.saturates_int8_sums:
+            return "sums in 16 bits"
+        return "VNNI" if _WIDE_INT8_SUMS.intersection(self.processor_flags) else self.architecture.lower()
+
 
 def look_at_machine() -> Machine:
     """Gather the facts; never fails."""
