@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import end_of, fork
 from vae_edge.errors import InputError
 from vae_edge.platform import atomic, file_system
 from vae_edge.platform.atomic import (
@@ -272,19 +273,6 @@ def test_the_longest_names_can_be_written(tmp_path: Path, length: int, letter: s
 # What killed processes leave
 
 
-def in_a_child(work: Callable[[], None]) -> int:
-    """Run something in a forked child; its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def killed_at(call: int, work: Callable[[], None]) -> Callable[[], None]:
     """Return the work with a death at the n-th call of the system from now on."""
 
@@ -325,7 +313,7 @@ def test_whenever_a_replacement_is_killed_the_old_or_the_new_is_there_whole(
     n_kills, seen = 0, set()
     for call in range(1, 2000):
         write_bundle(bundle, "old")
-        code = in_a_child(killed_at(call, lambda: write_bundle(bundle, "new")))
+        code = end_of(fork(killed_at(call, lambda: write_bundle(bundle, "new"))))
         if has_exchange:
             assert bundle.is_dir()
         restore(bundle)  # as whoever opens it does
@@ -351,7 +339,7 @@ def test_whenever_the_writing_of_a_file_is_killed_the_old_or_the_new_is_there(
     path = tmp_path / "manifest.json"
     for call in range(1, 1000):
         write_text(path, "old")
-        code = in_a_child(killed_at(call, lambda: write_text(path, "new")))
+        code = end_of(fork(killed_at(call, lambda: write_text(path, "new"))))
         assert path.read_text() in ("old", "new")
         if code == 0:
             break
@@ -364,31 +352,33 @@ def test_whenever_the_writing_of_a_file_is_killed_the_old_or_the_new_is_there(
 @posix_only
 def test_what_a_live_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     ready, go = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def write() -> None:
         with new_file(tmp_path / "manifest.json") as temporary:
             os.write(ready[1], b"x")
             os.read(go[0], 1)
             temporary.write_text("theirs")
-        os._exit(0)
+
+    child = fork(write)
     os.read(ready[0], 1)
     write_text(tmp_path / "manifest.json", "ours")
     remove_leftovers_in(tmp_path)
     assert len(list(tmp_path.glob(".manifest.json.*.tmp"))) == 1
     os.write(go[1], b"x")
-    assert os.waitpid(child, 0)[1] == 0
+    assert end_of(child) == 0
     assert (tmp_path / "manifest.json").read_text() == "theirs"
 
 
 @posix_only
 def test_what_a_killed_process_left_that_is_not_waited_for_is_removed(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
+    def write() -> None:
         with new_file(tmp_path / "manifest.json"):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    child = fork(write)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # A container without an init leaves its dead like that.
     write_text(tmp_path / "manifest.json", "ours")
-    os.waitpid(child, 0)
+    assert end_of(child) == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
@@ -537,18 +527,8 @@ def test_eight_processes_that_take_turns_never_meet(tmp_path: Path) -> None:
                 inside.mkdir()  # fails where somebody else is inside
                 inside.rmdir()
 
-    children = []
-    for _ in range(8):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                enter_and_leave()
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    children = [fork(enter_and_leave) for _ in range(8)]
+    assert [end_of(child) for child in children] == [0] * 8
 
 
 def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
