@@ -37,10 +37,12 @@ def no_thread_is_left() -> None:
 def test_a_slow_reader_gets_the_newest_frame_and_the_number_skipped(camera: MjpegServer) -> None:
     source = open_video(camera.url)
     frames = []
-    for picture in AtMost(source, 4):
+    for picture in AtMost(source, 100):  # A busy machine may hold up the camera as well as the reader.
         frames.append((picture.frame, picture.skipped))
         assert not isinstance(picture.image, InputError)
         assert picture.image.shape == (48, 48, 3)
+        if sum(skipped or 0 for _, skipped in frames[1:]) >= 3:
+            break
         time.sleep(0.15)
     numbers = [number for number, _ in frames if number is not None]
     skipped = [skipped for _, skipped in frames if skipped is not None]
