@@ -13,7 +13,7 @@ import grimp
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
-PARTS = ("benchmarks", "export", "anomalib", "train", "cli", "archive", "sinks", "sources", "backends")
+PARTS = ("benchmarks", "export", "anomalib", "train", "cli", "archive", "serve", "sinks", "sources", "backends")
 """Drawn as one box each. The other modules are two more: those that use the backends, and those that everybody uses."""
 USERS, FOUNDATION = "detector, refit, doctor, ...", "bundle, manifest, image, records, errors, ..."
 BLOCK = re.compile(r"```mermaid\n.*?```", re.DOTALL)
