@@ -225,6 +225,8 @@ def main(arguments: list[str]) -> int:
         parser.error(
             f"minutes are {given.minutes:g} and subjects {given.subjects}; expected above 0, and of {SUBJECTS}"
         )
+    # The programs are ended by it, and in the background of a shell they would inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given.out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(given.out / "logs", ignore_errors=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
