@@ -25,6 +25,8 @@ class Count:
     """Lines with another verdict than the picture has."""
     unknown: int
     """Lines about what nobody asked for."""
+    first_lost: tuple[str, ...] = ()
+    """The first of those that are lost, and where they were in the lines of their process."""
 
     @property
     def problems(self) -> list[str]:
@@ -37,7 +39,8 @@ class Count:
         )
         if not self.owed:
             return ["no verdict was owed, so this shows nothing"]
-        return [f"{n} of {self.owed} verdicts {what}" for n, what in named if n]
+        found = [f"{n} of {self.owed} verdicts {what}" for n, what in named if n]
+        return [*found, *(f"lost: {each}" for each in self.first_lost)]
 
 
 @dataclass
@@ -117,6 +120,8 @@ class Arrived:
     name: str
 
 
+_NAMED = 5
+
 WAITING_IN_MEMORY = 256
 """Verdicts of a channel that a killed process loses at most; `predictions.jsonl` has them."""
 
@@ -142,6 +147,7 @@ def count_arrivals(given: dict[int, list[str]], arrived: list[Arrived], killed: 
         seen.add((each.run, each.number))
         places.setdefault(each.name, []).append(each)
     owed = lost = 0
+    first_lost: list[str] = []
     for generation, names in given.items():
         came = [bool(places.get(name)) for name in names]
         for name in names:
@@ -151,6 +157,20 @@ def count_arrivals(given: dict[int, list[str]], arrived: list[Arrived], killed: 
         excused = min(tail, WAITING_IN_MEMORY) if generation in killed else 0
         owed += len(names) - excused
         lost += came.count(False) - excused
+        first_lost += [
+            f"{name}, line {number} of {len(names)} of process {generation}"
+            for number, (name, is_there) in enumerate(zip(names, came, strict=True), 1)
+            if not is_there and number <= len(names) - excused
+        ]
     # What is left was sent by a killed process that had no time to write its line, or twice by nobody knows whom.
     twice = max(0, sum(map(len, places.values())) - len(killed))
-    return Count(owed=owed, given=owed - lost, doubled=doubled, lost=lost, twice=twice, wrong=0, unknown=0)
+    return Count(
+        owed=owed,
+        given=owed - lost,
+        doubled=doubled,
+        lost=lost,
+        twice=twice,
+        wrong=0,
+        unknown=0,
+        first_lost=tuple(first_lost[:_NAMED]),
+    )

@@ -96,6 +96,7 @@ class TestMessages:
     def test_a_message_that_does_not_come_is_lost(self) -> None:
         found = count_arrivals({1: ["a", "b", "c"]}, [Arrived("r", 1, "a"), Arrived("r", 3, "c")], {1})
         assert (found.owed, found.lost) == (3, 1)  # In the middle, which no kill explains.
+        assert found.problems == ["1 of 3 verdicts lost", "lost: b, line 2 of 3 of process 1"]
         found = count_arrivals({1: ["a", "b"]}, [Arrived("r", 1, "a")], set())
         assert found.lost == 1  # At the end of a process that ended well.
 
