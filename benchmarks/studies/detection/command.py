@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from vae_edge.benchmarks.measure.process import python_module, run_job
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.benchmarks.studies.detection.cases import CaseResult, Training
 from vae_edge.benchmarks.studies.detection.peers import PEERS, PeerJob, PeerResult, measure_peer
-from vae_edge.benchmarks.studies.detection.tables import networks_table, peers_table, write_tables
+from vae_edge.benchmarks.studies.detection.tables import networks_table, peers_table, times_table, write_tables
 from vae_edge.benchmarks.studies.detection.tasks import Kind, Work, run_all, say
 from vae_edge.benchmarks.studies.detection.timing import TimingJob, TimingResult, run_of, time_models, timing_job
 from vae_edge.benchmarks.studies.detection.worker import Job
@@ -82,14 +82,16 @@ def detection(
     coreset: Annotated[
         float, typer.Option(min=0.001, max=1.0, help="Share of the patches that PatchCore keeps.")
     ] = 0.1,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds of timing together with the others; 0: none.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of timing all networks and models of the first seed in turn; 0: none.")
+    ] = 3,
 ) -> None:
     """Measure image AUROC, pixel AUROC and AUPRO of what vae-train makes, and with each part switched off."""
     cases = _cases(data, out, seeds, preset, trainings, repeats, ablate=ablate, epochs=epochs)
     asked = _Peers(_models_of(peers), anomalib, peer_epochs, coreset, rounds)
     most = jobs or usable_cores()
     results = list(run_all(Kind(Job, CaseResult, _do_case), cases, out / "results", most).values())
-    peers_found, tables = _measure_peers(results, asked, out.absolute(), most) if asked.models else ({}, [])
+    peers_found, tables = _compare(results, asked, out.absolute(), most)
     text = "\n".join([write_tables(results), networks_table(results, peers_found), *tables])
     write_text(out / _TABLES, text)
     results_console().print(text, markup=False, soft_wrap=True)
@@ -144,33 +146,51 @@ def _do_case(job: Job, work: Work) -> CaseResult:
     return CaseResult.model_validate(found)
 
 
-def _measure_peers(
+def _compare(
     results: Sequence[CaseResult], asked: _Peers, out: Path, most: int
 ) -> tuple[dict[str, list[PeerResult]], list[str]]:
-    """Measure the other tools on the split of the first seed of every image set; return a table for each set, too."""
-    if asked.environment is None:
-        environment = make_anomalib(out / "environments" / "anomalib", say, (BACKBONE_PACKAGE,))
-    else:
-        say(f"looking at the environment in {asked.environment}")
-        environment = anomalib_in(asked.environment)
+    """Measure the other tools on the split of the first seed of every image set, and time everything.
+
+    Returns:
+        The other tools' results by image set, and tables of each set.
+    """
     seed = results[0].seed
     of_seed = [result for result in results if result.seed == seed]
     own = {
         data: [result for result in of_seed if result.data == data] for data in dict.fromkeys(r.data for r in of_seed)
     }
+    environment = _environment(asked, out) if asked.models else None
+    peers = _measure_peers(own, asked, environment, out, most) if environment is not None else {}
+    tables = []
+    for data, cases in own.items():
+        found = peers.get(data, [])
+        timing = _time(data, cases, found, asked, environment, out) if asked.rounds else None
+        if found:
+            tables.append(peers_table(data, cases, found, timing))
+        if timing is not None:
+            tables.append(times_table(data, cases, found, timing))
+    return peers, tables
+
+
+def _environment(asked: _Peers, out: Path) -> Environment:
+    if asked.environment is None:
+        return make_anomalib(out / "environments" / "anomalib", say, (BACKBONE_PACKAGE,))
+    say(f"looking at the environment in {asked.environment}")
+    return anomalib_in(asked.environment)
+
+
+def _measure_peers(
+    own: Mapping[str, Sequence[CaseResult]], asked: _Peers, environment: Environment, out: Path, most: int
+) -> dict[str, list[PeerResult]]:
     jobs = {
-        f"{data}-{model}-{seed}": _peer_job(model, run_of(out, _model_for_peers(cases)), asked, out)
+        (data, model): _peer_job(model, run_of(out, _model_for_peers(cases)), asked, out)
         for data, cases in own.items()
         for model in asked.models
     }
+    names = {(data, model): f"{data}-{model}-{own[data][0].seed}" for data, model in jobs}
     kind = Kind(PeerJob, PeerResult, lambda job, work: measure_peer(job, environment, work))
-    done = run_all(kind, jobs, out / "results", most)
-    peers = {data: [done[f"{data}-{model}-{seed}"] for model in asked.models] for data in own}
-    tables = []
-    for data, cases in own.items():
-        timing = _time(data, cases, peers[data], asked, environment, out) if asked.rounds else None
-        tables.append(peers_table(data, cases, peers[data], timing))
-    return peers, tables
+    done = run_all(kind, {names[key]: job for key, job in jobs.items()}, out / "results", most)
+    return {data: [done[names[data, model]] for model in asked.models] for data in own}
 
 
 def _time(
@@ -178,7 +198,7 @@ def _time(
     cases: Sequence[CaseResult],
     peers: Sequence[PeerResult],
     asked: _Peers,
-    environment: Environment,
+    environment: Environment | None,
     out: Path,
 ) -> TimingResult:
     """Time all models of an image set once nothing else of the study is running."""
@@ -189,7 +209,8 @@ def _time(
 
     name = f"{data}-timing-{cases[0].seed}"
     job = timing_job(runs, peers, asked.rounds)
-    return run_all(Kind(TimingJob, TimingResult, do), {name: job}, out / "results", 1)[name]
+    kind = Kind(TimingJob, TimingResult, do, is_whole=lambda result: not result.failed)
+    return run_all(kind, {name: job}, out / "results", 1)[name]
 
 
 def _model_for_peers(results: Sequence[CaseResult]) -> CaseResult:

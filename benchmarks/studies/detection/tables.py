@@ -7,7 +7,8 @@ from statistics import mean, stdev
 
 from vae_edge.benchmarks.studies.detection.cases import RATES, AtRate, CaseResult
 from vae_edge.benchmarks.studies.detection.peers import PeerResult
-from vae_edge.benchmarks.studies.detection.timing import TimingResult
+from vae_edge.benchmarks.studies.detection.timing import TIMED, TimingResult, timed_name
+from vae_edge.targets import Precision, Target
 from vae_edge.train.run.metrics import Metrics
 
 Figure = Callable[[Metrics], "float | None"]
@@ -217,12 +218,43 @@ def peers_table(
     for result in own:
         row = result.rows[0]
         name = f"vae-edge, `{result.preset}`"
-        lines.append(_peer_row(name, row.metrics, row.at_rates, result.wall_s, timing, result.preset))
+        timed = timed_name(result.preset, Target.OPENVINO, Precision.FP32)
+        lines.append(_peer_row(name, row.metrics, row.at_rates, result.wall_s, timing, timed))
     for peer in peers:
         lines.append(
             _peer_row(f"anomalib, {peer.model}", peer.metrics, peer.at_rates, peer.train_s, timing, peer.model)
         )
-    return "\n".join([*lines, "", *_in_force(own), *_not_timed(timing), ""])
+    return "\n".join([*lines, "", *_in_force(own), ""])
+
+
+def times_table(data: str, own: Sequence[CaseResult], peers: Sequence[PeerResult], timing: TimingResult) -> str:
+    """Return how long one picture takes in each network and model, measured in turn.
+
+    Args:
+        data: name of the image set.
+        own: results of the runs that were timed, one for each preset.
+        peers: the other tools' models, timed as anomalib's inferencer runs them.
+        timing: median milliseconds.
+    """
+    lines = [
+        f"### {data}: p50 from file to verdict / of the engine alone, ms; seed {own[0].seed}\n",
+        _row("", *(f"{target} {precision}" for target, precision in TIMED)),
+        _row("---", *("---:" for _ in TIMED)),
+    ]
+    for result in own:
+        names = (timed_name(result.preset, *kind) for kind in TIMED)
+        lines.append(_row(f"`{result.preset}`, {result.model}", *(_times(timing, name) for name in names)))
+    for peer in peers:
+        kinds = (kind == (Target.OPENVINO, Precision.FP32) for kind in TIMED)
+        lines.append(_row(f"anomalib, {peer.model}", *(_times(timing, peer.model) if is_it else "" for is_it in kinds)))
+    missing = [f"{model} could not be exported: {reason}" for model, reason in timing.not_exported.items()]
+    missing += [f"{model} could not be timed: {reason}" for model, reason in timing.failed.items()]
+    return "\n".join([*lines, "", *missing, ""])
+
+
+def _times(timing: TimingResult, name: str) -> str:
+    found = timing.models.get(name)
+    return "" if found is None else f"{found['file_p50_ms']:.1f} / {found['engine_p50_ms']:.1f}"
 
 
 def _peer_row(
@@ -243,12 +275,6 @@ def _peer_row(
         "" if seconds is None else f"{seconds:.0f}",
         *(f"{times[kind]:.1f}" if kind in times else "" for kind in ("file_p50_ms", "engine_p50_ms")),
     )
-
-
-def _not_timed(timing: TimingResult | None) -> list[str]:
-    """Return notes for models without times."""
-    failed = {} if timing is None else timing.failed
-    return [f"{model} could not be timed: {reason}" for model, reason in failed.items()]
 
 
 def _in_force(own: Sequence[CaseResult]) -> list[str]:

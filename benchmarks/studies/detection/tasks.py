@@ -39,6 +39,8 @@ class Kind(Generic[J, R]):
     result: type[R]
     do: Callable[[J, Work], R]
     """Does a job."""
+    is_whole: Callable[[R], bool] = lambda result: True
+    """Whether a result may be reused; one that is not whole is measured again by the next call."""
 
 
 def run_all(kind: Kind[J, R], jobs: Mapping[str, J], folder: Path, most: int) -> dict[str, R]:
@@ -88,11 +90,13 @@ def _run(kind: Kind[J, R], folder: Path, name: str, job: J, cancel: threading.Ev
 
 
 def _is_done(kind: Kind[J, R], folder: Path, name: str, job: J) -> bool:
-    job_file, result = folder / f"{name}.job.json", folder / f"{name}.json"
-    if not (job_file.is_file() and result.is_file()):
+    job_file, result_file = folder / f"{name}.job.json", folder / f"{name}.json"
+    if not (job_file.is_file() and result_file.is_file()):
         return False
     try:
-        return kind.job.model_validate(json.loads(job_file.read_text(encoding="utf-8"))) == job
+        if kind.job.model_validate(json.loads(job_file.read_text(encoding="utf-8"))) != job:
+            return False
+        return kind.is_whole(kind.result.model_validate_json(result_file.read_text(encoding="utf-8")))
     except ValueError:
         return False
 

@@ -1,8 +1,9 @@
-"""How long one picture takes: this project's bundles and anomalib's exports for OpenVINO in FP32, in turn."""
+"""How long one picture takes: this project's bundles in FP32 and INT8, and anomalib's exports for OpenVINO, in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +16,6 @@ from vae_edge.benchmarks.studies.peers.environments import Environment
 from vae_edge.benchmarks.studies.peers.rounds import Plan, run_rounds
 from vae_edge.bundle import Bundle
 from vae_edge.cli.console import notes_console
-from vae_edge.errors import DeviceError
 from vae_edge.export.pipeline import ExportSettings, export_run
 from vae_edge.records import Record
 from vae_edge.targets import Precision, Target
@@ -25,6 +25,9 @@ from vae_edge.train.run.folder import RunFolder
 _WANTED = ("file_p50_ms", "engine_p50_ms")
 
 _N_FILES = 32
+
+TIMED = tuple(product((Target.ONNX, Target.OPENVINO), (Precision.FP32, Precision.INT8)))
+"""The runtimes and precisions that this project's networks are timed in."""
 
 
 class TimingJob(Record):
@@ -39,9 +42,17 @@ class TimingResult(Record):
     """The times of each model."""
 
     models: dict[str, dict[str, float]]
-    """By name, medians over the rounds: `file_p50_ms`, from an image file to a verdict, and `engine_p50_ms`."""
+    """By name (`timed_name` for this project's), medians over the rounds: `file_p50_ms`, from an image file to a
+    verdict, and `engine_p50_ms`."""
     failed: dict[str, str] = Field(default_factory=dict)
-    """Those that could not be timed, with the reason."""
+    """Those that could not be timed, with the reason; they are tried again by the next call."""
+    not_exported: dict[str, str] = Field(default_factory=dict)
+    """Those for which there is no bundle, with the reason, which would be the same again."""
+
+
+def timed_name(preset: str, target: Target, precision: Precision) -> str:
+    """Return the name under which one of this project's bundles is timed."""
+    return f"{preset}, {target} {precision}"
 
 
 def timing_job(runs: Mapping[str, RunFolder], peers: Sequence[PeerResult], rounds: int) -> TimingJob:
@@ -51,7 +62,11 @@ def timing_job(runs: Mapping[str, RunFolder], peers: Sequence[PeerResult], round
 
 
 def time_models(
-    job: TimingJob, runs: Mapping[str, RunFolder], peers: Sequence[PeerResult], environment: Environment, folder: Path
+    job: TimingJob,
+    runs: Mapping[str, RunFolder],
+    peers: Sequence[PeerResult],
+    environment: Environment | None,
+    folder: Path,
 ) -> TimingResult:
     """Export the runs and time everything in turn, each in a process of its own.
 
@@ -59,22 +74,29 @@ def time_models(
         job: what to do.
         runs: by preset.
         peers: the other tools' models.
-        environment: of the other tool.
+        environment: of the other tool; None if there are no such models.
         folder: for the bundles, and for the tools' caches.
 
     Raises:
-        DeviceError: a run could not be exported.
+        InputError: the pictures of a run cannot be found.
+        BundleError: a run folder was changed.
     """
     here = Environment.here("vae-edge")
-    candidates = [
-        Candidate(preset, "", here, "process", _export(run, folder).folder, "vae-edge", wanted=_WANTED)
-        for preset, run in runs.items()
-    ]
-    options = {"declare_operators": environment.declare_operators, "arguments": FP32_ARITHMETIC}
-    candidates += [
-        Candidate(peer.model, "", environment, "process", Path(peer.exported), "anomalib", options, wanted=_WANTED)
-        for peer in peers
-    ]
+    candidates, not_exported = [], {}
+    for preset, run in runs.items():
+        for (target, precision), made in _exported(run, folder).items():
+            name = timed_name(preset, target, precision)
+            if isinstance(made, Bundle):
+                candidates.append(Candidate(name, "", here, "process", made.folder, "vae-edge", wanted=_WANTED))
+            else:
+                not_exported[name] = made
+    for peer in peers:
+        assert environment is not None
+        options = {"declare_operators": environment.declare_operators, "arguments": FP32_ARITHMETIC}
+        exported = Path(peer.exported)
+        candidates.append(
+            Candidate(peer.model, "", environment, "process", exported, "anomalib", options, wanted=_WANTED)
+        )
     tests = spread(next(iter(runs.values())).find_images(("test",)), _N_FILES)
     plan = Plan(
         files=tuple(str(file.path) for file in tests),
@@ -93,6 +115,7 @@ def time_models(
             if each.failed_because is None and each.samples
         },
         failed={each.candidate.row: each.failed_because for each in measured if each.failed_because is not None},
+        not_exported=not_exported,
     )
 
 
@@ -101,13 +124,16 @@ def run_of(out: Path, result: CaseResult) -> RunFolder:
     return RunFolder.open(out / "runs" / f"{result.data}-{result.preset}-{result.seed}-auto")
 
 
-def _export(run: RunFolder, folder: Path) -> Bundle:
-    made = folder / f"{run.folder.name}-{run.fingerprint[:8]}"
-    place = made / f"{run.folder.name}-{Target.OPENVINO}-{Precision.FP32}"
-    if place.is_dir():
-        return Bundle.open(place)
-    settings = ExportSettings(targets=(Target.OPENVINO,), precisions=(Precision.FP32,))
-    (result,) = export_run(run, made, settings)
-    if result.bundle is None:
-        raise DeviceError(f"{run.folder} could not be exported for OpenVINO: {result.error}")
-    return result.bundle
+def _exported(run: RunFolder, folder: Path) -> dict[tuple[Target, Precision], Bundle | str]:
+    """Return a run's bundles, made where they are missing, or why one could not be made."""
+    place = folder / f"{run.folder.name}-{run.fingerprint[:8]}"
+    found: dict[tuple[Target, Precision], Bundle | str] = {}
+    for target, precision in TIMED:
+        made = place / f"{run.folder.name}-{target}-{precision}"
+        if not made.is_dir():
+            (result,) = export_run(run, place, ExportSettings(targets=(target,), precisions=(precision,)))
+            if result.bundle is None:
+                found[target, precision] = str(result.error)
+                continue
+        found[target, precision] = Bundle.open(made)
+    return found

@@ -85,7 +85,11 @@ class _VaeEdge(Tool):
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         from vae_edge import Detector
 
-        self.detector = Detector.open(model, **options)
+        of_stream = ("batch_size", "is_gated")
+        self.detector = Detector.open(model, **{key: value for key, value in options.items() if key not in of_stream})
+        self._batch_size = options.get("batch_size")
+        if not options.get("is_gated", True):
+            self.detector.gate = None
 
     def predict(self, image: Any) -> float:
         return self.detector.predict(image).score
@@ -107,7 +111,7 @@ class _VaeEdge(Tool):
         return self.detector.backend.run({"image": ready[None]})
 
     def per_s(self, images: Sequence[Any], seconds: float) -> float:
-        counted = instruments.count_stream(self.detector.stream(cycle(images)), seconds)
+        counted = instruments.count_stream(self.detector.stream(cycle(images), batch_size=self._batch_size), seconds)
         return 1e9 * counted["n_images"] / counted["elapsed_ns"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from vae_edge.benchmarks.studies.detection.cases import (
 )
 from vae_edge.benchmarks.studies.detection.command import detection
 from vae_edge.benchmarks.studies.detection.peers import PeerResult
-from vae_edge.benchmarks.studies.detection.tables import networks_table, peers_table, spread, write_tables
+from vae_edge.benchmarks.studies.detection.tables import networks_table, peers_table, spread, times_table, write_tables
 from vae_edge.benchmarks.studies.detection.tasks import Kind, Work, run_all
 from vae_edge.benchmarks.studies.detection.timing import TimingResult
 from vae_edge.errors import UsageError
@@ -168,7 +169,19 @@ def test_a_case_is_trained_measured_and_not_measured_again(run_command: CliRunne
     sizes = SampleSettings(image_size=64, n_train=40, n_test_good=4, n_test_per_defect=1)
     data = write_sample_set(tmp_path, ["fabric"], sizes)[0]
     out = tmp_path / "study"
-    arguments = [str(data), "--out", str(out), "--seeds", "0", "--trainings", "auto,plain", "--epochs", "1"]
+    arguments = [
+        str(data),
+        "--out",
+        str(out),
+        "--seeds",
+        "0",
+        "--trainings",
+        "auto,plain",
+        "--epochs",
+        "1",
+        "--rounds",
+        "1",
+    ]
     first = run_command.invoke(application(), arguments)
     assert first.exit_code == 0, first.output
     measured = CaseResult.model_validate(json.loads((out / "results" / "fabric-nano-0.json").read_text()))
@@ -182,10 +195,14 @@ def test_a_case_is_trained_measured_and_not_measured_again(run_command: CliRunne
     tables = (out / "detection.md").read_text()
     assert "### fabric, `nano`, seeds 0" in tables
     assert "| fabric | `nano` | 1 |" in tables
-    stamp = (out / "results" / "fabric-nano-0.json").stat().st_mtime_ns
+    (timed,) = (line for line in tables.splitlines() if line.startswith("| `nano`, "))
+    assert len(re.findall(r"\d\.\d / \d\.\d", timed)) == 2
+    assert len(re.findall(r"nano, \w+ int8 could not be exported: 22 different images", tables)) == 2
+    stamps = {file.name: file.stat().st_mtime_ns for file in (out / "results").glob("*.json")}
+    assert {"fabric-nano-0.json", "fabric-timing-0.json"} <= set(stamps)
     again = run_command.invoke(application(), arguments)
     assert again.exit_code == 0
-    assert (out / "results" / "fabric-nano-0.json").stat().st_mtime_ns == stamp
+    assert {file.name: file.stat().st_mtime_ns for file in (out / "results").glob("*.json")} == stamps
 
 
 @pytest.mark.parametrize(
@@ -249,14 +266,42 @@ def test_other_tools_stand_beside_ours_in_one_table() -> None:
         "one",
         [own],
         [peer],
-        TimingResult(models={"padim": {"file_p50_ms": 20.04, "engine_p50_ms": 9.0}}, failed={"nano": "it ended"}),
+        TimingResult(models={"padim": {"file_p50_ms": 20.04, "engine_p50_ms": 9.0}}),
     )
     assert "### one: other tools on the same split, seed 0" in text
     assert "The others at 288x256" in text
     assert "| vae-edge, `nano` | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 12 |  |  |" in text
     assert "| anomalib, padim | 0.700 | 0.500 | 0.250 | 0.250 | 0.500 | 0.000 | 0.125 | 31 | 20.0 | 9.0 |" in text
     assert "For 1% the held-out normals support no rate below 4.5%." in text
-    assert "nano could not be timed: it ended" in text
+
+
+def test_times_stand_by_runtime_and_precision() -> None:
+    own = result("one", 0, 0.7, {})
+    peer = PeerResult(
+        model="padim",
+        settings="strides 4, 8 and 16",
+        seed=0,
+        image_size=(64, 64),
+        train_s=1.0,
+        metrics=own.rows[0].metrics,
+        at_rates=(),
+        exported="model.xml",
+        versions={},
+    )
+    times = {
+        "nano, onnx fp32": {"file_p50_ms": 5.04, "engine_p50_ms": 3.0},
+        "nano, openvino int8": {"file_p50_ms": 2.0, "engine_p50_ms": 1.0},
+        "padim": {"file_p50_ms": 20.0, "engine_p50_ms": 9.0},
+    }
+    timing = TimingResult(
+        models=times, failed={"nano, onnx int8": "it ended"}, not_exported={"nano, openvino fp32": "no room"}
+    )
+    text = times_table("one", [own], [peer], timing)
+    assert "|  | onnx fp32 | onnx int8 | openvino fp32 | openvino int8 |" in text
+    assert f"| `nano`, {own.model} | 5.0 / 3.0 |  |  | 2.0 / 1.0 |" in text
+    assert "| anomalib, padim |  |  | 20.0 / 9.0 |  |" in text
+    assert "nano, onnx int8 could not be timed: it ended" in text
+    assert "nano, openvino fp32 could not be exported: no room" in text
 
 
 def test_all_networks_and_other_tools_stand_in_one_table() -> None:
@@ -301,6 +346,18 @@ def test_a_task_is_done_once_unless_it_changes(tmp_path: Path) -> None:
     first = run_all(kind, {"a": Number(value=1), "b": Number(value=2)}, tmp_path, 1)
     again = run_all(kind, {"a": Number(value=1), "b": Number(value=5)}, tmp_path, 1)
     assert ([first["b"].value, again["a"].value, again["b"].value], done) == ([4, 2, 10], [1, 2, 5])
+
+
+def test_a_result_that_is_not_whole_is_measured_again(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def count(job: Number, work: Work) -> Number:
+        done.append(job.value)
+        return Number(value=len(done))
+
+    kind = Kind(Number, Number, count, is_whole=lambda result: result.value > 1)
+    found = [run_all(kind, {"a": Number(value=7)}, tmp_path, 1)["a"].value for _ in range(3)]
+    assert (found, done) == ([1, 2, 2], [7, 7])
 
 
 def test_a_task_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

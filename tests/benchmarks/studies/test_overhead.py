@@ -29,13 +29,14 @@ def test_every_figure_is_measured_on_both_sides_of_every_runtime(
         make_bundle(tmp_path / f"bundles/toy-{target}", target)
     overhead([tmp_path / "bundles"], out=tmp_path / "out", rounds=3, seconds=0.1, images=120)
     found = json.loads((tmp_path / "out/overhead.json").read_text(encoding="utf-8"))
-    assert len(found["ratios"]) == 10
+    assert len(found["ratios"]) == 14
     for ratio in found["ratios"]:
         assert len(ratio["ours"]) == len(ratio["theirs"]) == 3, ratio["name"]
         assert min(*ratio["ours"], *ratio["theirs"]) > 0
     text = (tmp_path / "out/overhead.md").read_text(encoding="utf-8")
     assert text == capsys.readouterr().out[: len(text)]
-    assert "the runtime's own throughput" in text
+    ways = ("`stream`", "`stream` without asking whether pictures are inspectable", "`stream` in batches of 4")
+    assert all(text.count(f": {way} / the runtime's own throughput") == 2 for way in ways)
     assert "best: throughput" in text
     assert "callers" in text or "sessions" in text
     assert "numpy" in text.partition("importtime")[2]
