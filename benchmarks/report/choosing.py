@@ -204,11 +204,11 @@ def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequ
         ran = sum(bundle.has_run for bundle in bundles)
         return f"{ran} of {count(len(bundles), 'bundle')} ran, and none of them fits the rule."
     bundle = next(each for each in bundles if each.name == chosen)
-    extreme = "least" if objective.direction == "minimize" else "most"
-    value = f"{objective.metric} of {chosen} is {_text(bundle, objective.metric)}"
+    title, value = FIGURES[objective.metric].title, _with_unit(bundle, objective.metric)
     if n_fitting == 1:
-        return f"It is the only bundle that fits; {value}."
-    return f"{value}, the {extreme} of the {count(n_fitting, 'bundle that fits', 'bundles that fit')}."
+        return f"It is the only bundle that fits; its {title} is {value}."
+    extreme = "lowest" if objective.direction == "minimize" else "highest"
+    return f"{chosen} has the {extreme} {title} of the {count(n_fitting, 'bundle')} that fit: {value}."
 
 
 def _find(bundle: BundleResult, name: str) -> tuple[float, Interval | None] | None:
@@ -222,6 +222,14 @@ def _text(bundle: BundleResult, name: str) -> str:
     assert found is not None
     value, interval = found
     return f"{value:.4g}" + (f" ({_range(interval)})" if interval is not None else "")
+
+
+def _with_unit(bundle: BundleResult, name: str) -> str:
+    figure, found = FIGURES[name], _find(bundle, name)
+    assert found is not None
+    value, interval = found
+    text = f"{figure.form(value)} {figure.unit}".rstrip()
+    return text if interval is None else f"{text} ({figure.form(interval.low)} to {figure.form(interval.high)})"
 
 
 def _range(interval: Interval) -> str:
