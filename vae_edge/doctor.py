@@ -27,9 +27,10 @@ from vae_edge.backends.onnxruntime_devices import installed
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import TensorSpec
 from vae_edge.platform.atomic import scratch_folder
-from vae_edge.platform.machine import Jetson, Machine, installed_version, look_at_machine
+from vae_edge.platform.machine import Machine, installed_version, look_at_machine
 from vae_edge.platform.opencv import OpenCv, look_at_opencv
 from vae_edge.platform.telemetry import import_onnxruntime, import_openvino
+from vae_edge.platform.wheels import install_command, tensorrt_from_jetpack, this_platform
 from vae_edge.platform.windows import exit_code_text
 from vae_edge.platform.work import Progress, as_they_end
 
@@ -180,15 +181,20 @@ def probe(key: str) -> Probe:
         return function()
     except ModuleNotFoundError as error:
         return Probe(
-            title, purpose, "missing", notes=f"no package {error.name}", fix=f'pip install "vae-edge[{extra}]"'
+            title, purpose, "missing", notes=f"no package {error.name}{_none_here(extra)}", fix=install_command(extra)
         )
     except MissingDependencyError as error:
-        return Probe(title, purpose, "missing", notes=str(error), fix=f'pip install "vae-edge[{extra}]"')
+        return Probe(title, purpose, "missing", notes=str(error), fix=install_command(extra))
     except DeviceError as error:
         return Probe(title, purpose, "broken", installed_version(key), notes=str(error))
     except Exception as error:  # noqa: BLE001 - a damaged installation raises anything, and a report is wanted
         notes = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Probe(title, purpose, "broken", installed_version(key), notes=notes, fix=_reinstall(extra))
+
+
+def _none_here(extra: str) -> str:
+    """Return the end of a sentence about a package that is missing, where pip cannot install it."""
+    return "" if install_command(extra) else f", and pip finds no wheel for {this_platform()}"
 
 
 def write_probe(key: str, path: str) -> None:
@@ -309,18 +315,10 @@ def opencv_fix(opencv: OpenCv, machine: Machine) -> str | None:
 
 def tensorrt_advice(machine: Machine, probe: Probe) -> Probe:
     """Return the fix that fits the machine: on a Jetson TensorRT is a part of JetPack, and pip has none."""
-    jetson = machine.jetson
-    if jetson is None or probe.status == "works":
+    fix = tensorrt_from_jetpack(machine)
+    if fix is None or probe.status == "works":
         return probe
-    return replace(probe, fix=_jetson_fix(jetson, machine), notes=probe.notes)
-
-
-def _jetson_fix(jetson: Jetson, machine: Machine) -> str:
-    if jetson.is_too_old:
-        return f"this is JetPack {jetson.jetpack} with TensorRT 8, which vae-edge does not support: flash JetPack 6.1+"
-    if not machine.sees_system_packages:
-        return "create the environment again with access to JetPack's TensorRT: python3 -m venv --system-site-packages"
-    return "sudo apt-get install python3-libnvinfer"
+    return replace(probe, fix=fix)
 
 
 def _advise(key: str, probe: Probe, machine: Machine) -> Probe:
@@ -331,7 +329,7 @@ def _advise(key: str, probe: Probe, machine: Machine) -> Probe:
         advised = tensorrt_advice(machine, probe)
         if advised is probe and probe.status == "missing" and machine.jetson is None:
             # Without an NVIDIA GPU there is nothing to fix; with one, RTX is the flavour that pip can install whole.
-            return replace(probe, fix=GPU_FIX)
+            return replace(probe, fix=GPU_FIX if install_command("tensorrt-rtx") else None)
         return advised
     return probe
 

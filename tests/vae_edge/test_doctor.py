@@ -28,8 +28,10 @@ from vae_edge.doctor import (
     tensorrt_advice,
     write_probe,
 )
+from vae_edge.platform import wheels
 from vae_edge.platform.machine import Jetson, find_jetson, look_at_machine
 from vae_edge.platform.opencv import look_at_opencv
+from vae_edge.platform.wheels import Platform
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -53,6 +55,16 @@ def test_a_missing_runtime_is_named_with_its_extra(key: str, monkeypatch: pytest
     found = probe(key)
     assert found.status == "missing"
     assert found.fix == f'pip install "vae-edge[{key}]"'
+
+
+def test_what_has_no_wheel_here_is_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for module in (wheels, doctor):
+        monkeypatch.setattr(module, "this_platform", lambda: Platform("Windows", "arm64", (3, 12)))
+    found = probe("openvino")
+    assert (found.status, found.fix) == ("missing", None)
+    assert found.notes == "no package openvino, and pip finds no wheel for Windows on arm64 with Python 3.12"
+    assert doctor._advise("tensorrt", MISSING, replace(look_at_machine(), jetson=None)).fix is None
 
 
 def test_a_probe_survives_its_file(tmp_path: Path) -> None:

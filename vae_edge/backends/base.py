@@ -29,6 +29,7 @@ from vae_edge.errors import (
 from vae_edge.manifest import TensorSpec
 from vae_edge.platform.after_fork import Process, never_free_in_children
 from vae_edge.platform.outside import check_current_folder
+from vae_edge.platform.wheels import install_command, this_platform
 from vae_edge.platform.work import StepProgress
 from vae_edge.targets import SUPPORTED, Target
 from vae_edge.text_enum import TextEnum
@@ -551,7 +552,7 @@ def _check_is_text(model: Path) -> None:
 
 def missing_runtime(target: Target, package: str) -> MissingDependencyError:
     """Return the error for a target whose runtime is not installed, with the command that installs it."""
-    return MissingDependencyError(
-        f"target {target} needs the package {package!r}, which is not installed; "
-        f'run: pip install "vae-edge[{SUPPORTED[target].extra}]"'
-    )
+    command = install_command(SUPPORTED[target].extra)
+    none = f"pip finds no wheel of it for {this_platform()}: use a bundle for another target"
+    advice = none if command is None else f"run: {command}"
+    return MissingDependencyError(f"target {target} needs the package {package!r}, which is not installed; {advice}")

@@ -34,12 +34,12 @@ from vae_edge.backends.onnxruntime_devices import (
     has_provider,
     installed,
     parse,
-    this_platform,
 )
 from vae_edge.errors import DeviceError, said_by
 from vae_edge.manifest import TensorSpec
 from vae_edge.platform.machine import look_at_machine, usable_cores
 from vae_edge.platform.telemetry import import_onnxruntime
+from vae_edge.platform.wheels import this_platform
 
 onnxruntime = import_onnxruntime()
 

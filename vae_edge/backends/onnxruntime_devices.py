@@ -5,91 +5,21 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from vae_edge.errors import DeviceError
-
-_Version = tuple[int, int]
-
-_ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}
-
-
-@dataclass(frozen=True)
-class Platform:
-    """What decides whether pip finds a wheel."""
-
-    system: str
-    """`Linux`, `Windows` or `Darwin`."""
-    architecture: str
-    """`x86_64` or `arm64`, or the system's own name of another one."""
-    python: _Version
-    glibc: _Version | None = None
-    """None: the system has no glibc, or it is not known."""
-
-    def __str__(self) -> str:
-        return f"{self.system} on {self.architecture} with Python {_dotted(self.python)}"
-
-
-def this_platform() -> Platform:
-    """Return the platform of this process."""
-    machine = platform.machine().lower()
-    library, version = platform.libc_ver()
-    parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
-    return Platform(
-        platform.system(),
-        _ARCHITECTURES.get(machine, machine),
-        (sys.version_info.major, sys.version_info.minor),
-        (parts[0], parts[1]) if library == "glibc" and len(parts) == 2 else None,
-    )
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package on the Python Package Index, and where pip can install it."""
-
-    package: str
-    platforms: frozenset[tuple[str, str]]
-    """System and architecture of each."""
-    since: _Version = (3, 10)
-    until: _Version | None = None
-    """The last Python that has a wheel; None: the newest."""
-    glibc: _Version | None = None
-    """The lowest glibc on Linux, where it is higher than that of ONNX Runtime's own wheel."""
-    stands_alone: bool = True
-    """Whether it is another build of `onnxruntime`, whose files it overwrites; otherwise it is a plug-in for it."""
-
-    def fits(self, place: Platform) -> bool:
-        """Return whether pip finds a wheel of it there."""
-        if (place.system, place.architecture) not in self.platforms or place.python < self.since:
-            return False
-        if self.until is not None and place.python > self.until:
-            return False
-        return place.system != "Linux" or self.glibc is None or (place.glibc is not None and place.glibc >= self.glibc)
-
-    @property
-    def how_to_install(self) -> str:
-        """The commands; two builds of ONNX Runtime in one environment overwrite each other."""
-        if self.stands_alone:
-            return f"run: pip uninstall onnxruntime, then: pip install {self.package}"
-        return f"run: pip install {self.package}"
-
-
-def _on(*places: str) -> frozenset[tuple[str, str]]:
-    return frozenset((system, architecture) for system, _, architecture in (place.partition("/") for place in places))
-
+from vae_edge.platform.wheels import Platform, Wheel, on
 
 # Asked of the index through pip in November 2026 for every platform and Python 3.10 to 3.14: gpu 1.31.1 (1.23.2 for
 # 3.10), directml 1.24.4 (1.23.0), openvino 1.24.1 (1.23.0), qnn 2.7.0. The Windows wheel of qnn for
 # x86-64 compiles for other machines only. CoreML is linked into the macOS wheel of onnxruntime itself.
-_GPU = Wheel("onnxruntime-gpu", _on("Linux/x86_64", "Windows/x86_64"))
-_DIRECTML = Wheel("onnxruntime-directml", _on("Windows/x86_64"))
-_OPENVINO = Wheel("onnxruntime-openvino", _on("Linux/x86_64", "Windows/x86_64"), until=(3, 13))
-_QNN = Wheel("onnxruntime-qnn", _on("Windows/arm64", "Linux/arm64"), since=(3, 11), glibc=(2, 34), stands_alone=False)
-_MACOS = Wheel("onnxruntime", _on("Darwin/arm64"), stands_alone=False)
+_GPU = Wheel("onnxruntime-gpu", on("Linux/x86_64", "Windows/x86_64"))
+_DIRECTML = Wheel("onnxruntime-directml", on("Windows/x86_64"))
+_OPENVINO = Wheel("onnxruntime-openvino", on("Linux/x86_64", "Windows/x86_64"), until=(3, 13))
+_QNN = Wheel("onnxruntime-qnn", on("Windows/arm64", "Linux/arm64"), since=(3, 11), glibc=(2, 34), stands_alone=False)
+_MACOS = Wheel("onnxruntime", on("Darwin/arm64"), stands_alone=False)
 
 
 @dataclass(frozen=True)
@@ -289,7 +219,3 @@ def advice(device: OnnxDevice, place: Platform) -> str:
     if device.target is not None:
         return f"{nothing}; export the bundle with --target {device.target}"
     return f"{nothing}; only a build of your own has it"
-
-
-def _dotted(version: _Version) -> str:
-    return ".".join(map(str, version))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from shutil import which
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ _CAPS = "video/x-raw,format=(string){BGR,GRAY8}"
 _MOST_BUFFERS = 2
 _NS_PER_S = 1_000_000_000
 
+_INSTALL_ELSEWHERE = "install GStreamer and PyGObject (gi with GstVideo-1.0) from where this system has them"
 _INSTALL = (
     "run: sudo apt-get install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base, and use an "
     "environment made with: python3 -m venv --system-site-packages (pip needs 'PyGObject<3.51' on Debian 12 and "
@@ -57,11 +59,11 @@ class GStreamerCapture:
     """
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
+        pipeline = check_pipeline(address)  # First: it is wrong with any GStreamer, and without one.
         self._gst, self._video = _load()
         self._shown = without_password(address)
         self._timeout_ns = round(timeout_s * _NS_PER_S)
         self._sample: Any = None
-        pipeline = check_pipeline(address)
         try:
             self._pipeline = self._gst.parse_launch(pipeline)
         except Exception as error:  # noqa: BLE001 - `GLib.Error` has no name before it is loaded
@@ -174,7 +176,7 @@ def _load() -> tuple[Any, Any]:
     except (ImportError, ValueError) as error:
         raise MissingDependencyError(
             f"{PIPELINE}PIPELINE needs an OpenCV with GStreamer, or PyGObject with GStreamer's description ({error}); "
-            f"{_INSTALL}"
+            f"{_INSTALL if which('apt-get') else _INSTALL_ELSEWHERE}"
         ) from error
     Gst.init(None)
     return Gst, GstVideo

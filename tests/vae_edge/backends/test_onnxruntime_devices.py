@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vae_edge.backends.onnxruntime_devices import DEVICES, Platform, advice, installed, parse, this_platform
+from vae_edge.backends.onnxruntime_devices import DEVICES, advice, installed, parse
 from vae_edge.errors import DeviceError
+from vae_edge.platform.wheels import Platform, this_platform
 
 PC = Platform("Linux", "x86_64", (3, 12), (2, 36))
 WINDOWS = Platform("Windows", "x86_64", (3, 12))

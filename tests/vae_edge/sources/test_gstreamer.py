@@ -165,8 +165,22 @@ def test_without_pygobject_the_error_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "gi", None)
     monkeypatch.setattr(video, "reports_gstreamer", lambda text: False)
     gstreamer._load.cache_clear()
+    monkeypatch.setattr(gstreamer, "which", lambda program: f"/usr/bin/{program}")
     with pytest.raises(MissingDependencyError, match=r"apt-get install python3-gi .*--system-site-packages"):
         open_sources([pipeline()])
+    monkeypatch.setattr(gstreamer, "which", lambda program: None)  # Another system has other packages.
+    with pytest.raises(MissingDependencyError, match=r"install GStreamer and PyGObject .* from where this system has"):
+        open_sources([pipeline()])
+
+
+def test_a_pipeline_without_an_appsink_is_refused_also_where_there_is_no_gstreamer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "gi", None)
+    monkeypatch.setattr(video, "reports_gstreamer", lambda text: False)
+    gstreamer._load.cache_clear()
+    with pytest.raises(InputError, match=r"has no appsink; end the pipeline with: ! videoconvert ! appsink"):
+        open_sources(["gst:videotestsrc ! videoconvert"])
 
 
 def test_no_password_of_a_pipeline_is_shown() -> None:

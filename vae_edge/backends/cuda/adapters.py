@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from vae_edge.backends.cuda.cuda_bindings_memory import CudaBindingsMemory
+from vae_edge.backends.cuda.driver import Driver
 from vae_edge.backends.cuda.driver_memory import DriverMemory
 from vae_edge.backends.cuda.gpus import find_gpus
 from vae_edge.backends.cuda.memory import CudaMemory
@@ -85,10 +87,19 @@ def _open_chosen(choice: str, index: int) -> CudaMemory:
     except MissingDependencyError as error:
         raise MissingDependencyError(
             f"{VARIABLE} chooses {choice}, which does not load ({error}); "
-            f'run: pip install "vae-edge[{choice}]", or unset {VARIABLE}'
+            f"run: {_how_to_install(choice)}, or unset {VARIABLE}"
         ) from error
     except DeviceError as error:
         raise DeviceError(f"{VARIABLE} chooses {choice}, which does not start: {error}") from error
+
+
+def _how_to_install(choice: str) -> str:
+    if choice == "pycuda":  # It is compiled by nvcc, which is not on the path of a Jetson.
+        path = "PATH=/usr/local/cuda/bin:$PATH " if sys.platform == "linux" else ""
+        return f'{path}pip install "vae-edge[pycuda]"'
+    # The newest is for CUDA 13; JetPack 6 has CUDA 12.
+    old = ' "cuda-bindings<13"' if int(Driver().version.partition(".")[0]) < 13 else ""
+    return f'pip install "vae-edge[{choice}]"{old}'
 
 
 def _with_name(name: str, error: Exception) -> str:

@@ -12,12 +12,14 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vae_edge.errors import DeviceError, MissingDependencyError
+from vae_edge.platform.machine import look_at_machine
+from vae_edge.platform.wheels import install_command, tensorrt_from_jetpack, this_platform
 
 _log = logging.getLogger(__name__)
 
@@ -129,12 +131,19 @@ def find_tensorrt(flavour: str | None = None) -> TensorRtModule:
                     continue
                 _found[name] = wrap_tensorrt(api, FLAVOURS[name])
             return _found[name]
-    extras = " or ".join(f'pip install "vae-edge[{FLAVOURS[name].extra}]"' for name in names)
     titles = " or ".join(FLAVOURS[name].title for name in names)
-    raise MissingDependencyError(
-        f"{titles} is not installed ({'; '.join(reasons)}); run: {extras}; "
-        "on a Jetson it comes with JetPack, and a virtual environment needs --system-site-packages to use it"
-    )
+    raise MissingDependencyError(f"{titles} is not installed ({'; '.join(reasons)}); {_how_to_get(names)}")
+
+
+def _how_to_get(names: Iterable[str]) -> str:
+    """Return how to get one of the flavours, or to install it again, on this machine."""
+    machine = look_at_machine()
+    if (fix := tensorrt_from_jetpack(machine)) is not None:
+        return f"on a Jetson it is a part of JetPack: {fix}"
+    commands = [command for name in names if (command := install_command(FLAVOURS[name].extra, machine=machine))]
+    if not commands:
+        return f"there is none for {this_platform()}: use an onnx or openvino bundle"
+    return f"run: {' or '.join(commands)}"
 
 
 def wrap_tensorrt(api: Any, flavour: Flavour) -> TensorRtModule:
@@ -148,8 +157,8 @@ def wrap_tensorrt(api: Any, flavour: Flavour) -> TensorRtModule:
     numbers = version_numbers(version)
     if not numbers or not hasattr(api, "Builder"):
         raise MissingDependencyError(
-            f"the installed module {flavour.module!r} is not {flavour.title} or is damaged; "
-            f'run: pip install --force-reinstall "vae-edge[{flavour.extra}]"'
+            f"the installed module {flavour.module!r} is not {flavour.title} or is damaged; uninstall it, then "
+            f"{_how_to_get([flavour.module])}"
         )
     if numbers[:2] < flavour.minimum:
         floor = ".".join(map(str, flavour.minimum))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.vae_edge.backends.cuda.driver_fake import NO_DEVICE, OUT_OF_MEMORY, D
 from tests.vae_edge.backends.tensorrt_double import CudaDouble
 from vae_edge.backends.cuda import adapters
 from vae_edge.backends.cuda.adapters import CHOICES, VARIABLE, open_cuda_memory
+from vae_edge.backends.cuda.driver import Driver
 from vae_edge.backends.cuda.driver_memory import DriverMemory
 from vae_edge.errors import DeviceError, MissingDependencyError, UsageError
 
@@ -101,10 +103,24 @@ def test_a_choice_that_is_not_installed_is_told_and_nothing_else_is_tried(
     monkeypatch.setenv(VARIABLE, "pycuda")
     with pytest.raises(MissingDependencyError) as caught:
         open_cuda_memory(0)
+    path = "PATH=/usr/local/cuda/bin:$PATH " if sys.platform == "linux" else ""
     assert str(caught.value) == (
         "VAE_EDGE_CUDA chooses pycuda, which does not load (pycuda: libcurand.so not found); "
-        'run: pip install "vae-edge[pycuda]", or unset VAE_EDGE_CUDA'
+        f'run: {path}pip install "vae-edge[pycuda]", or unset VAE_EDGE_CUDA'
     )
+
+
+def test_cuda_bindings_are_advised_in_the_version_for_the_driver(
+    fake: DriverFake, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "cuda-bindings")
+    others["cuda-bindings"] = refuse(MissingDependencyError("cuda-bindings: no module named cuda"))
+    advice = r'run: pip install "vae-edge\[cuda-bindings\]"{}, or unset VAE_EDGE_CUDA$'
+    with pytest.raises(MissingDependencyError, match=advice.format(' "cuda-bindings<13"')):  # The driver has 12.6.
+        open_cuda_memory(0)
+    monkeypatch.setattr(Driver, "version", "13.0")
+    with pytest.raises(MissingDependencyError, match=advice.format("")):
+        open_cuda_memory(0)
 
 
 def test_a_choice_that_does_not_start_is_told_and_nothing_else_is_tried(

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ from vae_edge.backends.tensorrt.module import (
 from vae_edge.backends.tensorrt_backend import TensorRtBackend
 from vae_edge.errors import DeviceError, MissingDependencyError
 from vae_edge.manifest import graph_inputs, graph_outputs
+from vae_edge.platform import wheels
+from vae_edge.platform.machine import Jetson, look_at_machine
+from vae_edge.platform.wheels import Platform
 
 
 def reason_for_no_gpu() -> str | None:
@@ -69,8 +73,31 @@ def test_a_library_that_does_not_load_is_told_with_both_ways_out(monkeypatch: py
     with pytest.raises(MissingDependencyError) as caught:
         find_tensorrt()
     assert "libtensorrt.so: cannot open" in str(caught.value)
-    assert 'pip install "vae-edge[tensorrt]" or pip install "vae-edge[tensorrt-rtx]"' in str(caught.value)
-    assert "--system-site-packages" in str(caught.value)
+    assert str(caught.value).endswith('; run: pip install "vae-edge[tensorrt]" or pip install "vae-edge[tensorrt-rtx]"')
+
+
+def test_on_a_jetson_no_package_is_advised_but_jetpacks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    jetson = replace(look_at_machine(), jetson=Jetson("36.4.0"), sees_system_packages=True)
+    monkeypatch.setattr(tensorrt_module, "look_at_machine", lambda: jetson)
+    monkeypatch.setattr(tensorrt_module, "_found", {})
+    for name in FLAVOURS:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    with pytest.raises(MissingDependencyError, match=r"a part of JetPack: sudo apt-get install python3-libnvinfer$"):
+        find_tensorrt()
+    with pytest.raises(MissingDependencyError, match="uninstall it, then on a Jetson it is a part of JetPack: sudo"):
+        wrap_tensorrt(types.ModuleType("tensorrt"), FLAVOURS["tensorrt"])
+
+
+def test_where_there_is_no_tensorrt_another_bundle_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "this_platform", lambda: Platform("Darwin", "arm64", (3, 12)))
+    monkeypatch.setattr(tensorrt_module, "this_platform", lambda: Platform("Darwin", "arm64", (3, 12)))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(tensorrt_module, "_found", {})
+    with pytest.raises(MissingDependencyError) as caught:
+        find_tensorrt("tensorrt")
+    assert str(caught.value).endswith(
+        "; there is none for Darwin on arm64 with Python 3.12: use an onnx or openvino bundle"
+    )
 
 
 @pytest.mark.parametrize(
