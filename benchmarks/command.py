@@ -61,6 +61,7 @@ def bench(
         quick=common.quick,
         device=measuring.device,
         threads=measuring.threads,
+        arithmetic=measuring.arithmetic.value,
         rounds=measuring.rounds,
         round_s=measuring.round_time,
         load_fps=measuring.load_fps,

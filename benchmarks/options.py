@@ -11,6 +11,7 @@ import typer
 
 from vae_edge.benchmarks.report.figures import figure_help
 from vae_edge.cli.options import Condition, DeviceOption, OptionGroup
+from vae_edge.cli.run_options import Arithmetic
 
 _REQUIRE_HELP = f"Requirement for the bundle to ship, such as p99_ms<=40. May be repeated. Metrics: {figure_help()}."
 
@@ -52,6 +53,13 @@ class MeasuringOptions(OptionGroup, panel="What is measured, and how long"):
         int | None,
         typer.Option(min=1, metavar="N", help="Processor threads for one inference."),
     ] = None
+    arithmetic: Annotated[
+        Arithmetic,
+        typer.Option(
+            help="auto: each bundle for ONNX Runtime or OpenVINO is measured a second time in the device's faster "
+            "arithmetic, if its references agree in it."
+        ),
+    ] = Arithmetic.FP32
     rounds: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Turns of each bundle, each in a fresh process: 10, quick 5."),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_edge.benchmarks.measure.conditions import MachineFacts, load_average, machine_facts
-from vae_edge.benchmarks.measure.measurer import Row, Steps, SuiteProgress, measure_all, named_bundles
+from vae_edge.benchmarks.measure.measurer import Row, Steps, SuiteProgress, measure_all, rows_of
 from vae_edge.benchmarks.measure.plan import BenchmarkImages, SuiteSettings, choose_images, command_line
 from vae_edge.benchmarks.measure.samples import speed_ratios
 from vae_edge.benchmarks.measure.statistics import Ratio
@@ -68,7 +68,7 @@ def run_suite(
     settings = settings or SuiteSettings()
     if report_folder is not None:
         check_report_folder(report_folder)
-    rows = [Row(name, folder) for name, folder in named_bundles(bundles).items()]
+    rows = rows_of(bundles, settings.arithmetic)
     for what, asked in (("reference", settings.reference), ("baseline", settings.baseline)):
         if asked is not None and asked not in [row.name for row in rows]:
             raise UsageError(
@@ -126,7 +126,13 @@ class _ReportMaker:
         settings, ran = self._settings, self._ran
         self._warnings += machine_warnings(machine, settings)
         candidates = [
-            Candidate(row.name, row.manifest.target, row.manifest.precision, row.manifest.provenance.run_fingerprint)
+            Candidate(
+                row.name,
+                row.manifest.target,
+                row.manifest.precision,
+                row.manifest.provenance.run_fingerprint,
+                may_be_reference=row.arithmetic == "fp32" and (row.references is None or row.references.agrees),
+            )
             for row in ran.values()
             if row.manifest is not None and row.outputs is not None
         ]
@@ -142,7 +148,7 @@ class _ReportMaker:
         def ratio(metric: str, bundle: str, other: str) -> Ratio | None:
             return speed_ratios(ran[bundle].samples, ran[other].samples).get(metric)
 
-        source, names = self._images.record.source, [row.name for row in self._rows]
+        source, names = self._images.record.source, [row.name for row in self._rows if row.arithmetic == "fp32"]
         report = Report(
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             reproduce=command_line(settings, source, names, options(requirements, objective)),

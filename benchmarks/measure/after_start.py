@@ -17,6 +17,7 @@ from vae_edge.benchmarks.measure.energy import EnergyMeter
 from vae_edge.benchmarks.measure.instruments import PacedSource, count_stream, measure, spin_ns
 from vae_edge.benchmarks.measure.jobs import LoadJob, OutputsJob, RoundJob, StartJob, StreamJob
 from vae_edge.detector import Detector, Source
+from vae_edge.errors import DeviceError
 from vae_edge.image import prepare, read_image
 from vae_edge.platform.conditions import frequency_mhz, temperature_c, throttle_count
 
@@ -118,7 +119,12 @@ def count_verdicts(detector: Detector, images: Sequence[Source], batch_size: int
 
 def _run_stream(job: StreamJob) -> dict[str, Any]:
     with Detector.open(
-        job.bundle, device=job.device, threads=job.threads, hint="throughput", requests=job.requests
+        job.bundle,
+        device=job.device,
+        threads=job.threads,
+        arithmetic=job.arithmetic,
+        hint="throughput",
+        requests=job.requests,
     ) as detector:
         result: dict[str, Any] = count_verdicts(detector, job.images, job.batch_size, job.throughput_s)
         return result | {"layout": str(detector.stream_backend().layout)}
@@ -132,7 +138,7 @@ def _run_load(job: LoadJob) -> dict[str, Any]:
         had no verdict when the last one became due. If the detector is far too slow, the wait is cut off: the latencies
         of `n_without_verdict` images are the times they had waited by then, which are lower bounds.
     """
-    with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
+    with Detector.open(job.bundle, device=job.device, threads=job.threads, arithmetic=job.arithmetic) as detector:
         white_level = detector.bundle.manifest.preparation.white_level
         frames = [read_image(path, white_level=white_level) for path in job.images]
         # The stream's own layout is loaded and warm before the first image is due.
@@ -157,8 +163,14 @@ def _run_load(job: LoadJob) -> dict[str, Any]:
 
 
 def _take_outputs(job: OutputsJob) -> dict[str, Any]:
-    """Compute the scores (returned) and maps (written to the job's file) of all images, and run the references."""
-    with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
+    """Compute the scores (returned) and maps (written to the job's file) of all images, and run the references.
+
+    Raises:
+        DeviceError: a faster arithmetic was asked for, and it computes in FP32.
+    """
+    with Detector.open(job.bundle, device=job.device, threads=job.threads, arithmetic=job.arithmetic) as detector:
+        if job.arithmetic == "auto" and detector.backend.reduced_to is None:
+            raise DeviceError(f"it would compute in FP32 all the same ({detector.backend.device.reason})")
         check = None if detector.bundle.manifest.references is None else detector.check_references()
         preparation = detector.bundle.manifest.preparation
         shape = (len(job.images), preparation.height, preparation.width)

@@ -18,6 +18,7 @@ class _Opening:
     bundle: str
     device: str
     threads: int | None
+    arithmetic: Literal["fp32", "auto"]
     images: tuple[str, ...]
     """Image files that the timed calls go through in rotation; the first verdict is on the first of them."""
 

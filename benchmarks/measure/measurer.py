@@ -13,10 +13,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from vae_edge.benchmarks.measure.samples import RawSamples
 from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.errors import InputError, VaeEdgeError
 from vae_edge.manifest import Manifest, Thresholds
+from vae_edge.manifest_file import read_manifest
 from vae_edge.targets import SUPPORTED
 
 _LONG_COLD_START_S = 60.0
@@ -66,6 +68,8 @@ class Row:
     samples: RawSamples = field(default_factory=RawSamples)
     failure: str | None = None
     """Why it is not measured any further."""
+    arithmetic: Literal["fp32", "auto"] = "fp32"
+    """`auto`: in the device's faster arithmetic, where the references agree in it."""
 
     @property
     def has_run(self) -> bool:
@@ -161,6 +165,7 @@ class Measurer:
             "bundle": str(row.folder.resolve()),
             "device": self._settings.device,
             "threads": self._settings.threads,
+            "arithmetic": row.arithmetic,
             "images": tuple(str(path.resolve()) for path in self._images.timing),
         }
 
@@ -213,6 +218,21 @@ def named_bundles(paths: Sequence[Path]) -> dict[str, Path]:
             depth += 1
         names["/".join(place.parts[-depth:])] = folder
     return names
+
+
+def rows_of(bundles: Sequence[Path], arithmetic: Literal["fp32", "auto"]) -> list[Row]:
+    """Return a row for each bundle and, with `auto`, another one for its faster arithmetic, if its runtime has any.
+
+    Raises:
+        InputError: see `named_bundles`.
+    """
+    rows = []
+    for name, folder in named_bundles(bundles).items():
+        rows.append(Row(name, folder))
+        with suppress(VaeEdgeError):  # The first row has the reason.
+            if arithmetic == "auto" and "arithmetic" in SUPPORTED[read_manifest(folder).target].options:
+                rows.append(Row(f"{name} (auto)", folder, arithmetic="auto"))
+    return rows
 
 
 def order_of_round(rows: Sequence[Row], number: int) -> list[Row]:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,6 +24,8 @@ class SuiteSettings(Record):
 
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
+    arithmetic: Literal["fp32", "auto"] = "fp32"
+    """`auto`: measure each bundle in the device's faster arithmetic too, where its references agree in it."""
     quick: bool = False
     """Shortened: good for trying things out, too short to compare machines."""
     rounds: int = Field(default=10, ge=1)
@@ -179,6 +182,7 @@ def command_line(settings: SuiteSettings, source: str, bundles: Sequence[str], a
     for name, value, usual in (
         ("--device", settings.device, default.device),
         ("--threads", settings.threads, default.threads),
+        ("--arithmetic", settings.arithmetic, default.arithmetic),
         ("--rounds", settings.rounds, default.rounds),
         ("--round-time", settings.rules.round_s, default.rules.round_s),
         ("--reference", settings.reference, default.reference),

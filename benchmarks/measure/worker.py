@@ -47,7 +47,7 @@ def run_start(job: StartJob) -> dict[str, Any]:
     with suppress(ImportError):  # Opening the bundle says it better.
         import_module(job.runtime_module)
     runtime_imported = time.perf_counter()
-    with Detector.open(job.bundle, device=job.device, threads=job.threads) as detector:
+    with Detector.open(job.bundle, device=job.device, threads=job.threads, arithmetic=job.arithmetic) as detector:
         opened = time.perf_counter()
         detector.predict(job.images[0])
         first = time.perf_counter()
@@ -76,6 +76,7 @@ def _facts(detector: Detector) -> dict[str, Any]:
     return {
         "device": backend.device.name,
         "device_reason": backend.device.reason,
+        "reduced_to": backend.reduced_to,
         "runtime": backend.version,
         "layout": str(backend.layout),
         "notes": list(backend.notes),

@@ -84,7 +84,7 @@ def recommend(
     objective: Objective | None = None,
     ratio: RatioOf = lambda *_: None,
 ) -> Recommendation:
-    """Choose a bundle; explain why, and why not the others.
+    """Choose a bundle; explain why, and why not the others. One that does not give its reference outputs is not chosen.
 
     Without requirements and an objective: of the bundles whose image AUROC lies within the interval of the best one's
     and that have no unexplained flip, the fastest from file to verdict.
@@ -99,6 +99,8 @@ def recommend(
             misfits[bundle.name] = [f"it did not run: {bundle.not_run_because}"]
         elif bundle.name not in values:
             misfits.setdefault(bundle.name, []).append(f"it has no {best_of}: that was not measured")
+        if bundle.references_agree is False:
+            misfits.setdefault(bundle.name, []).append("it does not give its reference outputs here")
     fitting = [name for name in values if not misfits.get(name)]
     pick = min if chosen_objective.direction == "minimize" else max
     chosen = pick(fitting, key=lambda name: values[name]) if fitting else None
@@ -205,10 +207,12 @@ def _why(chosen: str | None, n_fitting: int, objective: Objective, bundles: Sequ
         return f"{ran} of {count(len(bundles), 'bundle')} ran, and none of them fits the rule."
     bundle = next(each for each in bundles if each.name == chosen)
     title, value = FIGURES[objective.metric].title, _with_unit(bundle, objective.metric)
+    in_what = bundle.arithmetic
+    how = "" if in_what is None else f" It was opened with arithmetic='auto' and computed in {in_what}."
     if n_fitting == 1:
-        return f"It is the only bundle that fits; its {title} is {value}."
+        return f"It is the only bundle that fits; its {title} is {value}.{how}"
     extreme = "lowest" if objective.direction == "minimize" else "highest"
-    return f"{chosen} has the {extreme} {title} of the {count(n_fitting, 'bundle')} that fit: {value}."
+    return f"{chosen} has the {extreme} {title} of the {count(n_fitting, 'bundle')} that fit: {value}.{how}"
 
 
 def _find(bundle: BundleResult, name: str) -> tuple[float, Interval | None] | None:

@@ -22,6 +22,8 @@ class Candidate:
     target: Target
     precision: Precision
     run_fingerprint: str
+    may_be_reference: bool = True
+    """False: it does not give its reference outputs here, or computed in less than its precision asks for."""
 
 
 def choose_references(
@@ -29,8 +31,9 @@ def choose_references(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Choose a reference for every bundle that ran.
 
-    Unless one is requested, every training run has its own: the torch bundle in FP32, or otherwise the first one in
-    FP32. Bundles of another run come from another network: the differences would not be caused by the export.
+    Unless one is requested, every training run has its own, of those that give their reference outputs here: the torch
+    bundle in FP32, or otherwise the first one in FP32. Bundles of another run come from another network: what separates
+    them was not caused by the export.
 
     Args:
         candidates: the bundles that ran, in order.
@@ -48,12 +51,14 @@ def choose_references(
     notes = []
     for run in dict.fromkeys(candidate.run_fingerprint for candidate in candidates):
         of_run = [candidate for candidate in candidates if candidate.run_fingerprint == run]
-        full = [candidate for candidate in of_run if candidate.precision is Precision.FP32]
+        full = [
+            candidate for candidate in of_run if candidate.precision is Precision.FP32 and candidate.may_be_reference
+        ]
         torch = [candidate for candidate in full if candidate.target is Target.TORCH]
         whose = f"of the training run {run[:8]}"
         if not full:
             names = ", ".join(candidate.name for candidate in of_run)
-            notes.append(f"no bundle {whose} in FP32 could run: nothing to compare {names} with")
+            notes.append(f"no sound bundle {whose} in FP32 could run: nothing to compare {names} with")
             continue
         chosen = (torch or full)[0]
         why = "the FP32 bundle of torch" if torch else "the first FP32 bundle, because no torch bundle could run"

@@ -99,6 +99,7 @@ def measured_fields(samples: RawSamples, settings: SuiteSettings) -> dict[str, A
     latency = LatencyRecord(**{name: summarize(series) for name, series in samples.latencies().items()})
     return {
         **{name: latest[name] for name in ("device", "device_reason", "runtime", "layout")},
+        "arithmetic": latest["reduced_to"],
         "notes": tuple(dict.fromkeys(note for result in samples.rounds.values() for note in result["notes"])),
         "start": _start(samples),
         "memory": _memory(samples, latest["n_memory_images"]),

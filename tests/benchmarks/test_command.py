@@ -107,7 +107,14 @@ def test_a_name_that_no_report_can_hold_is_refused_before_anything_is_measured(c
 
 def test_options_become_settings_and_the_command_line_that_reproduces_them() -> None:
     settings = make_settings(
-        rounds=7, round_s=2.0, load_fps="30, 60", requests="1,4", batch_sizes="2", baseline="b", device="cuda:1"
+        rounds=7,
+        round_s=2.0,
+        load_fps="30, 60",
+        requests="1,4",
+        batch_sizes="2",
+        baseline="b",
+        device="cuda:1",
+        arithmetic="auto",
     )
     assert (settings.rounds, settings.rules.round_s, settings.throughput_s) == (7, 2.0, 2.0)
     assert (settings.load_fps, settings.requests, settings.batch_sizes) == ((30.0, 60.0), (1, 4), (2,))
@@ -115,8 +122,8 @@ def test_options_become_settings_and_the_command_line_that_reproduces_them() -> 
     asked = options([parse_requirement("p99_ms <= 40")], parse_objective(None, "recall"))
     line = command_line(settings, "parts", ["a", "b"], asked)
     assert line == (
-        "vae-bench a b --data parts --report REPORT --device cuda:1 --rounds 7 --round-time 2 --baseline b "
-        "--requests 1,4 --batch-sizes 2 --load-fps 30,60 --require 'p99_ms<=40' --maximize recall"
+        "vae-bench a b --data parts --report REPORT --device cuda:1 --arithmetic auto --rounds 7 --round-time 2 "
+        "--baseline b --requests 1,4 --batch-sizes 2 --load-fps 30,60 --require 'p99_ms<=40' --maximize recall"
     )
 
 

@@ -14,8 +14,9 @@ from vae_edge.benchmarks.report.pages.markdown import to_markdown
 from vae_edge.benchmarks.report.records.files import read_report, read_samples
 from vae_edge.benchmarks.report.records.report import Report
 from vae_edge.benchmarks.suite import run_suite
+from vae_edge.bundle import Bundle
 from vae_edge.errors import InputError
-from vae_edge.targets import Target
+from vae_edge.targets import Precision, Target
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,47 @@ def test_the_report_and_its_samples_are_written_and_read_back(suite: tuple[Repor
     assert "nan" not in markdown
     assert "None" not in markdown
     assert str(folder.parent) not in markdown
+
+
+def test_each_bundle_is_measured_in_its_faster_arithmetic_too(
+    make_bundle: MakeBundle, inspection_folder: Path, short_settings: SuiteSettings, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    folder = tmp_path / "bundles"
+    make_bundle("strict-onnx", folder=folder)
+    loose = Bundle.open(make_bundle("loose-openvino", Target.OPENVINO, folder=folder))
+    make_bundle("without-tensorrt", Target.TENSORRT, folder=folder)
+    record = loose.manifest.references
+    assert record is not None
+    assert record.own is not None
+    allowed = {"score_tolerance": 0.05, "map_tolerance": 0.05}
+    wide = record.model_copy(update={**allowed, "own": record.own.model_copy(update=allowed)})
+    loose.with_manifest(loose.manifest.model_copy(update={"precision": Precision.FP16, "references": wide}))
+    settings = short_settings.model_copy(update={"arithmetic": "auto", "device": "cpu"})
+    report = run_suite([folder], inspection_folder, settings, report_folder=tmp_path / "report")
+    rows = {bundle.name: bundle for bundle in report.bundles}
+    assert list(rows) == [
+        "loose-openvino",
+        "loose-openvino (auto)",
+        "strict-onnx",
+        "strict-onnx (auto)",
+        "without-tensorrt",
+    ]
+    assert rows["strict-onnx (auto)"].not_run_because == (
+        "it would compute in FP32 all the same (asked for; there is no faster arithmetic for this model here)"
+    )
+    faster = rows["loose-openvino (auto)"]
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert (faster.arithmetic, faster.references_agree) == ("bfloat16", True)
+        assert faster.comparison is not None
+        assert faster.comparison.reference == "strict-onnx"
+        assert faster.latency is not None
+    else:
+        assert "there is no faster arithmetic for this model here" in (faster.not_run_because or "")
+    assert rows["loose-openvino"].arithmetic is None
+    assert read_report(tmp_path / "report") == report
+    assert report.reproduce.startswith("vae-bench loose-openvino strict-onnx without-tensorrt --data ")
+    assert "--arithmetic auto" in report.reproduce
 
 
 def test_progress_names_what_is_measured_and_ends_in_time(suite: tuple[Report, Path, list[SuiteProgress]]) -> None:

@@ -69,6 +69,8 @@ class BundleResult(Record):
     device: str | None = None
     """What the runtime actually runs on."""
     device_reason: str | None = None
+    arithmetic: str | None = None
+    """What it computed in where that is less than its precision asks for, such as `bfloat16`; absent elsewhere."""
     runtime: str | None = None
     layout: str | None = None
     """Requests, threads and batch in use, in words."""

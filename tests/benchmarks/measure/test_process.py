@@ -23,11 +23,12 @@ from vae_edge.errors import DeviceError
 
 def start_job(bundle: Path, images: Path) -> StartJob:
     files = tuple(map(str, sorted(images.glob("*.png"))))
-    return StartJob(str(bundle), "cpu", 1, files, "vae_edge.backends.onnxruntime_backend", len(files))
+    return StartJob(str(bundle), "cpu", 1, "fp32", files, "vae_edge.backends.onnxruntime_backend", len(files))
 
 
 def test_a_job_is_read_as_it_was_written() -> None:
     opening: dict[str, Any] = {"bundle": "bundle", "device": "cpu", "threads": None, "images": ("a", "b")}
+    opening["arithmetic"] = "auto"
     for job in (
         StartJob(**opening, runtime_module="m", n_memory_images=2),
         RoundJob(**opening, runtime_module="m", n_memory_images=2, rules=QUICK_RULES, throughput_s=1.0),

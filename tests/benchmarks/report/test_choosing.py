@@ -60,6 +60,26 @@ def test_requirements_are_kept_and_each_bundle_is_told_which_it_misses() -> None
     assert "met, but not with certainty: 0.89 to 0.98" in said_of(found, "tile-openvino-fp32")
 
 
+def test_a_bundle_that_does_not_give_its_reference_outputs_is_never_recommended() -> None:
+    fastest = "tile-openvino-int8"
+    changed = [
+        bundle.model_copy(update={"references_agree": False}) if bundle.name == fastest else bundle
+        for bundle in BUNDLES
+    ]
+    asked = recommend(changed, [], parse_objective("p50_ms", None))
+    for found, chosen in ((recommend(changed), "tile-openvino-fp32"), (asked, "tile-onnx-int8")):
+        assert found.chosen == chosen
+        assert said_of(found, fastest) == "it does not give its reference outputs here"
+
+
+def test_how_to_open_a_bundle_in_its_faster_arithmetic_is_said() -> None:
+    changed = [
+        bundle.model_copy(update={"arithmetic": "bfloat16"}) if bundle.name == "tile-openvino-int8" else bundle
+        for bundle in BUNDLES
+    ]
+    assert recommend(changed).why.endswith(" It was opened with arithmetic='auto' and computed in bfloat16.")
+
+
 def test_nothing_that_fits_is_said() -> None:
     found = recommend(BUNDLES, [parse_requirement("p50_ms<1")])
     assert found.chosen is None

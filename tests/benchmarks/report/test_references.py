@@ -70,8 +70,20 @@ def test_outputs_for_other_images_or_that_are_not_finite_are_refused() -> None:
         compare(["a"], "ref", outputs([0.1]), outputs([float("nan")]), same_run=True)
 
 
-def candidate(name: str, target: Target, run: str = "a") -> Candidate:
-    return Candidate(name, target, Precision.FP32, run)
+def candidate(name: str, target: Target, run: str = "a", *, may_be_reference: bool = True) -> Candidate:
+    return Candidate(name, target, Precision.FP32, run, may_be_reference)
+
+
+def test_a_bundle_that_does_not_give_its_reference_outputs_is_no_reference() -> None:
+    torch = candidate("t", Target.TORCH, may_be_reference=False)
+    references, notes = choose_references([torch, candidate("o", Target.ONNX)])
+    assert references == {"t": "o", "o": "o"}
+    assert notes[0].startswith("o is the reference")
+    references, notes = choose_references([torch])
+    assert (references, notes) == (
+        {},
+        ("no sound bundle of the training run a in FP32 could run: nothing to compare t with",),
+    )
 
 
 def test_the_reference_is_torch_wherever_it_stands_and_every_run_has_its_own() -> None:
