@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from vae_edge.errors import InputError, said_by
 from vae_edge.ignored_region import kept_places
+from vae_edge.platform.file_system import allocate
 from vae_edge.platform.work import Progress
 from vae_edge.train.features.graph import GRID, N_CHANNELS, FeatureMaps, pictures_at_a_time, to_pixels
 from vae_edge.train.features.patches import MARGIN, PATCH, PATCH_SIDE, PATCH_STEP
@@ -188,6 +190,9 @@ def make_table(
         images: uint8 [n, H, W, 3].
         folder: where a file goes if the table is large; it is to be deleted with the folder. None: always in memory.
         progress: receives the pictures done and in all.
+
+    Raises:
+        InputError: the disk has no room for that file.
     """
 
     def compute(batches: list[NDArray[np.uint8]], take: Callable[[int, NDArray[np.float16]], None]) -> None:
@@ -268,10 +273,20 @@ def _corners_of(kept: NDArray[np.bool_]) -> Tensor:
 
 
 def _new_values(shape: tuple[int, ...], folder: Path | None, name: str) -> NDArray[np.float16]:
-    if folder is None or 2 * math.prod(shape) <= MOST_BYTES_IN_MEMORY:
+    n_bytes = 2 * math.prod(shape)
+    if folder is None or n_bytes <= MOST_BYTES_IN_MEMORY:
         return np.empty(shape, np.float16)
-    folder.mkdir(parents=True, exist_ok=True)
-    return np.memmap(folder / name, np.float16, "w+", shape=shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        allocate(folder / name, n_bytes)
+    except OSError as error:
+        reason = error.strerror or said_by(error)
+        raise InputError(
+            f"{folder / name} could not be written ({reason}): the features of {shape[0]} pictures need "
+            f"{n_bytes / 2**30:.3g} GiB there during the training; make room, pass another --out, or train on fewer "
+            "or smaller pictures (--image-size)"
+        ) from error
+    return np.memmap(folder / name, np.float16, "r+", shape=shape)
 
 
 def _as_channels(values: NDArray[np.float64]) -> Tensor:

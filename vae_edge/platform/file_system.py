@@ -35,6 +35,8 @@ _LOCKED_BYTE = 1 << 30
 
 _RELEASE_TAKES_S = 0.1
 
+_BLOCK_BYTES = 1 << 20
+
 OWNER = re.compile(r"(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9a-f]+)")
 """What `owner` returns."""
 
@@ -76,6 +78,41 @@ def _exchange_call() -> Callable[[bytes, bytes], int] | None:
     if number is None:  # a libc older than 2.28 on another processor
         return None
     return lambda first, second: libc.syscall(number, _AT_FDCWD, first, _AT_FDCWD, second, _RENAME_EXCHANGE)
+
+
+def allocate(path: Path, n_bytes: int) -> None:
+    """Make a file of zeros that has its room on the disk, or replace an older one by it.
+
+    Whoever writes into a file through a map of it, without room on the disk, is killed by the system (SIGBUS).
+
+    Args:
+        path: of the file; its folder is there.
+        n_bytes: 1 or more.
+
+    Raises:
+        OSError: there is no room, or the file cannot be written. Then it is deleted.
+    """
+    try:
+        with path.open("wb") as file:
+            try:
+                _allocate(file.fileno(), n_bytes)
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                zeros = bytes(_BLOCK_BYTES)
+                for start in range(0, n_bytes, _BLOCK_BYTES):
+                    file.write(zeros[: n_bytes - start])
+    except OSError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _allocate(handle: int, n_bytes: int) -> None:
+    call = getattr(os, "posix_fallocate", None)
+    if call is None:  # macOS, Windows
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    call(handle, 0, n_bytes)
 
 
 def sync_file(path: Path) -> None:

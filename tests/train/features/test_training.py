@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from tests.train.random_backbones import random_weights
 from vae_edge.errors import InputError
+from vae_edge.platform import file_system
 from vae_edge.train.features import table as table_module
 from vae_edge.train.features.backbone_weights import backbone_from
 from vae_edge.train.features.graph import FeatureMaps
@@ -99,6 +102,20 @@ def test_a_large_table_is_a_file_and_holds_the_same(tmp_path: Path, monkeypatch:
     on_disk = make_table(maps, images, tmp_path)
     assert (tmp_path / FEATURES_FILE).stat().st_size == on_disk.values.nbytes
     assert np.array_equal(in_memory.values, on_disk.values)
+
+
+def test_a_disk_without_room_for_a_large_table_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int, n_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    maps = FeatureMaps(backbone_from(random_weights("package", 0), "random"), 32, 48).eval()
+    monkeypatch.setattr(table_module, "MOST_BYTES_IN_MEMORY", 1000)
+    monkeypatch.setattr(file_system, "_allocate", fail)
+    with pytest.raises(InputError, match=r"No space left on device.*features of 5 pictures need .* GiB.*--out"):
+        make_table(maps, np.zeros((5, 32, 48, 3), dtype=np.uint8), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_the_median_deviation_is_added_to_every_position() -> None:

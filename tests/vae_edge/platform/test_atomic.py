@@ -534,3 +534,27 @@ def test_eight_processes_that_take_turns_never_meet(tmp_path: Path) -> None:
 def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
     write_bytes(tmp_path / "bytes", memoryview(b"\r\n\x00"))
     assert (tmp_path / "bytes").read_bytes() == b"\r\n\x00"
+
+
+@pytest.mark.parametrize("knows_the_call", [True, False])
+def test_a_file_gets_all_its_room_before_anything_is_written_to_it(
+    knows_the_call: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not knows_the_call:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    path, n_bytes = tmp_path / "table", (1 << 20) + 4097
+    path.write_bytes(b"older" * 10)
+    file_system.allocate(path, n_bytes)
+    assert path.read_bytes() == bytes(n_bytes)
+    if sys.platform != "win32":
+        assert path.stat().st_blocks * 512 >= n_bytes
+
+
+def test_a_file_that_gets_no_room_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        file_system.allocate(tmp_path / "table", 4096)
+    assert not list(tmp_path.iterdir())
