@@ -19,6 +19,7 @@ import io
 import logging
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -323,12 +324,14 @@ def _parse_torch(path: Path, content: bytes) -> Any:
 
     try:
         _check_unpacked_size(content)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of pickles in other versions, which is said below where it matters.
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own sentences advise to load it without this protection; the reason comes after them.
         code = re.search(r"GLOBAL (\S{1,100})", str(error))
         if code is None:
-            reason = re.search(r"WeightsUnpickler error: *(.+)", str(error))
+            reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
             said = said_by(ValueError(reason[1]) if reason else error)
             raise InputError(f"{path} is damaged, or not a state dict ({said}); {_EXPECTED_FILE}") from error
         raise InputError(

@@ -28,7 +28,7 @@ from vae_edge.train.data.report import DataReport, check_inspection_set, look_at
 from vae_edge.train.data.sources import source_of
 from vae_edge.train.data.split import GROUP_AUTOMATICALLY, split_labelled
 from vae_edge.train.features.backbone import check_size
-from vae_edge.train.features.backbone_weights import find_backbone, missing_backbone
+from vae_edge.train.features.backbone_weights import find_backbone, load_backbone, missing_backbone
 from vae_edge.train.features.settings import choose_feature_size
 from vae_edge.train.loop.checkpoints import TrainingInterruptedError, interrupted, read_state
 from vae_edge.train.loop.settings import SizeRequest, TrainSettings
@@ -301,11 +301,15 @@ def _with_backbone(settings: TrainSettings, watcher: Watcher) -> TrainSettings:
 
     Raises:
         MissingDependencyError: a network on features was asked for, and there are no weights.
+        InputError: the weights that were given cannot be used; see `load_backbone`.
     """
-    if settings.network is Network.PIXEL or settings.backbone_weights is not None or find_backbone() is not None:
-        if settings.backbone_weights is not None:
-            path = str(Path(settings.backbone_weights).absolute())
-            return settings.model_copy(update={"backbone_weights": path})
+    if settings.network is Network.PIXEL:
+        return settings
+    if settings.backbone_weights is not None:
+        settings = settings.model_copy(update={"backbone_weights": str(Path(settings.backbone_weights).absolute())})
+        load_backbone(settings.backbone_weights)  # What is wrong with them, before the pictures are read.
+        return settings
+    if find_backbone() is not None:
         return settings
     if settings.network is not None:
         raise MissingDependencyError(missing_backbone())

@@ -273,6 +273,10 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         "is damaged, or not a state dict (File is not a zip file)",
     ),
     "cut-pickle": (lambda: pickle.dumps({"a": 1}, 2)[:-1], "is damaged, or not a state dict ("),
+    "later-pickle": (
+        lambda: pickle.dumps({"a": 1}, 4),
+        "is damaged, or not a state dict (Unsupported operand 149)",
+    ),
     "cut-safetensors": (lambda: save(random_weights())[:-8], "is a damaged safetensors file"),
     "grows": (lambda: deflated(bytes_of({"a": torch.zeros(100_000)})), "it contains more than its own size"),
     "list": (lambda: bytes_of([torch.ones(1)]), "contains a list without named tensors"),

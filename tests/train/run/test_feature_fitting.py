@@ -242,6 +242,17 @@ def test_without_weights_a_network_on_features_is_refused_before_anything_is_wri
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_do_not_fit_are_refused_before_the_pictures_are_looked_at(tmp_path: Path) -> None:
+    tensors = random_weights("timm", 0)
+    tensors["blocks.1.0.conv_pw.weight"] = tensors["blocks.1.0.conv_pw.weight"][:5].contiguous()
+    save_file(tensors, tmp_path / "other.safetensors")
+    for network in (Network.FEATURE, None):
+        asked = settings(tmp_path / "no-pictures", tmp_path / "other.safetensors", network)
+        with pytest.raises(InputError, match=r"the tensor 'blocks\.1\.0\.conv_pw\.weight' has the shape"):
+            fit_run(asked, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_pictures_too_small_for_the_strides_are_refused(data: Path, weights: Path, tmp_path: Path) -> None:
     asked = settings(data, weights, Network.FEATURE, size={"image": (40, 64), "tiles": "none"})
     with pytest.raises(UsageError, match="multiples of 16"):
