@@ -1,6 +1,6 @@
 """Which way of evening out light to train with: short trainings, judged like the scoring.
 
-A network has to be trained for each of them, and what a few hundred steps show of their order holds for the whole
+A network has to be trained for each of them, and what a hundred or two steps show of their order holds for the whole
 training (`benchmarks/DETECTION.md`). A few dozen images leave much to chance, and one set must not be treated one way
 under one random seed and another way under the next: so what the exposures speak for (`VERY_UNEQUAL_LIGHT`) stays
 unless another way is clearly better.
@@ -32,7 +32,11 @@ from vae_edge.train.model.input_settings import InputSettings, Photometric
 from vae_edge.train.model.network import Vae
 from vae_edge.train.model.scoring import DEFAULT_SCORING, ScoringSettings
 
-PILOT_STEPS = 300
+_PILOT_STEPS = 200
+_SHARE_OF_TRAINING = 0.6
+"""Of the steps of the training, those of all pilots together at most: with what judges them, they are not to take
+longer than it."""
+
 _PILOTS = "pilots"
 
 
@@ -91,7 +95,8 @@ def choose_photometric(
     for number, kind in enumerate(kinds, 1):
         stage = f"trying light {number} of {len(kinds)} ({kind})"
         input_settings = InputSettings(settings.tiling_in_force, kind, ignored=settings.ignored)
-        vae = fit_pilot(settings, input_settings, fit_images, statistics_images, folder, stage, watcher)
+        pilot = pilot_settings(settings, len(fit_images), len(kinds))
+        vae = fit_pilot(pilot, input_settings, fit_images, statistics_images, folder, stage, watcher)
         ranking = rank_scorings(
             vae,
             input_settings,
@@ -121,7 +126,7 @@ def fit_pilot(
     """Train a network on pixels briefly.
 
     Args:
-        settings: of the training that may follow.
+        settings: of this training.
         input_settings: how an image becomes its input.
         fit_images: uint8 [n, H, W, 3].
         statistics_images: uint8 [m, H, W, 3].
@@ -135,7 +140,7 @@ def fit_pilot(
     pilot = _pilot_folder(folder, input_settings.photometric)
     try:
         fitted = fit_vae(
-            _pilot_settings(settings, len(fit_images)),
+            settings,
             fit_images,
             statistics_images,
             pilot,
@@ -156,10 +161,17 @@ def _pilot_folder(folder: Path, kind: Photometric) -> Path:
     return folder / "checkpoints" / _PILOTS / kind.value
 
 
-def _pilot_settings(settings: TrainSettings, n_images: int) -> TrainSettings:
-    """Return the settings of a short training: about 300 steps, one process, no logs to keep."""
+def pilot_settings(settings: TrainSettings, n_images: int, n_pilots: int) -> TrainSettings:
+    """Return the settings of a short training: about 200 steps, one process, no logs to keep.
+
+    Args:
+        settings: of the training that follows.
+        n_images: that it is trained on.
+        n_pilots: short trainings; all together have six tenths of its steps at most, but an epoch each.
+    """
     plan = plan_of(settings, n_images)
-    epochs = min(max(1, round(PILOT_STEPS / plan.steps_per_epoch)), plan.epochs)
+    most = int(_SHARE_OF_TRAINING * plan.epochs / n_pilots)
+    epochs = max(1, min(round(_PILOT_STEPS / plan.steps_per_epoch), most))
     trainer = {name: value for name, value in deciding(settings.trainer).items() if name != "strategy"}
     return settings.model_copy(
         update={

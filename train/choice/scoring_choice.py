@@ -41,7 +41,7 @@ from vae_edge.train.model.scoring import (
     Residual,
     ScoringSettings,
 )
-from vae_edge.train.model.scoring_constants import PixelStatistics, center_and_unit, some_fitted
+from vae_edge.train.model.scoring_constants import MOST_FITTED, PixelStatistics, center_and_unit
 from vae_edge.wording import count
 
 N_FOLDS = 2
@@ -185,6 +185,16 @@ FEWEST_NORMALS = 8
 MOST_NORMALS = 40
 _DEFECTIVE_WANTED = 6 * len(KINDS) * len(SIZES)
 
+_SHARE_OF_TRAINING = 1 / 12
+"""Of the work of the training, what one comparison may run the network for. Two ways of evening out light are judged
+and the scorings compared, and residuals come on top: on tiles together three tenths of a training by AMX, and less of a
+slower one."""
+
+_STEP_IN_PASSES = 3
+"""Runs of a network that a step of its training is worth: forwards, and backwards twice that."""
+
+_FEWEST_FITTED = 20
+
 _CLEARLY = 3.0
 """Standard errors by which a candidate has to be better than the default."""
 
@@ -206,6 +216,37 @@ class ChoiceSet:
     """int64 [m], the fold whose normals an image is made from, and must not be normalized by."""
     description: str
     """In words."""
+    n_fitted: int = MOST_FITTED
+    """Images that the network was fitted on, spread evenly, that count in the statistics of each pixel, at most."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many images a comparison looks at, so that all of them together take less time than the training."""
+
+    n_defective: int
+    """Synthetic defects; at least one of each kind and size."""
+    n_fitted: int
+    """Images that the network was fitted on, for the statistics of each pixel."""
+
+    @classmethod
+    def within(cls, n_windows_trained: int, n_tiles: int, n_normals: int) -> Effort:
+        """Return what suits a training.
+
+        Args:
+            n_windows_trained: images, or windows of them, in all its steps.
+            n_tiles: windows that an image is cut into where it is scored.
+            n_normals: held-out normals; at most 40 count.
+
+        >>> Effort.within(1500 * 36, 42, 40), Effort.within(700 * 24, 1, 40)
+        (Effort(n_defective=181, n_fitted=60), Effort(n_defective=264, n_fitted=300))
+        """
+        n_images = int(_SHARE_OF_TRAINING * _STEP_IN_PASSES * n_windows_trained) // n_tiles
+        # Each normal is measured, and scored.
+        left = n_images - 2 * min(n_normals, MOST_NORMALS)
+        n_fitted = min(max(left // 4, _FEWEST_FITTED), MOST_FITTED)
+        n_strata = len(KINDS) * len(SIZES)
+        return cls(min(max(left - n_fitted, n_strata), _DEFECTIVE_WANTED), n_fitted)
 
 
 @dataclass(frozen=True)
@@ -249,17 +290,26 @@ class ScoringRanking:
         return f"scoring {self.chosen}: AUROC {self.best:.3f}, the default reaches {default:.3f}"
 
 
-def paste_on(normals: NDArray[np.uint8], *, seed: int, ignored: IgnoredRegion | None = None) -> ChoiceSet:
+def paste_on(
+    normals: NDArray[np.uint8],
+    *,
+    seed: int,
+    ignored: IgnoredRegion | None = None,
+    effort: Effort | None = None,
+) -> ChoiceSet:
     """Make a set to choose by from held-out normals alone.
 
     Args:
         normals: uint8 [n, H, W, 3], 1 or more; at most 40 are used, spread evenly.
         seed: of the defects.
         ignored: where there are none.
+        effort: how many there are, rounded up to as many on each normal, two at least; None: 264, six of each kind and
+            size.
     """
+    effort = effort or Effort(_DEFECTIVE_WANTED, MOST_FITTED)
     normals = normals[spread_places(len(normals), MOST_NORMALS)]
     n = len(normals)
-    pasted = paste_defects(normals, max(-(-_DEFECTIVE_WANTED // n), 2), seed=seed, ignored=ignored)
+    pasted = paste_defects(normals, max(-(-effort.n_defective // n), 2), seed=seed, ignored=ignored)
     own = np.arange(n) % N_FOLDS
     return ChoiceSet(
         normals,
@@ -267,16 +317,24 @@ def paste_on(normals: NDArray[np.uint8], *, seed: int, ignored: IgnoredRegion | 
         (*(None for _ in range(n)), *pasted.strata),
         np.concatenate([own, own[list(pasted.sources)]]),
         f"{n} held-out normals and {len(pasted.images)} synthetic defects on them",
+        effort.n_fitted,
     )
 
 
-def labelled_set(normals: NDArray[np.uint8], images: NDArray[np.uint8], defects: Sequence[str | None]) -> ChoiceSet:
+def labelled_set(
+    normals: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    defects: Sequence[str | None],
+    *,
+    n_fitted: int = MOST_FITTED,
+) -> ChoiceSet:
     """Make a set to choose by from labelled images; every class of defects counts the same.
 
     Args:
         normals: uint8 [n, H, W, 3], held-out normals to normalize by.
         images: uint8 [m, H, W, 3], labelled images.
         defects: of each one its class, None for a normal one; both kinds are there.
+        n_fitted: as in `ChoiceSet`.
     """
     n_anomalous = sum(defect is not None for defect in defects)
     return ChoiceSet(
@@ -285,6 +343,7 @@ def labelled_set(normals: NDArray[np.uint8], images: NDArray[np.uint8], defects:
         tuple(defects),
         np.arange(len(images)) % N_FOLDS,
         f"{len(images) - n_anomalous} normal and {count(n_anomalous, 'anomalous labelled image')}",
+        n_fitted,
     )
 
 
@@ -337,7 +396,7 @@ def _scores_in_units(
         choice_set.normals,
         choice_set.images,
         choice_set.folds,
-        fitted=None if fitted is None else some_fitted(fitted),
+        fitted=None if fitted is None else fitted[spread_places(len(fitted), choice_set.n_fitted)],
         batch_size=images_at_a_time(input_settings),
         progress=progress,
     )

@@ -17,12 +17,19 @@ from torch import Tensor
 
 from vae_edge.train.choice.candidates import CANDIDATES, ChoiceRecord, Ranked
 from vae_edge.train.choice.photometric_choice import choose_photometric
-from vae_edge.train.choice.scoring_choice import FEWEST_NORMALS, ChoiceSet, labelled_set, paste_on, rank_scorings
+from vae_edge.train.choice.scoring_choice import (
+    FEWEST_NORMALS,
+    ChoiceSet,
+    Effort,
+    labelled_set,
+    paste_on,
+    rank_scorings,
+)
 from vae_edge.train.features.graph import FeatureGraph
 from vae_edge.train.loop.settings import DecidedSettings, TrainingOutcome, TrainSettings
 from vae_edge.train.loop.team import ALONE, Team
 from vae_edge.train.loop.trainer_arguments import NOTHING_ATTACHED, Attached
-from vae_edge.train.loop.training import fit_vae
+from vae_edge.train.loop.training import fit_vae, plan_of
 from vae_edge.train.loop.watcher import Watcher
 from vae_edge.train.model.anomaly_graph import AnomalyGraph, DeployedGraph, ScoringConstants
 from vae_edge.train.model.input_settings import InputSettings, Photometric
@@ -104,7 +111,7 @@ def fit_graph(
     Raises:
         InputError, BundleError, TrainingInterruptedError: see `fit_vae`.
     """
-    choice_set = _choice_set(settings, statistics_images, labelled)
+    choice_set = _choice_set(settings, len(fit_images), statistics_images, labelled)
     light = _choose_light(settings, fit_images, statistics_images, choice_set, folder, watcher)
     input_settings = InputSettings(settings.tiling_in_force, light.value, ignored=settings.ignored)
     vae, outcome = fit_vae(
@@ -207,15 +214,18 @@ def _record(
 
 
 def _choice_set(
-    settings: TrainSettings, statistics_images: NDArray[np.uint8], labelled: LabelledImages | None
+    settings: TrainSettings, n_fit: int, statistics_images: NDArray[np.uint8], labelled: LabelledImages | None
 ) -> ChoiceSet | None:
     if settings.scoring is not None and settings.photometric is not None:
         return None
+    plan = plan_of(settings, n_fit)
+    n_windows = plan.epochs * plan.images_per_epoch
+    effort = Effort.within(n_windows, settings.tiling_in_force.n_tiles, len(statistics_images))
     if labelled is not None:
-        return labelled_set(statistics_images, labelled.images, labelled.defects)
+        return labelled_set(statistics_images, labelled.images, labelled.defects, n_fitted=effort.n_fitted)
     if len(statistics_images) < FEWEST_NORMALS:
         return None
-    return paste_on(statistics_images, seed=settings.seed, ignored=settings.ignored)
+    return paste_on(statistics_images, seed=settings.seed, ignored=settings.ignored, effort=effort)
 
 
 def _too_few(what: str, n: int) -> str:

@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from tests.train.listener import Listener
 from vae_edge.records import make_record
-from vae_edge.train.choice.photometric_choice import PhotometricRanking, choose_photometric, forget_pilots
+from vae_edge.train.choice.photometric_choice import (
+    PhotometricRanking,
+    choose_photometric,
+    forget_pilots,
+    pilot_settings,
+)
 from vae_edge.train.choice.scoring_choice import ChoiceSet, paste_on
 from vae_edge.train.data.report import DataTraits
 from vae_edge.train.loop.settings import TrainSettings
@@ -85,7 +90,7 @@ def settings(seed: int = 0, *, labelled: bool = False) -> TrainSettings:
     values = {
         "source": {"root": "nowhere"},
         "architecture": Architecture(n_features=4, latent_vec_size=8, height=32, width=32),
-        "epochs": 25,
+        "epochs": 150,
         "batch_size": 16,
         "accelerator": "cpu",
         "recipe": {"learning_rate": 2e-3, "schedule": "one-cycle"},
@@ -127,6 +132,16 @@ def test_evening_out_by_the_surroundings_is_tried_only_where_labels_judge(tmp_pa
     brief = settings().model_copy(update={"epochs": 1})
     found = choose_photometric(brief, normals[:16], normals[16:], paste_on(normals[16:], seed=0), tmp_path, Listener())
     assert found.kinds == (Photometric.NONE, Photometric.IMAGE)
+
+
+@pytest.mark.parametrize(("epochs", "n_pilots", "expected"), [(150, 2, 45), (150, 3, 30), (1000, 2, 67), (1, 2, 1)])
+def test_all_short_trainings_together_are_shorter_than_the_one_they_are_for(
+    epochs: int, n_pilots: int, expected: int
+) -> None:
+    asked = settings().model_copy(update={"epochs": epochs})
+    pilot = pilot_settings(asked, 40, n_pilots)
+    assert pilot.epochs == expected  # Of three steps.
+    assert n_pilots * expected <= 0.6 * epochs or expected == 1
 
 
 def test_what_was_tried_is_not_tried_again_and_is_forgotten_when_told(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vae_edge.train.choice.candidates import CANDIDATES
 from vae_edge.train.choice.scoring_choice import (
     MOST_NORMALS,
     ChoiceSet,
+    Effort,
     ScoringRanking,
     choose_row,
     labelled_set,
@@ -139,6 +140,22 @@ class TestTheSet:
         assert counts.keys() == {f"{kind} {size}" for kind in KINDS for size in SIZES}
         assert min(counts.values()) >= 6
         assert str(n) in made.description
+
+    @pytest.mark.parametrize("n_tiles", [1, 9, 42, 100])
+    def test_all_comparisons_run_the_network_for_less_than_a_third_of_the_training(self, n_tiles: int) -> None:
+        n_windows = 1500 * 36
+        effort = Effort.within(n_windows, n_tiles, 100)
+        n_images = 2 * MOST_NORMALS + effort.n_defective + effort.n_fitted
+        # Two kinds of light and the scorings; a step of the training is worth three runs.
+        assert 3 * n_images * n_tiles <= 3 * n_windows / 3
+        assert effort.n_defective >= len(KINDS) * len(SIZES)
+
+    def test_a_brief_training_is_chosen_for_by_fewer_defects_of_every_kind_and_size(self) -> None:
+        effort = Effort.within(100, 42, 40)
+        made = paste_on(surfaces(8, 32, 32), seed=0, effort=effort)
+        assert len({*made.strata} - {None}) == len(KINDS) * len(SIZES)
+        assert len(made.images) - len(made.normals) == 48  # As many on each of 8 normals.
+        assert made.n_fitted == effort.n_fitted == 20
 
     def test_another_seed_gives_other_defects_on_the_same_normals(self) -> None:
         one, other = (paste_on(surfaces(8, 32, 32), seed=seed) for seed in (0, 1))
