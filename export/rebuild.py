@@ -15,6 +15,7 @@ from vae_edge.export.provenance import write_provenance
 from vae_edge.export.references import with_own
 from vae_edge.manifest import MANIFEST_FILE, Manifest
 from vae_edge.manifest_file import manifest_text
+from vae_edge.platform.machine import look_at_machine
 from vae_edge.platform.work import StepProgress
 from vae_edge.records import file_record
 from vae_edge.reference_file import ReferenceFile
@@ -106,7 +107,15 @@ def _run_references(source: Bundle, engine: Path, folder: Path, max_batch: int) 
         with _open(engine, old, max_batch) as backend:
             ran_on = f"{backend.version} on {backend.device.name}"
             outputs = run_blocks(backend, file.images(), size, record.n_images)
-            check = compare(record, file, outputs, precision=old.precision, ran_on=ran_on, device=backend.device.name)
+            check = compare(
+                record,
+                file,
+                outputs,
+                precision=old.precision,
+                ran_on=ran_on,
+                device=backend.device.name,
+                machine=look_at_machine(),
+            )
             check.require("the new engine")
             record, file = with_own(record, file, outputs, old.precision, (backend.version, backend.device.name))
             trust = {"verified": True, "verified_by": ran_on, "not_verified_because": None}

@@ -6,7 +6,6 @@ can run here adds what it gives itself, and how far a device may be from both.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,6 +249,7 @@ class BundleReferences:
             precision=self.precision,
             ran_on=f"{own.runtime} on {own.device}",
             device=own.device,
+            machine=look_at_machine(),
         )
 
 
@@ -266,15 +266,16 @@ def with_own(
         ran: runtime and device that computed them.
     """
     score, maps = OWN_TOLERANCES[precision]
-    machine = look_at_machine() if precision is Precision.INT8 else None
+    machine = look_at_machine()
+    # On other devices what a processor has does not matter; which of them round alike is not known.
+    arithmetic = machine.int8_rounding if ran[1] == "cpu" else machine.int8_arithmetic
     own = OwnOutputs(
         runtime=ran[0],
         device=ran[1],
         score_tolerance=score,
         map_tolerance=maps,
-        saturating_sums=machine.saturates_int8_sums if machine else None,
-        int8_arithmetic=machine.int8_arithmetic if machine else None,
-        architecture=platform.machine() if precision is Precision.FP16 else None,
+        int8_arithmetic=arithmetic if precision is Precision.INT8 else None,
+        architecture=machine.architecture if precision is Precision.FP16 else None,
     )
     return record.model_copy(update={"own": own}), replace(file, own=_stored(outputs, record.map_scale))
 

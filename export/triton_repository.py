@@ -16,7 +16,7 @@ from vae_edge.bundle import Bundle
 from vae_edge.errors import BundleError, InputError, UsageError
 from vae_edge.manifest import Manifest, TensorSpec
 from vae_edge.platform.atomic import check_replaceable, new_folder
-from vae_edge.targets import SUPPORTED, Target
+from vae_edge.targets import SUPPORTED, Precision, Target
 
 CONFIG_FILE = "config.pbtxt"
 PAGE_FILE = "README.md"
@@ -43,9 +43,15 @@ Triton runs the network alone. What `vae-edge` does around it is left to the cli
 * **The verdict.** A picture is anomalous if its `score` is above {image_threshold!r}, and a pixel if its value in
   `anomaly_map` is above {pixel_threshold!r}. Both numbers are parameters in `config.pbtxt`, too. They were fitted for a
   false-alarm rate of {rate:g}. If they are fitted again (`vae-edge verify --data`), export the bundle again.
-* **Everything else**: p-values, pictures that are not fit to be judged, drift, references that prove the device.
+{exact_sums}* **Everything else**: p-values, pictures that are not fit to be judged, drift, references on the device.
 
 `vae-edge serve` does all of it, with the same protocol.
+"""
+
+
+_EXACT_SUMS = """\
+* **Exact sums in INT8.** On an x86 processor without VNNI ONNX Runtime gives other scores unless the session's entry
+  `session.x64quantprecision` is 1. `vae-edge` sets it there; Triton is not known to. There, use the FP32 bundle.
 """
 
 
@@ -158,7 +164,9 @@ def _quoted(text: str) -> str:
 
 def _page(manifest: Manifest, bundle: str, name: str) -> str:
     preparation, thresholds = manifest.preparation, manifest.thresholds
+    adds_in_16_bits = manifest.target is Target.ONNX and manifest.precision is Precision.INT8
     return _PAGE.format(
+        exact_sums=_EXACT_SUMS if adds_in_16_bits else "",
         name=name,
         bundle=bundle,
         height=preparation.height,

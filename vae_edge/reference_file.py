@@ -85,9 +85,11 @@ class OwnOutputs(Record):
     map_tolerance: float = Field(gt=0, le=1)
     """As `ReferencesRecord.map_tolerance`."""
     saturating_sums: bool | None = None
-    """INT8: whether the processor adds 8-bit products up in 16 bits (`Machine.saturates_int8_sums`)."""
+    """INT8, in bundles of earlier versions alone: whether the processor adds 8-bit products up in 16 bits
+    (`Machine.saturates_int8_sums`), which changed their outputs."""
     int8_arithmetic: str | None = None
-    """INT8: the processor's instructions (`Machine.int8_arithmetic`); None in older bundles."""
+    """INT8: which processors give equal outputs: those with this `Machine.int8_rounding`, and in bundles of earlier
+    versions, or for other devices, those with this `Machine.int8_arithmetic`; None: not known."""
     architecture: str | None = None
     """FP16: the processor's, such as `x86_64`: one of another kind may compute in FP16 what this one converts, and is
     not held to these outputs."""

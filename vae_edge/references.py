@@ -17,7 +17,6 @@ off. Thresholds are those of the export: a re-fit for another line changes the v
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from vae_edge.cache import compiled
 from vae_edge.cache.compiled import CompiledKey
 from vae_edge.errors import BundleError, ParityError
 from vae_edge.manifest import FP32_TOLERANCE, Manifest
-from vae_edge.platform.machine import look_at_machine
+from vae_edge.platform.machine import Machine, look_at_machine
 from vae_edge.platform.work import Progress
 from vae_edge.reference_file import (
     REFERENCES_FILE,
@@ -70,24 +69,26 @@ FP32: processors and versions round in another order, which moved scores by 5e-6
 ONNX Runtime 1.32 with AVX-512 and 1.23 on an emulated Cortex-A72; of maps the rounding to float16 takes 5e-4.
 FP16: equal to 1e-6 there too, where both convert; Arm processors that compute in it are not held to x86's.
 
-INT8: sums are exact. With ONNX Runtime, and on processors with the instructions of the one at export, each picture is
+INT8: sums are exact. With ONNX Runtime, and on processors that compute it as the one at export does, each picture is
 held to this; on others half of the pictures are, or to `ROUNDING_SHARE` if that is more."""
 
 ROUNDING_SHARE = 0.5
 """How far half of the pictures may be from an INT8 bundle's own outputs at export, as a share of how far half of those
 were from the trained model's.
 
-Which level a value half-way between two is rounded to depends on its last bit. With AMX, OpenVINO stores signed
-activations in int8, and elsewhere in uint8 around 128: of 1.4 million rounded values of 16 pictures one differed. (With
-AVX2 and AVX-512 VNNI all were equal.) In networks on 64 x 64 pixels that moved 2 to 4 % of 260 pictures, one by three
-quarters of what INT8 was off at most. In two on features of 256 x 256 it moved most pictures, and half of the
-references by shares of up to 0.21. No verdict changed. So each picture is held to the trained model's outputs, and half
-of them to the bundle's own: another model moves them all."""
+Which level a value half-way between two is rounded to depends on its last bit, and so on how a processor computes it.
+Bundles of earlier versions have signed activations for OpenVINO, which it stores in int8 with AMX, and elsewhere in
+uint8 around 128: of 1.4 million rounded values of 16 pictures one differed. Bundles that are exported now have unsigned
+ones and are equal on all of x86 with AVX2; on Arm they are off by as little.
+
+In networks on 64 x 64 pixels that moved 2 to 4 % of 260 pictures, one by three quarters of what INT8 was off at most.
+In two on features of 256 x 256 it moved most pictures, and half of the references by shares of up to 0.21. So each
+picture is held to the trained model's outputs, and half of them to the bundle's own: another model moves them all."""
 
 SATURATING_TOLERANCE = 3e-2
-"""The same of INT8 where one of the two processors adds 8-bit products up in 16 bits: with AVX-512 without VNNI
-OpenVINO halves the weights of the transposed convolution that reads the latent values, and rounds them to 6 bits. ONNX
-Runtime's sums are exact everywhere."""
+"""The same of INT8 bundles of earlier versions, where one of the two processors adds 8-bit products up in 16 bits: with
+AVX-512 without VNNI OpenVINO halves the weights of the transposed convolution that reads the latent values, and rounds
+them to 6 bits. In bundles that are exported now it reads them in float32."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,6 @@ def check_references(bundle: Bundle, backend: Backend, *, progress: Progress | N
     size = size_of(bundle.manifest)
     file = ReferenceFile.read(bundle.folder / record.file, record, size)
     bundle.check_unchanged()
-    machine = look_at_machine()
     outputs = run_blocks(
         backend, file.images(f"{bundle.folder / record.file}: picture"), size, len(file.pictures), progress
     )
@@ -190,8 +190,7 @@ def check_references(bundle: Bundle, backend: Backend, *, progress: Progress | N
         precision=bundle.manifest.precision,
         ran_on=f"{backend.version} on {backend.device.name}",
         device=backend.device.name,
-        saturates=machine.saturates_int8_sums,
-        int8_arithmetic=machine.int8_arithmetic,
+        machine=look_at_machine(),
     )
 
 
@@ -307,8 +306,7 @@ def compare(
     precision: Precision,
     ran_on: str,
     device: str,
-    saturates: bool = False,
-    int8_arithmetic: str | None = None,
+    machine: Machine,
 ) -> ReferenceCheck:
     """Compare a bundle's outputs for its references.
 
@@ -319,24 +317,23 @@ def compare(
         precision: the bundle's.
         ran_on: runtime and device, for people.
         device: such as `cpu` or `cuda:0`.
-        saturates: whether the processor is one of `Machine.saturates_int8_sums`.
-        int8_arithmetic: the processor's `Machine.int8_arithmetic`; None if it is not known.
+        machine: this one.
     """
     assert file.trained is not None  # The record of a bundle has outputs.
     units = Units.of(file.trained, record.trained_threshold)
     moved = units.moved(file.trained, outputs, record.map_scale)
     own = record.own
-    is_apart = own is not None and own.saturating_sums is not None and (own.saturating_sums or saturates)
+    is_apart = own is not None and _loses_bits(own, machine)
     apart = SATURATING_TOLERANCE if is_apart else 0.0
     # An NPU computes in FP16 whatever the bundle says: see `vae_edge.backends.openvino_backend`.
     at_least = FP16_TOLERANCE if _kind(device) == "npu" else 0.0
     allowed = [max(each, at_least) + apart for each in (record.score_tolerance, record.map_tolerance)]
     measures = _measures("from the trained model's", [float(each.max()) for each in moved], allowed)
-    if own is not None and file.own is not None and _computes_alike(own, device):
+    if own is not None and file.own is not None and _computes_alike(own, device, machine):
         what = f"from its own at export ({own.runtime} on {own.device})"
         moved_from_own = units.moved(file.own, outputs, record.map_scale)
         least = [own.score_tolerance, own.map_tolerance]
-        if precision is Precision.INT8 and not _rounds_alike(own, int8_arithmetic):
+        if precision is Precision.INT8 and not _rounds_alike(own, machine):
             what += ", of half the pictures"
             shares = [_of_half(each) for each in moved_from_own]
             own_outputs = Outputs(file.own.maps.astype(np.float64) * record.map_scale, file.own.scores)
@@ -353,11 +350,16 @@ def compare(
     return ReferenceCheck(record.images, record.n_images, flipped, tuple(measures), ran_on)
 
 
-def _rounds_alike(own: OwnOutputs, int8_arithmetic: str | None) -> bool:
+def _rounds_alike(own: OwnOutputs, machine: Machine) -> bool:
     """Return whether INT8 values are rounded to the same levels here as where the bundle was exported."""
     if own.runtime.startswith("ONNX Runtime "):  # Its outputs were equal with AVX2, VNNI, AMX and on Arm.
         return True
-    return own.int8_arithmetic is not None and own.int8_arithmetic == int8_arithmetic
+    return own.int8_arithmetic in (machine.int8_arithmetic, machine.int8_rounding)
+
+
+def _loses_bits(own: OwnOutputs, machine: Machine) -> bool:
+    """Return whether `SATURATING_TOLERANCE` applies; bundles that are exported now do not say what it depends on."""
+    return own.saturating_sums is not None and (own.saturating_sums or machine.saturates_int8_sums)
 
 
 def _of_half(values: NDArray[np.float64]) -> float:
@@ -412,9 +414,9 @@ def _measures(what: str, shares: Sequence[float], allowed: Sequence[float]) -> l
     return [Measure(f"{name} {what}", *each) for name, *each in zip(("scores", "maps"), shares, allowed, strict=True)]
 
 
-def _computes_alike(own: OwnOutputs, device: str) -> bool:
+def _computes_alike(own: OwnOutputs, device: str, machine: Machine) -> bool:
     """Return whether this machine computes with a device as the one does that own outputs are of."""
-    return _kind(own.device) == _kind(device) and own.architecture in (None, platform.machine())
+    return _kind(own.device) == _kind(device) and own.architecture in (None, machine.architecture)
 
 
 def _kind(device: str) -> str:

@@ -1,7 +1,8 @@
 """INT8 for OpenVINO, by NNCF; single layers can be put back to float.
 
 NNCF inserts FakeQuantize operations before the network's convolutions and stores their weights in INT8; OpenVINO then
-runs them in integers, transposed convolutions included. What comes after the network stays in float32.
+runs them in integers, transposed convolutions included but the one that reads the latent values: see
+`compute_alike_everywhere`. What comes after the network stays in float32.
 
 The preset is PERFORMANCE (symmetric). MIXED (asymmetric activations) leaves the last transposed convolution in float
 where its input has negative values, and was measured no faster; see benchmarks/PRECISION.md.
@@ -124,7 +125,8 @@ class OpenVinoQuantizer:
     def saturation(self, images: NDArray[np.uint8], keep_float: frozenset[str] = frozenset()) -> dict[str, float]:
         """Count the values that the quantized layers read outside their ranges; see `targets.base.Quantizer`."""
         model = self._quantized.clone()
-        roundings = {name: sources(op)[0] for name, op in _layer_operations(model).items() if name not in keep_float}
+        layers = {name: op for name, op in _layer_operations(model).items() if name not in keep_float}
+        roundings = {name: rounding for name, op in layers.items() if (rounding := _rounding(op)) is not None}
         # Several layers may read one rounding.
         by_name = {rounding.get_friendly_name(): rounding for rounding in roundings.values()}
         n_outputs = len(model.outputs)
@@ -138,7 +140,7 @@ class OpenVinoQuantizer:
                 yield position + 1, [request.get_output_tensor(n_outputs + i).data for i in range(len(by_name))]
 
         found = dict(zip(by_name, share_outside(bounds, batches()).tolist(), strict=True))
-        return {name: found[rounding.get_friendly_name()] for name, rounding in roundings.items()}
+        return {name: found[roundings[name].get_friendly_name()] if name in roundings else 0.0 for name in layers}
 
 
 def quantizable_layers(model: Any) -> tuple[str, ...]:
@@ -179,10 +181,7 @@ def _restore(quantized: Any, original: Any) -> None:
     """Restore the float input, weights and bias of a quantized layer."""
     from openvino import opset13
 
-    rounding = sources(quantized)[0]
-    if rounding.get_type_name() != "FakeQuantize":
-        raise AssertionError(f"the input of {quantized.get_friendly_name()} is not quantized")
-    quantized.input(0).replace_source_output(rounding.input(0).get_source_output())
+    _read_unrounded(quantized)
     pairs = [(quantized, original)]
     biases = _bias_addition(quantized), _bias_addition(original)
     if biases[0] is not None and biases[1] is not None:
@@ -192,6 +191,58 @@ def _restore(quantized: Any, original: Any) -> None:
         copy = opset13.constant(np.array(constant.data))
         copy.set_friendly_name(constant.get_friendly_name())
         changed.input(1).replace_source_output(copy.output(0))
+
+
+def _rounding(layer: Any) -> Any | None:
+    """Return the operation that rounds what a layer reads; None: it reads float32."""
+    source = sources(layer)[0]
+    return source if source.get_type_name() == "FakeQuantize" else None
+
+
+def _read_unrounded(layer: Any) -> None:
+    rounding = _rounding(layer)
+    if rounding is not None:
+        layer.input(0).replace_source_output(rounding.input(0).get_source_output())
+
+
+def compute_alike_everywhere(model: Any) -> None:
+    """Change a model that NNCF quantized so that OpenVINO gives equal outputs with all instructions of x86 processors.
+
+    NNCF gives signed values -128 to 127 steps. OpenVINO computes a convolution of such values in int8 with AMX and in
+    uint8 around 128 without, which rounds one value in a million to another level. A transposed convolution of them is
+    in int8 everywhere, and with AVX-512 without VNNI oneDNN halves its weights, so that sums cannot saturate: a bit of
+    each is lost, and verdicts change.
+
+    Here signed values have -127 to 128 steps, so that uint8 is what everybody takes; the largest values that NNCF saw
+    are still inside. Of these OpenVINO has no transposed convolution in integers, so that one, the first of a decoder,
+    reads the latent values in float32; its weights stay in INT8. Measured in benchmarks/PRECISION.md.
+
+    Args:
+        model: an `openvino.Model`; it is changed.
+    """
+    from openvino import opset13
+
+    signed = {}
+    for layer in _layer_operations(model).values():
+        rounding = _rounding(layer)
+        if rounding is None or not _is_signed(rounding):
+            continue
+        if layer.get_type_name() == "ConvolutionBackpropData":
+            _read_unrounded(layer)
+        else:
+            signed[rounding.get_friendly_name()] = rounding  # Several layers may read one rounding.
+    for rounding in signed.values():
+        _, low, high, *_ = sources(rounding)
+        bounds = [(constant.get_friendly_name(), -np.array(constant.data)) for constant in (high, low)]
+        for first in (1, 3):  # What goes in, and what comes out.
+            for index, (name, values) in enumerate(bounds, first):
+                constant = opset13.constant(values)
+                constant.set_friendly_name(f"{name}/{index}")
+                rounding.input(index).replace_source_output(constant.output(0))
+
+
+def _is_signed(rounding: Any) -> bool:
+    return bool((sources(rounding)[1].data < 0).any())
 
 
 def _compiled(model: Any) -> Any:
@@ -272,6 +323,7 @@ def quantize_network(
                 activations_range_estimator_params=ranges,
             ),
         )
+    compute_alike_everywhere(quantized)
     for key, value in (
         ("estimator", str(settings.estimator)),
         ("n_calibration_images", str(len(images))),

@@ -14,7 +14,7 @@ from tests.tiny_bundles import SIZE, make_bundle
 from vae_edge.errors import InputError, UsageError
 from vae_edge.export.triton_repository import export_triton
 from vae_edge.manifest import RuntimeRecord
-from vae_edge.targets import Target
+from vae_edge.targets import Precision, Target
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -40,6 +40,14 @@ def test_the_page_says_what_is_left_to_clients(tmp_path: Path) -> None:
     assert f"UINT8 [N, {SIZE}, {SIZE}, 3]" in page
     assert f"above {bundle.manifest.thresholds.image_threshold!r}" in page
     assert "{" not in page
+
+
+@pytest.mark.parametrize(("precision", "is_warned"), [(Precision.INT8, True), (Precision.FP32, False)])
+def test_the_page_says_where_sums_in_int8_are_not_exact(tmp_path: Path, precision: Precision, is_warned: bool) -> None:
+    toy = make_bundle(tmp_path / "toy-onnx", Target.ONNX)
+    bundle = replace(toy, manifest=toy.manifest.model_copy(update={"precision": precision}))
+    page = (export_triton(bundle, tmp_path / "repository", "tile") / "README.md").read_text(encoding="utf-8")
+    assert ("`session.x64quantprecision`" in page) is is_warned
 
 
 def test_from_the_command_line_it_needs_no_torch(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.tiny_bundles import TARGETS, dark_image, make_bundle, toy_references,
 from vae_edge import Bundle, BundleError, Detector, ParityError
 from vae_edge.agreement import Outputs
 from vae_edge.manifest import MANIFEST_FILE, NEVER_VERIFIED, SCHEMA_VERSION
-from vae_edge.platform.machine import look_at_machine
+from vae_edge.platform.machine import Machine, look_at_machine
 from vae_edge.reference_file import REFERENCES_FILE, BlockOutputs, ReferencesRecord
 from vae_edge.references import FP16_TOLERANCE, SATURATING_TOLERANCE, ReferenceCheck, compare
 from vae_edge.targets import Precision, Target
@@ -36,7 +36,15 @@ def compared(change: Callable[[Outputs], Outputs], *, device: str = "cpu", **cha
     whole = toy_references()
     assert whole.outputs is not None
     record = whole.record.model_copy(update=changes)
-    return compare(record, whole.file, change(whole.outputs), precision=Precision.FP32, ran_on="a test", device=device)
+    return compare(
+        record,
+        whole.file,
+        change(whole.outputs),
+        precision=Precision.FP32,
+        ran_on="a test",
+        device=device,
+        machine=look_at_machine(),
+    )
 
 
 def times(factor: float) -> Callable[[Outputs], Outputs]:
@@ -135,7 +143,13 @@ def test_own_outputs_in_fp16_count_on_the_same_kind_of_processor_alone(architect
     assert whole.record.own.architecture == platform.machine()
     record = own_of(whole.record, architecture=architecture)
     check = compare(
-        record, whole.file, times(1.005)(whole.outputs), precision=Precision.FP16, ran_on="a test", device="cpu"
+        record,
+        whole.file,
+        times(1.005)(whole.outputs),
+        precision=Precision.FP16,
+        ran_on="a test",
+        device="cpu",
+        machine=look_at_machine(),
     )
     assert check.agrees is agrees
 
@@ -145,13 +159,23 @@ def test_an_npu_computes_in_half_precision() -> None:
     assert not compared(times(1 + FP16_TOLERANCE * 1.1), device="npu").agrees
 
 
+AMX, VNNI, NEITHER, ARM = (
+    replace(look_at_machine(), architecture=architecture, processor_flags=flags)
+    for architecture, flags in (
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni", "amx_int8")),
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni")),
+        ("x86_64", ("avx2", "avx512f")),
+        ("aarch64", ("asimd", "asimddp")),
+    )
+)
+
+
 def compared_in_int8(
     change: Callable[[Outputs], Outputs],
     *,
     off: float = 0.0,
-    saturates: bool = False,
     precision: Precision = Precision.INT8,
-    here: str | None = "VNNI",
+    here: Machine = VNNI,
     **own: Any,
 ) -> ReferenceCheck:
     """Compare the toy's outputs, changed, with its references, as if INT8 was off by a share in each picture."""
@@ -172,8 +196,7 @@ def compared_in_int8(
         precision=precision,
         ran_on="a test",
         device="cpu",
-        saturates=saturates,
-        int8_arithmetic=here,
+        machine=here,
     )
 
 
@@ -219,17 +242,23 @@ def test_where_int8_is_off_by_more_half_of_the_pictures_may_be_too(factor: float
 @pytest.mark.parametrize(
     ("own", "here", "every_picture"),
     [
-        ({}, "VNNI", False),
-        ({}, "AMX", True),  # As where it was exported.
-        ({"int8_arithmetic": None}, "AMX", False),  # A bundle that does not know.
-        ({"int8_arithmetic": None}, None, False),
-        ({"runtime": "ONNX Runtime 1.32.0"}, "VNNI", True),  # It rounds alike everywhere.
-        ({"runtime": "ONNX Runtime 1.32.0", "int8_arithmetic": None}, "aarch64", True),
-        ({"runtime": "OpenVINO 2026.4.1"}, "VNNI", False),
+        ({"int8_arithmetic": "x86"}, VNNI, True),
+        ({"int8_arithmetic": "x86"}, NEITHER, True),
+        ({"int8_arithmetic": "x86"}, replace(AMX, architecture="AMD64"), True),  # As Windows calls it.
+        ({"int8_arithmetic": "x86"}, replace(VNNI, processor_flags=()), False),  # Without AVX2, or not known.
+        ({"int8_arithmetic": "x86"}, ARM, False),
+        ({"int8_arithmetic": "aarch64"}, ARM, True),
+        ({"int8_arithmetic": "AMX"}, VNNI, False),  # Of an earlier version, as are those that follow.
+        ({"int8_arithmetic": "AMX"}, AMX, True),
+        ({"int8_arithmetic": None}, AMX, False),
+        ({"int8_arithmetic": None}, ARM, False),
+        ({"runtime": "ONNX Runtime 1.32.0"}, VNNI, True),  # It rounds alike everywhere.
+        ({"runtime": "ONNX Runtime 1.32.0", "int8_arithmetic": None}, ARM, True),
+        ({"runtime": "OpenVINO 2026.4.1"}, VNNI, False),
     ],
 )
 def test_where_int8_is_rounded_alike_each_picture_counts(
-    own: dict[str, Any], here: str | None, every_picture: bool
+    own: dict[str, Any], here: Machine, every_picture: bool
 ) -> None:
     assert compared_in_int8(moves(1, 1.006), here=here, **own).agrees is not every_picture
     assert compared_in_int8(moves(6, 1.004), here=here, **own).agrees
@@ -261,15 +290,21 @@ def test_what_is_not_finite_in_one_picture_never_agrees_in_int8(broken: float) -
             assert not compared_in_int8(spoilt).agrees
 
 
-def test_int8_on_a_processor_that_saturates_has_the_wider_tolerances() -> None:
+def test_int8_of_an_earlier_version_has_wider_tolerances_on_a_processor_that_saturates() -> None:
     of_all = times(1 + SATURATING_TOLERANCE * 0.9)
     assert not compared_in_int8(of_all, saturating_sums=False).agrees
-    assert compared_in_int8(of_all, saturating_sums=False, saturates=True).agrees
+    assert compared_in_int8(of_all, saturating_sums=False, here=NEITHER).agrees
     assert compared_in_int8(of_all, saturating_sums=True).agrees
     of_one = moves(1, 1.1 + SATURATING_TOLERANCE * 0.9)
     assert not compared_in_int8(of_one, saturating_sums=False).agrees
-    assert compared_in_int8(of_one, saturating_sums=False, saturates=True).agrees
+    assert compared_in_int8(of_one, saturating_sums=False, here=NEITHER).agrees
     assert not compared_in_int8(moves(1, 1.1 + SATURATING_TOLERANCE * 1.1), saturating_sums=True).agrees
+
+
+def test_int8_is_the_same_with_all_instructions_of_x86_in_bundles_that_are_exported_now() -> None:
+    for here in (AMX, VNNI, NEITHER):
+        assert compared_in_int8(moves(6, 1.004), int8_arithmetic="x86", here=here).agrees
+        assert not compared_in_int8(moves(1, 1.006), int8_arithmetic="x86", here=here).agrees
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -86,12 +86,23 @@ class Machine:
         x86 without VNNI or AMX does (`vpmaddubsw`); Arm has no such instruction in this place. Where the flags are not
         known, the safe answer is given.
         """
-        is_x86 = self.architecture.lower() in ("x86_64", "amd64", "i386", "i686", "x86")
-        return is_x86 and not _WIDE_INT8_SUMS.intersection(self.processor_flags)
+        return self._is_x86 and not _WIDE_INT8_SUMS.intersection(self.processor_flags)
+
+    @property
+    def _is_x86(self) -> bool:
+        return self.architecture.lower() in ("x86_64", "amd64", "i386", "i686", "x86")
+
+    @property
+    def int8_rounding(self) -> str:
+        """On which processors the INT8 bundles that are exported now give equal results: those with an equal value.
+
+        `x86` for all with AVX2, whatever else they have. Below, OpenVINO computes rounded values in float32.
+        """
+        return "x86" if self._is_x86 and "avx2" in self.processor_flags else self.int8_arithmetic
 
     @property
     def int8_arithmetic(self) -> str:
-        """The instructions that runtimes compute INT8 with; processors of one kind give equal results.
+        """The instructions that runtimes compute INT8 with; bundles of all versions give equal results with equal ones.
 
         Runtimes choose others for x86 processors with AMX, VNNI or neither; elsewhere it is the architecture.
         """

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from tests.export.tiny_networks import count_convolutions
 from vae_edge.cli.model_file import describe_model_file
 from vae_edge.errors import InputError
-from vae_edge.export.openvino_ir import export_openvino, network_operations, read_graph, save_ir
+from vae_edge.export.openvino_ir import (
+    CONVOLUTIONS,
+    export_openvino,
+    network_operations,
+    read_graph,
+    save_ir,
+    sources,
+)
 from vae_edge.export.quantization.nncf_quantizer import QuantizationSettings
 from vae_edge.export.quantization.onnx_network import quantizable_layers as onnx_layers
 from vae_edge.export.settings import Estimator
@@ -27,6 +34,7 @@ pytest.importorskip("nncf")
 
 from vae_edge.export.quantization.nncf_quantizer import (
     OpenVinoQuantizer,
+    compute_alike_everywhere,
     quantizable_layers,
 )
 
@@ -75,9 +83,43 @@ def test_layers_are_the_networks_convolutions_named_as_in_onnx(quantizer: OpenVi
     assert len(quantizer.layers) == 8
 
 
-def test_every_layer_runs_in_int8_transposed_ones_too(quantizer: OpenVinoQuantizer, onnx_path: Path) -> None:
+def test_every_layer_runs_in_int8_transposed_ones_too_but_the_one_that_reads_latent_values(
+    quantizer: OpenVinoQuantizer, onnx_path: Path
+) -> None:
     assert count_convolutions(onnx_path) == {"int8": 0, "float": 8}
-    assert count_convolutions(quantizer.model()) == {"int8": 8, "float": 0}
+    assert count_convolutions(quantizer.model()) == {"int8": 7, "float": 1}
+    unrounded = [
+        op.get_type_name()
+        for op in network_operations(quantizer.model())
+        if op.get_type_name() in CONVOLUTIONS and sources(op)[0].get_type_name() != "FakeQuantize"
+    ]
+    assert unrounded == ["ConvolutionBackpropData"]
+
+
+def test_no_processor_takes_signed_integers_and_the_largest_values_stay_inside(onnx_path: Path) -> None:
+    import nncf
+
+    signed = []
+    for is_changed in (False, True):
+        model = read_graph(onnx_path)
+        inside = {op.get_friendly_name() for op in network_operations(model)}
+        rest = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() not in inside]
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(range(2), lambda position: {"image": IMAGES[position : position + 1]}),
+            ignored_scope=nncf.IgnoredScope(names=rest, validate=False),
+        )
+        if is_changed:
+            compute_alike_everywhere(quantized)
+        roundings = [op for op in quantized.get_ordered_ops() if op.get_type_name() == "FakeQuantize"]
+        bounds = [[float(source.data.ravel()[0]) for source in sources(op)[1:]] for op in roundings]
+        assert all(each[:2] == each[2:] for each in bounds)
+        signed.append([each[:2] for each in bounds if each[0] < 0])
+    before, after = signed
+    assert len(before) == len(after) + 1  # The latent values are not rounded any more.
+    for (low, high), (raised_low, raised_high) in zip(before, after, strict=False):
+        assert low == pytest.approx(-128 / 127 * high)
+        assert (raised_low, raised_high) == (-high, -low)
 
 
 def test_scores_stay_near_the_trained_models(quantizer: OpenVinoQuantizer, graph: AnomalyGraph) -> None:
@@ -94,7 +136,7 @@ def test_nothing_after_the_network_is_quantized(quantizer: OpenVinoQuantizer) ->
     model = quantizer.model()
     network = {op.get_friendly_name() for op in network_operations(model)}
     rounding = [op for op in model.get_ops() if op.get_type_name() == "FakeQuantize"]
-    assert len(rounding) == len(quantizer.layers)
+    assert len(rounding) == len(quantizer.layers) - 1  # Latent values are not rounded.
     for op in rounding:
         readers = {reader.get_node().get_friendly_name() for reader in op.output(0).get_target_inputs()}
         assert readers <= network
@@ -130,12 +172,13 @@ def test_a_layer_put_back_is_what_nncf_makes_when_told_to_leave_it(
             activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
         ),
     )
+    compute_alike_everywhere(told)
     expected = openvino.Core().compile_model(told, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = quantizer.outputs(IMAGES[:4], frozenset({kept}))
     for position in range(4):
         result = expected({"image": IMAGES[position : position + 1]})
         np.testing.assert_allclose(outputs.maps[position], result["anomaly_map"][0], atol=1e-4)
-    assert count_convolutions(quantizer.model(frozenset({kept}))) == {"int8": 7, "float": 1}
+    assert count_convolutions(quantizer.model(frozenset({kept}))) == {"int8": 6, "float": 2}
 
 
 def test_variants_do_not_disturb_each_other(quantizer: OpenVinoQuantizer) -> None:
