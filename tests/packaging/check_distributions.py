@@ -25,7 +25,7 @@ def main() -> int:
         if not any(part.is_symlink() for part in path.parents)
     }
     templates = (REPOSITORY / "benchmarks/report/pages/templates").iterdir()
-    checked = {f"vae_edge/selfcheck/data/{name}" for name in ("bundles.tar.xz", "constructs.zip")}
+    checked = {f"vae_edge/selfcheck/data/{name}" for name in ("bundles.tar.xz", "joined.tar.xz", "constructs.zip")}
     data = {
         "vae_edge/py.typed",
         "vae_edge/serve/page.css",

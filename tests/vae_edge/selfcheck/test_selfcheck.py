@@ -20,20 +20,21 @@ from vae_edge.bundle import Bundle
 from vae_edge.errors import BundleError
 from vae_edge.selfcheck.file import JSON_NAME, PAGE_NAME
 from vae_edge.selfcheck.record import SCHEMA_VERSION, Verdict
-from vae_edge.selfcheck.shipped import BUNDLES_FILE, CONSTRUCTS_FILE, MOST_BYTES, unpack_bundles
+from vae_edge.selfcheck.shipped import BUNDLES_FILES, CONSTRUCTS_FILE, MOST_BYTES, unpack_bundles
 from vae_edge.targets import SUPPORTED
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 def test_what_is_shipped_is_small_and_covers_every_target_and_precision(tmp_path: Path) -> None:
-    assert BUNDLES_FILE.stat().st_size + CONSTRUCTS_FILE.stat().st_size < MOST_BYTES
+    assert sum(file.stat().st_size for file in (*BUNDLES_FILES, CONSTRUCTS_FILE)) < MOST_BYTES
     expected = {
         f"{network}-{target}-{precision}"
         for network in ("pixels", "tiles", "features")
         for target, row in SUPPORTED.items()
         for precision in row.precisions
     }
+    expected |= {name.replace("features-", "joined-") for name in expected if not name.endswith("-int8")} - expected
     assert {folder.name for folder in unpack_bundles(tmp_path)} == expected
 
 
@@ -43,6 +44,14 @@ def test_every_shipped_bundle_opens_and_has_references_of_drawn_parts(tmp_path: 
         assert bundle.manifest.references is not None, folder.name
         assert folder.name.endswith(f"-{bundle.manifest.target}-{bundle.manifest.precision}")
         assert "/" not in json.dumps(bundle.manifest.provenance.model_dump(mode="json")).replace("https://", "")
+
+
+def test_a_shipped_network_has_all_maps_that_training_joins_by_default(tmp_path: Path) -> None:
+    for folder in unpack_bundles(tmp_path):
+        if folder.name.startswith("joined-"):
+            scoring = Bundle.open(folder).manifest.scoring
+            for source in ("pixels", "places"):
+                assert f"of {source}, " in scoring, folder.name
 
 
 @pytest.mark.slow
@@ -125,6 +134,6 @@ def test_a_program_that_is_killed_leaves_what_it_had_found_and_the_step_that_was
 
 def test_a_damaged_file_of_bundles_is_named(tmp_path: Path) -> None:
     cut = tmp_path / "bundles.tar.xz"
-    cut.write_bytes(BUNDLES_FILE.read_bytes()[:100_000])
+    cut.write_bytes(BUNDLES_FILES[0].read_bytes()[:100_000])
     with pytest.raises(BundleError, match=r"cannot be read .* install vae-edge again"):
-        unpack_bundles(tmp_path / "out", cut)
+        unpack_bundles(tmp_path / "out", [cut])
