@@ -47,9 +47,6 @@ STEPS = {MapSource.FEATURES: GRID, MapSource.PIXELS: PATCH_STEP, MapSource.PLACE
 
 N_CHANNELS = sum(tap.n_channels for tap in TAPS)
 
-MAP_SIGMA = 0.5
-"""Standard deviation, in positions, of the Gaussian that brings the map to the picture's pixels."""
-
 _SMALLEST = 1e-6
 
 _BATCH_PIXELS = 256 * 256
@@ -257,21 +254,24 @@ class FeatureScorer(nn.Module):
                 raise KeyError(f"constants of {tuple(mean.shape)} for a grid of {sizes[i]}")
             self.register_buffer(f"mean_{i}", mean)
             self.register_buffer(f"unit_{i}", 1 / scale)
-        self.enlarge = nn.ModuleDict(
-            {str(each): Enlarging(MAP_SIGMA * STEPS[each], height, width, STEPS[each]) for each in settings.sources}
+        # Maps of a source that are enlarged alike are added first.
+        self.kinds = [(each.source, each.shown_sigma) for each in settings.maps]
+        self.enlarge = nn.ModuleList(
+            Enlarging(sigma * STEPS[source], height, width, STEPS[source])
+            for source, sigma in dict.fromkeys(self.kinds)
         )
 
     def forward(self, residuals: Mapping[MapSource, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the map, float32 [N, H, W], and the score, float32 [N], for float32 [N, 1, h, w] of each source."""
-        maps: dict[MapSource, list[Tensor]] = {}
+        maps: dict[tuple[MapSource, float], list[Tensor]] = {kind: [] for kind in dict.fromkeys(self.kinds)}
         scores = []
-        for i, (source, maker) in enumerate(zip(self.sources, self.makers, strict=True)):
-            values = (maker(residuals[source]) - getattr(self, f"mean_{i}")) * getattr(self, f"unit_{i}")
+        for i, (kind, maker) in enumerate(zip(self.kinds, self.makers, strict=True)):
+            values = (maker(residuals[kind[0]]) - getattr(self, f"mean_{i}")) * getattr(self, f"unit_{i}")
             assert isinstance(maker, FeatureMapMaker)
             kept = maker.kept
-            maps.setdefault(source, []).append(values if kept is None else kept.only(values))
+            maps[kind].append(values if kept is None else kept.only(values))
             scores.append(pool_largest(values if kept is None else kept.to_pool(values), self.counts[i]))
-        parts = [self.enlarge[str(source)](reduce(add, values)) for source, values in maps.items()]
+        parts = [enlarge(reduce(add, values)) for enlarge, values in zip(self.enlarge, maps.values(), strict=True)]
         anomaly_map = reduce(add, parts) / len(scores)
         if self.kept is not None:
             anomaly_map = self.kept.only(anomaly_map)

@@ -39,6 +39,9 @@ class FeatureMap(Record):
     """Divide the residual by its mean over the picture: a rough or bright part has more of it everywhere."""
     top_fraction: float = Field(default=0.01, gt=0, le=1)
     """Share of the positions whose mean is the score."""
+    shown_sigma: float = Field(default=0.5, gt=0, le=8)
+    """Standard deviation, in positions, of the Gaussian that brings the normalized map to the picture's pixels, where
+    it is shown; the score does not see it."""
 
     def describe(self) -> str:
         """Return the map in words."""
@@ -60,8 +63,9 @@ class PositionVae(Record):
     """Positions in a step, drawn from all pictures."""
 
 
-PIXEL_MAP = FeatureMap(source=MapSource.PIXELS, smoothing_sigma=0.5, by_level=True, top_fraction=0.005)
-"""Divided by the picture's level, without which rough pictures of good parts have the largest values."""
+PIXEL_MAP = FeatureMap(source=MapSource.PIXELS, smoothing_sigma=0.5, by_level=True, top_fraction=0.005, shown_sigma=1.5)
+"""Divided by the picture's level, without which rough pictures of good parts have the largest values. Shown
+smoother than it is scored: its grain would put places of good surface above faint defects."""
 
 FEATURE_MAPS = (FeatureMap(top_fraction=0.01), FeatureMap(by_level=True, top_fraction=0.1))
 

@@ -16,19 +16,22 @@ from vae_edge.train.features.backbone import Backbone
 from vae_edge.train.features.backbone_weights import backbone_from
 from vae_edge.train.features.graph import (
     N_CHANNELS,
+    STEPS,
     FeatureConstants,
     FeatureGraph,
     FeatureMapMaker,
     FeatureMaps,
+    FeatureScorer,
     interpolation_matrix,
     to_pixels,
 )
 from vae_edge.train.features.network import FeatureVae
 from vae_edge.train.features.patches import patch_convolutions, patch_vae
 from vae_edge.train.features.places import PlaceConstants
-from vae_edge.train.features.settings import FeatureMap, FeatureSettings, MapSource, PositionVae
+from vae_edge.train.features.settings import PIXEL_MAP, FeatureMap, FeatureSettings, MapSource, PositionVae
 from vae_edge.train.model.anomaly_graph import run_graph
 from vae_edge.train.model.input_settings import Photometric
+from vae_edge.train.model.residuals import Enlarging
 
 SIZE = (64, 96)
 SETTINGS = FeatureSettings(n_hidden=24, latent_vec_size=4)
@@ -116,6 +119,35 @@ def test_the_map_has_the_pictures_size_and_the_score_is_the_mean_of_its_largest_
     largest = values.flatten(1).sort(dim=1, descending=True).values[:, : round(0.05 * 8 * 12)]
     assert anomaly_map.shape == (3, *SIZE)
     assert torch.allclose(score, largest.mean(dim=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("shown", [(0.5, 0.5, 0.5), (0.5, 1.5, 2.0)])
+def test_each_map_is_shown_as_smooth_as_it_says_and_the_score_does_not_see_it(shown: tuple[float, ...]) -> None:
+    torch.manual_seed(4)
+    settings = SETTINGS.with_pixels()
+    maps = [each.model_copy(update={"shown_sigma": s}) for each, s in zip(settings.maps, shown, strict=True)]
+    sizes = [(SIZE[0] // STEPS[each.source], SIZE[1] // STEPS[each.source]) for each in maps]
+    residuals = {each.source: torch.rand(2, 1, *size) for each, size in zip(maps, sizes, strict=True)}
+    neutral = FeatureConstants(
+        torch.zeros(1, N_CHANNELS, 1, 1),
+        torch.ones(1, N_CHANNELS, 1, 1),
+        tuple(torch.zeros(1, 1, *size) for size in sizes),
+        tuple(torch.ones(1, 1, *size) for size in sizes),
+    )
+    scorer = FeatureScorer(settings.model_copy(update={"maps": tuple(maps)}), neutral, SIZE)
+    anomaly_map, score = scorer(residuals)
+    expected = torch.zeros(2, *SIZE)
+    for each, size in zip(maps, sizes, strict=True):
+        made, step = FeatureMapMaker(each, size)(residuals[each.source]), STEPS[each.source]
+        expected += Enlarging(each.shown_sigma * step, *SIZE, step)(made)[:, 0] / len(maps)
+    assert torch.allclose(anomaly_map, expected, atol=1e-5)
+    assert torch.equal(score, FeatureScorer(settings, neutral, SIZE)(residuals)[1])
+
+
+def test_a_map_of_a_run_that_does_not_say_how_smooth_it_is_shown_is_shown_as_it_was() -> None:
+    said = PIXEL_MAP.model_dump(mode="json")
+    assert said.pop("shown_sigma") == PIXEL_MAP.shown_sigma > 0.5
+    assert FeatureMap.model_validate(said).shown_sigma == 0.5
 
 
 def test_dividing_by_the_pictures_own_level_takes_its_scale_away() -> None:
