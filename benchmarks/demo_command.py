@@ -15,7 +15,6 @@ from vae_edge.benchmarks.report.records.report import HTML_FILE, REPORT_FILE, Re
 from vae_edge.cli.console import notes_console, results_console
 from vae_edge.cli.main import invoke
 from vae_edge.errors import VaeEdgeError
-from vae_edge.train.features.backbone_weights import find_backbone
 from vae_edge.train.model.presets import PIXEL_PRESET
 from vae_edge.train.run.folder import RunFolder
 from vae_edge.train.sample import DEFAULT_PRODUCT, PRODUCTS
@@ -57,10 +56,7 @@ def demo(
         notes_console().print(f"\n2/5 {run} is trained already; delete it to train again")
     else:
         asked: tuple[object, ...] = ("--data", data / name, "--out", run, "--overwrite")
-        if epochs is None:
-            # As auto, without the network on patches, which takes a minute and changes nothing on this product.
-            asked += () if find_backbone() is None else ("--preset", "feature")
-        else:
+        if epochs is not None:
             asked += ("--preset", PIXEL_PRESET, "--image-size", IMAGE_SIZE, "--epochs", epochs, "--batch-size", 16)
         _step(2, "train on good parts only", "vae-train", *asked)
     _step(3, "export to every target", "vae-export", run, "--target", "all", "--out", bundles)
