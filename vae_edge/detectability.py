@@ -25,6 +25,10 @@ LARGEST_UNSEEN = 0.04
 10 pixels of 256. A model that does not is called blind."""
 
 
+LARGER_RATE = 0.05
+"""False-alarm rate that is compared with one that the normals hardly support."""
+
+
 class FoundBySize(Record):
     """Pasted defects of one size and contrast, of all kinds."""
 
@@ -42,6 +46,16 @@ class FoundByKind(Record):
     size: float = Field(gt=0, le=1)
     n: int = Field(ge=1)
     n_found: int = Field(ge=0)
+
+
+class FoundAtRate(Record):
+    """What another false-alarm rate than the one in force would find."""
+
+    false_alarm_rate: float = Field(gt=0, lt=1)
+    threshold: float
+    """Which the same normals' scores give for it."""
+    n_found: int = Field(ge=0)
+    """Of all pasted defects."""
 
 
 class Detectability(Record):
@@ -66,6 +80,9 @@ class Detectability(Record):
     n_found_at_requested_rate: int | None = Field(default=None, ge=0)
     """Of all defects, at the threshold that the false-alarm rate asked for would need, estimated; None where it is the
     one in force."""
+    at_larger_rate: FoundAtRate | None = None
+    """Where the rate in force is the smallest that the normals support, so that one of their scores is the threshold:
+    what a rate of `LARGER_RATE` would find. None elsewhere, and where that rate is no larger."""
 
     @model_validator(mode="after")
     def _check_counts(self) -> Detectability:

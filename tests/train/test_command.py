@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vae_edge.cli.main import invoke
+from vae_edge.detectability import FoundAtRate
 from vae_edge.errors import InputError
 from vae_edge.platform.atomic import sha256_file
 from vae_edge.train.choice.image_size import parse_image_size
@@ -317,6 +318,17 @@ def test_a_blind_model_gets_a_warning_first_and_the_rate_that_was_asked_for_its_
         assert option in warnings[0]
     assert "0% of the pasted defects are found" in warnings[1]
     assert "about 0% would be at 1e-06" in warnings[1]
+
+    assert "the threshold is the score of" not in warnings[1]
+
+    larger = FoundAtRate(false_alarm_rate=0.05, threshold=0.1, n_found=found.n // 2)
+    hanging = no_labels | {"detectability": found.model_copy(update={"at_larger_rate": larger})}
+    print_result(replace(run, metrics=run.metrics.model_copy(update=hanging)))
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert f"{found.blindness()}; try a higher --false-alarm-rate (now " in warnings[0]
+    highest = max(run.calibration.scores, key=lambda each: each.score)
+    assert f"the threshold is the score of {highest.name}, {highest.score:.3g} (the next is " in warnings[1]
+    assert "0% of the pasted defects are found, 50% would be at --false-alarm-rate 0.05" in warnings[1]
 
     labelled = no_labels | {"recall": 0.75, "recall_at_requested_rate": 0.5}
     cost = cost_of_rate(run.metrics.model_copy(update=labelled), thresholds)

@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_edge.detectability import CONTRASTS, Contrast, Detectability, FoundByKind, FoundBySize
+from vae_edge.decision import fit_image_threshold
+from vae_edge.detectability import (
+    CONTRASTS,
+    LARGER_RATE,
+    Contrast,
+    Detectability,
+    FoundAtRate,
+    FoundByKind,
+    FoundBySize,
+)
 from vae_edge.ignored_region import IgnoredRegion
 from vae_edge.manifest import ThresholdMethod, Thresholds
 from vae_edge.platform.work import Progress
@@ -109,7 +118,20 @@ def measure_detectability(
         by_size=_by_size([(size, contrast) for _, size, _, contrast in plan], found),
         by_kind=_by_kind([(kind, size) for kind, (_, size, _, _) in zip(kinds, plan, strict=True)], found),
         n_found_at_requested_rate=None if other is None else int(np.count_nonzero(shown > other)),
+        at_larger_rate=_at_larger_rate(thresholds, shown),
     )
+
+
+def _at_larger_rate(thresholds: Thresholds, shown: NDArray[np.float64]) -> FoundAtRate | None:
+    hangs_on_one = thresholds.image_threshold >= thresholds.calibration_scores[-1]
+    if (
+        thresholds.method is ThresholdMethod.F1_OPTIMAL
+        or not hangs_on_one
+        or thresholds.false_alarm_rate >= LARGER_RATE
+    ):
+        return None
+    threshold, rate = fit_image_threshold(np.asarray(thresholds.calibration_scores), LARGER_RATE)
+    return FoundAtRate(false_alarm_rate=rate, threshold=threshold, n_found=int(np.count_nonzero(shown > threshold)))
 
 
 def _by_size(cells: Sequence[tuple[float, Contrast]], found: NDArray[np.bool_]) -> tuple[FoundBySize, ...]:

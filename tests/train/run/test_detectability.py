@@ -99,6 +99,32 @@ def test_what_is_anomalous_without_a_defect_is_counted_beside_them() -> None:
     assert (found.n_false_alarms, found.n_normals) == (1, 4)
 
 
+def test_where_one_normal_is_the_threshold_a_larger_rate_is_tried_as_well() -> None:
+    normals = surfaces(6)
+    judge = changed_pixels(normals)
+    outlier = (*np.linspace(0.0, 20.0, 40).tolist(), 1e6)
+    found = measure_detectability(judge, normals, thresholds(outlier, 1e6))
+    assert found.n_found == 0
+    larger = found.at_larger_rate
+    assert larger is not None
+    assert (larger.false_alarm_rate, larger.threshold) == (0.05, 20.0)  # 2 of 42 may be above.
+    assert larger.n_found == measure_detectability(judge, normals, thresholds((20.0,) * 20, 20.0, asked=0.1)).n_found
+    assert larger.n_found > 0.5 * found.n
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        thresholds(tuple(range(199)), 197.0),  # One of them is above: the rate does not hang on a single score.
+        thresholds(tuple(range(10)), 9.0),  # 10 support no rate of 0.05.
+        thresholds(tuple(range(40)), 39.0, method=ThresholdMethod.F1_OPTIMAL),
+    ],
+)
+def test_elsewhere_no_larger_rate_is_tried(made: Thresholds) -> None:
+    normals = surfaces(3)
+    assert measure_detectability(changed_pixels(normals), normals, made).at_larger_rate is None
+
+
 def test_the_same_seed_finds_the_same() -> None:
     normals = surfaces(5)
 
