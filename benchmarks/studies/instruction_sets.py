@@ -9,8 +9,6 @@ emulated processor without VNNI is in `tests/vae_edge/backends/test_without_vnni
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,11 +20,12 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from vae_edge.benchmarks.measure.process import run_process
 from vae_edge.benchmarks.studies import run_study
 from vae_edge.bundle import Bundle, bundles_in
 from vae_edge.cli.console import notes_console, plain_table, results_console
 from vae_edge.detector import Detector
-from vae_edge.errors import DeviceError, InputError
+from vae_edge.errors import InputError
 from vae_edge.export.model_api.folder import images_below
 from vae_edge.targets import Target
 from vae_edge.wording import count
@@ -42,6 +41,8 @@ LEVELS = {
 
 BASE = "AVX512_CORE_VNNI"
 """What the others are compared with."""
+
+_LONGEST_S = 3600.0
 
 _WORKER = "import sys; from vae_edge.benchmarks.studies.instruction_sets import judge; judge(*sys.argv[1:])"
 
@@ -99,7 +100,7 @@ def study(bundles: Sequence[Path], data: Path, levels: Sequence[str] = tuple(LEV
     Raises:
         InputError: there is no picture, or a bundle is for another target.
         BundleError: a bundle is damaged.
-        DeviceError: a process failed.
+        DeviceError: a process failed, or took an hour.
     """
     images_below(data)
     opened = [Bundle.open(folder) for folder in bundles]
@@ -127,15 +128,8 @@ def study(bundles: Sequence[Path], data: Path, levels: Sequence[str] = tuple(LEV
 
 def _judged(level: str, bundles: Sequence[Path], data: Path, scratch: Path) -> list[Judged]:
     notes_console().print(f"{count(len(bundles), 'bundle')} with {LEVELS[level]}", markup=False)
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER, str(scratch), str(data), *map(str, bundles)],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": level},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise DeviceError(f"judging with {LEVELS[level]} failed: {done.stderr.strip()[-500:]}")
+    command = [sys.executable, "-c", _WORKER, str(scratch), str(data), *map(str, bundles)]
+    run_process(command, _LONGEST_S, variables={"ONEDNN_MAX_CPU_ISA": level})
     files = (np.load(scratch / f"{number}.npz") for number in range(len(bundles)))
     return [Judged(file["scores"], file["anomalous"], file["maps"]) for file in files]
 
