@@ -11,8 +11,8 @@ from vae_edge.manifest import FP32_TOLERANCE, ParityRecord
 from vae_edge.wording import verb
 
 ROUNDING = 3e-5
-"""Share of the largest score that another order of additions in float32 moves one by, at most. Bundles of whole networks
-measured 2e-7 to 7e-7; where deviations of few normals divide the residual it was 1.3e-5."""
+"""Share of the largest score that another order of additions in float32 moves one by, at most. Bundles of whole
+networks measured 2e-7 to 7e-7; where deviations of few normals divide the residual it was 1.3e-5."""
 
 
 def measure_parity(
