@@ -127,13 +127,13 @@ def run_of(out: Path, result: CaseResult) -> RunFolder:
 def _exported(run: RunFolder, folder: Path) -> dict[tuple[Target, Precision], Bundle | str]:
     """Return a run's bundles, made where they are missing, or why one could not be made."""
     place = folder / f"{run.folder.name}-{run.fingerprint[:8]}"
-    found: dict[tuple[Target, Precision], Bundle | str] = {}
-    for target, precision in TIMED:
-        made = place / f"{run.folder.name}-{target}-{precision}"
-        if not made.is_dir():
-            (result,) = export_run(run, place, ExportSettings(targets=(target,), precisions=(precision,)))
+    names = {kind: place / f"{run.folder.name}-{kind[0]}-{kind[1]}" for kind in TIMED}
+    missing = [kind for kind in TIMED if not names[kind].is_dir()]
+    why: dict[tuple[Target, Precision], str] = {}
+    # All precisions of a target at once: what they share is computed once.
+    for target in dict.fromkeys(target for target, _ in missing):
+        precisions = tuple(precision for each, precision in missing if each is target)
+        for result in export_run(run, place, ExportSettings(targets=(target,), precisions=precisions)):
             if result.bundle is None:
-                found[target, precision] = str(result.error)
-                continue
-        found[target, precision] = Bundle.open(made)
-    return found
+                why[target, result.precision] = str(result.error)
+    return {kind: why[kind] if kind in why else Bundle.open(names[kind]) for kind in TIMED}

@@ -244,6 +244,28 @@ def test_the_backbones_tensors_get_timms_names() -> None:
     assert all(torch.equal(named[name], theirs[name]) for name in expected)
 
 
+def peer_of(
+    metrics: Metrics,
+    found: tuple[AtRate, ...] = (),
+    *,
+    model: str = "padim",
+    settings: str = "strides 4, 8 and 16",
+    image_size: tuple[int, int] = (64, 64),
+    train_s: float = 1.0,
+) -> PeerResult:
+    return PeerResult(
+        model=model,
+        settings=settings,
+        seed=0,
+        image_size=image_size,
+        train_s=train_s,
+        metrics=metrics,
+        at_rates=found,
+        exported="model.xml",
+        versions={},
+    )
+
+
 def test_other_tools_stand_beside_ours_in_one_table() -> None:
     found = (
         AtRate(rate=0.01, in_force=1 / 22, recall=0.25, false_alarm_rate=0.0),
@@ -251,17 +273,7 @@ def test_other_tools_stand_beside_ours_in_one_table() -> None:
     )
     own = result("one", 0, 0.7, {})
     own = own.model_copy(update={"rows": (own.rows[0].model_copy(update={"at_rates": found}),), "wall_s": 12.4})
-    peer = PeerResult(
-        model="padim",
-        settings="strides 4, 8 and 16",
-        seed=0,
-        image_size=(288, 256),
-        train_s=30.6,
-        metrics=own.rows[0].metrics,
-        at_rates=found,
-        exported="model.xml",
-        versions={},
-    )
+    peer = peer_of(own.rows[0].metrics, found, image_size=(288, 256), train_s=30.6)
     text = peers_table(
         "one",
         [own],
@@ -277,17 +289,7 @@ def test_other_tools_stand_beside_ours_in_one_table() -> None:
 
 def test_times_stand_by_runtime_and_precision() -> None:
     own = result("one", 0, 0.7, {})
-    peer = PeerResult(
-        model="padim",
-        settings="strides 4, 8 and 16",
-        seed=0,
-        image_size=(64, 64),
-        train_s=1.0,
-        metrics=own.rows[0].metrics,
-        at_rates=(),
-        exported="model.xml",
-        versions={},
-    )
+    peer = peer_of(own.rows[0].metrics)
     times = {
         "nano, onnx fp32": {"file_p50_ms": 5.04, "engine_p50_ms": 3.0},
         "nano, openvino int8": {"file_p50_ms": 2.0, "engine_p50_ms": 1.0},
@@ -312,17 +314,7 @@ def test_all_networks_and_other_tools_stand_in_one_table() -> None:
         made = result("one", seed, auroc, {})
         return made.model_copy(update={"rows": (made.rows[0].model_copy(update={"at_rates": (at(recall),)}),)})
 
-    peer = PeerResult(
-        model="stfpm",
-        settings="12 epochs",
-        seed=0,
-        image_size=(64, 64),
-        train_s=1.0,
-        metrics=own(0, 0.75, 0.0).rows[0].metrics,
-        at_rates=(at(0.125),),
-        exported="model.xml",
-        versions={},
-    )
+    peer = peer_of(own(0, 0.75, 0.0).rows[0].metrics, (at(0.125),), model="stfpm", settings="12 epochs")
     text = networks_table([own(0, 0.7, 0.4), own(1, 0.8, 0.6), result("two", 0, 0.5, {})], {"one": [peer]})
     assert text.splitlines()[4:] == [
         "| one | `nano` | 2 | 0.750 ± 0.071 | 0.500 ± 0.000 | 0.250 ± 0.000 | 0.500 ± 0.141 |  | 0.250 ± 0.000 /  |",
