@@ -114,16 +114,14 @@ def what_one_normal_decides(run: RunFolder) -> str | None:
 
     None where the normals support the requested rate, or no rate is promised.
     """
-    metrics, scores = run.metrics, sorted(run.calibration.scores, key=lambda each: -each.score)
-    larger = None if metrics.detectability is None else metrics.detectability.at_larger_rate
-    if larger is None:
+    seen = run.metrics.detectability
+    if seen is None or seen.at_larger_rate is None:
         return None
+    larger, scores = seen.at_larger_rate, sorted(run.calibration.scores, key=lambda each: -each.score)
     behind = f" (the next is {scores[1].score:.3g})" if len(scores) > 1 else ""
-    assert metrics.detectability is not None
-    n, n_found = metrics.detectability.n, metrics.detectability.n_found
     return (
         f"the threshold is the score of {scores[0].name}, {scores[0].score:.3g}{behind}: look whether it shows a good "
-        f"part; {n_found / n:.0%} of the pasted defects are found, {larger.n_found / n:.0%} would be at "
+        f"part; {seen.n_found / seen.n:.0%} of the pasted defects are found, {larger.n_found / seen.n:.0%} would be at "
         f"--false-alarm-rate {larger.false_alarm_rate:.3g}"
     )
 

@@ -229,11 +229,10 @@ def _text(bundle: BundleResult, name: str) -> str:
 
 
 def _with_unit(bundle: BundleResult, name: str) -> str:
-    figure, found = FIGURES[name], _find(bundle, name)
-    assert found is not None
-    value, interval = found
-    text = f"{figure.form(value)} {figure.unit}".rstrip()
-    return text if interval is None else f"{text} ({figure.form(interval.low)} to {figure.form(interval.high)})"
+    found = FIGURES[name].number(bundle)
+    assert found.value is not None
+    text = f"{found.form(found.value)} {FIGURES[name].unit}".rstrip()
+    return f"{text} ({found.ends})" if found.ends else text
 
 
 def _range(interval: Interval) -> str:
